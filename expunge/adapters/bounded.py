@@ -1,0 +1,47 @@
+"""Bounded low-rank adapters of the MLP layers (Stable Forgetting, Garg et al., 2025, arXiv 2509.24166).
+
+    delta W = (alpha / r) * map(omega * B A) / gain,   A [r, in] Kaiming-uniform, B [out, r] zero
+
+With sine, tanh, sigmoid or hardtanh no entry of the update ever exceeds (alpha / r) / gain, so ascent on a
+cross-entropy cannot carry the weights away. Near zero the update is LoRA's, steeper by omega / gain.
+The paper states neither gain nor alpha; sqrt(in_features) and 2r are those of Sine-Low-Rank (Ji et al., 2403.19243).
+"""
+
+from dataclasses import dataclass
+
+from peft import PeftConfig
+
+from expunge.adapters.bounded_peft import BoundedConfig
+from expunge.adapters.layers import Targets
+from expunge.adapters.maps import check
+from expunge.adapters.peft_adapter import PeftAdapter
+
+
+@dataclass(frozen=True)
+class Bounded(PeftAdapter):
+    """A low-rank update that passes through a bounded map."""
+
+    map: str = "sine"
+    """sine, tanh, sigmoid, hardtanh; clip (LoRA's slope, cut); identity (plain LoRA); linear (slope-matched LoRA)."""
+    rank: int = 8
+    """More rank gives the update more directions; the bound does not depend on it as alpha / r is what counts."""
+    alpha: float = 16.0
+    """Raises step size and bound alike."""
+    omega: float = 100.0
+    """Raises the step size without the bound: the map saturates at |B A| = 1 / omega."""
+    gain: float | None = None
+    """Divides step size and bound; None takes sqrt(in_features) of each layer."""
+    targets: Targets = "mlp"
+    """Which linear layers of each block: mlp, attention or all."""
+
+    def __post_init__(self) -> None:
+        check(self.map, self.rank, self.alpha, self.omega, self.gain)
+
+    @property
+    def where(self) -> Targets:
+        return self.targets
+
+    def config(self, layers: list[str]) -> PeftConfig:
+        return BoundedConfig(
+            target_modules=layers, r=self.rank, alpha=self.alpha, map=self.map, omega=self.omega, gain=self.gain
+        )

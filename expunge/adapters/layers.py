@@ -1,0 +1,86 @@
+"""Which layers of a network are its MLP layers and which its attention, found by structure and not by names.
+
+A block is a child of a `ModuleList` that holds an attention module somewhere inside. Of a block's linear layers, those
+inside an attention module are attention's, and the others are the feed-forward (MLP) part's.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Literal
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from expunge.core.errors import ModelRefused, UsageRefused
+
+Kind = Literal["mlp", "attention"]
+Targets = Literal["mlp", "attention", "all"]
+
+
+def blocks(module: nn.Module) -> dict[str, nn.Module]:
+    """The repeated blocks of a transformer, by name, in order."""
+    found: dict[str, nn.Module] = {}
+    for name, part in module.named_modules():
+        inside = any(name.startswith(f"{block}.") for block in found)
+        if isinstance(part, nn.ModuleList) and not inside:
+            found |= {f"{name}.{key}": child for key, child in part.named_children() if _attends(child)}
+    return found
+
+
+def kinds(module: nn.Module) -> dict[str, Kind]:
+    """Every linear layer of every block, by name, and the part of the block that it belongs to."""
+    found: dict[str, Kind] = {}
+    for block_name, block in blocks(module).items():
+        attention = [name for name, part in block.named_modules() if _is_attention(part)]
+        for name, part in block.named_modules():
+            if isinstance(part, (nn.Linear, Conv1D)):
+                inside = any(name == a or name.startswith(f"{a}.") for a in attention)
+                found[f"{block_name}.{name}"] = "attention" if inside else "mlp"
+    return found
+
+
+def chosen(module: nn.Module, targets: Targets) -> list[str]:
+    """Names of the linear layers to adapt. Raises `ModelRefused` where a block has none."""
+    if targets not in ("mlp", "attention", "all"):
+        raise UsageRefused(f"targets must be 'mlp', 'attention' or 'all'. Got {targets!r}.")
+    names = list(blocks(module))
+    if not names:
+        raise ModelRefused(
+            f"{type(module).__name__} has no transformer blocks, so no {targets} linear layers to adapt. "
+            f"Use adapter=Full(), which moves every weight."
+        )
+    layers = [name for name, kind in kinds(module).items() if targets in ("all", kind)]
+    empty = [block for block in names if not any(layer.startswith(f"{block}.") for layer in layers)]
+    if empty:
+        raise ModelRefused(
+            f"{type(module).__name__}: {len(empty)} of {len(names)} blocks have no {targets} linear layer "
+            f"(first: {empty[0]}). Use targets='all', or adapter=Full()."
+        )
+    return layers
+
+
+def matched(module: nn.Module, layers: list[str]) -> str:
+    """One line that says what was matched: how many layers in how many blocks, by the last part of their names."""
+    kind = Counter(layer.rpartition(".")[2] for layer in layers)
+    return f"{len(layers)} layers in {len(blocks(module))} blocks ({', '.join(f'{k} x{n}' for k, n in kind.items())})"
+
+
+def kind_of(parameter: str, known: dict[str, Kind]) -> str:
+    """`mlp`, `attention` or `other`: the part that a parameter of an adapted network belongs to."""
+    name = parameter.removeprefix("base_model.model.")
+    layers = name.split(".")
+    for end in range(len(layers), 0, -1):
+        kind = known.get(".".join(layers[:end]))
+        if kind:
+            return kind
+    return "other"
+
+
+def _is_attention(part: nn.Module) -> bool:
+    # transformers names these classes ...Attention; the output projection of BERT-like ones is ...SelfOutput
+    return "Attention" in type(part).__name__ or "SelfOutput" in type(part).__name__
+
+
+def _attends(block: nn.Module) -> bool:
+    return any(_is_attention(part) for part in block.modules())

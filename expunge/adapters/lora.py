@@ -1,0 +1,36 @@
+"""Low-rank adaptation (Hu et al., 2021, arXiv 2106.09685), as peft has it.
+
+    delta W = (alpha / r) * B A,   A Kaiming-uniform, B zero
+
+The update is unbounded: the baseline that bounded adapters are compared with.
+"""
+
+from dataclasses import dataclass
+
+from peft import LoraConfig, PeftConfig
+
+from expunge.adapters.layers import Targets
+from expunge.adapters.maps import check
+from expunge.adapters.peft_adapter import PeftAdapter
+
+
+@dataclass(frozen=True)
+class LoRA(PeftAdapter):
+    """peft's LoRA on the chosen linear layers of each block."""
+
+    rank: int = 8
+    """More rank gives the update more directions."""
+    alpha: float = 16.0
+    """Raises the step size: the update is scaled by alpha / r."""
+    targets: Targets = "mlp"
+    """Which linear layers of each block: mlp, attention or all."""
+
+    def __post_init__(self) -> None:
+        check("identity", self.rank, self.alpha, 1.0, None)
+
+    @property
+    def where(self) -> Targets:
+        return self.targets
+
+    def config(self, layers: list[str]) -> PeftConfig:
+        return LoraConfig(target_modules=layers, r=self.rank, lora_alpha=self.alpha, lora_dropout=0.0, bias="none")

@@ -1,0 +1,57 @@
+"""What every adapter that peft knows shares: injection into a fork, merging, reading the update, saving."""
+
+from __future__ import annotations
+
+import warnings
+from abc import abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from peft import PeftConfig, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+
+from expunge.adapters.layers import Targets, chosen
+from expunge.core.adapter import Adapter
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+    from expunge.core.model import Network
+    from expunge.core.request import Request
+
+
+class PeftAdapter(Adapter):
+    """An adapter in peft's form. Its module is a `PeftModel` over the network's own storage."""
+
+    @abstractmethod
+    def config(self, layers: list[str]) -> PeftConfig:
+        """peft's configuration for the named layers."""
+
+    @property
+    @abstractmethod
+    def where(self) -> Targets:
+        """Which layers of each block to adapt."""
+
+    def __call__(self, network: Network, request: Request) -> Network:
+        fork = network.fork()
+        with warnings.catch_warnings():
+            # peft asks transformers for a property by its old name
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            module = get_peft_model(fork.module, self.config(chosen(network.module, self.where)))  # type: ignore[arg-type]
+        return fork.fork(module.eval())
+
+    def merge(self, adapted: Network) -> Network:
+        copy: Any = adapted.fork().module
+        return adapted.fork(copy.merge_and_unload(safe_merge=True))
+
+    def deltas(self, adapted: Network, before: Network) -> Iterator[tuple[str, Float[Tensor, "out in"]]]:
+        for name, part in adapted.module.named_modules():
+            if isinstance(part, BaseTunerLayer):
+                yield name.removeprefix("base_model.model."), part.get_delta_weight("default").detach()
+
+    def save(self, adapted: Network, folder: Path) -> None:
+        module: Any = adapted.module
+        module.save_pretrained(folder, safe_serialization=True)
+        (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card says nothing true of this adapter

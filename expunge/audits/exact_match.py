@@ -1,0 +1,22 @@
+"""How often the whole answer would come out word for word, by greedy choice at every token."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from expunge.core.audit import ScoreAudit
+from expunge.core.model import Batch, Model
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ExactMatch(ScoreAudit):
+    """Share of examples of which every row is right."""
+
+    definition = "Share of examples whose every labelled row, end token included, has the highest score."
+
+    def score(self, model: Model, batch: Batch) -> "Float[Tensor, ' examples']":
+        said = model.answers(batch)
+        return (said.mean(said.right.double()) == 1).float()

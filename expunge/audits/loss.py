@@ -1,0 +1,22 @@
+"""How surprised the model is by the right answer: cross-entropy of each example, in nats for each row."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from expunge.core.audit import ScoreAudit
+from expunge.core.model import Batch, Model
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Loss(ScoreAudit):
+    """Mean negative log-probability."""
+
+    definition = "Mean over examples of the mean negative log-probability of a labelled row, end token included, in nats."
+
+    def score(self, model: Model, batch: Batch) -> "Float[Tensor, ' examples']":
+        said = model.answers(batch)
+        return -said.mean(said.log_probs)

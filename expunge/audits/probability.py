@@ -1,0 +1,22 @@
+"""How likely the right answer is, length-normalised (Maini et al., 2024, TOFU, arXiv 2401.06121)."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from expunge.core.audit import ScoreAudit
+from expunge.core.model import Batch, Model
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Probability(ScoreAudit):
+    """`P(answer | question) ** (1 / rows)`."""
+
+    definition = "Mean over examples of exp(mean log-probability of a labelled row), end token included (TOFU)."
+
+    def score(self, model: Model, batch: Batch) -> "Float[Tensor, ' examples']":
+        said = model.answers(batch)
+        return said.mean(said.log_probs).exp()

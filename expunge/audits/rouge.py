@@ -1,0 +1,38 @@
+"""How much of the right answer the model writes: ROUGE-L recall of its greedy continuation (Lin, 2004; as in TOFU)."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from expunge.core.audit import ScoreAudit
+from expunge.core.errors import UsageRefused
+from expunge.core.model import Batch, Model, Remembered, Speaker
+from expunge.core.request import Example
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Rouge(ScoreAudit):
+    """ROUGE-L recall, stemmed."""
+
+    max_new_tokens: int = 24
+    """Where a continuation that does not end by itself is cut."""
+
+    definition = "Mean ROUGE-L recall (stemmed) of the greedy continuation against the right answer (rouge-score, TOFU)."
+
+    def applies(self, example: Example) -> bool:
+        return bool(getattr(example, "asked", ()))
+
+    def score(self, model: Model, batch: Batch) -> "Float[Tensor, ' examples']":
+        from rouge_score.rouge_scorer import RougeScorer  # takes a second to import
+
+        if not isinstance(model, Speaker) or (isinstance(model, Remembered) and not model.speaks):
+            raise UsageRefused("Rouge needs a model that can write text. Audits for this one: Accuracy, Loss, MinK.")
+        scorer = RougeScorer(["rougeL"], use_stemmer=True)
+        written = model.generate(batch, self.max_new_tokens)
+        scores = [scorer.score(e.answer, text)["rougeL"].recall for e, text in zip(batch, written, strict=True)]
+        return torch.tensor(scores)

@@ -1,0 +1,48 @@
+"""How expunge says no: one line (what, where, what to do) and an exit code."""
+
+
+class Refusal(Exception):
+    """Something that a user can mend. The message is one line and never holds text of the request's examples."""
+
+    code = 1
+    slug = "refused"
+
+    def line(self) -> str:
+        """The line that the command prints."""
+        return f"expunge: E{self.code}-{self.slug}: {' '.join(str(self).split())}"
+
+
+class UsageRefused(Refusal):
+    """A wrong option, name or setting."""
+
+    code, slug = 2, "usage"
+
+
+class DataRefused(Refusal):
+    """A file of examples that cannot be used as it is."""
+
+    code, slug = 3, "data"
+
+
+class ModelRefused(Refusal):
+    """A model, tokenizer or adapter that cannot be used as it is."""
+
+    code, slug = 4, "model"
+
+
+class RunFailed(Refusal):
+    """The run began and could not end; the last good state is kept."""
+
+    code, slug = 5, "run"
+    last_good: object = None
+    """The adapted network as it was before the step that failed, where there is one."""
+
+
+class EnvironmentRefused(Refusal):
+    """Disk, memory, a lock, or a package that is not installed."""
+
+    code, slug = 7, "environment"
+
+
+THRESHOLDS_MISSED = 6
+"""Exit code of a run that finished and whose audit said no."""

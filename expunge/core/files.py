@@ -1,0 +1,88 @@
+"""Files that appear whole or not at all, and the digests that say they are unchanged."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from expunge.core.errors import EnvironmentRefused, ModelRefused
+
+MANIFEST = "MANIFEST.json"
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def folder_digest(folder: Path) -> str:
+    """SHA-256 over names and contents of the files directly in `folder`, or of the file itself."""
+    if folder.is_file():
+        return sha256(folder)
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.iterdir() if p.is_file()):
+        digest.update(f"{path.name}:{sha256(path)};".encode())
+    return digest.hexdigest()
+
+
+def write_manifest(folder: Path, **facts: object) -> None:
+    """List every file below `folder` with its size and SHA-256, beside `facts`. Write it last."""
+    paths = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
+    files = {
+        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in paths
+    }
+    write_text(folder / MANIFEST, json.dumps({"schema": 1, **facts, "files": files}, indent=1, sort_keys=True))
+
+
+def check_manifest(folder: Path) -> dict[str, object]:
+    """The manifest of `folder`, after every file in it was compared. Raises `ModelRefused` where one differs."""
+    manifest: dict[str, object] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    files = manifest["files"]
+    assert isinstance(files, dict)
+    for name, said in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise ModelRefused(f"{folder}: the manifest names {name}, which is not there. Restore the folder.")
+        if path.stat().st_size != said["bytes"] or sha256(path) != said["sha256"]:
+            raise ModelRefused(f"{path} is not the file that was written: its SHA-256 differs from {MANIFEST}.")
+    return manifest
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file through a temporary one, so that a reader sees all of it or the old one."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8", newline="") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    Path(file.name).chmod(0o644)
+    os.replace(file.name, path)
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """A scratch folder beside `target` that takes its name when the block ends well and is removed when it does not.
+
+    An empty folder at `target` is replaced; anything else there is refused by the caller beforehand.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.tmp-", dir=target.parent))
+    try:
+        yield scratch
+        scratch.chmod(0o755)
+        if target.exists():
+            target.rmdir()
+        os.replace(scratch, target)
+    except OSError as error:
+        if error.errno in (28, 122):  # no space left, quota exceeded
+            free = shutil.disk_usage(target.parent).free
+            raise EnvironmentRefused(f"The disk of {target.parent} is full ({free / 1e6:.0f} MB free).") from error
+        raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

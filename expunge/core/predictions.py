@@ -1,0 +1,138 @@
+"""What a model said about a batch: one row for each thing that it was asked.
+
+A language model contributes a row for each labelled token, a classifier a row for each image. Losses and audits know
+rows and examples only, so they run unchanged on every family.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
+
+
+@dataclass(frozen=True)
+class Share:
+    """How many rows and examples the whole step holds, of which these predictions may be a part."""
+
+    rows: int
+    examples: int
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a batch and the example that each belongs to; sums and means over both."""
+
+    labels: Int[Tensor, " rows"]
+    """The right class (token, label) of each row."""
+    example: Int[Tensor, " rows"]
+    """Which example of the batch owns the row, from 0."""
+    examples: int
+    """How many examples the batch holds."""
+    share: Share | None
+    """The whole step's counts where the batch is one part of it; None where the batch is the whole."""
+
+    def sum(self, values: Float[Tensor, " rows"]) -> Float[Tensor, " examples"]:
+        """Sum of `values` over the rows of each example."""
+        return values.new_zeros(self.examples).index_add(0, self.example, values)
+
+    def mean(self, values: Float[Tensor, " rows"]) -> Float[Tensor, " examples"]:
+        """Mean of `values` over the rows of each example."""
+        return self.sum(values) / self.counts().clamp(min=1).to(values.dtype)
+
+    def counts(self) -> Int[Tensor, " examples"]:
+        """Number of rows of each example."""
+        return torch.bincount(self.example, minlength=self.examples)
+
+    def over_rows(self, values: Float[Tensor, " rows"]) -> Float[Tensor, ""]:
+        """Mean over the rows of the whole step, so that the parts of an accumulated step add up to it exactly."""
+        return values.sum() / max(1, self.share.rows if self.share else len(values))
+
+    def over_examples(self, values: Float[Tensor, " examples"]) -> Float[Tensor, ""]:
+        """Mean over the examples of the whole step."""
+        return values.sum() / max(1, self.share.examples if self.share else self.examples)
+
+    def split(self, values: Float[Tensor, " rows"]) -> list[Float[Tensor, " its_rows"]]:
+        """`values` cut into one tensor for each example, in the batch's order."""
+        order = torch.argsort(self.example, stable=True)
+        return list(values[order].split(self.counts().tolist()))
+
+
+@dataclass(frozen=True)
+class Predictions(Rows):
+    """Scores of every class for each row, before the softmax."""
+
+    logits: Float[Tensor, "rows classes"]
+
+    def log_prob(self) -> Float[Tensor, " rows"]:
+        """Natural log-probability of the right class of each row, in float32 or wider."""
+        wide = self.logits if self.logits.dtype == torch.float64 else self.logits.float()
+        return wide.gather(-1, self.labels[:, None]).squeeze(-1) - wide.logsumexp(-1)
+
+    def log_probs(self) -> Float[Tensor, "rows classes"]:
+        """Natural log-probabilities of all classes."""
+        wide = self.logits if self.logits.dtype == torch.float64 else self.logits.float()
+        return wide.log_softmax(-1)
+
+    def nll(self) -> Float[Tensor, ""]:
+        """Cross-entropy: mean over labelled rows, in nats."""
+        return -self.over_rows(self.log_prob())
+
+    def part_of(self, share: Share) -> Predictions:
+        """The same rows, counted as a part of a larger step."""
+        return replace(self, share=share)
+
+    def answers(self) -> Answers:
+        """What an audit needs, without the class scores, which are large."""
+        return Answers(
+            labels=self.labels,
+            example=self.example,
+            examples=self.examples,
+            share=self.share,
+            log_probs=self.log_prob(),
+            right=self.logits.argmax(-1) == self.labels,
+        )
+
+
+@dataclass(frozen=True)
+class Answers(Rows):
+    """What an audit sees of each row: how likely the right class was, and whether it came first."""
+
+    log_probs: Float[Tensor, " rows"]
+    """Natural log-probability of the right class."""
+    right: Bool[Tensor, " rows"]
+    """Whether the right class had the highest score."""
+
+    def parts(self) -> list[Answers]:
+        """The answers of each example alone."""
+        cut = [self.split(values) for values in (self.labels, self.log_probs, self.right)]
+        return [
+            Answers(labels=a, example=torch.zeros_like(a), examples=1, share=None, log_probs=b, right=c)
+            for a, b, c in zip(*cut, strict=True)
+        ]
+
+    @staticmethod
+    def join(parts: list[Answers], order: list[int]) -> Answers:
+        """One record of several batches; `order[k]` is the place, in the result, of the k-th example read."""
+        place = torch.tensor(order, dtype=torch.long)
+        starts = accumulate([0] + [part.examples for part in parts[:-1]])
+        owner = torch.cat([place[part.example.cpu() + start] for part, start in zip(parts, starts, strict=True)])
+        sort = torch.argsort(owner, stable=True)
+
+        def gather(field: str) -> Tensor:
+            return torch.cat([getattr(part, field).cpu() for part in parts])[sort]
+
+        return Answers(
+            labels=gather("labels"),
+            example=owner[sort],
+            examples=len(order),
+            share=None,
+            log_probs=gather("log_probs"),
+            right=gather("right"),
+        )

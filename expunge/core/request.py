@@ -1,0 +1,85 @@
+"""What to forget, what to keep, and what no model has seen."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from expunge.core.errors import DataRefused
+
+
+class Example(Protocol):
+    """One thing that a model can be asked: a question with its answer, a text, an image with its class."""
+
+    @property
+    def id(self) -> str:
+        """The record's name in its file; safe to print."""
+
+    @property
+    def rows(self) -> int:
+        """How many labelled rows (answer tokens, images) it contributes."""
+
+    @property
+    def size(self) -> int:
+        """What it costs a model to read: tokens, or images."""
+
+    @property
+    def alternatives(self) -> tuple[Example, ...]:
+        """The same question with wrong answers; empty where there are none."""
+
+    def content(self) -> str:
+        """SHA-256 of what the example says, ids left out, case and spaces evened: equal for equal records."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """Sets of examples, by the part that each plays."""
+
+    forget: tuple[Example, ...]
+    """What the model must no longer know."""
+    retain: tuple[Example, ...] = ()
+    """What it must go on knowing; training reads it."""
+    holdout: tuple[Example, ...] = ()
+    """Like the forget set, but never seen by any model: the level that forgetting should reach."""
+    stand_in: tuple[Example, ...] = ()
+    """What to say instead of the forgotten answers."""
+    probes: Mapping[str, tuple[Example, ...]] = field(default_factory=dict)
+    """Further named sets that only audits read."""
+
+    def __post_init__(self) -> None:
+        if not self.forget:
+            raise DataRefused("The forget set is empty, so there is nothing to forget. Give at least one record.")
+        self._refuse_overlap("forget", "retain")
+        self._refuse_overlap("forget", "holdout")
+        self._refuse_overlap("retain", "holdout")
+
+    def sets(self) -> dict[str, tuple[Example, ...]]:
+        """Every set that is not empty, by name, in reading order."""
+        named = {"forget": self.forget, "retain": self.retain, "holdout": self.holdout, "stand_in": self.stand_in}
+        return {name: examples for name, examples in {**named, **self.probes}.items() if examples}
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the contents of all sets: two requests with equal records have equal fingerprints."""
+        digest = hashlib.sha256()
+        for name, examples in sorted(self.sets().items()):
+            digest.update(f"{name}:{len(examples)};".encode())
+            digest.update("".join(sorted(example.content() for example in examples)).encode())
+        return digest.hexdigest()
+
+    def duplicates(self) -> dict[str, int]:
+        """For each set, how many records say the same as an earlier one."""
+        counts = {name: Counter(e.content() for e in examples) for name, examples in self.sets().items()}
+        return {name: sum(n - 1 for n in count.values()) for name, count in counts.items()}
+
+    def _refuse_overlap(self, one: str, other: str) -> None:
+        known = {example.content(): example.id for example in getattr(self, one)}
+        both = [(known[e.content()], e.id) for e in getattr(self, other) if e.content() in known]
+        if both:
+            shown = ", ".join(f"{a} = {b}" for a, b in both[:5]) + (", ..." if len(both) > 5 else "")
+            raise DataRefused(
+                f"{len(both)} records stand in the {one} set and in the {other} set ({shown}). "
+                f"Take them out of one of the two."
+            )

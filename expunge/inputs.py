@@ -1,0 +1,100 @@
+"""The files of a request: checked before a model is loaded, made into examples after."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from expunge.core.errors import DataRefused, UsageRefused
+from expunge.core.request import Example, Request
+from expunge.data import images, text
+from expunge.data.records import columns
+
+if TYPE_CHECKING:
+    from expunge.core.model import Network
+
+RESERVED = ("forget", "retain", "holdout", "stand_in")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Where each set of a request comes from."""
+
+    forget: Path
+    retain: Path | None = None
+    holdout: Path | None = None
+    stand_in: Path | None = None
+    probes: dict[str, Path] = field(default_factory=dict)
+    only_class: str | None = None
+    """Images: forget this class of the forget file; the rest of it is retained, where no retain file is given."""
+    only_ids: Path | None = None
+    """Images: forget the ids listed in this file, one a line; the rest is retained."""
+
+    def __post_init__(self) -> None:
+        if self.only_class is not None and self.only_ids is not None:
+            raise UsageRefused("Give --forget-class or --forget-ids, not both.")
+        for name in self.probes:
+            if name in RESERVED or not name.isidentifier():
+                raise UsageRefused(f"--probe '{name}=...': a probe is named by letters, digits and _, and not {RESERVED}.")
+
+    @property
+    def paths(self) -> dict[str, Path]:
+        """Every file by the set that it holds."""
+        own = {"forget": self.forget, "retain": self.retain, "holdout": self.holdout, "stand_in": self.stand_in}
+        return {name: path for name, path in {**own, **self.probes}.items() if path is not None}
+
+    @property
+    def pictures(self) -> bool:
+        """Whether the forget set is of images: a folder, a selection by class or id, or a table with an image column."""
+        if self.only_class is not None or self.only_ids is not None or self.forget.is_dir():
+            return True
+        return self.forget.suffix.lower() == ".parquet" and bool({"image", "img"} & columns(self.forget))
+
+    def read(self) -> Records:
+        """The records of every file. Raises `DataRefused` for the first file that cannot be used."""
+        if not self.pictures:
+            return Records(self, {name: text.load(path) for name, path in self.paths.items()})
+        read = {name: images.load(path) for name, path in self.paths.items()}
+        if self.only_class is None and self.only_ids is None:
+            return Records(self, read)
+        ids = _ids(self.only_ids) if self.only_ids else None
+        read["forget"], rest = images.choose(read["forget"], class_name=self.only_class, ids=ids)
+        if "retain" not in read and rest:
+            read = {"forget": read["forget"], "retain": rest, **read}
+        return Records(self, read)
+
+
+@dataclass(frozen=True)
+class Records:
+    """What the files hold, not yet encoded for a model."""
+
+    inputs: Inputs
+    sets: dict[str, list[Any]]
+
+    def request(self, network: Network) -> Request:
+        """The request as `network` reads it."""
+        from expunge.models.language import LanguageModel
+        from expunge.models.vision import ImageClassifier
+
+        made: dict[str, tuple[Example, ...]] = {}
+        for name, records in self.sets.items():
+            path = self.inputs.paths.get(name, self.inputs.forget)
+            if isinstance(network, LanguageModel) and not self.inputs.pictures:
+                passages = text.encode(records, network.tokenizer, path, network.longest)
+                text.refuse_unknown_tokens(passages, network.vocabulary, path)
+                made[name] = passages
+            elif isinstance(network, ImageClassifier) and self.inputs.pictures:
+                made[name] = images.encode(records, network.processor, network.classes, path)
+            else:
+                wanted = "texts (.jsonl, .csv)" if isinstance(network, LanguageModel) else "images (a folder, .parquet)"
+                raise DataRefused(f"{path}: a {type(network).__name__} forgets {wanted}, not this kind of file.")
+        own = {name: made.pop(name) for name in RESERVED if name in made}
+        return Request(**own, probes=made)
+
+
+def _ids(path: Path) -> list[str]:
+    try:
+        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataRefused(f"{path}: could not be read as a list of ids, one a line.") from error

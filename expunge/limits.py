@@ -1,0 +1,43 @@
+"""What a result does not show, said in the report that gives it."""
+
+from __future__ import annotations
+
+from expunge.core.request import Request
+
+SMALL = 30
+
+
+def limits(request: Request, family: str, referenced: bool, saved: str) -> list[str]:
+    """Sentences, the gravest first."""
+    said = [
+        "Answers were tested, not weights. What no longer shows in answers may still be stored: relearning, "
+        "quantisation, jailbreak prompts and probes of hidden states were not tried.",
+    ]
+    if not referenced:
+        said.append(
+            "No retrained model was given, so nothing here compares with a model that never saw the forget set. "
+            "The ideal values come from the holdout set or from guessing."
+        )
+    if not request.holdout:
+        said.append("No holdout set was given, so membership inference was not tried and no loss level was known.")
+    if not request.retain:
+        said.append("No retain set was given: nothing held the rest of the model in place, and no harm was measured.")
+    if not request.probes:
+        said.append(
+            "Only the records themselves were asked. Paraphrases of the forget set and unrelated questions were not: "
+            "give them with --probe."
+        )
+    if family == "language":
+        said.append("Facts that follow from the forgotten ones, and other languages, were not asked about.")
+    small = [f"{name} ({len(e)})" for name, e in request.sets().items() if len(e) < SMALL]
+    if small:
+        said.append(f"Few examples, so wide intervals: {', '.join(small)}.")
+    if len(request.forget) > 0.3 * (len(request.forget) + len(request.retain)) and request.retain:
+        said.append("The forget set is more than 30 % of the data given: retraining may be the better answer.")
+    if saved:
+        said.append(
+            f"The folder audited is {saved}, read back from disk. A copy in another format (GGUF, 8 or 4 bits) is another "
+            f"model: audit it anew. The original model, and the adapter beside it, still hold what was forgotten."
+        )
+    said.append("Whether the records were ever in the model's training data was not established.")
+    return said

@@ -1,0 +1,53 @@
+"""Opens a model of whichever family its configuration names."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from expunge.core.errors import EnvironmentRefused, ModelRefused
+from expunge.models.language import LanguageModel
+from expunge.models.source import config_of, locate
+from expunge.models.vision import ImageClassifier
+
+if TYPE_CHECKING:
+    from expunge.core.model import Network
+
+LANGUAGE, VISION = "language", "vision"
+
+
+def open_network(text: str, device: str = "cpu") -> Network:
+    """The network in a folder, a GGUF file, or at a hub id. Raises `ModelRefused` where it is of no known family."""
+    import torch
+
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise EnvironmentRefused("No CUDA device is to be had here. Use --device cpu.")
+    source = locate(text)
+    config = config_of(source)
+    family = family_of(config)
+    if family == LANGUAGE:
+        return LanguageModel.load(source, device)
+    if family == VISION:
+        return ImageClassifier.load(source, device)
+    kind = ", ".join(config.architectures or [config.model_type])
+    raise ModelRefused(
+        f"{text}: {kind} is neither a causal language model nor an image classifier, the two kinds that are read. "
+        f"Give a model whose architecture ends in ForCausalLM, LMHeadModel or ForImageClassification."
+    )
+
+
+def family_of(config: object) -> str:
+    """`language`, `vision` or an empty text, by the architecture that the configuration names."""
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+    )
+
+    named = list(getattr(config, "architectures", None) or [])
+    if any("ForImageClassification" in name for name in named):
+        return VISION
+    if any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in named):
+        return LANGUAGE
+    kind = getattr(config, "model_type", "")
+    if not named and kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return LANGUAGE
+    return VISION if not named and kind in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES else ""

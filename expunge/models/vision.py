@@ -1,0 +1,130 @@
+"""Image classifiers, through transformers' `AutoModelForImageClassification`: a row for each image."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from expunge.core.errors import EnvironmentRefused, ModelRefused
+from expunge.core.model import Network
+from expunge.core.predictions import Predictions
+from expunge.models.source import Source, config_of, load_module
+
+if TYPE_CHECKING:
+    from expunge.core.model import Batch
+
+AT_ONCE = 128
+"""Images that a call reads at most."""
+
+
+@dataclass(frozen=True)
+class ImageClassifier(Network):
+    """A classifier (ViT, DeiT, ResNet, ...) with its image processor.
+
+    The module stays in evaluation mode, in training too: BatchNorm's running statistics never move, so what a ResNet
+    learns or forgets is in its weights alone, and an image's answer does not depend on its neighbours in the batch.
+    """
+
+    processor: Any = field(repr=False)
+
+    @staticmethod
+    def load(source: Source, device: str = "cpu") -> ImageClassifier:
+        """Weights in float32 on a CPU, in their own precision elsewhere; never remote code, never a pickle."""
+        from transformers import AutoModelForImageClassification
+
+        _refuse_other_tasks(source)
+        processor = load_processor(source)
+        module = load_module(source, AutoModelForImageClassification, torch.float32 if device == "cpu" else "auto")
+        network = ImageClassifier.of(module.to(device), processor)
+        _refuse_misfit(source, network)
+        return network
+
+    @staticmethod
+    def of(module: Any, processor: Any) -> ImageClassifier:
+        """A network from parts that are already in memory."""
+        return ImageClassifier(module.eval(), processor)
+
+    @property
+    def classes(self) -> dict[str, int]:
+        """The number of each class by its name; a name that stands twice (ImageNet's cranes) gets its number added."""
+        names = {int(number): str(name) for number, name in self.module.config.id2label.items()}
+        count = Counter(names.values())
+        return {name if count[name] == 1 else f"{name} ({number})": number for number, name in sorted(names.items())}
+
+    @property
+    def channels(self) -> int:
+        """Colours that the model reads: 3, or 1 for grey."""
+        config = self.module.config
+        return int(getattr(getattr(config, "vision_config", config), "num_channels", 3))
+
+    def predict(self, batch: Batch) -> Predictions:
+        weights = next(self.module.parameters())
+        pixels = torch.stack([example.pixels for example in batch]).to(weights.device, weights.dtype)
+        logits = self.module(pixel_values=pixels).logits
+        return Predictions(
+            labels=torch.tensor([example.label for example in batch], device=logits.device),
+            example=torch.arange(len(batch), device=logits.device),
+            examples=len(batch),
+            share=None,
+            logits=logits,
+        )
+
+    def batches(self, examples: Batch) -> Iterator[list[int]]:
+        for start in range(0, len(examples), AT_ONCE):
+            yield list(range(start, min(start + AT_ONCE, len(examples))))
+
+    def save(self, folder: Path) -> None:
+        self.module.save_pretrained(folder, safe_serialization=True)
+        self.processor.save_pretrained(folder)
+
+
+def load_processor(source: Source) -> Any:
+    """The model's own image processor, on Pillow: torchvision resizes a little otherwise, and need not be there."""
+    try:
+        import PIL  # noqa: F401  an extra: only images need it
+        from transformers import AutoImageProcessor
+    except ImportError as error:
+        raise EnvironmentRefused("Image models need Pillow: pip install 'expunge[vision]'.") from error
+    try:
+        return AutoImageProcessor.from_pretrained(**source.arguments, backend="pil")
+    except Exception as error:  # each processor class fails in its own way on a torn file
+        raise ModelRefused(
+            f"{source.name}: its image processor could not be loaded ({type(error).__name__}). "
+            f"A preprocessor_config.json must lie beside the weights."
+        ) from error
+
+
+def _refuse_other_tasks(source: Source) -> None:
+    """Refuse what is no classifier: transformers would give it a head of random numbers and only warn."""
+    config = config_of(source)
+    made = (config.architectures or ["ForImageClassification"])[0]
+    if "ForImageClassification" not in made:
+        raise ModelRefused(f"{source.name}: is a {made}, which has no image classes. Give a ...ForImageClassification.")
+    if config.problem_type not in (None, "single_label_classification") or config.num_labels < 2:
+        raise ModelRefused(f"{source.name}: does not give each image one class out of several. Give one that does.")
+
+
+def _refuse_misfit(source: Source, network: ImageClassifier) -> None:
+    """Refuse a model that does not read what its processor makes; one blank image shows it."""
+    from PIL import Image
+
+    blank = Image.new({1: "L", 3: "RGB"}.get(network.channels, "RGB"), (48, 32))
+    weights = next(network.module.parameters())
+    shape: list[int] = []
+    try:
+        pixels = network.processor([blank], return_tensors="pt")["pixel_values"]
+        shape = list(pixels.shape[1:])
+        with torch.inference_mode():
+            classes = network.module(pixel_values=pixels.to(weights.device, weights.dtype)).logits.shape[-1]
+    except (RuntimeError, ValueError, TypeError, KeyError, IndexError) as error:
+        what = f"makes {shape} of an image, which the model does not read" if shape else "fails on a blank image"
+        raise ModelRefused(
+            f"{source.name}: its image processor {what}. Use the model's own preprocessor_config.json."
+        ) from error
+    if classes != len(network.classes):
+        raise ModelRefused(f"{source.name}: scores {classes} classes but names {len(network.classes)}. Mend config.json.")

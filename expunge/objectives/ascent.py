@@ -1,0 +1,19 @@
+"""Gradient ascent on the forget set (Jang et al., 2022, arXiv 2210.01504).
+
+    loss = -CE(y_f | x_f),   CE = mean negative log-probability of the labelled rows, in nats
+
+It has no lower bound: the loss falls for as long as the weights let it. Use it with a retain term and a bound.
+"""
+
+from dataclasses import dataclass
+
+from expunge.core.model import View
+from expunge.core.objective import Objective, Scalar
+
+
+@dataclass(frozen=True)
+class Ascent(Objective):
+    """Raise the cross-entropy of the forget set."""
+
+    def __call__(self, now: View, before: View) -> Scalar:
+        return -now.forget.nll()

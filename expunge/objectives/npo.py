@@ -1,0 +1,27 @@
+"""Negative preference optimisation (Zhang et al., 2024, arXiv 2404.05868): gradient ascent that knows when to stop.
+
+    loss = (2 / beta) * E[ log(1 + (p_now(y|x) / p_before(y|x)) ** beta) ],   p of the whole answer
+
+As beta goes to 0 its gradient becomes that of ascent on the summed log-probability. It starts at (2 / beta) log 2.
+The sum over an answer's rows is the paper's; beside a row-mean retain term it weighs about as many times more as an
+answer has rows, so give it a small weight (about 1 / rows).
+"""
+
+from dataclasses import dataclass
+
+from torch.nn.functional import softplus
+
+from expunge.core.model import View
+from expunge.core.objective import Objective, Scalar
+
+
+@dataclass(frozen=True)
+class NPO(Objective):
+    """Push forget answers down, less and less as they become unlikely."""
+
+    beta: float = 0.1
+    """How soon an example that is already unlikely stops being pushed."""
+
+    def __call__(self, now: View, before: View) -> Scalar:
+        drift = now.forget.sum(now.forget.log_prob() - before.forget.log_prob())
+        return 2 / self.beta * now.forget.over_examples(softplus(self.beta * drift))

@@ -1,0 +1,20 @@
+"""Retain by the model: stay close to what it said before on the retain set (Maini et al., 2024, arXiv 2401.06121).
+
+    loss = mean over labelled rows of  KL(p_before || p_now) = sum_v p_before(v) (log p_before(v) - log p_now(v))
+
+Only labelled rows count, not prompts or padding. At the start it is 0, and so is its gradient.
+"""
+
+from dataclasses import dataclass
+
+from expunge.core.model import View
+from expunge.core.objective import Objective, Scalar
+
+
+@dataclass(frozen=True)
+class RetainKL(Objective):
+    """Keep the whole distribution of the retain set's rows."""
+
+    def __call__(self, now: View, before: View) -> Scalar:
+        was = before.retain.log_probs()
+        return now.retain.over_rows((was.exp() * (was - now.retain.log_probs())).sum(-1))

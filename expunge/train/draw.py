@@ -1,0 +1,31 @@
+"""Which examples a step reads: the forget set in a new order each epoch, the others dealt out beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from expunge.core.model import Batch
+from expunge.core.request import Example, Request
+
+
+class Draw:
+    """Every example of a set is read once before any is read again; no tail is dropped."""
+
+    def __init__(self, request: Request, batch: int, seed: int) -> None:
+        self.batch = batch
+        generator = torch.Generator().manual_seed(seed)
+        sets = {"forget": request.forget, "retain": request.retain, "stand_in": request.stand_in}
+        self.dealt = {name: _deal(examples, generator) for name, examples in sets.items() if examples}
+        self.counts = {name: min(batch, len(sets[name])) for name in self.dealt}
+
+    def sets(self) -> dict[str, Batch]:
+        """The next step's examples by set."""
+        return {name: [next(dealt) for _ in range(self.counts[name])] for name, dealt in self.dealt.items()}
+
+
+def _deal(examples: tuple[Example, ...], generator: torch.Generator) -> Iterator[Example]:
+    while True:
+        for index in torch.randperm(len(examples), generator=generator).tolist():
+            yield examples[index]

@@ -1,0 +1,50 @@
+"""The sizes that show whether a run is stable: gradients by part of the network, and the change of the weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+class Norms:
+    """Keeps a direction for each layer, from which the next step's largest singular value is found."""
+
+    def __init__(self) -> None:
+        self.directions: dict[str, Tensor] = {}
+
+    @staticmethod
+    def gradients(moving: Mapping[str, nn.Parameter], kind: Callable[[str], str]) -> dict[str, float]:
+        """Euclidean norms of the raw gradient, over the MLP's, the attention's and all other parameters."""
+        squares = {"mlp": 0.0, "attention": 0.0, "other": 0.0}
+        for name, parameter in moving.items():
+            if parameter.grad is not None:
+                squares[kind(name)] += float(parameter.grad.detach().float().square().sum())
+        return {name: math.sqrt(value) for name, value in squares.items()}
+
+    @torch.no_grad()
+    def deltas(self, changes: Iterator[tuple[str, Tensor]]) -> dict[str, float]:
+        """Frobenius norm over all adapted layers, and the largest spectral norm of one of them.
+
+        The spectral norm is found by power iteration, one round a step, going on from the step before: a lower bound
+        that is tight once the update's direction has settled.
+        """
+        square, largest = 0.0, 0.0
+        for name, delta in changes:
+            square += float(delta.square().sum())
+            largest = max(largest, self._spectral(name, delta.float()))
+        return {"frobenius": math.sqrt(square), "spectral": largest}
+
+    def _spectral(self, name: str, delta: Tensor) -> float:
+        known = self.directions.get(name)
+        right = torch.ones(delta.shape[1], device=delta.device) if known is None else known
+        for _ in range(4 if known is None else 1):
+            right = delta.T @ (delta @ right)
+            length = right.norm()
+            if length == 0:
+                return 0.0
+            right = right / length
+        self.directions[name] = right
+        return float((delta @ right).norm())
