@@ -1,3 +1,72 @@
-"""expunge makes trained networks forget chosen data, and shows how far they did."""
+"""expunge makes trained networks forget chosen data, and shows how far they did.
+
+Importing it is cheap: torch, transformers and peft are loaded by the first name that needs them.
+"""
+
+import importlib
+import sys
+from typing import TYPE_CHECKING, Any
+
+from expunge import _peft_hook
+
+if TYPE_CHECKING:
+    from expunge.adapters.bounded import Bounded
+    from expunge.adapters.full import Full
+    from expunge.adapters.lora import LoRA
+    from expunge.core.audit import Audit, Finding
+    from expunge.core.model import Model, Network
+    from expunge.core.notation import parse
+    from expunge.core.objective import Objective
+    from expunge.core.request import Request
+    from expunge.inputs import Inputs
+    from expunge.models.auto import open_network
+    from expunge.train.finetune import Finetune
+    from expunge.train.stop import Stop
 
 __version__ = "0.1.0"
+
+_HOME = {
+    "Audit": "core.audit",
+    "Bounded": "adapters.bounded",
+    "Finding": "core.audit",
+    "Finetune": "train.finetune",
+    "Full": "adapters.full",
+    "Inputs": "inputs",
+    "LoRA": "adapters.lora",
+    "Model": "core.model",
+    "Network": "core.model",
+    "Objective": "core.objective",
+    "Request": "core.request",
+    "Stop": "train.stop",
+    "open_network": "models.auto",
+    "parse": "core.notation",
+}
+__all__ = [
+    "Audit",
+    "Bounded",
+    "Finding",
+    "Finetune",
+    "Full",
+    "Inputs",
+    "LoRA",
+    "Model",
+    "Network",
+    "Objective",
+    "Request",
+    "Stop",
+    "open_network",
+    "parse",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f"expunge.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'expunge' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])
+
+
+_peft_hook.install(sys.meta_path)

@@ -1,0 +1,49 @@
+"""Makes peft know the bounded adapter as soon as both peft and expunge are imported, in either order.
+
+peft takes seconds to import, so expunge does not do it; it waits for somebody else's import and then registers.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+REGISTERING = "expunge.adapters.bounded_peft"
+
+
+class _AfterPeft:
+    """Finds peft by the ordinary finders, and lets its loader register the bounded adapter when it is done."""
+
+    def __init__(self) -> None:
+        self.looking = False
+
+    def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> ModuleSpec | None:
+        if name != "peft" or self.looking:
+            return None
+        self.looking = True
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            self.looking = False
+        if spec is not None and spec.loader is not None:
+            load = spec.loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                load(module)
+                importlib.import_module(REGISTERING)
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+def install(finders: list[Any]) -> None:
+    """Register now where peft is there already, otherwise once it is."""
+    if "peft" in sys.modules:
+        importlib.import_module(REGISTERING)
+    elif not any(isinstance(finder, _AfterPeft) for finder in finders):
+        finders.insert(0, _AfterPeft())
