@@ -1,0 +1,239 @@
+"""One page that sets several runs side by side: what each forgot, what each kept, and what it cost.
+
+Runs go by a letter, in the order given; a letter, unlike a colour or a name, fits into a plot and survives a printer.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from string import ascii_uppercase
+
+from expunge.report import plots
+from expunge.report.html import (
+    Findings,
+    Headline,
+    Row,
+    any_of,
+    better_of,
+    by_set,
+    name_of,
+    note_of,
+    notes_of,
+    number,
+    outcome,
+    page,
+    rows_of,
+    span_of,
+)
+from expunge.report.plots import finite
+
+
+@dataclass(frozen=True)
+class Run:
+    """A report under its letter."""
+
+    letter: str
+    name: str
+    colour: str
+    model: str
+    outcome: Headline
+    findings: Findings
+    report: dict
+    steps: list[dict]
+
+
+def render(runs: list[tuple[str, dict, list[dict]]]) -> str:
+    """The page that compares runs, each given as its name, its report and its steps."""
+    told = [_run(position, *run) for position, run in enumerate(runs)]
+    notes = notes_of(run.findings for run in told)
+    chosen = _chosen(told)
+    return page(
+        "comparison.html.j2",
+        runs=told,
+        letters={run.letter: run.letter for run in told},
+        sentence=_sentence(told),
+        warnings=differences(told),
+        lines=_lines(told, notes),
+        notes=notes,
+        tradeoff=_tradeoff(told, *chosen) if chosen else "",
+        axes=chosen,
+        curves=plots.overlay([(run.letter, run.steps) for run in told]),
+        limits=_limits(told),
+    )
+
+
+def _run(position: int, name: str, report: dict, steps: list[dict]) -> Run:
+    colour = f"run-{position % len(plots.RUN_COLOURS)}"
+    return Run(letter(position), name, colour, name_of(report), outcome(report), by_set(report), report, steps)
+
+
+def letter(position: int) -> str:
+    """A to Z, then AA, AB, ..."""
+    before, last = divmod(position, 26)
+    return (letter(before - 1) if before else "") + ascii_uppercase[last]
+
+
+def _sentence(runs: Sequence[Run]) -> str:
+    judged = [run for run in runs if run.outcome.mark != "open"]
+    met = [run.letter for run in judged if run.outcome.mark == "met"]
+    if not judged:
+        return "No thresholds were set for any of them."
+    which = f" ({', '.join(met)})" if met and len(met) < len(judged) else ""
+    return f"{len(met)} of {len(judged)} judged runs met every threshold{which}."
+
+
+def differences(runs: Sequence[Run]) -> list[str]:
+    """Reasons why numbers of different runs may not be set against one another."""
+    return [
+        f"Not all runs {what}: {said}."
+        for what, part in (("began with the same model", "model"), ("had the same request", "request"))
+        if (said := _sides(runs, part))
+    ]
+
+
+def _sides(runs: Sequence[Run], part: str) -> str:
+    sides: dict[str, list[str]] = {}
+    for run in runs:
+        mark = (run.report.get(part) or {}).get("fingerprint")
+        sides.setdefault(mark[:12] if mark else "not recorded", []).append(run.letter)
+    said = [f"{', '.join(letters)} ({mark})" for mark, letters in sides.items()]
+    return " against ".join(said) if len(said) > 1 else ""
+
+
+# The table
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What one run, or several that agree, measured; letters is empty where all agree."""
+
+    letters: str
+    finding: dict
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Line:
+    """An audit on a set, over all runs."""
+
+    audit: str
+    note: int | None
+    better: str
+    before: list[Cell]
+    after: list[Cell | None]
+    reference: list[Cell]
+    ideal: float | None
+    strip: plots.Strip
+
+
+def _lines(runs: Sequence[Run], notes: Sequence[str]) -> dict[str, list[Line]]:
+    lines: dict[str, list[Line]] = {}
+    for where, audit in dict.fromkeys((where, audit) for run in runs for where, audit, _ in rows_of(run.findings)):
+        rows = [run.findings.get(where, {}).get(audit, {}) for run in runs]
+        lines.setdefault(where, []).append(_line(audit, rows, runs, notes))
+    return lines
+
+
+def _line(audit: str, rows: Sequence[Row], runs: Sequence[Run], notes: Sequence[str]) -> Line:
+    first = next(row for row in rows if row)
+    same, best = any_of(first), _best(rows)
+    before, reference = _agreed(rows, runs, "before"), _agreed(rows, runs, "reference")
+    after = [Cell("", row["after"], place == best) if "after" in row else None for place, row in enumerate(rows)]
+    return Line(
+        audit=audit,
+        note=note_of(first, notes),
+        better=better_of(first),
+        before=before,
+        after=after,
+        reference=reference,
+        ideal=same.get("ideal"),
+        strip=_strip(before, after, reference, runs, same.get("ideal")),
+    )
+
+
+def _agreed(rows: Sequence[Row], runs: Sequence[Run], model: str) -> list[Cell]:
+    """Each different answer once, with the letters of the runs that share it."""
+    groups: dict[str, list[tuple[str, dict]]] = {}
+    for row, run in zip(rows, runs, strict=True):
+        if model in row:
+            groups.setdefault(number(row[model].get("value")), []).append((run.letter, row[model]))
+    alone = len(groups) == 1
+    return [Cell("" if alone else ", ".join(letter for letter, _ in group), group[0][1]) for group in groups.values()]
+
+
+def _best(rows: Sequence[Row]) -> int | None:
+    """Which run's value is best; None where there is nothing to choose, or two are equal."""
+    after = {place: row["after"] for place, row in enumerate(rows) if finite(row.get("after", {}).get("value"))}
+    distances = {place: _distance(finding) for place, finding in after.items()}
+    if len(distances) < 2 or None in distances.values():
+        return None
+    least = min(distances.values())
+    places = [place for place, distance in distances.items() if distance == least]
+    return places[0] if len(places) == 1 else None
+
+
+def _distance(finding: dict) -> float | None:
+    """Less is better."""
+    value, ideal = finding["value"], finding.get("ideal")
+    if finding.get("better") == "ideal":
+        return abs(value - ideal) if finite(ideal) else None
+    return {"lower": value, "higher": -value}.get(finding.get("better"))
+
+
+def _strip(
+    before: Iterable[Cell],
+    after: Iterable[Cell | None],
+    reference: Iterable[Cell],
+    runs: Sequence[Run],
+    ideal: float | None,
+) -> plots.Strip:
+    marks = [("before", "before", span_of(cell.finding)) for cell in before]
+    marks += [(run.letter, run.colour, span_of(cell.finding)) for run, cell in zip(runs, after, strict=True) if cell]
+    marks += [("reference", "reference", span_of(cell.finding)) for cell in reference]
+    return plots.strip(marks, ideal)
+
+
+# The trade-off
+
+
+def _chosen(runs: Sequence[Run]) -> tuple[str, str] | None:
+    """Which audits of the forget and the retain set to plot: the same on both, if there is one."""
+    forget, retain = (
+        dict.fromkeys(audit for run in runs for audit in run.findings.get(where, {})) for where in ("forget", "retain")
+    )
+    if not (forget and retain):
+        return None
+    same = [audit for audit in forget if audit in retain]
+    return (same[0], same[0]) if same else (next(iter(forget)), next(iter(retain)))
+
+
+def _tradeoff(runs: Sequence[Run], forget: str, retain: str) -> str:
+    points: dict[object, plots.Point] = {}
+    for place, run in enumerate(runs):
+        for model, label in (("before", "before"), ("reference", "reference"), ("after", run.letter)):
+            spans = [_span(run, "forget", forget, model), _span(run, "retain", retain, model)]
+            if all(finite(span.value) for span in spans):
+                point = plots.Point(label, *spans, run=place if model == "after" else None)
+                points.setdefault((label, *spans), point)  # runs on one model share their before
+    if not points:
+        return ""
+    return plots.tradeoff(list(points.values()), _axis(runs, "forget", forget), _axis(runs, "retain", retain))
+
+
+def _span(run: Run, where: str, audit: str, model: str) -> plots.Span:
+    return span_of(run.findings.get(where, {}).get(audit, {}).get(model, {}))
+
+
+def _axis(runs: Sequence[Run], where: str, audit: str) -> plots.Axis:
+    rows = (run.findings.get(where, {}).get(audit) for run in runs)
+    row = next(row for row in rows if row)
+    better = f" ({better_of(row)})" if better_of(row) else ""
+    return plots.Axis(f"{audit} on {where}{better}", any_of(row).get("ideal"))
+
+
+def _limits(runs: Sequence[Run]) -> list[str]:
+    """Every limit once, with the letters of the runs that it binds, unless it binds all."""
+    bound: dict[str, list[str]] = {}
+    for run in runs:
+        for limit in dict.fromkeys(run.report.get("limits") or []):
+            bound.setdefault(limit, []).append(run.letter)
+    return [limit if len(by) == len(runs) else f"{', '.join(by)}: {limit}" for limit, by in bound.items()]

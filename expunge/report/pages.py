@@ -1,0 +1,47 @@
+"""Pages made again from the folders of finished runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from expunge.core.errors import DataRefused, UsageRefused
+from expunge.core.files import write_text
+from expunge.report import compare, html
+
+NEEDED = ("model", "findings")
+
+
+def write_page(folders: list[Path], out: Path | None) -> Path:
+    """One run's page, or the comparison of several; returns where it was written."""
+    runs = [(folder.resolve().name, *read_run(folder)) for folder in folders]
+    alone = len(runs) == 1
+    target = out or (folders[0] / "report.html" if alone else Path("comparison.html"))
+    if target.is_dir() or not target.parent.is_dir():
+        raise UsageRefused(f"--out {target}: give the name of a file in a folder that is there.")
+    write_text(target, html.render(runs[0][1], runs[0][2]) if alone else compare.render(runs))
+    return target
+
+
+def read_run(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """A run's report and steps."""
+    report, steps = _json_lines(folder / "report.json", whole=True), folder / "steps.jsonl"
+    missing = [name for name in NEEDED if name not in report[0]]
+    if missing:
+        raise DataRefused(f"{folder / 'report.json'} has no '{missing[0]}'. Give the folder of a finished run.")
+    return report[0], _json_lines(steps, whole=False) if steps.is_file() else []
+
+
+def _json_lines(path: Path, whole: bool) -> list[dict[str, Any]]:
+    """The JSON objects of a file: one, or one a line."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        objects = [json.loads(part) for part in ([text] if whole else text.splitlines())]
+    except OSError as error:
+        raise DataRefused(f"{path} is not there. Give the folder of a finished run.") from error
+    except (ValueError, RecursionError) as error:
+        raise DataRefused(f"{path} is not JSON. Give the folder of a finished run.") from error
+    if not all(isinstance(one, dict) for one in objects):
+        raise DataRefused(f"{path} holds no JSON object. Give the folder of a finished run.")
+    return objects

@@ -1,0 +1,399 @@
+"""Inline SVG plots of a run: its curves, several runs overlaid, and what forgetting cost.
+
+Made for a page, not for a file of their own: no XML prologue, no size (the page sets the width), and every colour is
+`var(--name, #hex)`, so that the page's light and dark schemes recolour them. The same input gives the same bytes.
+"""
+
+import io
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+RUN_COLOURS = ("#31689e", "#bd5430", "#2c8463", "#8457ad", "#a87708", "#2f8ba6", "#aa4570", "#66752f")
+"""Later runs begin again; they are told apart by their letter."""
+
+COLOURS = {
+    "ink": "#1c2126",
+    "soft": "#5c6670",
+    "line": "#dedad2",
+    "card": "#fffefe",
+    "forget": "#c2512f",
+    "retain": "#2b6f9c",
+    "other": "#6b6794",
+} | {f"run-{number}": colour for number, colour in enumerate(RUN_COLOURS)}
+"""Names of the page's CSS variables, each with the colour that stands in where no page sets it. No two are equal."""
+
+STYLE = {
+    "svg.fonttype": "none",
+    "font.family": "DejaVu Sans",  # ships with matplotlib, so the layout is the same on every machine
+    "font.size": 10,
+    "text.color": COLOURS["ink"],
+    "axes.edgecolor": COLOURS["soft"],
+    "axes.labelcolor": COLOURS["soft"],
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.8,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": COLOURS["line"],
+    "grid.linewidth": 0.8,
+    "xtick.color": COLOURS["soft"],
+    "ytick.color": COLOURS["soft"],
+    **{f"{axis}tick.{rank}.size": 0 for axis in "xy" for rank in ("major", "minor")},
+    "legend.frameon": False,
+    "legend.handlelength": 1.4,
+}
+
+
+@dataclass(frozen=True)
+class Span:
+    """A measured value and its interval."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Point:
+    """One model in the trade-off plot."""
+
+    label: str
+    """The run's letter, or a word for a model that is no run."""
+    forget: Span
+    retain: Span
+    run: int | None = None
+    """Which run's colour it wears; None is drawn hollow, as a landmark."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One direction of the trade-off plot."""
+
+    name: str
+    ideal: float | None = None
+    """Where a dashed line says that the ideal is."""
+
+
+def curves(steps: Sequence[dict], kept: int | None = None, level: float | None = None) -> str:
+    """Three SVGs in a row, fewer where nothing was recorded: losses, gradient norms, size of the change."""
+    taken = [line for line in steps if line.get("kind") == "step"]
+    checks = [line for line in steps if line.get("kind") == "check"]
+    if level is None:
+        level = next((line["level"] for line in reversed(checks) if finite(line.get("level"))), None)
+    with matplotlib.rc_context(STYLE):
+        panels = [_losses(taken, checks, kept, level), _gradients(taken, kept), _change(taken, kept)]
+    return "\n".join(panel for panel in panels if panel)
+
+
+def overlay(runs: Sequence[tuple[str, Sequence[dict]]]) -> str:
+    """Two SVGs: the forget loss and the retain loss of several runs; the label is a run's letter."""
+    with matplotlib.rc_context(STYLE):
+        panels = [_overlaid(runs, name) for name in ("forget", "retain")]
+    return "\n".join(panel for panel in panels if panel)
+
+
+def tradeoff(points: Sequence[Point], forget: Axis, retain: Axis) -> str:
+    """What was forgotten against what was kept, one point for each model, with intervals."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _panel(height=4.6)
+        for point in points:
+            _mark(axes, point)
+        _name_axes(axes, forget, retain)
+        axes.margins(0.12)
+        said = "; ".join(f"{p.label}: forget {p.forget.value:.3g}, retain {p.retain.value:.3g}" for p in points)
+        return _svg(figure, "tradeoff", f"Trade-off. {said}")
+
+
+def finite(value: object) -> bool:
+    """Whether it is a number that has a place on an axis."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+
+
+# The strip beside a row of results; its drawing is in the page, which knows how it is to look
+
+
+@dataclass(frozen=True)
+class Dot:
+    """One model in a strip: where it stands, in per cent of the strip's width."""
+
+    name: str
+    role: str
+    """The page's style for it: before, after, reference, else, or a run's colour."""
+    value: float
+    at: float
+    low: float | None
+    high: float | None
+    lane: int
+
+
+@dataclass(frozen=True)
+class Strip:
+    """The values of one audit on one axis, a lane for each model."""
+
+    dots: list[Dot]
+    lanes: int
+    ideal: float | None
+    start: float
+    end: float
+    log: bool
+
+
+def strip(models: Sequence[tuple[str, str, Span]], ideal: float | None = None) -> Strip:
+    """Place models, each a name, a role and a value, on an axis that begins and ends at a round number."""
+    seen = [number for _, _, span in models for number in (span.value, span.low, span.high)]
+    scale = _Scale.around([number for number in (*seen, ideal) if finite(number)])
+    dots = [
+        Dot(name, role, span.value, scale.at(span.value), scale.at(span.low), scale.at(span.high), lane)
+        for lane, (name, role, span) in enumerate(models)
+        if finite(span.value)
+    ]
+    return Strip(dots, len(models), scale.at(ideal), scale.low, scale.high, scale.log)
+
+
+@dataclass(frozen=True)
+class _Scale:
+    low: float
+    high: float
+    log: bool
+
+    @classmethod
+    def around(cls, values: Sequence[float]) -> "_Scale":
+        low, high = min(values, default=0.0), max(values, default=1.0)
+        if low > -1e-300 and high <= 1:
+            return cls(0.0, 1.0, log=False)  # shares and areas under a curve: one axis for all rows
+        if low > 0 and high > 1000 * low:
+            return cls(10.0 ** math.floor(math.log10(max(low, 1e-300))), 10.0 ** math.ceil(math.log10(high)), log=True)
+        return cls(0.0 - _round_up(-low), _round_up(high), log=False)
+
+    def at(self, value: float | None) -> float | None:
+        if not finite(value):
+            return None
+        low, high, here = (math.log10(max(v, 1e-300)) if self.log else v for v in (self.low, self.high, value))
+        share = min(1.0, max(0.0, (here - low) / (high - low)))
+        return round(3 + 94 * share, 2)
+
+
+def _round_up(value: float) -> float:
+    """The next of 1, 2, 3, 4, 5, 6, 8, 10, 20, ...; 0 for what is not above 0."""
+    if value < 1e-300:
+        return 0.0
+    decade = 10.0 ** math.floor(math.log10(value))
+    return next(step * decade for step in (1, 2, 3, 4, 5, 6, 8, 10, 20) if step * decade >= value)
+
+
+# The panels of one run
+
+
+def _losses(taken: Sequence[dict], checks: Sequence[dict], kept: int | None, level: float | None) -> str:
+    figure, axes = _panel(title="Loss")
+    for name in ("forget", "retain"):
+        _line(axes, taken, name, label=None if _has(checks, name) else name, color=COLOURS[name], alpha=0.5, lw=1.2)
+        _line(axes, checks, name, label=name, color=COLOURS[name], lw=1.8, ms=4.5, marker=_dots(checks))
+    if not axes.lines:
+        return ""
+    if finite(level):
+        axes.axhline(level, color=COLOURS["forget"], lw=1.2, ls=(0, (4, 3)), label=f"level {level:.2f}")
+    _finish(axes, kept)
+    return _svg(figure, "loss", "Forget and retain loss at each step")
+
+
+def _gradients(taken: Sequence[dict], kept: int | None) -> str:
+    figure, axes = _panel(title="Gradient norm, by part of the network")
+    parts = dict.fromkeys(part for line in taken for part in line.get("gradient") or {})
+    tints = {"mlp": "run-2", "attention": "run-4"}
+    for part in parts:
+        norms = [_number((line.get("gradient") or {}).get(part)) for line in taken]
+        silent = not any(norm > 0 for norm in norms)  # nothing to draw on a log axis, but worth saying
+        heights = [norm if norm > 0 else math.nan for norm in norms]
+        label = _plain(part) + (": 0" if silent else "")
+        axes.plot(_at(taken), heights, label=label, color=COLOURS[tints.get(part, "soft")], lw=1.6)
+    if all(math.isnan(norm) for line in axes.lines for norm in line.get_ydata()):
+        return ""
+    axes.set_yscale("log")
+    _finish(axes, kept)
+    return _svg(figure, "gradient", "Gradient norms at each step, on a logarithmic axis")
+
+
+def _change(taken: Sequence[dict], kept: int | None) -> str:
+    figure, axes = _panel(title="Size of the change to the weights")
+    for norm, tint in (("frobenius", "run-0"), ("spectral", "run-3")):
+        sizes = [_number((line.get("delta") or {}).get(norm)) for line in taken]
+        if any(map(math.isfinite, sizes)):
+            axes.plot(_at(taken), sizes, label=norm.capitalize(), color=COLOURS[tint], lw=1.6)
+    if not axes.lines:
+        return ""
+    axes.set_ylim(bottom=0)
+    _finish(axes, kept)
+    return _svg(figure, "change", "Frobenius and spectral norm of the change at each step")
+
+
+# The panels of several runs
+
+
+def _overlaid(runs: Sequence[tuple[str, Sequence[dict]]], name: str) -> str:
+    figure, axes = _panel(title=f"{name.capitalize()} loss", pad=12)
+    for number, (label, steps) in enumerate(runs):
+        checks = [line for line in steps if line.get("kind") == "check"]
+        shown = checks if _has(checks, name) else [line for line in steps if line.get("kind") == "step"]
+        style = ["-", (0, (5, 2)), (0, (1, 1.5))][number // len(RUN_COLOURS) % 3]
+        _line(axes, shown, name, label=label, color=run_colour(number), ls=style, lw=1.7, ms=3, marker=_dots(shown))
+    if not axes.lines:
+        return ""
+    _finish(axes, kept=None, legend=False)
+    _letter_the_ends(axes)
+    return _svg(figure, f"overlay-{name}", f"{name.capitalize()} loss of every run at each step")
+
+
+def run_colour(number: int) -> str:
+    """The colour of the run with this number."""
+    return RUN_COLOURS[number % len(RUN_COLOURS)]
+
+
+def _letter_the_ends(axes: Axes) -> None:
+    """Name each line where it ends, none on top of another: nearer than a legend, and it does not rest on colour."""
+    to_height = axes.transScale.transform
+    (_, low), (_, high) = to_height(list(zip(axes.get_xlim(), axes.get_ylim(), strict=True)))
+    ends = sorted((_last(line) for line in axes.lines), key=lambda end: end[1])
+    floor = -math.inf
+    for step, loss, line in ends:
+        floor = max(floor + 0.06, (to_height((step, loss))[1] - low) / (high - low))
+        axes.annotate(
+            line.get_label(), (step, floor), (6, 0), xycoords=axes.get_xaxis_transform(), textcoords="offset points",
+            va="center", color=line.get_color(), weight="bold",
+        )  # fmt: skip
+
+
+def _last(line: Line2D) -> tuple[float, float, Line2D]:
+    drawn = [(step, loss) for step, loss in zip(*line.get_data(), strict=True) if math.isfinite(loss)]
+    return *drawn[-1], line
+
+
+# The trade-off
+
+
+def _mark(axes: Axes, point: Point) -> None:
+    is_run = point.run is not None
+    color = run_colour(point.run) if is_run else COLOURS["soft"]
+    x, y = point.forget, point.retain
+    axes.errorbar(
+        [x.value], [y.value], xerr=_reach(x), yerr=_reach(y), fmt="o" if is_run else "D",
+        ms=14 if is_run else 6.5, mfc=color if is_run else COLOURS["card"], mec=color, mew=1.4,
+        ecolor=color, elinewidth=1.2, alpha=1.0, zorder=3 if is_run else 2,
+    )  # fmt: skip
+    inside, beside = (0, 0), (9, 9)  # a letter fits into its dot, a word does not
+    axes.annotate(
+        _plain(point.label), (x.value, y.value), inside if is_run else beside, textcoords="offset points",
+        ha="center" if is_run else "left", va="center_baseline" if is_run else "center", fontsize=8.5 if is_run else 10,
+        color=COLOURS["card"] if is_run else color, weight="bold" if is_run else "normal", zorder=4,
+    )  # fmt: skip
+
+
+def _reach(span: Span) -> list[list[float]] | None:
+    if not (finite(span.low) and finite(span.high)):
+        return None
+    # A bootstrap interval may leave its own estimate outside; matplotlib refuses a negative arm.
+    return [[max(0.0, span.value - span.low)], [max(0.0, span.high - span.value)]]
+
+
+def _name_axes(axes: Axes, forget: Axis, retain: Axis) -> None:
+    axes.set_xlabel(_plain(forget.name))
+    axes.set_ylabel(_plain(retain.name))
+    dashed = {"color": COLOURS["ink"], "lw": 1.0, "ls": (0, (4, 3)), "zorder": 1}
+    if finite(forget.ideal):
+        axes.axvline(forget.ideal, **dashed)
+        axes.text(forget.ideal, 1.01, "ideal", transform=axes.get_xaxis_transform(), ha="center", va="bottom")
+    if finite(retain.ideal):
+        axes.axhline(retain.ideal, **dashed)
+        axes.text(1.01, retain.ideal, "ideal", transform=axes.get_yaxis_transform(), ha="left", va="center")
+
+
+# What every panel shares
+
+
+def _panel(title: str = "", height: float = 3.7, pad: int = 24) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(6.4, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.xaxis.grid(False)
+    if title:
+        axes.set_title(title, loc="left", fontsize=11.5, fontweight="bold", pad=pad)
+    return figure, axes
+
+
+def _line(axes: Axes, lines: Sequence[dict], name: str, **style: object) -> None:
+    if _has(lines, name):
+        axes.plot(_at(lines), [_number(line.get(name)) for line in lines], **style)
+
+
+def _finish(axes: Axes, kept: int | None, legend: bool = True) -> None:
+    axes.set_xlabel("step")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _spread(axes)
+    if finite(kept):
+        axes.axvline(kept, color=COLOURS["ink"], lw=1.2, ls=(0, (1, 2)), label=f"kept: step {kept}")
+    if legend:
+        axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 0.98), ncols=4, borderpad=0.2)
+
+
+def _spread(axes: Axes) -> None:
+    """A logarithmic axis where one curve would flatten another: an ascent may leave its retain loss far below."""
+    heights = [float(y) for line in axes.lines for y in line.get_ydata() if math.isfinite(y)]
+    if axes.get_ylim()[0] != 0 and min(heights) > 0 and max(heights) > 1000 * min(heights):
+        axes.set_yscale("log")
+    if axes.get_yscale() == "log":
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _at(lines: Iterable[dict]) -> list[float]:
+    return [_number(line.get("step")) for line in lines]
+
+
+def _dots(lines: Sequence[dict]) -> str:
+    return "o" if len(lines) <= 40 else ""  # more would run into a rope
+
+
+def _has(lines: Iterable[dict], name: str) -> bool:
+    return any(finite(line.get(name)) for line in lines)
+
+
+def _number(value: object) -> float:
+    return float(value) if finite(value) else math.nan  # a gap in the line
+
+
+def _plain(text: str) -> str:
+    """What the layout font can measure: ASCII, and short; the page has the text in full."""
+    ascii_only = text.encode("ascii", "backslashreplace").decode("ascii")
+    printable = "".join(letter if letter.isprintable() else "?" for letter in ascii_only)
+    cut = printable if len(printable) <= 60 else printable[:57] + "..."
+    return cut.replace("$", r"\$")  # else matplotlib would read what stands between two of them as a formula
+
+
+def _svg(figure: Figure, name: str, description: str) -> str:
+    out = io.StringIO()
+    silent = {"Date": None, "Creator": None, "Format": None, "Type": None}
+    with matplotlib.rc_context({"svg.hashsalt": name}):
+        figure.savefig(out, format="svg", transparent=True, metadata=silent)
+    return _for_a_page(out.getvalue(), name, description)
+
+
+def _for_a_page(svg: str, name: str, description: str) -> str:
+    """Drop what belongs to a file, give ids a prefix of their own, and let the page choose colours."""
+    box = re.search(r'viewBox="([\d. -]+)"', svg).group(1)
+    head = f'<svg class="plot" role="img" aria-label="{escape(description)}" viewBox="{box}">'
+    body = re.sub(r"^.*?<svg[^>]*>", "", svg, flags=re.DOTALL)
+    body = re.sub(r"<(style|metadata).*?</\1>", "", body, flags=re.DOTALL)  # a style would bind the whole page
+    body = re.sub(r'\bid="', f'id="{name}-', body)
+    body = re.sub(r'(url\(|xlink:href=")#', rf"\1#{name}-", body)
+    for variable, colour in COLOURS.items():
+        body = body.replace(colour, f"var(--{variable}, {colour})")
+    return head + re.sub(r"\n\s*", "\n", body).strip()

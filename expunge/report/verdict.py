@@ -1,0 +1,84 @@
+"""Thresholds: rules such as `retain.Choice >= before - 0.05`, and whether a run's findings meet them."""
+
+from __future__ import annotations
+
+import ast
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from expunge.core.audit import Finding
+from expunge.core.errors import UsageRefused
+
+RULE = re.compile(r"\s*([\w -]+?)\s*\.\s*(\w+)\s*(<=|>=|<|>)\s*(.+?)\s*")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A rule, the value found, the bound it had to meet, and whether it did."""
+
+    rule: str
+    value: float | None
+    bound: float | None
+    met: bool
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`SET.AUDIT <= BOUND`, where the bound may name before, reference and ideal, with + - * and numbers."""
+
+    text: str
+    set: str
+    audit: str
+    sign: str
+    bound: ast.expr
+
+    @staticmethod
+    def parse(text: str) -> Rule:
+        """Raises `UsageRefused` where `text` is not a rule."""
+        match = RULE.fullmatch(text)
+        if match:
+            try:
+                bound = ast.parse(match[4], mode="eval").body
+                _value(bound, {"before": 1.0, "reference": 1.0, "ideal": 1.0})
+                return Rule(text.strip(), match[1], match[2], match[3], bound)
+            except (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError):
+                pass
+        raise UsageRefused(
+            f"--require '{text}' could not be read. Write SET.AUDIT <= BOUND, such as forget.Choice <= 0.25 or "
+            f"retain.Choice >= before - 0.05; a bound may name before, reference and ideal."
+        )
+
+    def read(self, findings: Iterable[Finding]) -> Outcome:
+        """The rule's outcome. A number that was not measured never meets a rule."""
+        known = {f.model: f for f in findings if f.set == self.set and f.audit == self.audit}
+        after = known.get("after")
+        if after is None:
+            return Outcome(self.text, None, None, False)
+        names = {model: finding.value for model, finding in known.items()}
+        if after.ideal is not None:
+            names["ideal"] = after.ideal
+        try:
+            bound = _value(self.bound, names)
+        except ValueError:
+            return Outcome(self.text, after.value, None, False)
+        difference = after.value - bound
+        if math.isclose(difference, 0.0, abs_tol=1e-9):  # 0.95 - 0.05 is not 0.9 in binary
+            difference = 0.0
+        met = {"<=": difference <= 0, ">=": difference >= 0, "<": difference < 0, ">": difference > 0}[self.sign]
+        return Outcome(self.text, after.value, bound, met)
+
+
+def _value(node: ast.expr, names: dict[str, float]) -> float:
+    match node:
+        case ast.Constant(value=int() | float() as value) if not isinstance(value, bool):
+            return float(value)
+        case ast.Name(id=name) if name in names:
+            return names[name]
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            return -_value(operand, names)
+        case ast.BinOp(left=left, op=op, right=right) if isinstance(op, (ast.Add, ast.Sub, ast.Mult)):
+            a, b = _value(left, names), _value(right, names)
+            return a + b if isinstance(op, ast.Add) else a - b if isinstance(op, ast.Sub) else a * b
+    raise ValueError(ast.unparse(node))

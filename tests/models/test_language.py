@@ -1,0 +1,185 @@
+"""Language models answer as their own library says they do, read as trees or padded, one by one or in batches."""
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GemmaConfig,
+    GPT2Config,
+    GPTNeoConfig,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    OPTConfig,
+    PhiConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from expunge.data.text import Passage
+from expunge.models.language import LanguageModel
+from expunge.models.tree import Tree, grown
+
+V = 60
+SHAPE = {
+    "vocab_size": V,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": None,
+}
+CONFIGS = {
+    "llama": LlamaConfig(**SHAPE),
+    "gpt2": GPT2Config(vocab_size=V, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2),
+    "gpt_neo": GPTNeoConfig(
+        vocab_size=V,
+        hidden_size=32,
+        num_layers=2,
+        num_heads=4,
+        attention_types=[[["global", "local"], 1]],
+        window_size=4,
+        max_position_embeddings=64,
+        bos_token_id=1,
+        eos_token_id=2,
+    ),
+    "gpt_neox": GPTNeoXConfig(**SHAPE),
+    "phi": PhiConfig(**SHAPE),
+    "qwen2": Qwen2Config(**SHAPE),
+    "qwen3": Qwen3Config(**SHAPE, head_dim=8),
+    "opt": OPTConfig(
+        vocab_size=V,
+        hidden_size=32,
+        ffn_dim=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        word_embed_proj_dim=32,
+        max_position_embeddings=64,
+        bos_token_id=1,
+        eos_token_id=2,
+    ),
+    "gemma": GemmaConfig(**SHAPE, head_dim=8),
+    "gemma2": Gemma2Config(**SHAPE, head_dim=8, sliding_window=4),
+    "gemma3": Gemma3TextConfig(**SHAPE, head_dim=8, sliding_window=4),
+    "mistral": MistralConfig(**SHAPE, num_key_value_heads=2),
+}
+BATCH = [
+    Passage("a", (1, 5, 6, 7, 8, 9, 2), 4, "", ""),
+    Passage("b", (1, 5, 6, 3, 2), 3, "", ""),
+    Passage("c", (1, 5, 6, 3, 20, 21, 22, 23, 24, 2), 4, "", ""),
+    Passage("d", (1, 40, 41), 1, "", ""),
+]
+
+
+def model(name: str) -> LanguageModel:
+    torch.manual_seed(0)
+    module = AutoModelForCausalLM.from_config(CONFIGS[name]).eval()
+    for parameter in module.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.2)  # far from the start, where everything looks alike
+    return LanguageModel.of(module, None)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_loss_of_each_example_is_the_librarys_own(name):
+    network = model(name)
+    said = network.predict(BATCH)
+    ours = -said.mean(said.log_prob())
+    for passage, loss in zip(BATCH, ours, strict=True):
+        tokens = torch.tensor([passage.tokens])
+        labels = tokens.clone()
+        labels[:, : passage.first] = -100
+        with torch.inference_mode():
+            theirs = network.module(input_ids=tokens, labels=labels).loss
+        assert loss.item() == pytest.approx(theirs.item(), abs=2e-6)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3", "opt", "phi", "gpt_neox", "gemma"])
+def test_these_architectures_are_read_as_trees(name):
+    assert model(name).trees == 4096
+
+
+@pytest.mark.parametrize(("name", "largest"), [("gpt_neo", 0), ("gemma2", 0), ("gemma3", 0), ("mistral", 4096)])
+def test_a_tree_never_outgrows_a_window_of_local_attention(name, largest):
+    # A window of 4 is shorter than the probe, so its tree is read wrongly and trees are ruled out altogether.
+    assert model(name).trees == largest
+
+
+def test_gradients_through_a_tree_are_those_of_the_examples_read_alone():
+    network = model("llama")
+    network.module.requires_grad_(True)
+    weight = network.module.model.layers[0].mlp.up_proj.weight
+    together = torch.autograd.grad(network.predict(BATCH).log_prob().sum(), weight)[0]
+    alone = sum(torch.autograd.grad(network.predict([one]).log_prob().sum(), weight)[0] for one in BATCH)
+    assert torch.allclose(together, alone, atol=1e-4 * float(alone.abs().max()))
+
+
+def test_rows_come_in_the_order_of_the_batch():
+    said = model("llama").predict(BATCH)
+    assert said.labels.tolist() == [8, 9, 2, 3, 2, 20, 21, 22, 23, 24, 2, 40, 41]
+    assert said.example.tolist() == [0, 0, 0, 1, 1, 2, 2, 2, 2, 2, 2, 3, 3]
+
+
+def test_answers_do_not_depend_on_how_examples_are_batched():
+    network = model("llama")
+    together = network.answers(BATCH)
+    alone = torch.cat([network.answers([one]).log_probs for one in BATCH])
+    assert torch.allclose(together.log_probs, alone, atol=1e-5)
+    backwards = network.answers(BATCH[::-1])
+    assert torch.allclose(torch.cat(backwards.split(backwards.log_probs)[::-1]), alone, atol=1e-5)
+
+
+def test_only_rows_that_are_asked_for_meet_the_output_matrix():
+    network = model("llama")
+    seen = []
+    network.module.lm_head.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape[1]))
+    network.predict(BATCH)
+    # 13 labelled rows; "b" and "c" ask after the same beginning (1, 5, 6) once "b" has its first label there
+    distinct = {passage.tokens[:end] for passage in BATCH for end in range(passage.first, len(passage.tokens))}
+    assert seen == [len(distinct)]
+
+
+def test_a_tree_holds_each_beginning_once():
+    tree = Tree.of([(1, 2, 3), (1, 2, 4, 5), (1, 2, 3)])
+    assert tree.tokens.tolist() == [1, 2, 3, 4, 5]
+    assert tree.depth.tolist() == [0, 1, 2, 2, 3]
+    assert tree.paths == ((0, 1, 2), (0, 1, 3, 4), (0, 1, 2))
+    assert tree.sees[4].tolist() == [True, True, False, True, True]
+
+
+def test_groups_keep_within_their_room_and_lose_nobody():
+    sequences = [(1, 2, k, k + 1) for k in range(10, 30)]
+    groups = grown(sequences, 10)
+    assert sorted(index for group in groups for index in group) == list(range(20))
+    assert all(len(Tree.of([sequences[k] for k in group]).tokens) <= 10 for group in groups)
+    assert grown([(1,) * 50], 10) == [[0]]
+
+
+def test_generation_in_a_batch_is_generation_alone(tiny_tokenizer):
+    torch.manual_seed(0)
+    config = LlamaConfig(**{**SHAPE, "vocab_size": len(tiny_tokenizer)})
+    network = LanguageModel.of(AutoModelForCausalLM.from_config(config).eval(), tiny_tokenizer)
+    prompts = [
+        Passage(str(k), (1, *range(5, 5 + k), 7), k + 1, "", "", "", (1, *range(5, 5 + k))) for k in (1, 3, 6, 2)
+    ]
+    together = network.generate(prompts, 6)
+    assert together == [network.generate([one], 6)[0] for one in prompts]
+    assert len(set(together)) > 1
+
+
+def test_a_saved_network_reads_back_with_equal_answers(tmp_path, tiny_tokenizer):
+    torch.manual_seed(0)
+    config = LlamaConfig(**{**SHAPE, "vocab_size": len(tiny_tokenizer)}, tie_word_embeddings=True)
+    network = LanguageModel.of(AutoModelForCausalLM.from_config(config).eval(), tiny_tokenizer)
+    network.save(tmp_path)
+    from expunge.models.auto import open_network
+
+    read = open_network(str(tmp_path))
+    assert torch.equal(read.predict(BATCH).logits, network.predict(BATCH).logits)
+    assert read.module.lm_head.weight.data_ptr() == read.module.model.embed_tokens.weight.data_ptr()
