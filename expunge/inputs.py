@@ -49,7 +49,7 @@ class Inputs:
         """Whether the forget set is of images: a folder, a selection by class or id, or a table with an image column."""
         if self.only_class is not None or self.only_ids is not None or self.forget.is_dir():
             return True
-        return self.forget.suffix.lower() == ".parquet" and bool({"image", "img"} & columns(self.forget))
+        return self.forget.suffix.lower() == ".parquet" and bool(columns(self.forget) & set(images.IMAGE_COLUMNS))
 
     def read(self) -> Records:
         """The records of every file. Raises `DataRefused` for the first file that cannot be used."""
@@ -85,7 +85,7 @@ class Records:
                 text.refuse_unknown_tokens(passages, network.vocabulary, path)
                 made[name] = passages
             elif isinstance(network, ImageClassifier) and self.inputs.pictures:
-                made[name] = images.encode(records, network.processor, network.classes, path)
+                made[name] = images.encode(records, network.processor, network.classes, path, network.channels)
             else:
                 wanted = "texts (.jsonl, .csv)" if isinstance(network, LanguageModel) else "images (a folder, .parquet)"
                 raise DataRefused(f"{path}: a {type(network).__name__} forgets {wanted}, not this kind of file.")

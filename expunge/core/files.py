@@ -34,7 +34,7 @@ def folder_digest(folder: Path) -> str:
 
 def write_manifest(folder: Path, **facts: object) -> None:
     """List every file below `folder` with its size and SHA-256, beside `facts`. Write it last."""
-    paths = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
+    paths = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST)
     files = {
         str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in paths
     }
@@ -43,26 +43,39 @@ def write_manifest(folder: Path, **facts: object) -> None:
 
 def check_manifest(folder: Path) -> dict[str, object]:
     """The manifest of `folder`, after every file in it was compared. Raises `ModelRefused` where one differs."""
-    manifest: dict[str, object] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    files = manifest["files"]
-    assert isinstance(files, dict)
-    for name, said in files.items():
+    try:
+        manifest: dict[str, object] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        files = manifest["files"]
+        assert isinstance(files, dict)
+        listed = {str(name): (int(said["bytes"]), str(said["sha256"])) for name, said in files.items()}
+    except (OSError, ValueError, TypeError, KeyError, AssertionError, RecursionError) as error:
+        raise ModelRefused(f"{folder / MANIFEST} is missing or is not a manifest. Restore the folder.") from error
+    present = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST}
+    added = sorted(present - set(listed))
+    if added:
+        raise ModelRefused(f"{folder / added[0]} is not in {MANIFEST}: it was added later. Take it out.")
+    for name, (size, digest) in sorted(listed.items()):
         path = folder / name
-        if not path.is_file():
+        if name not in present:  # so a name never leads out of the folder
             raise ModelRefused(f"{folder}: the manifest names {name}, which is not there. Restore the folder.")
-        if path.stat().st_size != said["bytes"] or sha256(path) != said["sha256"]:
+        if path.stat().st_size != size or sha256(path) != digest:
             raise ModelRefused(f"{path} is not the file that was written: its SHA-256 differs from {MANIFEST}.")
     return manifest
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file through a temporary one, so that a reader sees all of it or the old one."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8", newline="") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    Path(file.name).chmod(0o644)
-    os.replace(file.name, path)
+    with tempfile.NamedTemporaryFile("wb", dir=path.parent, delete=False) as file:
+        scratch = Path(file.name)
+        try:
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+            scratch.chmod(0o644)
+            os.replace(scratch, path)
+        except BaseException:
+            scratch.unlink(missing_ok=True)
+            raise
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from typing import Self
 import torch
 from torch import nn
 
+from expunge.core.errors import DataRefused
 from expunge.core.predictions import Answers, Predictions, Share
 from expunge.core.request import Example
 
@@ -126,6 +127,8 @@ class View:
     sets: Mapping[str, Batch]
     shares: Mapping[str, Share] = field(default_factory=dict)
     gradients: bool = True
+    level: float | None = None
+    """The loss, in nats for each row, that the run wants the forget set to reach, where it wants one."""
     said: dict[str, Predictions] = field(default_factory=dict)
     """What was asked so far, by set."""
 
@@ -148,7 +151,7 @@ class View:
         """Predictions on the set `name`; without gradients where this view is of the model before."""
         if name not in self.said:
             if not self.sets.get(name):
-                raise LookupError(f"The objective reads the {name} set, but the request has none. Give one.")
+                raise DataRefused(f"The objective reads the {name} set, but the request has none. Give one.")
             with torch.set_grad_enabled(self.gradients):
                 said = self.model.predict(self.sets[name])
             self.said[name] = said.part_of(self.shares[name]) if name in self.shares else said

@@ -12,15 +12,23 @@ import ast
 import difflib
 import importlib
 import inspect
+import math
 import re
+import warnings
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from expunge.core.errors import UsageRefused
 
+LONGEST_QUOTE = 200
+"""Letters of a text that a refusal repeats at most."""
+
 FOLDERS = ("adapters", "objectives", "train", "edit", "exact", "guard", "attack", "audits", "select", "benchmarks")
 ROOT = Path(__file__).parent.parent
+QUOTED = r"""('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
 
 
 @dataclass(frozen=True)
@@ -66,34 +74,44 @@ def find(name: str) -> object:
 
 
 def foreign(reference: str) -> object:
-    """The class that `package.module:Class` names."""
+    """The frozen dataclass that `package.module:Class` names; never a function, which a call would run."""
     module, name = reference.split(":")
     try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise UsageRefused(f"The plug-in '{reference}' could not be loaded: {error}.") from error
+        made = getattr(importlib.import_module(module), name)
+    except Exception as error:  # a stranger's module fails in any way it likes
+        reason = f"{type(error).__name__}: {error}"
+        raise UsageRefused(f"The plug-in '{reference}' could not be loaded: {reason}.") from error
+    if not (isinstance(made, type) and getattr(getattr(made, "__dataclass_params__", None), "frozen", False)):
+        raise UsageRefused(f"'{reference}' is not a plug-in: package.module:Class must name a frozen dataclass.")
+    return made
 
 
 def parse(text: str) -> object:
     """The object that `text` describes. Raises `UsageRefused` where it says anything but names, values, + and *."""
-    pieces = re.split(r"('[^']*'|\"[^\"]*\")", text)
-    references: list[str] = []
+    pieces = re.split(QUOTED, text)
+    references: dict[str, str] = {}
 
     def stand_for(match: re.Match[str]) -> str:
-        references.append(match.group(0))
-        return f"_foreign_{len(references) - 1}"
+        name = f"_foreign_{len(references)}"
+        references[name] = match[0]
+        return name
 
     pieces[::2] = [re.sub(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", stand_for, piece) for piece in pieces[::2]]
     try:
-        tree = ast.parse("".join(pieces).strip(), mode="eval")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)  # an odd escape in a quoted text
+            warnings.simplefilter("ignore", DeprecationWarning)
+            tree = ast.parse("".join(pieces).strip().replace("\n", " "), mode="eval")
+        return _Reader(references).read(tree.body)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise UsageRefused(f"'{text}' could not be read: write it like NPO(beta=0.1) + 2.0 * RetainKL().") from error
-    return _Reader(text, references).read(tree.body)
+        shown = ascii(text)[1:-1] if not text.isprintable() else text
+        shown = shown if len(shown) <= LONGEST_QUOTE else f"{shown[:LONGEST_QUOTE]}..."
+        raise UsageRefused(f"'{shown}' could not be read: write it like NPO(beta=0.1) + 2.0 * RetainKL().") from error
 
 
 def check_names(text: str) -> None:
     """Refuse a text that names no plug-in, importing none, so that a slip of the pen is answered at once."""
-    bare = re.sub(r"'[^']*'|\"[^\"]*\"", "", text)
+    bare = re.sub(QUOTED, "", text)
     known = {squashed(p.name) for p in plugins()}
     for name in re.findall(r"(?<![\w.:])([A-Za-z_]\w*)\s*(?=[(,+*]|$)", bare):
         if squashed(name) not in known and name not in ("None", "True", "False"):
@@ -102,14 +120,14 @@ def check_names(text: str) -> None:
 
 @dataclass(frozen=True)
 class _Reader:
-    text: str
-    references: list[str]
+    references: dict[str, str]
+    """What `package.module:Class` each stand-in name stands for."""
 
     def read(self, node: ast.expr) -> object:
         match node:
-            case ast.Constant(value=int() | float() | str() | None as value):
+            case ast.Constant(value=int() | float() | str() | None as value) if _finite(value):
                 return value
-            case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)):
+            case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)) if _finite(value):
                 return -value
             case ast.Tuple(elts=items) | ast.List(elts=items):
                 return tuple(self.read(item) for item in items)
@@ -118,35 +136,98 @@ class _Reader:
             case ast.Call(func=ast.Name() as name, args=[], keywords=keywords) if all(k.arg for k in keywords):
                 return self.call(name, keywords)
             case ast.BinOp(left=left, op=ast.Add() | ast.Mult() as op, right=right):
-                one, other = self.read(left), self.read(right)
-                try:
-                    return one + other if isinstance(op, ast.Add) else one * other
-                except TypeError as error:
-                    raise UsageRefused(f"'{ast.unparse(node)}' cannot be added or multiplied.") from error
+                return self.combine(node, op, self.read(left), self.read(right))
         raise UsageRefused(
-            f"'{ast.unparse(node)}' is not allowed in a method. Allowed: names, numbers, quoted text, "
+            f"'{self.typed(node)}' is not allowed in a method. Allowed: names, numbers, quoted text, "
             f"calls with keywords such as NPO(beta=0.1), + and *."
         )
 
+    def combine(self, node: ast.expr, op: ast.operator, one: Any, other: Any) -> object:
+        """A sum of numbers or of objectives, or a multiple of either."""
+        numbers = [isinstance(side, (int, float)) for side in (one, other)]
+        added = isinstance(op, ast.Add)
+        fit = numbers[0] == numbers[1] if added else any(numbers)
+        if fit and not any(isinstance(side, (str, tuple)) for side in (one, other)):
+            try:
+                if not added:
+                    return one * other
+                if hasattr(other, "__add__"):
+                    return one + other
+            except (TypeError, ValueError, OverflowError):
+                pass
+        raise UsageRefused(f"'{self.typed(node)}' cannot be added or multiplied.")
+
     def call(self, name: ast.Name, keywords: list[ast.keyword]) -> object:
-        ours = not name.id.startswith("_foreign_")
-        made = find(name.id) if ours else foreign(self.references[int(name.id.removeprefix("_foreign_"))])
+        typed = self.typed(name)
+        made = foreign(typed) if name.id in self.references else find(name.id)
         if not callable(made):
-            raise UsageRefused(f"'{name.id}' is not something to call.")
-        known = list(inspect.signature(made).parameters)
+            raise UsageRefused(f"'{typed}' is not something to call.")
+        known, hints = list(inspect.signature(made).parameters), _hints(made)
+        values: dict[str, object] = {}
         for keyword in keywords:
-            if keyword.arg not in known:
-                near = difflib.get_close_matches(str(keyword.arg), known, n=1)
+            setting = str(keyword.arg)
+            if setting not in known:
+                near = difflib.get_close_matches(setting, known, n=1)
                 hint = f"Did you mean '{near[0]}'?" if near else f"It has: {', '.join(known) or 'none'}."
-                raise UsageRefused(f"{name.id} has no setting '{keyword.arg}'. {hint}")
-        values = {str(keyword.arg): self.read(keyword.value) for keyword in keywords}
+                raise UsageRefused(f"{typed} has no setting '{setting}'. {hint}")
+            if setting in values:
+                raise UsageRefused(f"The `{setting}` of {typed} is given twice. Give it once.")
+            values[setting] = self.read(keyword.value)
+            if setting in hints and not _fits(values[setting], hints[setting]):
+                said = _said(hints[setting])
+                raise UsageRefused(f"The `{setting}` of {typed} must be {said}. Got {values[setting]!r}.")
         try:
             return made(**values)
-        except TypeError as error:
-            raise UsageRefused(f"{name.id}: {error}.") from error
+        except (TypeError, ValueError) as error:
+            raise UsageRefused(f"{typed}: {error}.") from error
+
+    def typed(self, node: ast.expr) -> str:
+        """A part of the text, as the user typed it."""
+        text = re.sub(r"\b_foreign_\d+\b", lambda match: self.references.get(match[0], match[0]), ast.unparse(node))
+        return text if len(text) <= LONGEST_QUOTE else f"{text[:LONGEST_QUOTE]}..."
+
+
+def _finite(value: object) -> bool:
+    """Whether a literal is a value that `repr` writes back as a literal: 1e999 is read as inf."""
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def _hints(made: Any) -> dict[str, Any]:
+    """The types of the settings, where they can be had at run time."""
+    try:
+        return get_type_hints(made)
+    except Exception:  # names that only a type checker imports
+        return {}
+
+
+def _fits(value: object, hint: Any) -> bool:
+    """Whether a setting has the type that its field declares; true where that cannot be told."""
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if get_origin(hint) in (Union, UnionType):
+        return any(_fits(value, one) for one in get_args(hint))
+    if hint in (int, float):
+        return isinstance(value, (int, hint)) and not isinstance(value, bool)
+    try:
+        return not isinstance(hint, type) or hint is Any or isinstance(value, hint)
+    except TypeError:  # a protocol
+        return True
+
+
+def _said(hint: Any) -> str:
+    """A type in a user's words."""
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(map(str, get_args(hint)))}"
+    if get_origin(hint) in (Union, UnionType):
+        return " or ".join(_said(one) for one in get_args(hint))
+    words = {int: "a whole number", float: "a number", str: "quoted text", type(None): "None"}
+    if hint in words:
+        return words[hint]
+    name = hint.__name__ if isinstance(hint, type) else str(hint)
+    return f"an {name}" if name[0] in "AEIO" else f"a {name}"
 
 
 def parse_list(text: str) -> list[object]:
     """Several objects separated by commas, such as `Loss, MinK(fraction=0.4)`."""
-    read = parse(f"({text},)")
+    read = parse(text)
     return list(read) if isinstance(read, tuple) else [read]

@@ -26,8 +26,10 @@ def auc(positive: Values, negative: Values) -> float:
 def tpr_at_fpr(positive: Values, negative: Values, fpr: float = 0.01) -> float:
     """Share of positives above the score that at most a share `fpr` of the negatives exceeds."""
     ordered = np.sort(np.asarray(negative))[::-1]
-    threshold = ordered[int(np.floor(fpr * len(ordered)))]
-    return float((np.asarray(positive) > threshold).mean())
+    allowed = int(np.floor(fpr * len(ordered) + 1e-9))  # 0.29 * 100 is 28.999999999999996
+    if allowed >= len(ordered):
+        return 1.0
+    return float((np.asarray(positive) > ordered[allowed]).mean())
 
 
 def bootstrap(
@@ -57,4 +59,4 @@ def mean_interval(values: Values, seed: int = 0) -> tuple[float, float]:
     array = np.asarray(values, dtype=np.float64)
     if np.isin(array, (0.0, 1.0)).all():
         return wilson(float(array.mean()), len(array))
-    return bootstrap(lambda sample: float(sample.mean()), array, seed=seed)
+    return bootstrap(lambda sample: float(sample.mean()), values, seed=seed)

@@ -83,7 +83,7 @@ class Picture:
         return hashlib.sha256(f"{self.digest}:{self.label}".encode()).hexdigest()
 
 
-class _Unreadable(Exception):
+class _UnreadableError(Exception):
     """Why one image cannot be used."""
 
 
@@ -213,7 +213,7 @@ def _file(file: Path, line: int) -> ImageRecord | str:
         return f"{place}: not a file, or a link to nothing"
     try:
         return ImageRecord(place, line, _decode(file), file.parent.name)
-    except _Unreadable as error:
+    except _UnreadableError as error:
         return f"{place}: {error}"
 
 
@@ -234,7 +234,7 @@ def _parquet(path: Path) -> Iterator[ImageRecord | str]:
             continue
         try:
             image = _decode(_bytes(cell.as_py(), image_column))
-        except _Unreadable as error:
+        except _UnreadableError as error:
             yield f"row {row}: {error}"
         else:
             called = names[label] if isinstance(label, int) and 0 <= label < len(names) else ""
@@ -245,7 +245,9 @@ def _column(path: Path, table: Any, allowed: tuple[str, ...], what: str) -> str:
     found = next((name for name in allowed if name in table.column_names), None)
     if found is None:
         has = _few(table.column_names) or "none"
-        raise DataRefused(f"{path}: has no {what} column. Allowed: {', '.join(allowed)}. Its columns: {has}. Rename it.")
+        raise DataRefused(
+            f"{path}: has no {what} column. Allowed: {', '.join(allowed)}. Its columns: {has}. Rename it."
+        )
     return found
 
 
@@ -272,12 +274,12 @@ def _wrong(label: object, column: str) -> str:
 def _bytes(cell: object, column: str) -> io.BytesIO:
     if isinstance(cell, dict):
         if cell.get("bytes") is None and cell.get("path"):
-            raise _Unreadable(f"'{column}' names a file instead of holding its bytes (embed the images)")
+            raise _UnreadableError(f"'{column}' names a file instead of holding its bytes (embed the images)")
         cell = cell.get("bytes")
     if cell is None:
-        raise _Unreadable(f"'{column}' is null")
+        raise _UnreadableError(f"'{column}' is null")
     if not isinstance(cell, bytes):
-        raise _Unreadable(f"'{column}' is {type(cell).__name__}, but must be the bytes of an image file")
+        raise _UnreadableError(f"'{column}' is {type(cell).__name__}, but must be the bytes of an image file")
     return io.BytesIO(cell)
 
 
@@ -294,16 +296,16 @@ def _decode(file: Path | io.BytesIO) -> Image:
         try:
             with Image.open(file, formats=FORMATS) as image:
                 if image.width * image.height > LARGEST:
-                    raise _Unreadable(large)
+                    raise _UnreadableError(large)
                 return _rgb(ImageOps.exif_transpose(image))
         except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-            raise _Unreadable(large) from error
+            raise _UnreadableError(large) from error
         except UnidentifiedImageError as error:
-            raise _Unreadable("not a PNG, JPEG, WebP or BMP image, or cut off at its beginning") from error
-        except (_Unreadable, MemoryError):
+            raise _UnreadableError("not a PNG, JPEG, WebP or BMP image, or cut off at its beginning") from error
+        except (_UnreadableError, MemoryError):
             raise
         except Exception as error:  # each decoder fails in its own way on a torn file
-            raise _Unreadable(f"truncated or damaged ({type(error).__name__}; fetch it again)") from error
+            raise _UnreadableError(f"truncated or damaged ({type(error).__name__}; fetch it again)") from error
 
 
 def _rgb(image: Image) -> Image:
@@ -339,7 +341,8 @@ def _of_ids(records: list[ImageRecord], wanted: set[str]) -> set[str]:
         counts = f"{len(missing)} of {len(wanted)} ids"
         classes = _few(sorted({str(record.name or record.label) for record in records}))
         raise DataRefused(
-            f"{counts} are not there: {_few(missing)}. Ids look like '{records[0].id}'; classes: {classes}. Mend the ids."
+            f"{counts} are not there: {_few(missing)}. "
+            f"Ids look like '{records[0].id}'; classes: {classes}. Mend the ids."
         )
     return wanted
 

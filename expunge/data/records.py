@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +15,11 @@ from typing import Any
 from expunge.core.errors import DataRefused, EnvironmentRefused
 
 LINE_LIMIT = 16_000_000
+"""Bytes of the longest line that is read."""
 SHOWN = 20
+"""Faults that a refusal names at most."""
+NAMES = ("id", "question", "answer", "text", "options", "lead", "image", "img", "label")
+"""Columns that a refusal may name."""
 
 
 @dataclass(frozen=True)
@@ -64,20 +70,23 @@ def _lines(path: Path) -> Iterator[tuple[int, str] | Fault]:
     with path.open("rb") as file:
         for number, raw in enumerate(iter(lambda: file.readline(LINE_LIMIT + 1), b""), start=1):
             if len(raw) > LINE_LIMIT:
-                raise DataRefused(f"{path}: line {number} is longer than 16 MB. Split the record.")
+                limit = f"{LINE_LIMIT / 1e6:g} MB"
+                raise DataRefused(f"{path}: line {number} is longer than {limit}. Split the record.")
+            mark = len(codecs.BOM_UTF8) if number == 1 and raw.startswith(codecs.BOM_UTF8) else 0
             try:
-                yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
+                yield number, raw[mark:].decode()
             except UnicodeDecodeError as error:
-                yield Fault(number, f"byte {at + error.start} is not UTF-8 (save the file as UTF-8)")
+                yield Fault(number, f"byte {at + mark + error.start} is not UTF-8 (save the file as UTF-8)")
             at += len(raw)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object in which no key stands twice."""
     keys = [key for key, _ in pairs]
-    twice = {key for key in keys if keys.count(key) > 1}
-    if twice:
-        raise ValueError(f"the key '{sorted(twice)[0]}' stands twice")
+    twice = next((key for key, count in Counter(keys).items() if count > 1), None)
+    if twice is not None:
+        # A key that is none of ours may be text of the record.
+        raise ValueError(f"the key '{twice}' stands twice" if twice in NAMES else "a key stands twice")
     return dict(pairs)
 
 
@@ -107,21 +116,31 @@ def _csv(path: Path) -> Iterator[Record | Fault]:
             yield line
             return
         text.append(line[1])
+    csv.field_size_limit(max(csv.field_size_limit(), LINE_LIMIT))
     reader = csv.DictReader(io.StringIO("".join(text), newline=""), strict=True)
     try:
+        header = reader.fieldnames or ()
+        if len(set(header)) < len(header):
+            yield Fault(1, "two columns of the header have one name")
+            return
         for row in reader:
             if None in row or None in row.values():
-                yield Fault(reader.line_num, f"not {len(reader.fieldnames or ())} columns wide as the header is")
+                yield Fault(reader.line_num, f"not {len(header)} columns wide as the header is")
             else:
                 yield Record(reader.line_num, {key: value for key, value in row.items() if value != ""})
     except csv.Error as error:
-        yield Fault(reader.line_num, f"not CSV ({error})")
+        yield Fault(reader.line_num + 1, f"not CSV ({error})")  # where the row begins that could not be read
 
 
-def _parquet(path: Path) -> Iterator[Record]:
+def _parquet(path: Path) -> Iterator[Record | Fault]:
     table = open_parquet(path)
-    for number, row in enumerate(table.to_pylist(), start=1):
-        yield Record(number, {key: value for key, value in row.items() if value is not None})
+    for number in range(1, len(table) + 1):
+        try:
+            (row,) = table.slice(number - 1, 1).to_pylist()
+        except UnicodeDecodeError:
+            yield Fault(number, "not UTF-8 (save the file as UTF-8)")
+        else:
+            yield Record(number, {key: value for key, value in row.items() if value is not None})
 
 
 def open_parquet(path: Path) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from expunge.data.records import Fault, Record, read, refuse
 
 PLAIN_PROMPT = "Question: {question}\nAnswer: "
 """Used where the tokenizer has no chat template."""
+
+LONGEST_ID = 200
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,13 @@ class Passage:
 
     def content(self) -> str:
         """SHA-256 of question and answer, case and spaces evened (NFC, casefold)."""
-        said = "\x1f".join((self.question, self.answer))
-        return hashlib.sha256(" ".join(unicodedata.normalize("NFC", said).casefold().split()).encode()).hexdigest()
+        # Evened before they are joined: split() takes the separator for a space.
+        said = "\x1f".join(_evened(text) for text in (self.question, self.answer))
+        return hashlib.sha256(said.encode()).hexdigest()
+
+
+def _evened(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFC", text).casefold().split())
 
 
 def load(path: Path) -> list[Record]:
@@ -61,10 +69,15 @@ def load(path: Path) -> list[Record]:
     """
     records = read(path)
     faults = [Fault(record.line, what) for record in records if (what := _wrong(record.columns))]
-    ids = [str(record.columns["id"]) for record in records if "id" in record.columns]
-    faults += [Fault(r.line, "its id stands twice") for r in records if ids.count(str(r.columns.get("id"))) > 1]
+    counts = Counter(_name(record) for record in records)
+    faults += [Fault(record.line, "its id stands twice") for record in records if counts[_name(record)] > 1]
     refuse(path, faults)
     return records
+
+
+def _name(record: Record) -> str:
+    """What the record is called: its id, else its line."""
+    return str(record.columns.get("id", f"line-{record.line}"))
 
 
 def _wrong(columns: dict[str, Any]) -> str:
@@ -72,20 +85,31 @@ def _wrong(columns: dict[str, Any]) -> str:
     wanted = ("text",) if "text" in columns else ("question", "answer")
     missing = [name for name in wanted if name not in columns]
     if missing:
-        return f"no column '{missing[0]}' (needed: question and answer, or text)"
+        return f"no '{missing[0]}' (needed: question and answer, or text)"
     bad = next((n for n in wanted if not isinstance(columns[n], str) or not columns[n].strip()), "")
     if bad:
-        return f"'{bad}' is {type(columns[bad]).__name__ if columns[bad] else 'empty'}, but must be text"
-    if any("\ud800" <= letter <= "\udfff" for name in wanted for letter in columns[name]):
-        return "a lone surrogate, which is not text"
+        empty = columns[bad] is None or isinstance(columns[bad], str)
+        return f"'{bad}' is {'empty' if empty else type(columns[bad]).__name__}, but must be text"
+    if "id" in columns and not _is_id(columns["id"]):
+        return f"'id' must be a whole number, or text of 1 to {LONGEST_ID} printable letters"
     if not isinstance(columns.get("lead", ""), str):
         return "'lead' must be text (how the answer begins)"
     options = columns.get("options", [])
     if not isinstance(options, list) or not all(isinstance(option, str) and option.strip() for option in options):
         return "'options' must be a list of texts (the wrong answers)"
+    texts = [*(columns[name] for name in wanted), columns.get("lead", ""), *options]
+    if any("\ud800" <= letter <= "\udfff" for text in texts for letter in text):
+        return "a lone surrogate, which is not text"
     if "answer" in columns and columns["answer"] in options:
         return "'options' holds the right answer; list only wrong ones"
     return ""
+
+
+def _is_id(value: object) -> bool:
+    """Whether an id is safe to print: it stands in refusals, on a terminal and in reports."""
+    if isinstance(value, str):
+        return bool(value.strip()) and len(value) <= LONGEST_ID and value.isprintable()
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def encode(records: list[Record], tokenizer: Any, path: Path, longest: int) -> tuple[Passage, ...]:
@@ -99,8 +123,8 @@ def encode(records: list[Record], tokenizer: Any, path: Path, longest: int) -> t
         for passage in made:
             if passage.rows < 1 or any(option.rows < 1 for option in passage.alternatives):
                 faults.append(Fault(record.line, "has no labelled token, so nothing can be asked about it"))
-            elif max(len(p.tokens) for p in (passage, *passage.alternatives)) > longest:
-                faults.append(Fault(record.line, f"{len(passage.tokens)} tokens; the model reads {longest}"))
+            elif (most := max(p.size for p in (passage, *passage.alternatives))) > longest:
+                faults.append(Fault(record.line, f"{most} tokens; the model reads {longest}"))
             passages.append(passage)
     refuse(path, faults)
     return tuple(passages)
@@ -110,11 +134,16 @@ def prompt_of(question: str, tokenizer: Any) -> str:
     """What the model reads before it answers: the tokenizer's chat template where it has one."""
     if not tokenizer.chat_template:
         return PLAIN_PROMPT.format(question=question)
-    turn = [{"role": "user", "content": question}]
+    return _rendered(tokenizer, [{"role": "user", "content": question}], add_generation_prompt=True)
+
+
+def _rendered(tokenizer: Any, turns: list[dict[str, str]], add_generation_prompt: bool) -> str:
     try:
-        return str(tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
+        said = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt)
     except Exception as error:  # templates are programs of strangers and fail in any way they like
-        raise ModelRefused(f"The tokenizer's chat template failed ({type(error).__name__}). Mend or remove it.") from error
+        kind = type(error).__name__
+        raise ModelRefused(f"The tokenizer's chat template failed ({kind}). Mend or remove it.") from error
+    return str(said)
 
 
 def end_of_answer(tokenizer: Any) -> int | None:
@@ -122,9 +151,11 @@ def end_of_answer(tokenizer: Any) -> int | None:
     if tokenizer.chat_template:
         said = "Lorem ipsum"
         turns = [{"role": "user", "content": "Dolor"}, {"role": "assistant", "content": said}]
-        tail = str(tokenizer.apply_chat_template(turns, tokenize=False)).rpartition(said)[2].strip()
-        tokens = tokenizer(tail, add_special_tokens=False)["input_ids"]
-        if tokens and tokens[0] in tokenizer.all_special_ids:
+        _, verbatim, tail = _rendered(tokenizer, turns, add_generation_prompt=False).rpartition(said)
+        tokens = tokenizer(tail.strip(), add_special_tokens=False)["input_ids"] if verbatim else []
+        # Not every special token has a role such as eos: Phi-3's <|end|> is merely marked as special.
+        special = {n for n, token in tokenizer.added_tokens_decoder.items() if token.special}
+        if tokens and tokens[0] in special.union(tokenizer.all_special_ids):
             return int(tokens[0])
     return tokenizer.eos_token_id
 
@@ -146,12 +177,12 @@ def _label(prompt: str, answer: str, tokenizer: Any) -> tuple[tuple[int, ...], i
 
 def _answer(record: Record, tokenizer: Any) -> Passage:
     question, answer = record.columns["question"], record.columns["answer"]
-    name = str(record.columns.get("id", f"line-{record.line}"))
+    name = _name(record)
     prompt = prompt_of(question, tokenizer)
     lead = record.columns.get("lead", "").rstrip()
     begun = prompt + lead
     space = " " if lead else ""
-    asked = tuple(tokenizer(prompt.rstrip(" "), add_special_tokens=not tokenizer.chat_template)["input_ids"])
+    asked = _asked(prompt, tokenizer)
 
     def passage(text: str, wrong: tuple[Passage, ...]) -> Passage:
         tokens, first = _label(begun, space + text, tokenizer)
@@ -160,22 +191,30 @@ def _answer(record: Record, tokenizer: Any) -> Passage:
     return passage(answer, tuple(passage(option, ()) for option in record.columns.get("options", [])))
 
 
+def _asked(prompt: str, tokenizer: Any) -> tuple[int, ...]:
+    """Tokens of a prompt to go on from: without the end token that some tokenizers add to everything."""
+    tokens = tuple(tokenizer(prompt.rstrip(" "), add_special_tokens=not tokenizer.chat_template)["input_ids"])
+    ends = not tokenizer.chat_template and tokens[-1:] == (tokenizer.eos_token_id,)
+    return tokens[:-1] if ends else tokens
+
+
 def _texts(record: Record, tokenizer: Any, longest: int) -> list[Passage]:
-    """A text, cut where it is longer than the model reads; no token is dropped or labelled twice."""
-    text = record.columns["text"]
-    name = str(record.columns.get("id", f"line-{record.line}"))
+    """A text, cut where it is longer than the model reads.
+
+    A piece begins with the last token of the one before, so every token but the first is labelled exactly once.
+    """
+    text, name = record.columns["text"], _name(record)
     tokens = tuple(tokenizer(text)["input_ids"])
-    pieces = [tokens[k : k + longest] for k in range(0, max(len(tokens), 1), longest)]
-    ids = [name] if len(pieces) == 1 else [f"{name}.{k}" for k in range(1, len(pieces) + 1)]
-    whole = len(pieces) == 1
-    said = [text] if whole else [tokenizer.decode(piece) for piece in pieces]
-    named = zip(ids, pieces, said, strict=True)
-    return [Passage(i, piece, 1, "", part) for i, piece, part in named if len(piece) > 1 or whole]
+    if len(tokens) <= longest:
+        return [Passage(name, tokens, 1, "", text)]
+    pieces = [tokens[k : k + longest] for k in range(0, len(tokens) - 1, longest - 1)]
+    return [Passage(f"{name}.{k}", piece, 1, "", tokenizer.decode(piece)) for k, piece in enumerate(pieces, start=1)]
 
 
 def refuse_unknown_tokens(passages: tuple[Passage, ...], vocabulary: int, path: Path) -> None:
     """Refuse passages whose tokens the model's embedding does not hold (the tokenizer of another model)."""
-    largest = max(max(passage.tokens, default=0) for passage in passages)
+    read = [one for passage in passages for one in (passage, *passage.alternatives)]
+    largest = max(max((*one.tokens, *one.asked), default=0) for one in read)
     if largest >= vocabulary:
         raise ModelRefused(
             f"{path}: the tokenizer makes token {largest}, but the model's embedding has {vocabulary} rows. "

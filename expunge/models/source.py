@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +39,7 @@ class Source:
 def locate(text: str) -> Source:
     """The source that a user typed: FOLDER, FILE.gguf, `org/name` or `org/name@revision`."""
     path = Path(text)
-    if text.startswith("-") or "\0" in text or len(text) > 4096:
+    if text.startswith("-") or not text.isprintable() or not text.strip() or _too_long(path):
         raise UsageRefused("The model must be a folder, a .gguf file or a hub id such as org/name@revision.")
     if path.is_file() and path.suffix == ".gguf":
         return Source(str(path.parent), gguf=path.name)
@@ -50,37 +49,60 @@ def locate(text: str) -> Source:
     name, _, revision = text.partition("@")
     if path.exists() or path.suffix == ".gguf" or text.startswith((".", "/", "~")) or not HUB_ID.fullmatch(name):
         raise UsageRefused(f"{text}: no such folder, and not a hub id such as org/name@revision.")
-    if revision and not REVISION.fullmatch(revision):
+    if revision and (not REVISION.fullmatch(revision) or ".." in revision):
         raise UsageRefused(f"{text}: '{revision}' is not a revision. Use a branch, a tag or a commit.")
     return Source(name, revision or None)
 
 
+def _too_long(path: Path) -> bool:
+    try:
+        path.exists()
+    except OSError:  # a name longer than file systems allow
+        return True
+    return False
+
+
 def check_folder(folder: Path) -> None:
     """Refuse a model folder with remote code, pickled weights, or files that point out of it."""
-    config = read_json(folder / "config.json")
-    if config.get("auto_map"):
-        raise ModelRefused(f"{folder}: config.json asks for code of its own (auto_map). It is never run; remove it.")
-    if "/" in str(config.get("_attn_implementation") or config.get("attn_implementation") or ""):
-        raise ModelRefused(f"{folder}: config.json names an attention kernel to download. Remove that line.")
+    if not (folder / "config.json").is_file() and any(folder.glob("*.gguf")):
+        raise ModelRefused(f"{folder}: holds GGUF files, of which one must be named. Give {folder}/FILE.gguf.")
+    for config in _nested(read_json(folder / "config.json")):
+        if config.get("auto_map"):
+            raise ModelRefused(f"{folder}: config.json asks for code of its own (auto_map), never run. Remove it.")
+        if any("/" in str(config.get(key) or "") for key in ("_attn_implementation", "attn_implementation")):
+            raise ModelRefused(f"{folder}: config.json names an attention kernel to download. Remove that line.")
+    if (folder / "adapter_config.json").exists():  # transformers would load the base that it names instead
+        raise ModelRefused(f"{folder}: holds an adapter (adapter_config.json) beside a model. Merge it or move it out.")
+    cache = folder.resolve().parent
+    # A snapshot of the hub's own cache links to the blobs beside it.
+    allowed = [folder.resolve(), *([cache.parent / "blobs"] if cache.name == "snapshots" else [])]
     for path in folder.rglob("*"):
-        if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
-            if "blobs" not in path.resolve().parts:  # the hub's own cache links to its blobs
-                raise ModelRefused(f"{path}: links to a file outside the model's folder. Copy the file in.")
+        if path.is_symlink() and not any(path.resolve().is_relative_to(place) for place in allowed):
+            raise ModelRefused(f"{path}: links to a file outside the model's folder. Copy the file in.")
     _check_weights(folder)
+
+
+def _nested(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """A configuration and those inside it, such as a text model's."""
+    inside = [value for value in config.values() if isinstance(value, dict)]
+    return [config, *(deeper for value in inside for deeper in _nested(value))]
 
 
 def _check_weights(folder: Path) -> None:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        shards = set(read_json(index).get("weight_map", {}).values())
-        outside = [name for name in shards if os.path.basename(str(name)) != name]
+        named = read_json(index).get("weight_map")
+        shards = set(map(str, named.values())) if isinstance(named, dict) else set()
+        if not shards:
+            raise ModelRefused(f"{index}: names no shards. Fetch it again.")
+        outside = sorted(name for name in shards if not re.fullmatch(r"[^/\\]+\.safetensors", name))
         if outside:
-            raise ModelRefused(f"{index}: names '{outside[0]}', which is not a plain file name. Mend the index.")
+            raise ModelRefused(f"{index}: names '{outside[0]}', which is no plain .safetensors file. Mend the index.")
         missing = sorted(name for name in shards if not (folder / name).is_file())
         if missing:
             raise ModelRefused(f"{folder}: shards are missing: {', '.join(missing)}. Fetch them.")
         return
-    if (folder / "model.safetensors").is_file() or any(folder.glob("*.gguf")):
+    if (folder / "model.safetensors").is_file():
         return
     if any(folder.glob("*.bin")) or any(folder.glob("*.pt")):
         raise ModelRefused(
@@ -96,7 +118,7 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ModelRefused(f"{path} is not there. Give a transformers folder.") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelRefused(f"{path} is not JSON. Fetch it again.") from error
     if not isinstance(value, dict):
         raise ModelRefused(f"{path} is not a JSON object. Fetch it again.")
@@ -110,10 +132,13 @@ def config_of(source: Source) -> Any:
     gguf = {"gguf_file": source.gguf} if source.gguf else {}
     try:
         config = AutoConfig.from_pretrained(**source.arguments, **gguf)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # a configuration is a stranger's, and each class checks it in its own way
         raise ModelRefused(_reason(source, error)) from error
     if getattr(config, "auto_map", None):
         raise ModelRefused(f"{source.name}: asks for code of its own (auto_map), which is never run.")
+    named = config.architectures or []
+    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+        raise ModelRefused(f"{source.name}: 'architectures' of config.json must be a list of names. Fetch it again.")
     return config
 
 
@@ -126,11 +151,12 @@ def load_module(source: Source, auto: Any, dtype: Any) -> Any:
     if source.gguf:
         kind = {"gguf_file": source.gguf, "quantization_config": GgufConfig(dequantize=True)}
     try:
-        module = auto.from_pretrained(**source.arguments, dtype=dtype, **kind)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        module, told = auto.from_pretrained(**source.arguments, dtype=dtype, output_loading_info=True, **kind)
+    except Exception as error:  # safetensors, for one, raises a class of its own for a torn file
         raise ModelRefused(_reason(source, error)) from error
-    except Exception as error:  # safetensors raises a class of its own for a torn file
-        raise ModelRefused(_reason(source, error)) from error
+    missing = sorted(told["missing_keys"])
+    if missing:  # transformers fills them with random numbers
+        raise ModelRefused(f"{source.name}: {len(missing)} tensors are missing ({missing[0]}, ...). Fetch it again.")
     broken = [name for name, p in module.named_parameters() if not torch.isfinite(p).all()]
     if broken:
         raise ModelRefused(f"{source.name}: {len(broken)} tensors hold NaN or Inf ({broken[0]}, ...). Fetch it again.")

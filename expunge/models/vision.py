@@ -127,4 +127,6 @@ def _refuse_misfit(source: Source, network: ImageClassifier) -> None:
             f"{source.name}: its image processor {what}. Use the model's own preprocessor_config.json."
         ) from error
     if classes != len(network.classes):
-        raise ModelRefused(f"{source.name}: scores {classes} classes but names {len(network.classes)}. Mend config.json.")
+        raise ModelRefused(
+            f"{source.name}: scores {classes} classes but names {len(network.classes)}. Mend config.json."
+        )

@@ -13,12 +13,12 @@ from expunge.core.request import Example, Request
 class Draw:
     """Every example of a set is read once before any is read again; no tail is dropped."""
 
-    def __init__(self, request: Request, batch: int, seed: int) -> None:
-        self.batch = batch
+    def __init__(self, request: Request, batch: int, retain_batch: int, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
         sets = {"forget": request.forget, "retain": request.retain, "stand_in": request.stand_in}
         self.dealt = {name: _deal(examples, generator) for name, examples in sets.items() if examples}
-        self.counts = {name: min(batch, len(sets[name])) for name in self.dealt}
+        wanted = {"forget": batch, "retain": retain_batch, "stand_in": batch}
+        self.counts = {name: min(wanted[name], len(sets[name])) for name in self.dealt}
 
     def sets(self) -> dict[str, Batch]:
         """The next step's examples by set."""

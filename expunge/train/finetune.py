@@ -51,7 +51,9 @@ class Finetune:
     steps: int = 100
     """Steps at most; the run ends earlier when it has forgotten enough."""
     batch: int = 8
-    """Examples of each set that a step reads."""
+    """Forget examples that a step reads."""
+    retain_batch: int = 16
+    """Retain examples that a step reads: more of them steady what is held on to."""
     accumulate: int = 1
     """Parts that a step is read in. Changes memory, not the result."""
     warmup: int = 0
@@ -74,6 +76,7 @@ class Finetune:
                 ("learning_rate", "positive and finite", 0 < self.learning_rate < math.inf),
                 ("steps", "at least 1", self.steps >= 1),
                 ("batch", "at least 1", self.batch >= 1),
+                ("retain_batch", "at least 1", self.retain_batch >= 1),
                 ("accumulate", "from 1 to batch", 1 <= self.accumulate <= self.batch),
                 ("warmup", "at least 0", self.warmup >= 0),
                 ("schedule", "constant, linear or cosine", self.schedule in ("constant", "linear", "cosine")),
@@ -113,14 +116,16 @@ class _Run:
         self.moving = self.adapted.trainable()
         self.kinds: dict[str, Kind] = kinds(self.before.module)
         self.norms = Norms()
+        self.level: float | None = None
         self.optimizer = torch.optim.AdamW(
             self.moving.values(), lr=self.plan.learning_rate, weight_decay=self.plan.weight_decay
         )
 
     def train(self) -> Network:
         plan = self.plan
-        draw = Draw(self.request, plan.batch, plan.seed)
+        draw = Draw(self.request, plan.batch, plan.retain_batch, plan.seed)
         keeper = plan.stop.keeper(self.before, self.request)
+        self.level = keeper.level
         layers = [name for name, _ in self.plan.adapter.deltas(self.adapted, self.before)]
         self.watch(
             {
@@ -180,7 +185,7 @@ class _Run:
 
     def descend(self, step: int, sets: Mapping[str, Batch], shares: Mapping[str, Share]) -> dict[str, float]:
         """Gradients of one part of a step, added to those of the parts before; its losses."""
-        now = View(self.adapted, sets, shares)
+        now = View(self.adapted, sets, shares, level=self.level)
         before = View(self.before, sets, shares, gradients=False)
         loss: Tensor | None = None
         for weight, term in self.plan.objective.terms():

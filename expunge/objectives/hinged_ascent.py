@@ -1,0 +1,28 @@
+"""Ascent up to a level (the bounded loss of GS-LoRA, Zhao et al., 2024, arXiv 2403.11530, with a level that is measured).
+
+    loss = E_examples[ max(0, level - CE(y_f | x_f)) ],   CE = mean over the example's rows, in nats
+
+An example that has reached the level is left alone, so the retain term can mend what the ascent broke, and nothing is
+forgotten beyond what a model that never saw it would not know. GS-LoRA sets the level by hand (BND).
+"""
+
+from dataclasses import dataclass
+
+from expunge.core.errors import UsageRefused
+from expunge.core.model import View
+from expunge.core.objective import Objective, Scalar
+
+
+@dataclass(frozen=True)
+class HingedAscent(Objective):
+    """Raise each forget example's cross-entropy to a level and no further."""
+
+    level: float | None = None
+    """Nats for each row at which an example counts as forgotten; None takes the run's level (`Stop`'s)."""
+
+    def __call__(self, now: View, before: View) -> Scalar:
+        level = self.level if self.level is not None else now.level
+        if level is None:
+            raise UsageRefused("HingedAscent has no level. Give level=..., a holdout set, or Stop(level=...).")
+        losses = now.forget.mean(-now.forget.log_prob())
+        return now.forget.over_examples((level - losses).clamp(min=0))
