@@ -37,7 +37,7 @@ class Full(Adapter):
     def deltas(self, adapted: Network, before: Network) -> Iterator[tuple[str, "Float[Tensor, 'out in']"]]:
         for (name, now), was in zip(adapted.module.named_parameters(), before.module.parameters(), strict=True):
             if now.dim() >= 2:
-                yield name.removesuffix(".weight"), (now.detach() - was).flatten(1)
+                yield name.removesuffix(".weight"), (now.detach() - was.detach()).flatten(1)
 
     def save(self, adapted: Network, folder: Path) -> None:
         """Nothing: the whole network is the result."""

@@ -39,6 +39,8 @@ class PeftAdapter(Adapter):
         with warnings.catch_warnings():
             # peft asks transformers for a property by its old name
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            # for each of GPT-2's layers, whose weights lie [in, out], it says that it noticed
+            warnings.filterwarnings("ignore", "fan_in_fan_out is set to")
             module = get_peft_model(fork.module, self.config(chosen(network.module, self.where)))  # type: ignore[arg-type]
         return fork.fork(module.eval())
 

@@ -35,9 +35,7 @@ def folder_digest(folder: Path) -> str:
 def write_manifest(folder: Path, **facts: object) -> None:
     """List every file below `folder` with its size and SHA-256, beside `facts`. Write it last."""
     paths = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST)
-    files = {
-        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in paths
-    }
+    files = {str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in paths}
     write_text(folder / MANIFEST, json.dumps({"schema": 1, **facts, "files": files}, indent=1, sort_keys=True))
 
 

@@ -102,7 +102,9 @@ def parse(text: str) -> object:
             warnings.simplefilter("ignore", SyntaxWarning)  # an odd escape in a quoted text
             warnings.simplefilter("ignore", DeprecationWarning)
             tree = ast.parse("".join(pieces).strip().replace("\n", " "), mode="eval")
-        return _Reader(references).read(tree.body)
+        made = _Reader(references).read(tree.body)
+        repr(made)  # what cannot be printed cannot be reported: too long a sum, for one
+        return made
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         shown = ascii(text)[1:-1] if not text.isprintable() else text
         shown = shown if len(shown) <= LONGEST_QUOTE else f"{shown[:LONGEST_QUOTE]}..."

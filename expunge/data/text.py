@@ -118,8 +118,10 @@ def encode(records: list[Record], tokenizer: Any, path: Path, longest: int) -> t
         raise ModelRefused("The tokenizer has no offsets. Use a fast one (a folder with tokenizer.json).")
     passages: list[Passage] = []
     faults: list[Fault] = []
+    asks = any("text" not in record.columns for record in records)
+    end = end_of_answer(tokenizer) if asks else None  # once: it renders the chat template
     for record in records:
-        made = _texts(record, tokenizer, longest) if "text" in record.columns else [_answer(record, tokenizer)]
+        made = _texts(record, tokenizer, longest) if "text" in record.columns else [_answer(record, tokenizer, end)]
         for passage in made:
             if passage.rows < 1 or any(option.rows < 1 for option in passage.alternatives):
                 faults.append(Fault(record.line, "has no labelled token, so nothing can be asked about it"))
@@ -160,12 +162,11 @@ def end_of_answer(tokenizer: Any) -> int | None:
     return tokenizer.eos_token_id
 
 
-def _label(prompt: str, answer: str, tokenizer: Any) -> tuple[tuple[int, ...], int]:
+def _label(prompt: str, answer: str, tokenizer: Any, end: int | None) -> tuple[tuple[int, ...], int]:
     """Tokens of prompt, answer and end token, and the index of the first that reaches into the answer."""
     chat = bool(tokenizer.chat_template)
     read = tokenizer(prompt + answer, add_special_tokens=not chat, return_offsets_mapping=True)
     tokens, offsets = list(read["input_ids"]), read["offset_mapping"]
-    end = end_of_answer(tokenizer)
     if tokens and tokens[-1] == end and offsets[-1][0] == offsets[-1][1]:
         tokens, offsets = tokens[:-1], offsets[:-1]
     # Special tokens that the tokenizer adds have empty spans and answer nothing.
@@ -175,7 +176,7 @@ def _label(prompt: str, answer: str, tokenizer: Any) -> tuple[tuple[int, ...], i
     return tuple(tokens), max(first, 1)
 
 
-def _answer(record: Record, tokenizer: Any) -> Passage:
+def _answer(record: Record, tokenizer: Any, end: int | None) -> Passage:
     question, answer = record.columns["question"], record.columns["answer"]
     name = _name(record)
     prompt = prompt_of(question, tokenizer)
@@ -185,7 +186,7 @@ def _answer(record: Record, tokenizer: Any) -> Passage:
     asked = _asked(prompt, tokenizer)
 
     def passage(text: str, wrong: tuple[Passage, ...]) -> Passage:
-        tokens, first = _label(begun, space + text, tokenizer)
+        tokens, first = _label(begun, space + text, tokenizer, end)
         return Passage(name, tokens, first, begun, text, question, asked, wrong)
 
     return passage(answer, tuple(passage(option, ()) for option in record.columns.get("options", [])))
@@ -220,5 +221,3 @@ def refuse_unknown_tokens(passages: tuple[Passage, ...], vocabulary: int, path: 
             f"{path}: the tokenizer makes token {largest}, but the model's embedding has {vocabulary} rows. "
             f"Use the model's own tokenizer."
         )
-
-

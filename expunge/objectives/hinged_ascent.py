@@ -8,7 +8,6 @@ forgotten beyond what a model that never saw it would not know. GS-LoRA sets the
 
 from dataclasses import dataclass
 
-from expunge.core.errors import UsageRefused
 from expunge.core.model import View
 from expunge.core.objective import Objective, Scalar
 
@@ -18,11 +17,11 @@ class HingedAscent(Objective):
     """Raise each forget example's cross-entropy to a level and no further."""
 
     level: float | None = None
-    """Nats for each row at which an example counts as forgotten; None takes the run's level (`Stop`'s)."""
+    """Nats for each row at which an example counts as forgotten; None takes the run's (see `Stop`), and where the run
+    has none either, this is ascent without an end."""
 
     def __call__(self, now: View, before: View) -> Scalar:
         level = self.level if self.level is not None else now.level
-        if level is None:
-            raise UsageRefused("HingedAscent has no level. Give level=..., a holdout set, or Stop(level=...).")
         losses = now.forget.mean(-now.forget.log_prob())
-        return now.forget.over_examples((level - losses).clamp(min=0))
+        short = -losses if level is None else (level - losses).clamp(min=0)
+        return now.forget.over_examples(short)

@@ -45,8 +45,9 @@ class Rule:
                 return Rule(text.strip(), match[1], match[2], match[3], bound)
             except (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError):
                 pass
+        shown = text if len(text) <= 200 else f"{text[:200]}..."
         raise UsageRefused(
-            f"--require '{text}' could not be read. Write SET.AUDIT <= BOUND, such as forget.Choice <= 0.25 or "
+            f"--require '{shown}' could not be read. Write SET.AUDIT <= BOUND, such as forget.Choice <= 0.25 or "
             f"retain.Choice >= before - 0.05; a bound may name before, reference and ideal."
         )
 

@@ -226,7 +226,9 @@ def test_an_adapter_s_configuration_that_would_replace_the_model_by_its_base_is_
 
 
 def test_a_hub_id_that_cannot_be_reached_is_refused_as_a_model():  # C09
-    with pytest.raises(ModelRefused, match=r"^org/none \(not a folder here, so it was looked up on the hub\): could not"):
+    with pytest.raises(
+        ModelRefused, match=r"^org/none \(not a folder here, so it was looked up on the hub\): could not"
+    ):
         config_of(Source("org/none"))
 
 
@@ -249,9 +251,7 @@ def test_a_configuration_that_no_class_can_read_is_refused(config: dict, tmp_pat
 
 
 def test_a_model_that_is_neither_a_decoder_nor_a_classifier_is_refused(tmp_path: Path):  # M25
-    config = BertConfig(
-        hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=10
-    )
+    config = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=10)
     BertModel(config).save_pretrained(tmp_path)
     with pytest.raises(ModelRefused, match=r"BertModel is neither a causal language model nor an image classifier"):
         open_network(str(tmp_path))

@@ -1,0 +1,133 @@
+"""Thresholds: what can be required, and when it is met."""
+
+import math
+
+import pytest
+
+from expunge.core.audit import Finding
+from expunge.core.errors import UsageRefused
+from expunge.report.verdict import Rule
+
+
+def found(
+    value: float, model: str, audit: str = "Choice", where: str = "forget", ideal: float | None = None
+) -> Finding:
+    return Finding(audit, where, value, value, value, 10, "a definition", ideal=ideal, model=model)
+
+
+FINDINGS = [
+    found(0.95, "before", where="retain", ideal=0.95),
+    found(0.90, "after", where="retain", ideal=0.95),
+    found(1.0, "before", ideal=0.25),
+    found(0.30, "after", ideal=0.25),
+    found(0.26, "reference", ideal=0.25),
+    found(0.61, "after", "MinK", "forget vs holdout", 0.5),
+    found(0.5, "after", "Rouge", "para"),
+]
+
+
+@pytest.mark.parametrize(
+    ("rule", "bound", "met"),
+    [
+        ("forget.Choice <= 0.3", 0.3, True),
+        ("forget.Choice < 0.3", 0.3, False),
+        ("forget.Choice >= 0.3", 0.3, True),
+        ("forget.Choice > 0.3", 0.3, False),
+        ("forget.Choice <= .25", 0.25, False),
+        ("forget.Choice <= before", 1.0, True),
+        ("forget.Choice <= before - 0.5", 0.5, True),
+        ("forget.Choice <= 0.5 * before", 0.5, True),
+        ("forget.Choice <= reference + 0.05", 0.31, True),
+        ("forget.Choice <= reference", 0.26, False),
+        ("forget.Choice <= ideal + 0.05", 0.30, True),
+        ("forget.Choice >= -(1)", -1.0, True),
+        ("forget.Choice <= (before + 2 * ideal) * 0.2", 0.3, True),
+        ("forget vs holdout.MinK <= ideal + 0.2", 0.7, True),
+        ("  forget . Choice<=0.3  ", 0.3, True),
+        ("para.Rouge >= 1e-1", 0.1, True),
+    ],
+)
+def test_a_rule_compares_the_value_after_with_its_bound(rule: str, bound: float, met: bool):
+    outcome = Rule.parse(rule).read(FINDINGS)
+    assert math.isclose(outcome.bound, bound)
+    assert outcome.met is met
+    assert outcome.rule == rule.strip()
+
+
+def test_a_bound_that_is_met_on_paper_is_met():
+    assert 0.95 - 0.05 != 0.90  # in binary it is 0.8999999999999999
+    for rule, met in ((">=", True), ("<=", True), (">", False), ("<", False)):
+        assert Rule.parse(f"retain.Choice {rule} before - 0.05").read(FINDINGS).met is met
+    # The slack is for rounding alone: a millionth of a point is missed.
+    assert not Rule.parse("retain.Choice >= before - 0.049999").read(FINDINGS).met
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "forget.Loss >= 0",
+        "holdout.Choice >= 0",
+        "forget.Rouge <= 1",
+        "retain.Choice >= reference - 1",
+        "para.Rouge <= before + 9",
+        "para.Rouge >= ideal - 9",
+    ],
+)
+def test_what_was_not_measured_never_meets_a_rule(rule: str):  # V03
+    outcome = Rule.parse(rule).read(FINDINGS)
+    assert outcome.bound is None
+    assert outcome.met is False
+
+
+@pytest.mark.parametrize("sign", ["<=", ">=", "<", ">"])
+def test_a_value_that_is_no_number_never_meets_a_rule(sign: str):
+    findings = [found(math.nan, "after"), found(1.0, "before")]
+    assert not Rule.parse(f"forget.Choice {sign} 0.5").read(findings).met
+    findings = [found(0.5, "after"), found(math.nan, "before")]
+    assert not Rule.parse(f"forget.Choice {sign} before").read(findings).met
+
+
+def test_a_value_before_alone_does_not_count_as_the_value_after():
+    assert not Rule.parse("forget.Choice <= 2").read([found(1.0, "before"), found(1.0, "reference")]).met
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "Choice <= 0.25",
+        "forget.Choice",
+        "forget.Choice <=",
+        "forget.Choice == 0.25",
+        "forget.Choice = 0.25",
+        "forget.Choice <= 0.25 <= 1",
+        "forget.Choice <= after",
+        "forget.Choice <= befor - 0.05",
+        "forget.Choice <= 1 / 2",
+        "forget.Choice <= 2 ** 9",
+        "forget.Choice <= True",
+        "forget.Choice <= 'a'",
+        "forget.Choice <= None",
+        "forget.Choice <= 1j",
+        "forget.Choice <= __import__('os')",
+        "forget.Choice <= before.__class__",
+        "forget.Choice <= (0.25",
+        "forget.Choice <= 0.25; 1",
+        "forget.Choice <= [1]",
+        "forget.Choice <= lambda: 1",
+        "forget.Choice <= " + "9" * 400,
+        "forget.Choice <= " + "9" * 5000,
+        "forget.Choice <= " + "-" * 5000 + "1",
+        "forget.Choice <= " + "(" * 5000,
+        "forget.Choice <= " + "+".join("1" * 5000),
+        "forget.Choice <= \0",
+        "a.b.Choice <= 1",
+    ],
+)
+def test_what_is_not_a_rule_is_refused_with_an_example(text: str):
+    with pytest.raises(UsageRefused) as refused:
+        Rule.parse(text)
+    said = refused.value.line()
+    assert said.startswith("expunge: E2-usage: --require '")
+    assert "such as forget.Choice <= 0.25" in said
+    assert len(said) < 500
