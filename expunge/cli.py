@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -115,7 +116,7 @@ def report(
 
 @app.command("list")
 def list_(
-    kind: Annotated[str | None, typer.Argument(metavar="[KIND]", help="methods, objectives, adapters, audits, ...")] = None,
+    kind: Annotated[str | None, typer.Argument(metavar="[KIND]", help="methods, objectives, audits, ...")] = None,
 ) -> None:
     """List what can be named in a method or an audit, with a line on each."""
     from expunge.core.notation import FOLDERS, plugins
@@ -167,6 +168,10 @@ def _job(
     for name, path in zip(("--forget", "--retain", "--holdout", "--stand-in"), files, strict=True):
         if path is not None and not path.exists():
             raise _missing(name, path)
+    named = [text.partition("=")[0] for text in probe or []]
+    twice = next((name for name in named if named.count(name) > 1), None)
+    if twice:
+        raise UsageRefused(f"--probe {twice} is given twice. Give each probe a name of its own.")
     probes = {name: Path(path) for name, _, path in (text.partition("=") for text in probe or [])}
     for name, path in probes.items():
         if not path.exists():
@@ -211,6 +216,7 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up and end with 130, as on Ctrl-C
     debug = bool(os.environ.get("EXPUNGE_DEBUG"))
     sys.exit(_guarded(lambda: app(standalone_mode=False), debug))
 
@@ -229,7 +235,8 @@ def _guarded(run: Callable[[], object], debug: bool) -> int:
         return error.code
     except Exception as error:  # the last line of defence: a traceback can hold text that was to be forgotten
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # the parser's own: a wrong option or argument
-            error.show()
+            said = error.format_message() if hasattr(error, "format_message") else str(error)
+            typer.echo(UsageRefused(said).line(), err=True)
             return int(error.exit_code)
         if debug:
             raise

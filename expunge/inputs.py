@@ -36,7 +36,7 @@ class Inputs:
             raise UsageRefused("Give --forget-class or --forget-ids, not both.")
         for name in self.probes:
             if name in RESERVED or not name.isidentifier():
-                raise UsageRefused(f"--probe '{name}=...': a probe is named by letters, digits and _, and not {RESERVED}.")
+                raise UsageRefused(f"--probe {name}: name it by letters, digits and _, and not {', '.join(RESERVED)}.")
 
     @property
     def paths(self) -> dict[str, Path]:
@@ -46,7 +46,7 @@ class Inputs:
 
     @property
     def pictures(self) -> bool:
-        """Whether the forget set is of images: a folder, a selection by class or id, or a table with an image column."""
+        """Whether the forget set is of images: a folder, one chosen by class or id, or a table with an image column."""
         if self.only_class is not None or self.only_ids is not None or self.forget.is_dir():
             return True
         return self.forget.suffix.lower() == ".parquet" and bool(columns(self.forget) & set(images.IMAGE_COLUMNS))

@@ -4,43 +4,37 @@ from __future__ import annotations
 
 import json
 import os
-import platform
-import resource
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import filelock
 import torch
 
-from expunge import __version__
 from expunge.core.adapter import Adapter
 from expunge.core.audit import Audit, Finding
-from expunge.core.errors import EnvironmentRefused, ModelRefused, RunFailed, UsageRefused
+from expunge.core.errors import DataRefused, EnvironmentRefused, ModelRefused, RunFailed, UsageRefused
 from expunge.core.files import whole_folder, write_manifest, write_text
 from expunge.core.model import Network, Remembered
-from expunge.core.notation import parse, parse_list
+from expunge.core.notation import parse, parse_list, write
 from expunge.core.request import Request
 from expunge.inputs import Inputs
-from expunge.limits import limits
 from expunge.models.auto import open_network
 from expunge.models.language import LanguageModel
 from expunge.report import html
-from expunge.report.verdict import Outcome, Rule
+from expunge.report.limits import limits
+from expunge.report.record import cost, head, row, samples, verdict, with_ideals
+from expunge.report.verdict import Rule
 from expunge.train.finetune import Finetune
 
 AUDITS = {
     "language": "Choice, Probability, Loss, ExactMatch, Rouge, LossMembership, MinK",
     "vision": "Accuracy, Probability, Loss, LossMembership",
 }
-SAMPLES = 12
 Tell = Callable[[dict[str, object]], None]
 
 
@@ -122,6 +116,7 @@ def _forget(
 ) -> dict[str, Any]:
     family = family_name(network)
     audits = audits or audits_of(AUDITS[family])
+    check_rules(rules, audits, request)
     findings: list[Finding] = []
     before = Remembered(network)
     with clock.part("audit before"):
@@ -142,12 +137,12 @@ def _forget(
         findings += examine(after, request, audits, "after", tell)
     findings = with_ideals(findings)
     report = {
-        **head(asked, network, request, family),
-        "method": repr(method),
+        **about(asked, network, request, family),
+        "method": write(method),
         "findings": [row(f) for f in findings],
         "run": {**run.facts, "merge": merge},
-        "verdict": verdict(rules, findings, run),
-        "cost": cost(clock, run.size),
+        "verdict": verdict(rules, findings, run.facts),
+        "cost": cost(clock.seconds, run.size),
         "limits": limits(request, family, bool(job.reference), merge["format"]),
         "samples": samples(before, after, request, job.show_text),
     }
@@ -170,6 +165,7 @@ def audit(job: Job, tell: Tell) -> dict[str, Any]:
             request = records.request(network)
         family = family_name(network)
         audits = audits or audits_of(AUDITS[family])
+        check_rules(rules, audits, request)
         model = Remembered(network)
         with clock.part("audit"):
             # Nothing was changed, so the model audited is both: its rules read it as `after`.
@@ -181,10 +177,10 @@ def audit(job: Job, tell: Tell) -> dict[str, Any]:
         findings = with_ideals(findings)
         outcomes = [rule.read([*findings, *(f.of("after") for f in findings if f.model == "before")]) for rule in rules]
         report = {
-            **head(job, network, request, family),
+            **about(job, network, request, family),
             "method": "",
             "findings": [row(f) for f in findings],
-            "cost": cost(clock, 0),
+            "cost": cost(clock.seconds, 0),
             "limits": limits(request, family, bool(job.reference), ""),
             "samples": samples(model, None, request, job.show_text),
         }
@@ -228,8 +224,12 @@ def examine(model: Remembered, request: Request, audits: Sequence[Audit], name: 
     model.answers([text for e in request.sets().values() for one in e for text in (one, *one.alternatives)])
     found: list[Finding] = []
     for each in audits:
-        found += [finding.of(name) for finding in each(model, request)]
-        tell({"kind": "audited", "audit": each.name, "model": name})
+        made = [finding.of(name) for finding in each(model, request)]
+        if not made and name == "before":
+            tell({"kind": "phase", "what": f"{each.name} could not be asked: no set has what it needs"})
+        found += made
+    if not found:
+        raise DataRefused("No audit could be asked of these records. Choice needs options, membership a holdout set.")
     return found
 
 
@@ -252,7 +252,7 @@ def save(folder: Path, adapter: Adapter, network: Network, adapted: Network, req
     """Write adapter and merged model; how far the merged model's answers are from the adapter's."""
     adapter.save(adapted, folder / "adapter")
     if (folder / "adapter").is_dir():
-        write_manifest(folder / "adapter", base=fingerprint(network))
+        write_manifest(folder / "adapter", base=network.fingerprint())
     merged = adapter.merge(adapted)
     broken = [name for name, p in merged.module.named_parameters() if not torch.isfinite(p).all()]
     if broken:
@@ -271,131 +271,10 @@ def save(folder: Path, adapter: Adapter, network: Network, adapted: Network, req
     }
 
 
-def with_ideals(findings: list[Finding]) -> list[Finding]:
-    """Findings with what a model that never saw the forget set would get, as far as that is known.
-
-    On the forget set: the reference model's value; else the value of the model before on the holdout set, which it
-    never saw; else what guessing gets. On any other set the ideal is no change: the value before.
-    """
-    at = {(f.audit, f.set, f.model): f.value for f in findings}
-
-    def ideal(f: Finding) -> float | None:
-        if f.set == "forget vs holdout":
-            return at.get((f.audit, f.set, "reference"), f.ideal)
-        if f.set == "forget":
-            known = at.get((f.audit, "forget", "reference"), at.get((f.audit, "holdout", "before")))
-            return f.ideal if known is None else known
-        return at.get((f.audit, f.set, "before"))
-
-    return [replace(f, ideal=ideal(f)) for f in findings]
-
-
-def row(finding: Finding) -> dict[str, Any]:
-    """A finding as the report has it."""
-    lower = ("forget",)
-    better = "ideal" if "holdout" in finding.set else "lower" if finding.set in lower else "higher"
-    if finding.audit in ("Loss", "Perplexity"):
-        better = {"lower": "higher", "higher": "lower"}.get(better, better)
-    return {**asdict(finding), "scores": [round(score, 6) for score in finding.scores], "better": better}
-
-
-def verdict(rules: list[Rule], findings: list[Finding], run: Log) -> dict[str, Any]:
-    """The run's own criterion, that it changed something, and the rules asked for."""
-    outcomes = [Outcome("the kept step differs from the model before", None, None, run.facts["kept_step"] > 0)]
-    if run.facts["level"] is not None or run.facts["budget"] is not None:
-        outcomes.append(Outcome(criterion(run.facts), None, None, bool(run.facts["reached"])))
-    outcomes += [rule.read(findings) for rule in rules]
-    return {"met": all(o.met for o in outcomes), "rules": [asdict(o) for o in outcomes]}
-
-
-def criterion(facts: dict[str, Any]) -> str:
-    """The run's stop criterion in words."""
-    parts = []
-    if facts["level"] is not None:
-        source = " (that of the holdout set)" if facts["level_source"] == "holdout" else ""
-        parts.append(f"forget loss reached {facts['level']:.2f} nats{source}")
-    if facts["budget"] is not None:
-        parts.append(f"retain loss rose by at most {facts['budget']:g} nats")
-    return "; ".join(parts)
-
-
-def head(job: Job, network: Network, request: Request, family: str) -> dict[str, Any]:
-    """What was asked, of which model, with which data, where."""
-    sources = job.inputs.paths
-    sets = {
-        name: {
-            "examples": len(examples),
-            "rows": sum(e.rows for e in examples),
-            "source": sources[name].name if name in sources else job.inputs.forget.name,
-        }
-        for name, examples in request.sets().items()
-    }
-    return {
-        "schema": 1,
-        "expunge": __version__,
-        "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "command": job.line,
-        "model": {
-            "name": job.model,
-            "family": family,
-            "architecture": type(network.module).__name__,
-            "parameters": sum(p.numel() for p in network.module.parameters()),
-            "fingerprint": fingerprint(network),
-        },
-        "request": {"fingerprint": request.fingerprint(), "sets": sets, "duplicates": request.duplicates()},
-        "environment": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "transformers", "peft")},
-            "device": job.device,
-            "threads": torch.get_num_threads(),
-            "seed": method_of(job).seed,
-        },
-    }
-
-
-def fingerprint(network: Network) -> str:
-    """SHA-256 over names, types and bytes of all weights."""
-    import hashlib
-
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.module.state_dict().items()):
-        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def cost(clock: Clock, size: int) -> dict[str, Any]:
-    """Seconds by part, tokens (or images) trained on, and the largest memory that the process held."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    seconds = {name: round(value, 2) for name, value in clock.seconds.items()}
-    return {
-        "seconds": {**seconds, "total": round(sum(clock.seconds.values()), 2)},
-        "tokens": size,
-        "peak_memory_bytes": peak,
-    }
-
-
-def samples(before: Remembered, after: Remembered | None, request: Request, shown: bool) -> dict[str, Any]:
-    """What the models wrote for some prompts; ids alone unless the text was asked for."""
-    items = []
-    for name, examples in request.sets().items():
-        for example in examples[: SAMPLES if name == "forget" else SAMPLES // 3]:
-            said = [m.said.get(k) for m in (before, after) if m for k in m.said if k[0] == id(example)]
-            if not said or not said[0]:
-                continue
-            texts = [entry[1] if entry and shown else None for entry in said]
-            items.append(
-                {
-                    "set": name,
-                    "id": example.id,
-                    "prompt": getattr(example, "question", "") if shown else None,
-                    "answer": getattr(example, "answer", "") if shown else None,
-                    "before": texts[0],
-                    "after": texts[1] if len(texts) > 1 else None,
-                    "reference": None,
-                }
-            )
-    return {"shown": shown, "items": items}
+def about(job: Job, network: Network, request: Request, family: str) -> dict[str, Any]:
+    """The report's head."""
+    sources = {name: path.name for name, path in job.inputs.paths.items()}
+    return head(job.line, job.model, family, network, request, sources, method_of(job).seed)
 
 
 def write_report(folder: Path, report: dict[str, Any], steps: list[dict[str, object]]) -> None:
@@ -409,14 +288,35 @@ def family_name(network: Network) -> str:
     return "language" if isinstance(network, LanguageModel) else "vision"
 
 
+def check_rules(rules: list[Rule], audits: Sequence[Audit], request: Request) -> None:
+    """Refuse a rule about a set or an audit that this job does not have, before the work rather than after."""
+    sets, names = [*request.sets(), "forget vs holdout"], [audit.name for audit in audits]
+    for rule in rules:
+        if rule.set not in sets:
+            raise UsageRefused(f"--require '{rule.text}': there is no set '{rule.set}'. Sets: {', '.join(sets)}.")
+        if rule.audit not in names:
+            raise UsageRefused(f"--require '{rule.text}': {rule.audit} is not run. Audits: {', '.join(names)}.")
+
+
 def check_out(job: Job) -> None:
     """Refuse an output folder that holds anything, or that lies in the model's."""
     out = job.out
+    try:
+        _check_out(job, out)
+    except OSError as error:
+        raise UsageRefused(f"--out {str(out)[:80]}: {error.strerror or 'not a usable path'}. Give another.") from error
+
+
+def _check_out(job: Job, out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageRefused(f"{out} is not empty. Give a new folder with --out; nothing is ever written over.")
-    if Path(job.model).is_dir() and out.resolve().is_relative_to(Path(job.model).resolve()):
+    if len(job.model) < 256 and Path(job.model).is_dir() and out.resolve().is_relative_to(Path(job.model).resolve()):
         raise UsageRefused(f"{out} lies in the model's folder, which is never written to. Give another --out.")
-    parent = next(p for p in [out.absolute(), *out.absolute().parents] if p.exists())
+    parent = next(p for p in out.absolute().parents if p.exists())
+    if not parent.is_dir():
+        raise UsageRefused(f"{parent} is a file, so {out} cannot be made below it. Give another --out.")
+    if out.absolute() == Path.cwd():
+        raise UsageRefused("--out is the current folder, which cannot be replaced. Give a new one.")
     if not os.access(parent, os.W_OK):
         raise EnvironmentRefused(f"{parent} cannot be written to. Give another --out.")
 
@@ -439,7 +339,8 @@ def lock(out: Path) -> Iterator[None]:
     try:
         held.acquire()
     except filelock.Timeout as error:
-        raise EnvironmentRefused(f"{out}: another run holds it (lock {path}). Wait for it, or give another --out.") from error
+        said = f"{out}: another run holds it (lock {path}). Wait for it, or give another --out."
+        raise EnvironmentRefused(said) from error
     try:
         yield
     finally:

@@ -129,7 +129,8 @@ class BoundedLayer(nn.Module, BaseTunerLayer):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self.disable_adapters and self.merged:
             self.unmerge()
-        active = [] if self.disable_adapters or self.merged else [n for n in self.active_adapters if n in self.bounded_A]
+        silent = self.disable_adapters or self.merged
+        active = [] if silent else [name for name in self.active_adapters if name in self.bounded_A]
         if not active:
             return self.base_layer(x, *args, **kwargs)
         base = self.get_base_layer()

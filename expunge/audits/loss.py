@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class Loss(ScoreAudit):
     """Mean negative log-probability."""
 
-    definition = "Mean over examples of the mean negative log-probability of a labelled row, end token included, in nats."
+    definition = "Mean over examples of the mean negative log-probability of a labelled row (end token included), nats."
 
     def score(self, model: Model, batch: Batch) -> "Float[Tensor, ' examples']":
         said = model.answers(batch)

@@ -22,7 +22,11 @@ class Rouge(ScoreAudit):
     max_new_tokens: int = 24
     """Where a continuation that does not end by itself is cut."""
 
-    definition = "Mean ROUGE-L recall (stemmed) of the greedy continuation against the right answer (rouge-score, TOFU)."
+    definition = "Mean ROUGE-L recall (stemmed) of the greedy continuation against the right answer (as in TOFU)."
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise UsageRefused(f"The `max_new_tokens` of Rouge must be at least 1. Got {self.max_new_tokens!r}.")
 
     def applies(self, example: Example) -> bool:
         return bool(getattr(example, "asked", ()))

@@ -15,7 +15,7 @@ import inspect
 import math
 import re
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from types import UnionType
@@ -227,6 +227,22 @@ def _said(hint: Any) -> str:
         return words[hint]
     name = hint.__name__ if isinstance(hint, type) else str(hint)
     return f"an {name}" if name[0] in "AEIO" else f"a {name}"
+
+
+def write(made: object) -> str:
+    """The text that `parse` reads back: `repr`, save that a plug-in of somebody else's is named by its module."""
+    from expunge.core.objective import Multiple, Sum  # brings torch, which listing plug-ins must not
+
+    if isinstance(made, Sum):
+        return " + ".join(map(write, made.parts))
+    if isinstance(made, Multiple):
+        inner = write(made.part)
+        return f"{made.weight!r} * ({inner})" if isinstance(made.part, Sum) else f"{made.weight!r} * {inner}"
+    if not is_dataclass(made) or isinstance(made, type):
+        return repr(made)
+    kind = type(made)
+    name = kind.__name__ if kind.__module__.startswith("expunge.") else f"{kind.__module__}:{kind.__name__}"
+    return f"{name}({', '.join(f'{f.name}={write(getattr(made, f.name))}' for f in fields(made) if f.init)})"
 
 
 def parse_list(text: str) -> list[object]:

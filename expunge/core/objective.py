@@ -30,9 +30,11 @@ class Objective(ABC):
         return ((1.0, self),)
 
     def __add__(self, other: Objective) -> Objective:
-        return Sum((self, other))
+        return Sum((self, other)) if isinstance(other, Objective) else NotImplemented
 
     def __mul__(self, weight: float) -> Objective:
+        if isinstance(self, Multiple):
+            return Multiple(float(weight) * self.weight, self.part)
         return Multiple(float(weight), self)
 
     __rmul__ = __mul__

@@ -61,7 +61,7 @@ class Rows:
     def split(self, values: Float[Tensor, " rows"]) -> list[Float[Tensor, " its_rows"]]:
         """`values` cut into one tensor for each example, in the batch's order."""
         order = torch.argsort(self.example, stable=True)
-        return list(values[order].split(self.counts().tolist()))
+        return list(torch.tensor_split(values[order], self.counts().cumsum(0)[:-1].cpu()))
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
-from expunge.core.errors import EnvironmentRefused, ModelRefused
+from expunge.core.errors import EnvironmentRefused, ModelRefused, UsageRefused
 from expunge.models.language import LanguageModel
 from expunge.models.source import config_of, locate
 from expunge.models.vision import ImageClassifier
@@ -19,6 +20,8 @@ def open_network(text: str, device: str = "cpu") -> Network:
     """The network in a folder, a GGUF file, or at a hub id. Raises `ModelRefused` where it is of no known family."""
     import torch
 
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise UsageRefused(f"--device '{device}' is not known. Allowed: cpu, cuda, cuda:0, ...")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise EnvironmentRefused("No CUDA device is to be had here. Use --device cpu.")
     source = locate(text)

@@ -1,4 +1,4 @@
-"""Ascent up to a level (the bounded loss of GS-LoRA, Zhao et al., 2024, arXiv 2403.11530, with a level that is measured).
+"""Ascent up to a measured level (after the bounded loss of GS-LoRA, Zhao et al., 2024, arXiv 2403.11530).
 
     loss = E_examples[ max(0, level - CE(y_f | x_f)) ],   CE = mean over the example's rows, in nats
 

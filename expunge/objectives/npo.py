@@ -7,10 +7,12 @@ The sum over an answer's rows is the paper's; beside a row-mean retain term it w
 answer has rows, so give it a small weight (about 1 / rows).
 """
 
+import math
 from dataclasses import dataclass
 
 from torch.nn.functional import softplus
 
+from expunge.core.errors import UsageRefused
 from expunge.core.model import View
 from expunge.core.objective import Objective, Scalar
 
@@ -21,6 +23,10 @@ class NPO(Objective):
 
     beta: float = 0.1
     """How soon an example that is already unlikely stops being pushed."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.beta < math.inf:
+            raise UsageRefused(f"The `beta` of NPO must be positive. Got {self.beta!r}.")
 
     def __call__(self, now: View, before: View) -> Scalar:
         drift = now.forget.sum(now.forget.log_prob() - before.forget.log_prob())

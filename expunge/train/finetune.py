@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,9 +29,6 @@ from expunge.objectives.retain_nll import RetainNLL
 from expunge.train.draw import Draw
 from expunge.train.norms import Norms
 from expunge.train.stop import Stop
-
-if TYPE_CHECKING:
-    from expunge.core.request import Example
 
 Schedule = Literal["constant", "linear", "cosine"]
 
@@ -62,7 +59,7 @@ class Finetune:
     warmup: int = 0
     """Steps over which the learning rate rises to its full value."""
     schedule: Schedule = "constant"
-    """How the learning rate falls after the warm-up: constant, linear or cosine, to 0 at the last step."""
+    """How the learning rate falls after the warm-up: constant, linear or cosine, to 0 one step after the last."""
     weight_decay: float = 0.0
     """Pull of the adapter's parameters to zero (decoupled, as in AdamW)."""
     clip: float | None = None
@@ -86,6 +83,7 @@ class Finetune:
                 ("warmup", "at least 0", self.warmup >= 0),
                 ("schedule", "constant, linear or cosine", self.schedule in ("constant", "linear", "cosine")),
                 ("weight_decay", "at least 0", self.weight_decay >= 0),
+                ("seed", "from 0 to 2**63 - 1", 0 <= self.seed < 2**63),
                 ("clip", "None or positive", self.clip is None or self.clip > 0),
             )
             if not good
@@ -95,7 +93,8 @@ class Finetune:
 
     def __call__(self, network: Network, request: Request, watch: Watch = _unwatched) -> Network:
         """The network after forgetting, with its adapter; `network` itself is left as it was."""
-        with torch.random.fork_rng(devices=[]):
+        devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+        with torch.random.fork_rng(devices=devices):
             torch.manual_seed(self.seed)
             adapted = self.adapter(network, request)
             return _Run(self, network, adapted, request, watch).train()
@@ -217,11 +216,7 @@ class _Run:
 
 
 def _parts(sets: Mapping[str, Batch], count: int) -> Iterator[dict[str, Batch]]:
-    """Each set cut into `count` runs of nearly equal length; a part holds every set that is long enough."""
-
-    def run(batch: Batch, k: int) -> list[Example]:
-        return list(batch[k * len(batch) // count : (k + 1) * len(batch) // count])
-
+    """Each set cut into `count` nearly equal runs; into fewer where a set is shorter, so that no part lacks a set."""
+    count = min(count, *map(len, sets.values()))
     for k in range(count):
-        part = {name: run(batch, k) for name, batch in sets.items()}
-        yield {name: batch for name, batch in part.items() if batch}
+        yield {name: batch[k * len(batch) // count : (k + 1) * len(batch) // count] for name, batch in sets.items()}

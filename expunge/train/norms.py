@@ -39,7 +39,7 @@ class Norms:
 
     def _spectral(self, name: str, delta: Tensor) -> float:
         known = self.directions.get(name)
-        right = torch.ones(delta.shape[1], device=delta.device) if known is None else known
+        right = _start(delta.shape[1]).to(delta.device) if known is None else known
         for _ in range(4 if known is None else 1):
             right = delta.T @ (delta @ right)
             length = right.norm()
@@ -48,3 +48,8 @@ class Norms:
             right = right / length
         self.directions[name] = right
         return float((delta @ right).norm())
+
+
+def _start(width: int) -> Tensor:
+    """A direction that no update is blind to by its form: after a LayerNorm, ones are (its outputs sum to 0)."""
+    return torch.randn(width, generator=torch.Generator().manual_seed(0))

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from torch import Tensor, nn
-
-from expunge.core.errors import UsageRefused
-from expunge.core.model import Batch, Model, Network, Watch
+from expunge.core.errors import RunFailed, UsageRefused
+from expunge.core.model import Model
 from expunge.core.request import Request
-
-CHECKED = 64
-"""Examples of a set that a check reads at most, evenly spread over it."""
+from expunge.train.keeper import Keeper, loss, sample
 
 
 @dataclass(frozen=True)
@@ -29,7 +24,7 @@ class Stop:
     """Steps between two checks. Each reads at most 64 examples of either set, without gradients."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.level, str) and self.level != "holdout":
+        if self.level != "holdout" and (isinstance(self.level, str) or not math.isfinite(self.level or 0)):
             raise UsageRefused(f"Stop: level must be a number, 'holdout' or None. Got {self.level!r}.")
         if self.every < 1:
             raise UsageRefused(f"Stop: every must be at least 1. Got {self.every!r}.")
@@ -42,75 +37,8 @@ class Stop:
         if level == "holdout":
             level, source = (loss(before, request.holdout), "holdout") if request.holdout else (None, "none")
         assert not isinstance(level, str)
+        if level is not None and not math.isfinite(level):
+            raise RunFailed(
+                "The model's loss on the holdout set is NaN or infinite, so it is no level. Mend the model."
+            )
         return Keeper(level, source, self.budget, sample(request.forget), sample(request.retain))
-
-
-def sample(examples: Batch) -> Batch:
-    """At most 64 examples, evenly spread."""
-    stride = max(1, math.ceil(len(examples) / CHECKED))
-    return examples[::stride]
-
-
-def loss(model: Model, examples: Batch) -> float:
-    """Mean over examples of each one's mean negative log-probability of a row, in nats."""
-    said = model.answers(examples)
-    return float(-said.mean(said.log_probs).mean())
-
-
-@dataclass
-class Keeper:
-    """Looks at the losses between steps and keeps the state of the best one.
-
-    The best step falls least short of the level and overspends the budget least, in nats added up; of equals, the
-    one with the lower retain loss, or, where nothing is retained, the later one.
-    """
-
-    level: float | None
-    source: str
-    budget: float | None
-    forget: Batch
-    retain: Batch
-    retain_at_start: float = math.nan
-    best: tuple[float, float] = (math.inf, math.inf)
-    best_step: int = 0
-    state: dict[str, Tensor] = field(default_factory=dict)
-
-    def facts(self) -> dict[str, object]:
-        """What the run aims at."""
-        return {"level": self.level, "level_source": self.source, "budget": self.budget}
-
-    def check(self, step: int, adapted: Network, moving: Mapping[str, nn.Parameter], watch: Watch) -> str:
-        """Read the losses and keep the state if it is the best; why to stop, or an empty text."""
-        forget = loss(adapted, self.forget)
-        retain = loss(adapted, self.retain) if self.retain else None
-        if step == 0 and retain is not None:
-            self.retain_at_start = retain
-        watch({"kind": "check", "step": step, "forget": forget, "retain": retain, "level": self.level})
-        short = max(0.0, self.level - forget) if self.level is not None else 0.0
-        over = self.overspent(retain)
-        rank = (short + over, retain if retain is not None else -float(step))
-        unbounded = self.level is None and step > 0 and over == 0
-        if rank < self.best or unbounded:
-            self.best, self.best_step = rank, step
-            self.state = {name: p.detach().clone() for name, p in moving.items()}
-        if self.level is not None and short == 0 and over == 0:
-            return f"forget loss {forget:.2f} reached the level {self.level:.2f} ({self.source})"
-        if self.level is None and over > 0:
-            return f"the retain budget of {self.budget} nats was spent"
-        return ""
-
-    def overspent(self, retain: float | None) -> float:
-        """Nats by which the retain loss exceeds its start and the budget."""
-        if retain is None or self.budget is None:
-            return 0.0
-        return max(0.0, retain - self.retain_at_start - self.budget)
-
-    def restore(self, moving: Mapping[str, nn.Parameter]) -> int:
-        """Put the best state back; its step."""
-        for name, parameter in moving.items():
-            parameter.data.copy_(self.state[name])
-        return self.best_step
-
-    def verdict(self) -> dict[str, object]:
-        """Whether the kept step is good enough by the run's own criterion."""
-        return {"reached": self.best[0] == 0.0}

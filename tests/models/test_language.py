@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch.nn.functional import cross_entropy
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -30,6 +29,7 @@ SHAPE = {
     "intermediate_size": 48,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
+    "num_key_value_heads": 2,
     "max_position_embeddings": 64,
     "bos_token_id": 1,
     "eos_token_id": 2,
@@ -67,7 +67,7 @@ CONFIGS = {
     "gemma": GemmaConfig(**SHAPE, head_dim=8),
     "gemma2": Gemma2Config(**SHAPE, head_dim=8, sliding_window=4),
     "gemma3": Gemma3TextConfig(**SHAPE, head_dim=8, sliding_window=4),
-    "mistral": MistralConfig(**SHAPE, num_key_value_heads=2),
+    "mistral": MistralConfig(**SHAPE),
 }
 BATCH = [
     Passage("a", (1, 5, 6, 7, 8, 9, 2), 4, "", ""),

@@ -36,8 +36,8 @@ def limits(request: Request, family: str, referenced: bool, saved: str) -> list[
         said.append("The forget set is more than 30 % of the data given: retraining may be the better answer.")
     if saved:
         said.append(
-            f"The folder audited is {saved}, read back from disk. A copy in another format (GGUF, 8 or 4 bits) is another "
-            f"model: audit it anew. The original model, and the adapter beside it, still hold what was forgotten."
+            f"The folder audited is {saved}, read back from disk. A copy in another format (GGUF, 8 or 4 bits) is "
+            f"another model: audit it anew. The original model still holds what was forgotten."
         )
     said.append("Whether the records were ever in the model's training data was not established.")
     return said

@@ -1,0 +1,151 @@
+"""Who may import whom, held by reading the imports; and the house rules that a machine can hold."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from expunge.core.notation import Plugin, plugins
+
+ROOT = Path(__file__).parent.parent / "expunge"
+MODULES = {
+    ".".join(("expunge", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"): path
+    for path in sorted(ROOT.rglob("*.py"))
+}
+MODULE = pytest.mark.parametrize("module", MODULES)
+
+ANYTHING = {"*"}
+MAY_IMPORT = {
+    # 0
+    "core": set(),
+    # 1, leaves: the nouns, and neighbours in the same folder
+    **{
+        leaf: {"core"}
+        for leaf in ("data", "select", "models", "adapters", "objectives", "edit", "guard", "audits")
+    },
+    "report": {"core", ""},  # the top package, for its version
+    # 2, routes
+    "train": {"core", "adapters", "objectives"},
+    "exact": {"core", "train"},
+    "attack": {"core", "train"},
+    # 3
+    "benchmarks": {"core", "data", "models", "audits"},
+    # 4: what is put together from the rest; each may import what stands below it and no other
+    "progress": {"core"},
+    "inputs": {"core", "data", "models"},
+    "job": {"core", "models", "train", "report", "inputs"},
+    "demo": {"core", "inputs", "job"},
+    "cli": ANYTHING,
+    "__main__": {"cli"},
+    # the top package names what it exports, and loads it when it is asked for
+    "": ANYTHING,
+    "_peft_hook": set(),
+}
+"""What each folder, or module beside the folders, may import; "" is the top package itself."""
+
+
+def tree(module: str) -> ast.Module:
+    return ast.parse(MODULES[module].read_text(encoding="utf-8"))
+
+
+def folder(module: str) -> str:
+    """`core` of `expunge.core.model`; `job` of `expunge.job`; nothing of `expunge`."""
+    return (module.split(".") + [""])[1]
+
+
+def only_for_types(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def named(module: str, types: bool = True) -> set[str]:
+    """Every module that `module` imports, in functions too; those under TYPE_CHECKING where `types`."""
+    found: set[str] = set()
+    waiting: list[ast.AST] = [tree(module)]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} imports by dots; write the whole name"
+            assert node.module
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                found.add(inner if inner in MODULES else node.module)
+        waiting += [] if only_for_types(node) and not types else list(ast.iter_child_nodes(node))
+    return found
+
+
+def ours(module: str, types: bool = True) -> set[str]:
+    return {name for name in named(module, types) if name.split(".")[0] == "expunge"}
+
+
+@MODULE
+def test_a_module_imports_only_from_layers_below_or_from_its_own_folder(module: str):
+    assert folder(module) in MAY_IMPORT, f"{folder(module)} has no layer; give it one in design.md and here"
+    allowed = MAY_IMPORT[folder(module)]
+    wrong = {name for name in ours(module) if folder(name) not in {folder(module), *allowed} and "*" not in allowed}
+    assert not wrong, f"{module} imports {', '.join(sorted(wrong))}"
+    assert ours(module) <= set(MODULES), "it imports a module that is not there"
+
+
+def test_the_core_imports_nothing_of_ours():
+    for module in MODULES:
+        if folder(module) == "core":
+            assert {folder(name) for name in ours(module)} <= {"core"}
+
+
+def test_no_imports_go_round_in_a_circle():
+    """Imports in functions count; those that only a type checker reads do not."""
+    imports = {module: ours(module, types=False) - {module} for module in MODULES}
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " -> ".join((*path[path.index(module) :], module))
+        if module not in done:
+            for name in sorted(imports[module]):
+                visit(name, (*path, module))
+            done.add(module)
+
+    for module in MODULES:
+        visit(module, ())
+
+
+@pytest.mark.parametrize("path", sorted(p for p in ROOT.rglob("__init__.py") if p.parent != ROOT), ids=str)
+def test_a_packages_init_file_is_empty(path: Path):
+    assert path.read_text(encoding="utf-8") == ""
+
+
+@pytest.mark.parametrize("plugin", plugins(), ids=lambda plugin: plugin.name)
+def test_a_plugin_file_has_one_public_class_or_function_which_it_is_named_after(plugin: Plugin):
+    top = [node for node in tree(plugin.module).body if isinstance(node, (ast.ClassDef, ast.FunctionDef))]
+    public = [node.name for node in top if not node.name.startswith("_")]
+    assert public == [plugin.name]
+
+
+@MODULE
+def test_a_module_stays_under_400_lines(module: str):
+    lines = MODULES[module].read_text(encoding="utf-8").count("\n")
+    assert lines < 400, f"{module} has {lines} lines: two modules in one"
+
+
+PICKLES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+
+
+@MODULE
+def test_nothing_is_pickled_and_no_strangers_code_is_run(module: str):
+    assert not {name.split(".")[0] for name in named(module)} & PICKLES
+    for node in ast.walk(tree(module)):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            assert (node.value.id, node.attr) not in {("torch", "load"), ("torch", "save")}, f"line {node.lineno}"
+        if isinstance(node, ast.ImportFrom) and node.module == "torch":
+            assert not {alias.name for alias in node.names} & {"load", "save"}, f"line {node.lineno}"
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id not in {"eval", "exec", "compile"}, f"line {node.lineno}"
+        if isinstance(node, ast.keyword) and node.arg == "trust_remote_code":
+            assert isinstance(node.value, ast.Constant), f"line {node.value.lineno}: say False here, in so many words"
+            assert node.value.value is False, f"line {node.value.lineno}"
+        if isinstance(node, ast.Dict):
+            for key, value in zip(node.keys, node.values, strict=True):
+                if isinstance(key, ast.Constant) and key.value == "trust_remote_code":
+                    assert isinstance(value, ast.Constant), f"line {value.lineno}"
+                    assert value.value is False, f"line {value.lineno}"
