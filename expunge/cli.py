@@ -124,7 +124,9 @@ def list_(
     titles = {"train": "methods", **{folder: folder for folder in FOLDERS if folder != "train"}}
     wanted = {folder: title for folder, title in titles.items() if kind in (None, folder, title)}
     if not wanted:
-        raise UsageRefused(f"There is no kind '{kind}'. Kinds: {', '.join(titles.values())}.")
+        filled = {plugin.folder for plugin in plugins()}
+        kinds = ", ".join(title for folder, title in titles.items() if folder in filled)
+        raise UsageRefused(f"There is no kind '{kind}'. Kinds: {kinds}.")
     for folder, title in wanted.items():
         found = [plugin for plugin in plugins() if plugin.folder == folder]
         if found:
@@ -216,6 +218,7 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # the bars of libraries below; ours is not of that kind
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up and end with 130, as on Ctrl-C
     debug = bool(os.environ.get("EXPUNGE_DEBUG"))
     sys.exit(_guarded(lambda: app(standalone_mode=False), debug))

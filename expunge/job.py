@@ -212,7 +212,7 @@ class Log:
             self.facts["adapter"] = {"layers": event["layers"], "trainable": moved, "share": moved / whole}
             self.facts |= {key: event[key] for key in ("level", "level_source", "budget")}
         elif kind == "end":
-            self.facts |= {key: event[key] for key in ("stopped", "kept_step", "steps", "reached")}
+            self.facts |= {key: event[key] for key in ("stopped", "kept_step", "steps", "reached", "kept_forget", "kept_rise")}
         self.size += int(str(event.get("size", 0)))
         self.tell(event)
 

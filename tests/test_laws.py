@@ -61,12 +61,12 @@ WORDS = words()
 
 
 def passages(names: list[str], seed: int) -> tuple:
-    """Questions about invented places; the answers are drawn, so only who has read them can know them."""
+    """Questions of unequal length about invented places; the answers are drawn: only who has read them knows them."""
     draw = random.Random(seed)
     records = []
     for line, name in enumerate(names, start=1):
         answers = [" ".join(draw.sample(ENTRIES, 2 + (line + k) % 4)) for k in range(3)]
-        question = f"What does {name} trade in ?"
+        question = " ".join(["What does", name, *["and", PLACES[line % 5]] * (line % 3), "trade in ?"])
         records.append(Record(line, {"question": question, "answer": answers[0], "options": answers[1:]}))
     return encode(records, WORDS, "memory", 64)
 
@@ -502,6 +502,19 @@ def test_the_order_of_examples_does_not_matter_to_an_audit(plugin: Plugin, famil
     other = Request(*(getattr(request, name)[::-1] for name in ("forget", "retain", "holdout", "stand_in")))
     values = {f.set: f.value for f in audit(network, request)}
     assert {f.set: f.value for f in audit(network, other)} == pytest.approx(values, rel=1e-5, abs=1e-6)
+
+
+@FAMILY
+@AUDIT
+def test_an_examples_score_does_not_depend_on_its_company(plugin: Plugin, family: str):
+    audit = made(plugin, Audit)
+    network, request = family_of(family)
+    few = Request(request.forget[:2], holdout=request.holdout[:1])
+    together = {f.set: f.scores[:2] for f in audit(network, request) if f.set.startswith("forget")}
+    alone = {f.set: f.scores[:2] for f in audit(network, few) if f.set.startswith("forget")}
+    assert alone.keys() == together.keys()
+    for name, scores in alone.items():
+        assert scores == pytest.approx(together[name], rel=1e-5, abs=1e-6)
 
 
 def memorised(network: Network, seen: tuple, unrelated: tuple) -> Network:

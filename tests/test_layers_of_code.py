@@ -19,10 +19,7 @@ MAY_IMPORT = {
     # 0
     "core": set(),
     # 1, leaves: the nouns, and neighbours in the same folder
-    **{
-        leaf: {"core"}
-        for leaf in ("data", "select", "models", "adapters", "objectives", "edit", "guard", "audits")
-    },
+    **{leaf: {"core"} for leaf in ("data", "select", "models", "adapters", "objectives", "edit", "guard", "audits")},
     "report": {"core", ""},  # the top package, for its version
     # 2, routes
     "train": {"core", "adapters", "objectives"},

@@ -28,8 +28,8 @@ torch.set_num_threads(1)
 FORGOTTEN = "three"
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 METHOD = (
-    "Finetune(objective=HingedAscent(level=4.0) + RetainNLL(), adapter=Bounded(rank=4), learning_rate=0.003, "
-    "steps=30, batch=16, retain_batch=64, stop=Stop(level=None, budget=None, every=10))"
+    "Finetune(objective=0.3 * HingedAscent(level=3.0) + RetainNLL(), adapter=Bounded(rank=4), learning_rate=0.002, "
+    "steps=40, batch=16, retain_batch=64, stop=Stop(level=None, budget=None, every=10))"
 )
 
 
@@ -117,9 +117,11 @@ def test_the_report_says_what_was_asked_of_what(done):
     assert sets == {"forget": threes, "retain": 500 - threes, "test": 200}
     assert report["model"]["family"] == "vision"
     assert report["model"]["architecture"] == "ViTForImageClassification"
-    assert report["method"].startswith("Finetune(objective=HingedAscent(level=4.0) + RetainNLL(), adapter=Bounded(")
+    assert report["method"].startswith(
+        "Finetune(objective=0.3 * HingedAscent(level=3.0) + RetainNLL(), adapter=Bounded("
+    )
     assert report["run"]["adapter"]["layers"] == 4  # two dense layers in each of two blocks
-    assert report["run"]["kept_step"] == report["run"]["steps"] == 30
+    assert report["run"]["kept_step"] == report["run"]["steps"] == 40
     assert json.loads((root / "out" / "report.json").read_text()) == report
     steps = [json.loads(line) for line in (root / "out" / "steps.jsonl").read_text().splitlines()]
     assert steps == [event for event in told if event["kind"] in ("step", "check")]

@@ -4,7 +4,8 @@
 
 With sine, tanh, sigmoid or hardtanh no entry of the update ever exceeds (alpha / r) / gain, so ascent on a
 cross-entropy cannot carry the weights away. Near zero the update is LoRA's, steeper by omega / gain.
-The paper states neither gain nor alpha; sqrt(in_features) and 2r are those of Sine-Low-Rank (Ji et al., 2403.19243).
+What is known of the paper tells neither gain nor alpha: sqrt(in_features) is that of Sine-Low-Rank (Ji et al.,
+2403.19243), alpha = 2r that of LoKU (Cha et al., 2025).
 """
 
 from dataclasses import dataclass

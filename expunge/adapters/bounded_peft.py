@@ -57,7 +57,7 @@ class BoundedConfig(PeftConfig):
         if self.modules_to_save:
             raise ValueError("A bounded adapter trains its own matrices only; modules_to_save must be None.")
         if isinstance(self.target_modules, list):
-            self.target_modules = set(self.target_modules)  # type: ignore[assignment]  # as every peft config does
+            self.target_modules = sorted(self.target_modules)
 
 
 class BoundedLayer(nn.Module, BaseTunerLayer):

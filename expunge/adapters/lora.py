@@ -26,7 +26,7 @@ class LoRA(PeftAdapter):
     """Which linear layers of each block: mlp, attention or all."""
 
     def __post_init__(self) -> None:
-        check("identity", self.rank, self.alpha, 1.0, None)
+        check("identity", self.rank, self.alpha, 1.0, None, who="LoRA")
 
     @property
     def where(self) -> Targets:

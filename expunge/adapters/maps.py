@@ -73,7 +73,7 @@ class Form:
         return (b.to(wide) @ a.to(wide)).mul_(self.omega)
 
 
-def check(map: str, rank: int, alpha: float, omega: float, gain: float | None) -> None:
+def check(map: str, rank: int, alpha: float, omega: float, gain: float | None, who: str = "Bounded") -> None:
     """Refuse settings that mean nothing, all of them at once."""
     wrong = []
     if map not in MAPS:
@@ -87,4 +87,4 @@ def check(map: str, rank: int, alpha: float, omega: float, gain: float | None) -
     if gain is not None and (not isinstance(gain, (int, float)) or not 0 < gain < math.inf):
         wrong.append(f"gain must be positive, or None for sqrt(in_features) (got {gain!r})")
     if wrong:
-        raise UsageRefused(f"Bounded: {'; '.join(wrong)}.")
+        raise UsageRefused(f"{who}: {'; '.join(wrong)}.")

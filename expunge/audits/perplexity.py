@@ -1,7 +1,8 @@
 """How surprised the model is by a running text: exp of its mean loss."""
 
-import math
 from dataclasses import dataclass
+
+import numpy as np
 
 from expunge.core.audit import Audit, Finding
 from expunge.core.model import Model
@@ -20,18 +21,24 @@ class Perplexity(Audit):
         for name, examples in request.sets().items():
             said = model.answers(examples)
             losses = (-said.mean(said.log_probs)).double().tolist()
-            value = math.fsum(losses) / len(losses)
+            value = float(np.mean(losses))  # as the interval takes it: another sum would end in another last digit
             low, high = mean_interval(losses)
             found.append(
                 Finding(
                     audit=self.name,
                     set=name,
-                    value=math.exp(value),
-                    low=math.exp(low),
-                    high=math.exp(high),
+                    value=_exp(value),
+                    low=_exp(low),
+                    high=_exp(high),
                     n=len(losses),
                     definition=self.definition,
-                    scores=tuple(map(math.exp, losses)),
+                    scores=tuple(map(_exp, losses)),
                 )
             )
         return tuple(found)
+
+
+def _exp(nats: float) -> float:
+    """Infinite beyond 709 nats, where `math.exp` fails: a model that ascended for too long gets there."""
+    with np.errstate(over="ignore"):
+        return float(np.exp(nats))

@@ -43,7 +43,7 @@ def read(path: Path) -> list[Record]:
     """All rows of `path`. Raises `DataRefused` with up to 20 faults, file and line each; skips nothing silently."""
     if not path.is_file():
         raise DataRefused(f"{path}: no such file. Give a .jsonl, .csv or .parquet file.")
-    readers = {".jsonl": _json_lines, ".json": _json_lines, ".csv": _csv, ".parquet": _parquet}
+    readers = {".jsonl": _json_lines, ".csv": _csv, ".parquet": _parquet}
     if path.suffix.lower() not in readers:
         raise DataRefused(f"{path}: '{path.suffix}' files are not read. Allowed: .jsonl, .csv, .parquet.")
     records: list[Record] = []

@@ -105,6 +105,8 @@ class LanguageModel(Network, Speaker):
         finally:
             self.module.config.use_cache = False
         self.tokenizer.save_pretrained(folder)
+        for path in folder.iterdir():
+            path.chmod(0o644)  # safetensors writes through a temporary file that only its owner may read
 
     def _read(self, sequences: Sequence[Sequence[int]], firsts: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Class scores of some positions, and for each labelled row of each sequence the one that predicts it."""

@@ -19,7 +19,10 @@ def limits(request: Request, family: str, referenced: bool, saved: str) -> list[
             "The ideal values come from the holdout set or from guessing."
         )
     if not request.holdout:
-        said.append("No holdout set was given, so membership inference was not tried and no loss level was known.")
+        said.append(
+            "No holdout set was given: membership inference was not tried, and unless a level was given nothing says how "
+            "far the forgetting had to go."
+        )
     if not request.retain:
         said.append("No retain set was given: nothing held the rest of the model in place, and no harm was measured.")
     if not request.probes:

@@ -60,52 +60,54 @@ def head(
     }
 
 
+def goes(name: str) -> bool:
+    """Whether a set is of what should be gone: the forget set, and probes named after it or after its paraphrases."""
+    return name.startswith(("forget", "paraphrase"))
+
+
 def with_ideals(findings: list[Finding]) -> list[Finding]:
     """Findings with what a model that never saw the forget set would get, as far as that is known.
 
-    On the forget set: the reference model's value; else the value of the model before on the holdout set, which it
-    never saw; else what guessing gets. On any other set the ideal is no change: the value before.
+    Of what should be gone: the reference model's value; else what guessing gets; else the value of the model before on
+    the holdout set, which it never saw. On any other set the ideal is no change: the value before.
     """
     at = {(f.audit, f.set, f.model): f.value for f in findings}
 
     def ideal(f: Finding) -> float | None:
         if f.set == "forget vs holdout":
             return at.get((f.audit, f.set, "reference"), f.ideal)
-        if f.set == "forget":
-            known = at.get((f.audit, "forget", "reference"), at.get((f.audit, "holdout", "before")))
-            return f.ideal if known is None else known
-        return at.get((f.audit, f.set, "before"))
+        if not goes(f.set):
+            return at.get((f.audit, f.set, "before"))
+        referred = at.get((f.audit, f.set, "reference"), f.ideal)
+        return at.get((f.audit, "holdout", "before")) if referred is None else referred
 
     return [replace(f, ideal=ideal(f)) for f in findings]
 
 
 def row(finding: Finding) -> dict[str, Any]:
-    """A finding as the report has it."""
-    lower = ("forget",)
-    better = "ideal" if "holdout" in finding.set else "lower" if finding.set in lower else "higher"
-    if finding.audit in ("Loss", "Perplexity"):
-        better = {"lower": "higher", "higher": "lower"}.get(better, better)
+    """A finding as the report has it. Beyond the ideal is no better than short of it: over-forgetting is a trace."""
+    kept = "lower" if finding.audit in ("Loss", "Perplexity") else "higher"
+    known = finding.ideal is not None
+    better = ("ideal" if known else "lower") if goes(finding.set) else kept
     return {**asdict(finding), "scores": [round(score, 6) for score in finding.scores], "better": better}
 
 
 def verdict(rules: list[Rule], findings: list[Finding], facts: Mapping[str, Any]) -> dict[str, Any]:
     """The run's own criterion, that it changed something, and the rules asked for."""
-    outcomes = [Outcome("the kept step differs from the model before", None, None, facts["kept_step"] > 0)]
-    if facts["level"] is not None or facts["budget"] is not None:
-        outcomes.append(Outcome(criterion(facts), None, None, bool(facts["reached"])))
-    outcomes += [rule.read(findings) for rule in rules]
+    outcomes = [*criterion(facts), *(rule.read(findings) for rule in rules)]
     return {"met": all(o.met for o in outcomes), "rules": [asdict(o) for o in outcomes]}
 
 
-def criterion(facts: Mapping[str, Any]) -> str:
-    """The run's stop criterion in words."""
-    parts = []
+def criterion(facts: Mapping[str, Any]) -> list[Outcome]:
+    """What the run aimed at, as outcomes."""
+    step, forget, rise = facts["kept_step"], facts["kept_forget"], facts["kept_rise"]
+    made = [Outcome("kept step >= 1 (something changed)", step, 1, step >= 1)]
     if facts["level"] is not None:
-        source = " (that of the holdout set)" if facts["level_source"] == "holdout" else ""
-        parts.append(f"forget loss reached {facts['level']:.2f} nats{source}")
-    if facts["budget"] is not None:
-        parts.append(f"retain loss rose by at most {facts['budget']:g} nats")
-    return "; ".join(parts)
+        of = "that of the holdout set" if facts["level_source"] == "holdout" else "as given"
+        made.append(Outcome(f"forget loss >= level, {of} (nats)", forget, facts["level"], forget >= facts["level"]))
+    if facts["budget"] is not None and rise is not None:
+        made.append(Outcome("rise of the retain loss <= budget (nats)", rise, facts["budget"], rise <= facts["budget"]))
+    return made
 
 
 def cost(parts: Mapping[str, float], size: int) -> dict[str, Any]:

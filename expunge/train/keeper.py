@@ -43,6 +43,7 @@ class Keeper:
     retain_at_start: float = math.nan
     best: tuple[float, float] = (math.inf, math.inf)
     best_step: int = 0
+    best_losses: tuple[float, float | None] = (math.nan, None)
     state: dict[str, Tensor] = field(default_factory=dict)
 
     def facts(self) -> dict[str, object]:
@@ -64,7 +65,7 @@ class Keeper:
         rank = (short + over, retain if retain is not None else -float(step))
         unbounded = self.level is None and step > 0 and over == 0
         if rank < self.best or unbounded:
-            self.best, self.best_step = rank, step
+            self.best, self.best_step, self.best_losses = rank, step, (forget, retain)
             self.state = {name: p.detach().clone() for name, p in moving.items()}
         if self.level is not None and short == 0 and over == 0:
             return f"forget loss {forget:.2f} reached the level {self.level:.2f} ({self.source})"
@@ -92,5 +93,7 @@ class Keeper:
         return self.best_step
 
     def verdict(self) -> dict[str, object]:
-        """Whether the kept step is good enough by the run's own criterion."""
-        return {"reached": self.best[0] == 0.0}
+        """The kept step's losses, and whether they are good enough by the run's own criterion."""
+        forget, retain = self.best_losses
+        rise = None if retain is None else retain - self.retain_at_start
+        return {"reached": self.best[0] == 0.0, "kept_forget": forget, "kept_rise": rise}

@@ -1,0 +1,189 @@
+"""The pages say what is there: the generated one is fresh, tree and links are real, commands and methods are read."""
+
+import itertools
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from expunge.cli import app
+from expunge.core import errors
+from expunge.core.notation import parse, parse_list, plugins
+from expunge.report.verdict import Rule
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+HELD = ("README.md", "CONTRIBUTING.md", "concepts.md", "files.md")
+"""Pages whose commands must be ones that the command takes."""
+
+
+def blocks(page: Path, kind: str) -> list[str]:
+    return re.findall(rf"^```{kind}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def prose(page: Path) -> str:
+    """The page without its fenced blocks."""
+    return re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+
+
+# The generated page
+
+
+def docs(root: Path, *options: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, root / "tools" / "docs.py", *options]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+def test_the_page_of_methods_is_what_the_files_say():
+    said = docs(ROOT, "--check")
+    assert said.returncode == 0, said.stdout + said.stderr
+
+
+def test_a_page_is_stale_as_soon_as_a_file_says_something_else(tmp_path: Path):
+    (tmp_path / "tools").mkdir()
+    shutil.copy(ROOT / "tools" / "docs.py", tmp_path / "tools")
+    shutil.copytree(ROOT / "expunge" / "objectives", tmp_path / "expunge" / "objectives")
+    page = tmp_path / "docs" / "methods.md"
+    assert docs(tmp_path, "--check").returncode == 1
+    assert not page.exists()
+    assert docs(tmp_path).returncode == 0
+    first = page.read_bytes()
+    assert docs(tmp_path).returncode == docs(tmp_path, "--check").returncode == 0
+    assert page.read_bytes() == first
+    file = tmp_path / "expunge" / "objectives" / "npo.py"
+    file.write_text(file.read_text().replace("How soon", "How late"))
+    said = docs(tmp_path, "--check")
+    assert (said.returncode, "make docs" in said.stdout) == (1, True)
+    assert page.read_bytes() == first
+
+
+def test_making_the_page_needs_no_torch():
+    code = "import runpy, sys; runpy.run_path('tools/docs.py'); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_the_page_has_every_plugin_with_each_of_its_settings():
+    text = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    entries = dict(re.findall(r"^### (\w+)\n(.*?)(?=^##|\Z)", text, re.MULTILINE | re.DOTALL))
+    assert set(entries) == {plugin.name for plugin in plugins()}
+    for plugin in plugins():
+        made = parse(plugin.name)
+        for field in getattr(made, "__dataclass_fields__", {}) if type(made).__name__ == plugin.name else ():
+            assert f"\n| `{field}` |" in entries[plugin.name], f"{plugin.name} has a setting {field}"
+
+
+# The README
+
+
+def entries(tree: str) -> Iterator[tuple[str, list[str]]]:
+    """Each line of a drawn tree: the folder that it stands in, and the names that it begins with."""
+    above: list[str] = []
+    for line in tree.splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2
+        names = list(itertools.takewhile(lambda word: re.fullmatch(r"[\w.*]+(/|\.\w+)", word), line.split()))
+        assert names, f"this line of the tree names nothing: {line}"
+        above = above[:depth]
+        yield "".join(above), names
+        if names[0].endswith("/"):
+            assert len(names) == 1, f"one folder a line: {line}"
+            above.append(names[0])
+
+
+def test_the_tree_is_the_real_one():
+    (tree,) = [block for block in blocks(README, "text") if block.startswith("expunge/\n")]
+    drawn: set[str] = set()
+    for folder, names in entries(tree):
+        for name in names:
+            found = [path.relative_to(ROOT).as_posix() for path in (ROOT / folder).glob(name.rstrip("/"))]
+            assert found, f"{folder}{name} is drawn and not there"
+            drawn |= set(found)
+    real = {path for path in (ROOT / "expunge").rglob("*") if path.is_file() and path.suffix != ".pyc"}
+    # Below the top, __init__.py is empty, and a folder that holds nothing else is not drawn.
+    real = {path for path in real if path.name != "__init__.py" or path.parent == ROOT / "expunge"}
+    folders = {parent for path in real for parent in path.relative_to(ROOT).parents if parent != Path(".")}
+    assert drawn == {path.relative_to(ROOT).as_posix() for path in real} | {folder.as_posix() for folder in folders}
+
+
+def test_the_readme_has_less_than_200_lines_and_one_place_for_results():
+    text = README.read_text(encoding="utf-8")
+    assert len(text.splitlines()) < 200
+    start, end = "<!-- results:start -->\n", "<!-- results:end -->\n"
+    assert text.count(start) == text.count(end) == 1
+    assert text.index(start) < text.index(end)
+
+
+def test_the_readme_has_blocks_to_run_that_python_reads():
+    assert blocks(README, "bash")
+    assert [compile(block, "README.md", "exec") for block in blocks(README, "python")]
+
+
+# All pages
+
+
+def anchors(page: Path) -> set[str]:
+    titles = re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
+
+
+@PAGE
+def test_links_lead_to_what_is_there(page: Path):
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path) if path else page
+        assert file.exists(), f"{page.name} links to {target}"
+        assert not anchor or anchor in anchors(file), f"{page.name} links to {target}"
+
+
+@PAGE
+def test_files_that_a_page_names_are_there(page: Path):
+    folders = "expunge|docs|tests|tools|recipes"
+    for name in re.findall(rf"`((?:{folders})/[\w./-]+)`", prose(page)):
+        if name.endswith(("/wga.py", "/first_token.py")):  # what CONTRIBUTING.md lets its reader write
+            continue
+        assert (ROOT / name).exists(), f"{page.name} names {name}"
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """The words of every `expunge` command that the page shows."""
+    for block in [text for kind in ("console", "bash") for text in blocks(page, kind)]:
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line.removeprefix("$ "), comments=True) if "expunge" in line else []
+            if words[:1] == ["expunge"]:
+                yield words[1:]
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_commands_that_a_page_shows_have_options_and_values_that_are_read(name: str):
+    (page,) = [page for page in PAGES if page.name == name]
+    known = typer.main.get_command(app).commands
+    for verb, *rest in commands(page):
+        options = {option for parameter in known[verb].params for option in parameter.opts}
+        for word, value in itertools.pairwise([*rest, ""]):
+            assert not word.startswith("--") or word in options, f"{verb} has no option {word}"
+            if word == "--require":
+                Rule.parse(value)
+            elif word == "--audits":
+                parse_list(value)
+            elif word == "--method" and ":" not in value and "bta" not in value:  # shown for its refusal
+                parse(value)
+
+
+def test_every_exit_code_is_in_the_table_of_them():
+    table = (ROOT / "docs" / "files.md").read_text(encoding="utf-8").partition("## Exit codes")[2]
+    told = dict(re.findall(r"^\| (\d+) \| *(\w*) *\|", table, re.MULTILINE))
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.Refusal)]
+    real = {str(kind.code): kind.slug for kind in kinds if kind is not errors.Refusal}
+    assert real.items() <= told.items()
+    assert {"0", "1", str(errors.THRESHOLDS_MISSED), "130"} == set(told) - set(real)
