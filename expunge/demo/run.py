@@ -36,7 +36,7 @@ def demo_job(out: Path) -> Job:
             probes={name: HERE / f"{name}.jsonl" for name in probes},
         ),
         out=out,
-        audits="Choice, Probability, Loss, Rouge, Perplexity, LossMembership, MinK",
+        audits="Choice, Probability, Loss, Rouge(max_new_tokens=12), Perplexity, LossMembership, MinK",
         require=REQUIRE,
     )
 
