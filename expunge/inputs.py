@@ -34,7 +34,7 @@ class Inputs:
     def __post_init__(self) -> None:
         chosen = self.only_class is not None or self.only_ids is not None
         if chosen and self.retain is not None:
-            raise UsageRefused("With --forget-class or --forget-ids the rest of --forget is retained: leave out --retain.")
+            raise UsageRefused("With --forget-class or --forget-ids the rest is retained: leave out --retain.")
         if self.only_class is not None and self.only_ids is not None:
             raise UsageRefused("Give --forget-class or --forget-ids, not both.")
         for name in self.probes:

@@ -92,12 +92,8 @@ def forget(job: Job, tell: Tell) -> dict[str, Any]:
     audits = audits_of(job.audits) if job.audits else None
     check_out(job)
     with lock(job.out):
-        records = job.inputs.read()
         clock = Clock()
-        with clock.part("load"):
-            tell({"kind": "phase", "what": f"Loading {job.model}"})
-            network = open_network(job.model, job.device)
-            request = records.request(network)
+        network, request = opened(job, clock, tell)
         check_room(network, job.out)
         with whole_folder(job.out) as folder:
             return _forget(replace(job, out=folder), job, method, audits, rules, network, request, clock, tell)
@@ -157,12 +153,8 @@ def audit(job: Job, tell: Tell) -> dict[str, Any]:
     rules = [Rule.parse(text) for text in job.require]
     check_out(job)
     with lock(job.out):
-        records = job.inputs.read()
         clock = Clock()
-        with clock.part("load"):
-            tell({"kind": "phase", "what": f"Loading {job.model}"})
-            network = open_network(job.model, job.device)
-            request = records.request(network)
+        network, request = opened(job, clock, tell)
         family = family_name(network)
         audits = audits or audits_of(AUDITS[family])
         check_rules(rules, audits, request)
@@ -192,6 +184,15 @@ def audit(job: Job, tell: Tell) -> dict[str, Any]:
         return report
 
 
+def opened(job: Job, clock: Clock, tell: Tell) -> tuple[Network, Request]:
+    """The job's model and request; the files are checked before the model is loaded."""
+    records = job.inputs.read()
+    with clock.part("load"):
+        tell({"kind": "phase", "what": f"Loading {job.model}"})
+        network = open_network(job.model, job.device)
+        return network, records.request(network)
+
+
 class Log:
     """Writes a run's events to a file as they come, and keeps what the report needs of them."""
 
@@ -212,7 +213,7 @@ class Log:
             self.facts["adapter"] = {"layers": event["layers"], "trainable": moved, "share": moved / whole}
             self.facts |= {key: event[key] for key in ("level", "level_source", "budget")}
         elif kind == "end":
-            self.facts |= {key: event[key] for key in ("stopped", "kept_step", "steps", "reached", "kept_forget", "kept_rise")}
+            self.facts |= {key: value for key, value in event.items() if key != "kind"}
         self.size += int(str(event.get("size", 0)))
         self.tell(event)
 

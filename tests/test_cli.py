@@ -232,7 +232,7 @@ def test_an_equal_command_gives_equal_weights(done: Done, expunge, model: Path, 
 
 
 def test_thresholds_that_are_missed_end_with_6_and_still_write_all(expunge, model: Path, files: Files, tmp_path: Path):
-    rules = ["--require", "forget.Loss >= before + 1000", "--require", "nothing.Loss >= 0"]
+    rules = ["--require", "forget.Loss >= before + 1000"]
     said = expunge(
         "forget", model, *files.options, "--method", METHOD, "--audits=Loss", *rules, "--out", tmp_path / "out"
     )
@@ -241,8 +241,21 @@ def test_thresholds_that_are_missed_end_with_6_and_still_write_all(expunge, mode
     by_rule = {rule["rule"]: rule for rule in verdict["rules"]}
     assert not verdict["met"]
     assert by_rule["forget.Loss >= before + 1000"]["met"] is False
-    assert by_rule["nothing.Loss >= 0"]["value"] is None
     assert (tmp_path / "out" / "model" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [("nothing.Loss >= 0", "there is no set 'nothing'"), ("forget.Rouge >= 0", "Rouge is not run")],
+)
+def test_a_threshold_that_cannot_be_measured_is_refused_before_the_work(
+    expunge, model: Path, files: Files, tmp_path: Path, rule: str, words: str
+):
+    out = tmp_path / "out"
+    said = expunge("forget", model, *files.options, "--audits=Loss", "--require", rule, "--out", out)
+    assert said.code == 2
+    assert words in said.err
+    assert not out.exists()
 
 
 # Audits and reports

@@ -20,8 +20,8 @@ def limits(request: Request, family: str, referenced: bool, saved: str) -> list[
         )
     if not request.holdout:
         said.append(
-            "No holdout set was given: membership inference was not tried, and unless a level was given nothing says how "
-            "far the forgetting had to go."
+            "No holdout set was given: membership inference was not tried, and unless a level was given nothing "
+            "says how far the forgetting had to go."
         )
     if not request.retain:
         said.append("No retain set was given: nothing held the rest of the model in place, and no harm was measured.")

@@ -83,7 +83,7 @@ class Keeper:
         """Put the best state back and refuse: no comparison with NaN is true, so it would pass for forgotten."""
         done = f"The state of step {self.restore(moving)} was put back. Lower learning_rate." if step else ""
         error = RunFailed(f"step {step}: the loss of the {name} set is NaN or infinite. {done or 'Mend the model.'}")
-        error.last_good = adapted
+        error.last_good = adapted if step else None
         raise error
 
     def restore(self, moving: Mapping[str, nn.Parameter]) -> int:

@@ -240,10 +240,10 @@ def test_a_model_whose_answers_are_not_finite_is_told_before_any_step():
     network = tiny()
     with torch.no_grad():
         network.module.lm_head.weight[0, 0] = math.nan
-    with pytest.raises(RunFailed):
-        run(network, stop=Stop())
-    with pytest.raises(RunFailed):
-        run(network, stop=FREE)
+    for stop, said in ((Stop(), "loss on the holdout set is NaN"), (FREE, "step 0: the loss of the forget set is NaN")):
+        with pytest.raises(RunFailed, match=said) as caught:
+            run(network, stop=stop)
+        assert caught.value.last_good is None
 
 
 # When forgetting is enough
@@ -364,7 +364,9 @@ def test_a_step_tells_all_its_fields_and_they_go_into_a_file():
         assert json.loads(json.dumps(event)) == event
     [start], [end] = events.of("start"), events.of("end")
     assert set(start) == {"kind", "layers", "trainable", "parameters", "steps", "level", "level_source", "budget"}
-    assert set(end) == {"kind", "stopped", "kept_step", "steps", "reached"}
+    assert set(end) == {"kind", "stopped", "kept_step", "steps", "reached", "kept_forget", "kept_rise"}
+    first, last = events.of("check")
+    assert (end["kept_forget"], end["kept_rise"]) == (last["forget"], last["retain"] - first["retain"])
     assert start["layers"] == 6
     assert [event["kind"] for event in events] == ["start", "check", "step", "step", "check", "end"]
 
