@@ -62,7 +62,8 @@ class Progress:
 
     def _check(self, event: dict[str, Any]) -> None:
         retain = f", retain loss {event['retain']:.2f}" if event["retain"] is not None else ""
-        self.say(f"step {event['step']}: forget loss {event['forget']:.2f}{retain}")
+        short = f" ({event['short']:.2f} short of the level)" if event["level"] is not None else ""
+        self.say(f"step {event['step']}: forget loss {event['forget']:.2f}{short}{retain}")
 
     def _end(self, event: dict[str, Any]) -> None:
         if self.task is not None:

@@ -100,11 +100,12 @@ def verdict(rules: list[Rule], findings: list[Finding], facts: Mapping[str, Any]
 
 def criterion(facts: Mapping[str, Any]) -> list[Outcome]:
     """What the run aimed at, as outcomes."""
-    step, forget, rise = facts["kept_step"], facts["kept_forget"], facts["kept_rise"]
+    step, short, rise = facts["kept_step"], facts["kept_short"], facts["kept_rise"]
     made = [Outcome("kept step >= 1 (something changed)", step, 1, step >= 1)]
     if facts["level"] is not None:
         of = "that of the holdout set" if facts["level_source"] == "holdout" else "as given"
-        made.append(Outcome(f"forget loss >= level, {of} (nats)", forget, facts["level"], forget >= facts["level"]))
+        rule = f"forget examples short of {facts['level']:.2f} nats ({of}), on average <= slack"
+        made.append(Outcome(rule, short, facts["slack"], short <= facts["slack"]))
     if facts["budget"] is not None and rise is not None:
         made.append(Outcome("rise of the retain loss <= budget (nats)", rise, facts["budget"], rise <= facts["budget"]))
     return made

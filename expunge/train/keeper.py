@@ -21,21 +21,27 @@ def sample(examples: Batch) -> Batch:
     return examples[::stride]
 
 
-def loss(model: Model, examples: Batch) -> float:
-    """Mean over examples of each one's mean negative log-probability of a row, in nats."""
+def losses(model: Model, examples: Batch) -> Tensor:
+    """Each example's mean negative log-probability of a row, in nats."""
     said = model.answers(examples)
-    return float(-said.mean(said.log_probs).mean())
+    return -said.mean(said.log_probs)
+
+
+def loss(model: Model, examples: Batch) -> float:
+    """Mean of the examples' losses, in nats."""
+    return float(losses(model, examples).mean())
 
 
 @dataclass
 class Keeper:
     """Looks at the losses between steps and keeps the state of the best one.
 
-    The best step falls least short of the level and overspends the budget least, in nats added up; of equals, the
-    one with the lower retain loss, or, where nothing is retained, the later one.
+    The best step falls least short of the level (beyond the slack) and overspends the budget least, in nats added up;
+    of equals, the one with the lower retain loss, or, where nothing is retained, the later one.
     """
 
     level: float | None
+    slack: float
     source: str
     budget: float | None
     forget: Batch
@@ -43,32 +49,34 @@ class Keeper:
     retain_at_start: float = math.nan
     best: tuple[float, float] = (math.inf, math.inf)
     best_step: int = 0
-    best_losses: tuple[float, float | None] = (math.nan, None)
+    best_losses: tuple[float, float | None, float] = (math.nan, None, math.nan)
     state: dict[str, Tensor] = field(default_factory=dict)
 
     def facts(self) -> dict[str, object]:
         """What the run aims at."""
         budget = self.budget if self.retain else None
-        return {"level": self.level, "level_source": self.source, "budget": budget}
+        return {"level": self.level, "slack": self.slack, "level_source": self.source, "budget": budget}
 
     def check(self, step: int, adapted: Network, moving: Mapping[str, nn.Parameter], watch: Watch) -> str:
         """Read the losses and keep the state if it is the best; why to stop, or an empty text."""
-        forget = loss(adapted, self.forget)
+        each = losses(adapted, self.forget)
+        forget = float(each.mean())
         retain = loss(adapted, self.retain) if self.retain else None
         if not math.isfinite(forget) or not math.isfinite(retain or 0.0):
             self.fail(step, "forget" if not math.isfinite(forget) else "retain", adapted, moving)
         if step == 0 and retain is not None:
             self.retain_at_start = retain
-        watch({"kind": "check", "step": step, "forget": forget, "retain": retain, "level": self.level})
-        short = max(0.0, self.level - forget) if self.level is not None else 0.0
+        short = float((self.level - each).clamp(min=0).mean()) if self.level is not None else 0.0
+        watch({"kind": "check", "step": step, "forget": forget, "retain": retain, "level": self.level, "short": short})
+        missing = max(0.0, short - self.slack)
         over = self.overspent(retain)
-        rank = (short + over, retain if retain is not None else -float(step))
+        rank = (missing + over, retain if retain is not None else -float(step))
         unbounded = self.level is None and step > 0 and over == 0
         if rank < self.best or unbounded:
-            self.best, self.best_step, self.best_losses = rank, step, (forget, retain)
+            self.best, self.best_step, self.best_losses = rank, step, (forget, retain, short)
             self.state = {name: p.detach().clone() for name, p in moving.items()}
-        if self.level is not None and short == 0 and over == 0:
-            return f"forget loss {forget:.2f} reached the level {self.level:.2f} ({self.source})"
+        if self.level is not None and missing == 0 and over == 0:
+            return f"the forget examples fall {short:.2f} nats short of {self.level:.2f} ({self.source})"
         if self.level is None and over > 0:
             return f"the retain budget of {self.budget} nats was spent"
         return ""
@@ -94,6 +102,6 @@ class Keeper:
 
     def verdict(self) -> dict[str, object]:
         """The kept step's losses, and whether they are good enough by the run's own criterion."""
-        forget, retain = self.best_losses
+        forget, retain, short = self.best_losses
         rise = None if retain is None else retain - self.retain_at_start
-        return {"reached": self.best[0] == 0.0, "kept_forget": forget, "kept_rise": rise}
+        return {"reached": self.best[0] == 0.0, "kept_forget": forget, "kept_short": short, "kept_rise": rise}

@@ -13,11 +13,16 @@ from expunge.train.keeper import Keeper, loss, sample
 
 @dataclass(frozen=True)
 class Stop:
-    """The run ends when the forget loss has reached `level` and the retain loss has risen by at most `budget`."""
+    """The run ends when every forget example is about at `level` and the retain loss has risen by at most `budget`.
+
+    Each example counts for itself: a mean alone is reached by overshooting on some while others are known as before.
+    """
 
     level: float | str | None = "holdout"
-    """Mean loss for each row, in nats, that the forget set must reach: a number, 'holdout' for that of the holdout
+    """Loss for each row, in nats, that the forget examples must reach: a number, 'holdout' for the mean of the holdout
     set before the run (no level where there is none), or None to take every step."""
+    slack: float = 0.1
+    """Nats by which the forget examples may fall short of the level, on average; those beyond it count as at it."""
     budget: float | None = 0.1
     """How many nats the retain loss may rise; None for any."""
     every: int = 4
@@ -26,6 +31,8 @@ class Stop:
     def __post_init__(self) -> None:
         if self.level != "holdout" and (isinstance(self.level, str) or not math.isfinite(self.level or 0)):
             raise UsageRefused(f"Stop: level must be a number, 'holdout' or None. Got {self.level!r}.")
+        if not 0 <= self.slack < math.inf:
+            raise UsageRefused(f"Stop: slack must be at least 0. Got {self.slack!r}.")
         if self.every < 1:
             raise UsageRefused(f"Stop: every must be at least 1. Got {self.every!r}.")
         if self.budget is not None and not 0 <= self.budget < math.inf:
@@ -41,4 +48,4 @@ class Stop:
             raise RunFailed(
                 "The model's loss on the holdout set is NaN or infinite, so it is no level. Mend the model."
             )
-        return Keeper(level, source, self.budget, sample(request.forget), sample(request.retain))
+        return Keeper(level, self.slack, source, self.budget, sample(request.forget), sample(request.retain))

@@ -249,15 +249,19 @@ def test_a_model_whose_answers_are_not_finite_is_told_before_any_step():
 # When forgetting is enough
 
 
-def test_a_run_ends_at_the_first_check_whose_forget_loss_has_reached_the_level():
+def test_a_run_ends_at_the_first_check_whose_forget_examples_are_all_about_at_the_level():
     _, free = run(objective=Ascent(), steps=12, stop=Stop(level=None, budget=None, every=2))
     losses = {event["step"]: event["forget"] for event in free.of("check")}
     level = (losses[4] + losses[6]) / 2
     assert losses[0] < losses[2] < losses[4] < level < losses[6]
-    adapted, events = run(objective=Ascent(), steps=12, stop=Stop(level=level, budget=None, every=2))
+    _, probe = run(objective=Ascent(), steps=12, stop=Stop(level=level, slack=0.0, budget=None, every=2))
+    short = {event["step"]: event["short"] for event in probe.of("check")}
+    assert short[4] > short[6] > 0  # the mean is past the level at step 6; some examples are not
+    slack = (short[4] + short[6]) / 2
+    adapted, events = run(objective=Ascent(), steps=12, stop=Stop(level=level, slack=slack, budget=None, every=2))
     [end] = events.of("end")
-    assert (end["steps"], end["kept_step"], end["reached"]) == (6, 6, True)
-    assert f"reached the level {level:.2f} (given)" in end["stopped"]
+    assert (end["steps"], end["kept_step"], end["reached"], end["kept_short"]) == (6, 6, True, short[6])
+    assert f"short of {level:.2f} (given)" in end["stopped"]
     assert [event["step"] for event in events.of("check")] == [0, 2, 4, 6]
     until, _ = run(objective=Ascent(), steps=6)
     assert equal(numbers(adapted), numbers(until))
@@ -343,7 +347,7 @@ def test_a_check_reads_at_most_64_examples_evenly_spread():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"level": "reference"}, {"level": math.nan}, {"every": 0}, {"budget": -0.1}, {"budget": math.inf}]
+    "wrong", [{"level": "reference"}, {"level": math.nan}, {"slack": -1.0}, {"every": 0}, {"budget": -0.1}, {"budget": math.inf}]
 )
 def test_a_criterion_that_means_nothing_is_refused(wrong):
     with pytest.raises(UsageRefused, match=f"Stop: {next(iter(wrong))} must be"):
@@ -363,8 +367,9 @@ def test_a_step_tells_all_its_fields_and_they_go_into_a_file():
         assert event["loss"] == pytest.approx(event["retain"] - event["forget"], abs=1e-6)  # GradDiff
         assert json.loads(json.dumps(event)) == event
     [start], [end] = events.of("start"), events.of("end")
-    assert set(start) == {"kind", "layers", "trainable", "parameters", "steps", "level", "level_source", "budget"}
-    assert set(end) == {"kind", "stopped", "kept_step", "steps", "reached", "kept_forget", "kept_rise"}
+    aims = {"level", "slack", "level_source", "budget"}
+    assert set(start) == {"kind", "layers", "trainable", "parameters", "steps"} | aims
+    assert set(end) == {"kind", "stopped", "kept_step", "steps", "reached", "kept_forget", "kept_short", "kept_rise"}
     first, last = events.of("check")
     assert (end["kept_forget"], end["kept_rise"]) == (last["forget"], last["retain"] - first["retain"])
     assert start["layers"] == 6

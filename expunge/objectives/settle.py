@@ -1,0 +1,28 @@
+"""Bring each forget example to a level and hold it there: ascent below the level, descent above it.
+
+    loss = E_examples[ |level - CE(y_f | x_f)| ],   CE = mean over the example's rows, in nats
+
+Where hinged ascent lets go, momentum carries an example on, and a loss far above that of never-seen examples betrays
+the forgotten as surely as one far below. This one pulls it back. (Of our own making; the hinge is GS-LoRA's.)
+"""
+
+from dataclasses import dataclass
+
+from expunge.core.errors import UsageRefused
+from expunge.core.model import View
+from expunge.core.objective import Objective, Scalar
+
+
+@dataclass(frozen=True)
+class Settle(Objective):
+    """Move each forget example's cross-entropy to a level, from either side."""
+
+    level: float | None = None
+    """Nats for each row that every forget example should have; None takes the run's (see `Stop`)."""
+
+    def __call__(self, now: View, before: View) -> Scalar:
+        level = self.level if self.level is not None else now.level
+        if level is None:
+            raise UsageRefused("Settle has no level. Give level=..., a holdout set, or Stop(level=...).")
+        losses = now.forget.mean(-now.forget.log_prob())
+        return now.forget.over_examples((level - losses).abs())
