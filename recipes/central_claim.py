@@ -8,6 +8,7 @@ pretrained language model and on a vision transformer.
     python recipes/central_claim.py run OUT --model digits
     python recipes/central_claim.py show OUT                            writes docs/claim.md and docs/claim-*.svg
 
+Use one thread for the digits (OMP_NUM_THREADS=1): they are too small for more.
 No run is stopped by a criterion or clipped: the point is what happens without them.
 """
 
@@ -20,8 +21,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from expunge import Bounded, Finetune, Inputs, LoRA, Network, Request, Stop, open_network
 from expunge.core.adapter import Adapter
@@ -267,7 +266,6 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--model", default="digits", help="digits, or smollm2=FOLDER")
     given = parser.parse_args()
-    torch.set_num_threads(1)
     if given.verb == "show":
         show(given.out, Path(__file__).parent.parent / "docs")
         return

@@ -1,6 +1,6 @@
 """A small vision transformer trained on scikit-learn's digits, with a class and without it: the vision side of studies.
 
-    python recipes/digits.py OUT [SEED]        writes OUT/original and OUT/retrained (transformers folders)
+python recipes/digits.py OUT [SEED]        writes OUT/original and OUT/retrained (transformers folders)
 """
 
 from __future__ import annotations

@@ -139,9 +139,7 @@ class BoundedLayer(nn.Module, BaseTunerLayer):
             form = self.bounded_form[name]
             weight = weight + form.delta(self.bounded_A[name].detach(), self.bounded_B[name].detach()).to(weight.dtype)
         name = active[0]
-        return bounded_linear(
-            x, weight, base.bias, self.bounded_A[name], self.bounded_B[name], self.bounded_form[name]
-        )
+        return bounded_linear(x, weight, base.bias, self.bounded_A[name], self.bounded_B[name], self.bounded_form[name])
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """Never: the update is of full rank, so a LoRA of it would be another adapter."""

@@ -138,9 +138,7 @@ class LanguageModel(Network, Speaker):
         mask = (torch.arange(width)[None] < lengths[:, None]).long()
         low = min(firsts) - 1
         keep = torch.arange(low, width, device=self.device)
-        logits = _logits(
-            self.module, keep, input_ids=tokens.to(self.device), attention_mask=mask.to(self.device)
-        )
+        logits = _logits(self.module, keep, input_ids=tokens.to(self.device), attention_mask=mask.to(self.device))
         at = [
             index * (width - low) + place - low
             for index, (sequence, first) in enumerate(zip(sequences, firsts, strict=True))

@@ -1,6 +1,6 @@
 """Retain by the data: cross-entropy on the retain set (Maini et al., 2024, TOFU, arXiv 2401.06121).
 
-    loss = CE(y_r | x_r),   mean over labelled rows, in nats
+loss = CE(y_r | x_r),   mean over labelled rows, in nats
 """
 
 from dataclasses import dataclass

@@ -8,7 +8,6 @@ the forgotten as surely as one far below. This one pulls it back. (Of our own ma
 
 from dataclasses import dataclass
 
-from expunge.core.errors import UsageRefused
 from expunge.core.model import View
 from expunge.core.objective import Objective, Scalar
 
@@ -18,11 +17,11 @@ class Settle(Objective):
     """Move each forget example's cross-entropy to a level, from either side."""
 
     level: float | None = None
-    """Nats for each row that every forget example should have; None takes the run's (see `Stop`)."""
+    """Nats for each row that every forget example should have; None takes the run's (see `Stop`), and where the run has
+    none either, this is ascent without an end."""
 
     def __call__(self, now: View, before: View) -> Scalar:
         level = self.level if self.level is not None else now.level
-        if level is None:
-            raise UsageRefused("Settle has no level. Give level=..., a holdout set, or Stop(level=...).")
         losses = now.forget.mean(-now.forget.log_prob())
-        return now.forget.over_examples((level - losses).abs())
+        away = -losses if level is None else (level - losses).abs()
+        return now.forget.over_examples(away)

@@ -143,5 +143,3 @@ def samples(before: Remembered, after: Remembered | None, request: Request, show
                 }
             )
     return {"shown": shown, "items": items}
-
-

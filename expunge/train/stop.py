@@ -21,11 +21,11 @@ class Stop:
     level: float | str | None = "holdout"
     """Loss for each row, in nats, that the forget examples must reach: a number, 'holdout' for the mean of the holdout
     set before the run (no level where there is none), or None to take every step."""
-    slack: float = 0.1
+    slack: float = 0.25
     """Nats by which the forget examples may fall short of the level, on average; those beyond it count as at it."""
     budget: float | None = 0.1
     """How many nats the retain loss may rise; None for any."""
-    every: int = 4
+    every: int = 5
     """Steps between two checks. Each reads at most 64 examples of either set, without gradients."""
 
     def __post_init__(self) -> None:

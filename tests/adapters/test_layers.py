@@ -94,9 +94,7 @@ def test_a_vision_transformers_mlp_layers_are_its_two_dense_ones(name):
 
 def test_the_count_is_said():
     module = AutoModelForCausalLM.from_config(LANGUAGE["llama"][0])
-    assert matched(module, chosen(module, "mlp")) == (
-        "6 layers in 2 blocks (gate_proj x2, up_proj x2, down_proj x2)"
-    )
+    assert matched(module, chosen(module, "mlp")) == ("6 layers in 2 blocks (gate_proj x2, up_proj x2, down_proj x2)")
 
 
 def test_a_network_without_blocks_is_refused_with_what_to_do():

@@ -10,9 +10,11 @@ from expunge.core.model import View
 from expunge.core.predictions import Predictions, Share
 from expunge.objectives.ascent import Ascent
 from expunge.objectives.grad_diff import GradDiff
+from expunge.objectives.hinged_ascent import HingedAscent
 from expunge.objectives.npo import NPO
 from expunge.objectives.retain_kl import RetainKL
 from expunge.objectives.retain_nll import RetainNLL
+from expunge.objectives.settle import Settle
 
 
 class Says:
@@ -109,7 +111,44 @@ def test_as_beta_goes_to_zero_npo_points_where_ascent_on_sums_does():
     assert torch.cosine_similarity(got, plain, dim=0) > 0.999
 
 
-@pytest.mark.parametrize("objective", [Ascent(), RetainNLL(), RetainKL(), NPO(beta=0.3)])
+def means() -> list[float]:
+    """Each ragged example's mean loss: about 1.31 and 0.50."""
+    return [sum(map(nll, example)) / len(example) for example in RAGGED]
+
+
+def test_hinged_ascent_pushes_up_to_the_level_only():
+    below, above = means()[1], means()[0]
+    level = (below + above) / 2
+    now = view(forget=RAGGED)
+    loss = HingedAscent(level=level)(now, now)
+    assert loss.item() == pytest.approx((level - below) / 2, abs=1e-12)
+    gradient = torch.autograd.grad(loss, now.said["forget"].logits)[0]
+    assert not gradient[0].any()
+    assert gradient[1:].any()
+
+
+def test_settle_pulls_back_what_is_above_the_level():
+    below, above = means()[1], means()[0]
+    level = (below + above) / 2
+    now = view(forget=RAGGED)
+    loss = Settle(level=level)(now, now)
+    assert loss.item() == pytest.approx((above - below) / 2, abs=1e-12)
+    up = torch.autograd.grad(Ascent()(now, now), now.said["forget"].logits, retain_graph=True)[0]
+    gradient = torch.autograd.grad(loss, now.said["forget"].logits)[0]
+    # Row 0 is its example's only row of two examples: against ascent, and 4 rows / 2 examples as strong.
+    assert torch.allclose(gradient[0], -2 * up[0], atol=1e-12)
+    assert torch.allclose(gradient[1:], up[1:] * 4 / (2 * 3), atol=1e-12)
+
+
+@pytest.mark.parametrize("objective", [HingedAscent(), Settle()])
+def test_without_a_level_both_are_ascent_on_examples(objective):
+    now = view(forget=RAGGED)
+    assert objective(now, now).item() == pytest.approx(-sum(means()) / 2, abs=1e-12)
+    now.level = 1.0
+    assert objective(now, now).item() > 0
+
+
+@pytest.mark.parametrize("objective", [Ascent(), RetainNLL(), RetainKL(), NPO(beta=0.3), Settle(level=0.9)])
 def test_the_parts_of_a_step_add_up_to_the_whole(objective):
     """Read at once, or one example at a time with the step's counts: the same loss, exactly."""
     other = [[[0.5, 0.1]], [[0.2, 0.7], [1.0, 0.0], [0.0, 0.3]]]

@@ -347,7 +347,15 @@ def test_a_check_reads_at_most_64_examples_evenly_spread():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"level": "reference"}, {"level": math.nan}, {"slack": -1.0}, {"every": 0}, {"budget": -0.1}, {"budget": math.inf}]
+    "wrong",
+    [
+        {"level": "reference"},
+        {"level": math.nan},
+        {"slack": -1.0},
+        {"every": 0},
+        {"budget": -0.1},
+        {"budget": math.inf},
+    ],
 )
 def test_a_criterion_that_means_nothing_is_refused(wrong):
     with pytest.raises(UsageRefused, match=f"Stop: {next(iter(wrong))} must be"):
