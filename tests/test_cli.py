@@ -411,7 +411,7 @@ def test_a_wrong_name_is_refused_at_once(
         (["--method=os:system(command='touch canary')"], "'os:system' is not a plug-in"),
         (["--audits=NPO()"], "is not an audit"),
         (["--require=forget.Loss"], "--require 'forget.Loss' could not be read"),
-        (["--probe=forget=README.md"], "--probe 'forget"),
+        (["--probe=forget=README.md"], "--probe forget"),
         (["--forget-class=a", "--forget-ids=README.md"], "--forget-class or --forget-ids, not both"),
     ],
 )
