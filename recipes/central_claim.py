@@ -147,11 +147,13 @@ def run(out: Path, model: str, folder: str) -> None:
             continue
         if case is None or (model == "digits" and at != setting.seed):
             case, at = (language(folder) if model == "smollm2" else vision(setting.seed)), setting.seed
-            levels = {"before": measure(case.network, case)}
-            if case.reference:
-                levels["retrained"] = measure(case.reference, case)
-            write(path, {"name": f"{model}/{setting.seed}", "levels": levels})
-            done.add(f"{model}/{setting.seed}")
+            seed = f"{model}/{setting.seed}"
+            if seed not in done:
+                levels = {"before": measure(case.network, case)}
+                if case.reference:
+                    levels["retrained"] = measure(case.reference, case)
+                write(path, {"name": seed, "levels": levels})
+                done.add(seed)
         if setting.name not in done:
             write(path, {"name": setting.name, **perform(setting, case)})
             print(setting.name, flush=True)
@@ -166,8 +168,10 @@ def write(path: Path, line: dict[str, Any]) -> None:
 def spread(values: list[float], digits: int = 2) -> str:
     """Mean and, in brackets, the range over seeds."""
     if not values:
-        return "NaN"
+        return "-"
     low, high = min(values), max(values)
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f}"
     return f"{statistics.fmean(values):.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
 
 
@@ -176,7 +180,7 @@ def table(lines: list[dict[str, Any]], model: str) -> str:
     right = "Choice" if model == "smollm2" else "Accuracy"
     rows = [
         "| adapter | layers | lr | retain accuracy | forget accuracy | membership AUC | forget loss | "
-        "largest gradient | final size of change | failed |",
+        "largest gradient | final size of change | ended in NaN |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for targets in TARGETS:
