@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
-from expunge.adapters.maps import MAPS, Form
+from expunge.adapters.maps import MAPS, Form, width
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -66,14 +66,14 @@ class _Folded(torch.autograd.Function):
         form: Form = ctx.form
         flat_x, flat_dy = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
         dx = torch.zeros_like(flat_x) if ctx.needs_input_grad[0] else None
-        wide = form.phase(a[:, :1], b[:1]).dtype
+        wide = width(b)
         da, db = torch.zeros_like(a, dtype=wide), torch.empty_like(b, dtype=wide)
         for rows in _blocks(weight):
             if dx is not None:
-                dx.addmm_(flat_dy[:, rows], folded(weight[rows], a, b[rows], form))
+                torch.addmm(dx, flat_dy[:, rows], folded(weight[rows], a, b[rows], form), out=dx)
             slope = MAPS[form.map].slope(form.phase(a, b[rows])).mul_(form.scale * form.omega)
             # d loss / d (B A) = scale * omega * slope(phase) * (dY^T X), entry by entry
             slope.mul_(flat_dy[:, rows].T @ flat_x)
             torch.mm(slope, a.to(wide).T, out=db[rows])
-            da.addmm_(b[rows].to(wide).T, slope)
+            torch.addmm(da, b[rows].to(wide).T, slope, out=da)
         return dx if dx is None else dx.view_as(x), None, None, da.to(a.dtype), db.to(b.dtype), None

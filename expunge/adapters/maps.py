@@ -69,8 +69,12 @@ class Form:
 
     def phase(self, a: Tensor, b: Tensor) -> Tensor:
         """`omega * B A` in float32 at least: bfloat16 keeps 8 bits, too few for a sine."""
-        wide = torch.float64 if b.dtype == torch.float64 else torch.float32
-        return (b.to(wide) @ a.to(wide)).mul_(self.omega)
+        return (b.to(width(b)) @ a.to(width(b))).mul_(self.omega)
+
+
+def width(factor: Tensor) -> torch.dtype:
+    """The precision that an adapter's factors are worked with: float32, or float64 where they are that."""
+    return torch.float64 if factor.dtype == torch.float64 else torch.float32
 
 
 def check(map: str, rank: int, alpha: float, omega: float, gain: float | None, who: str = "Bounded") -> None:
