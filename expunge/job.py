@@ -211,7 +211,7 @@ class Log:
         elif kind == "start":
             moved, whole = int(str(event["trainable"])), int(str(event["parameters"]))
             self.facts["adapter"] = {"layers": event["layers"], "trainable": moved, "share": moved / whole}
-            self.facts |= {key: event[key] for key in ("level", "level_source", "budget")}
+            self.facts |= {key: event[key] for key in ("level", "slack", "level_source", "budget")}
         elif kind == "end":
             self.facts |= {key: value for key, value in event.items() if key != "kind"}
         self.size += int(str(event.get("size", 0)))
