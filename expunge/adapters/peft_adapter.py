@@ -55,7 +55,7 @@ class PeftAdapter(Adapter):
 
     def save(self, adapted: Network, folder: Path) -> None:
         module: Any = adapted.module
-        module.save_pretrained(folder, safe_serialization=True)
+        module.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
         for path in folder.iterdir():
             path.chmod(0o644)  # safetensors writes through a temporary file that only its owner may read
         (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card says nothing true of this adapter
