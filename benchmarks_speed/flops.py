@@ -1,6 +1,6 @@
 """Matmul FLOPs of one adapted layer, forward and backward, over those of the frozen layer; counted, not timed.
 
-    python benchmarks_speed/flops.py
+python benchmarks_speed/flops.py
 """
 
 from __future__ import annotations

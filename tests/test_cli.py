@@ -561,7 +561,9 @@ def test_an_objective_without_its_set_is_refused_and_leaves_nothing(expunge, mod
 def test_an_interrupted_run_ends_with_130_and_leaves_nothing(model: Path, files: Files, tmp_path: Path):  # R12
     import signal
 
-    method = "Finetune(adapter=LoRA(rank=2), learning_rate=1e-9, steps=100000, stop=Stop(level=None, budget=None, every=2))"
+    method = (
+        "Finetune(adapter=LoRA(rank=2), learning_rate=1e-9, steps=100000, stop=Stop(level=None, budget=None, every=2))"
+    )
     out = tmp_path / "out"
     command = [sys.executable, "-m", "expunge", "forget", model, *files.options, "--method", method, "--out", out]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

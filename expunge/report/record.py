@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -43,7 +44,7 @@ def head(
         "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "command": line,
         "model": {
-            "name": model,
+            "name": Path(model).name if Path(model).exists() else model,
             "family": family,
             "architecture": type(network.module).__name__,
             "parameters": sum(p.numel() for p in network.module.parameters()),
@@ -88,7 +89,7 @@ def row(finding: Finding) -> dict[str, Any]:
     """A finding as the report has it. Beyond the ideal is no better than short of it: over-forgetting is a trace."""
     kept = "lower" if finding.audit in ("Loss", "Perplexity") else "higher"
     known = finding.ideal is not None
-    better = ("ideal" if known else "lower") if goes(finding.set) else kept
+    better = ("ideal" if known else "lower") if goes(finding.set) else "ideal" if "holdout" in finding.set else kept
     return {**asdict(finding), "scores": [round(score, 6) for score in finding.scores], "better": better}
 
 
