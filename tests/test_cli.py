@@ -531,7 +531,8 @@ def test_another_tokenizer_s_tokens_are_refused_by_the_two_sizes(expunge, model:
 def test_a_run_that_makes_nan_stops_before_the_step_and_keeps_the_last_good_adapter(
     expunge, model: Path, files: Files, tmp_path: Path
 ):  # R01, V13
-    method = "Finetune(adapter=LoRA(rank=2), learning_rate=1e30, steps=8, batch=2, stop=Stop(level=None))"
+    settings = "adapter=LoRA(rank=2), learning_rate=1e30, steps=8, batch=2, stop=Stop(level=None)"
+    method = f"Finetune(objective=GradDiff(), {settings})"
     digest = folder_digest(model)
     said = expunge("forget", model, *files.options, "--method", method, "--out", tmp_path / "out")
     line = refused(said, 5, "run")
