@@ -6,7 +6,6 @@ inside an attention module are attention's, and the others are the feed-forward 
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Literal
 
 from torch import nn
@@ -58,12 +57,6 @@ def chosen(module: nn.Module, targets: Targets) -> list[str]:
             f"(first: {empty[0]}). Use targets='all', or adapter=Full()."
         )
     return layers
-
-
-def matched(module: nn.Module, layers: list[str]) -> str:
-    """One line that says what was matched: how many layers in how many blocks, by the last part of their names."""
-    kind = Counter(layer.rpartition(".")[2] for layer in layers)
-    return f"{len(layers)} layers in {len(blocks(module))} blocks ({', '.join(f'{k} x{n}' for k, n in kind.items())})"
 
 
 def kind_of(parameter: str, known: dict[str, Kind]) -> str:

@@ -22,7 +22,7 @@ from transformers import (
     ViTConfig,
 )
 
-from expunge.adapters.layers import blocks, chosen, kind_of, kinds, matched
+from expunge.adapters.layers import blocks, chosen, kind_of, kinds
 from expunge.core.errors import ModelRefused
 
 V = 40
@@ -90,11 +90,6 @@ def test_a_vision_transformers_mlp_layers_are_its_two_dense_ones(name):
     shapes = sorted(tuple(module.get_submodule(layer).weight.shape) for layer in layers)
     assert shapes == [(16, 24), (16, 24), (24, 16), (24, 16)]
     assert len(chosen(module, "attention")) == 2 * 4
-
-
-def test_the_count_is_said():
-    module = AutoModelForCausalLM.from_config(LANGUAGE["llama"][0])
-    assert matched(module, chosen(module, "mlp")) == ("6 layers in 2 blocks (gate_proj x2, up_proj x2, down_proj x2)")
 
 
 def test_a_network_without_blocks_is_refused_with_what_to_do():
