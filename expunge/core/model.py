@@ -138,6 +138,8 @@ class View:
     gradients: bool = True
     level: float | None = None
     """The loss, in nats for each row, that the run wants the forget set to reach, where it wants one."""
+    together: tuple[str, ...] = ()
+    """Sets that one call reads, as soon as one of them is asked for."""
     said: dict[str, Predictions] = field(default_factory=dict)
     """What was asked so far, by set."""
 
@@ -159,11 +161,16 @@ class View:
     def ask(self, name: str) -> Predictions:
         """Predictions on the set `name`; without gradients where this view is of the model before."""
         if name not in self.said:
+            names = [name, *(other for other in self.together if other != name and other not in self.said)]
+            names = sorted(names) if name in self.together else [name]
             if not self.sets.get(name):
                 raise DataRefused(f"The objective reads the {name} set, but the request has none. Give one.")
             with torch.set_grad_enabled(self.gradients):
-                said = self.model.predict(self.sets[name])
-            self.said[name] = said.part_of(self.shares[name]) if name in self.shares else said
+                said = self.model.predict([example for each in names for example in self.sets[each]])
+            said = said if self.gradients else said.detach()
+            parts = [said] if len(names) == 1 else said.cut([len(self.sets[each]) for each in names])
+            for each, part in zip(names, parts, strict=True):
+                self.said[each] = part.part_of(self.shares[each]) if each in self.shares else part
         return self.said[name]
 
 

@@ -6,12 +6,15 @@ rows and examples only, so they run unchanged on every family.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from expunge.core.rows import Head, Read, chunks, each_row, right_log_prob, widened
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -66,19 +69,35 @@ class Rows:
 
 @dataclass(frozen=True)
 class Predictions(Rows):
-    """Scores of every class for each row, before the softmax."""
+    """Scores of every class for each row, before the softmax.
 
-    logits: Float[Tensor, "rows classes"]
+    A vocabulary is wide, so the scores need not exist: a language model gives each row's last hidden state, and the
+    output matrix (`head`) that would make scores of it. What is asked row by row is then answered in chunks of rows.
+    """
+
+    states: Float[Tensor, "rows width"]
+    """What the head reads; the scores themselves where there is no head."""
+    head: Head | None = None
+
+    @property
+    def logits(self) -> Float[Tensor, "rows classes"]:
+        """The scores of all rows at once, in the model's own precision."""
+        return self.states if self.head is None else self.head(self.states)
+
+    def each_row(self, read: Read, *others: Predictions) -> Float[Tensor, " rows"]:
+        """`read(labels, logits, *logits of others)`: a number for each row, from that row's scores alone.
+
+        Scores come in float32 or wider, [rows of a chunk, classes]. `others` have the same rows and carry no gradient.
+        """
+        return each_row(read, self.labels, (self.states, self.head), [(o.states, o.head) for o in others])
 
     def log_prob(self) -> Float[Tensor, " rows"]:
         """Natural log-probability of the right class of each row, in float32 or wider."""
-        wide = self.logits if self.logits.dtype == torch.float64 else self.logits.float()
-        return wide.gather(-1, self.labels[:, None]).squeeze(-1) - wide.logsumexp(-1)
+        return self.each_row(right_log_prob)
 
     def log_probs(self) -> Float[Tensor, "rows classes"]:
-        """Natural log-probabilities of all classes."""
-        wide = self.logits if self.logits.dtype == torch.float64 else self.logits.float()
-        return wide.log_softmax(-1)
+        """Natural log-probabilities of all classes of all rows at once."""
+        return widened(self.logits).log_softmax(-1)
 
     def nll(self) -> Float[Tensor, ""]:
         """Cross-entropy: mean over labelled rows, in nats."""
@@ -88,15 +107,38 @@ class Predictions(Rows):
         """The same rows, counted as a part of a larger step."""
         return replace(self, share=share)
 
+    def detach(self) -> Predictions:
+        """The same answers, through which no gradient flows."""
+        return replace(self, states=self.states.detach(), head=self.head and self.head.detach())
+
+    def cut(self, sizes: Sequence[int]) -> list[Predictions]:
+        """The answers to runs of `sizes` examples each, in the batch's order."""
+        ends = list(accumulate(sizes))
+        rows = [0, *torch.cumsum(self.counts(), 0)[torch.tensor(ends) - 1].tolist()]
+        return [
+            replace(
+                self,
+                labels=self.labels[a:b],
+                example=self.example[a:b] - (end - size),
+                examples=size,
+                states=self.states[a:b],
+            )
+            for size, end, a, b in zip(sizes, ends, rows, rows[1:], strict=False)
+        ]
+
     def answers(self) -> Answers:
         """What an audit needs, without the class scores, which are large."""
+        log_probs, right = [], []
+        for labels, logits in chunks(self.labels, (self.states, self.head)):
+            log_probs.append(right_log_prob(labels, logits))
+            right.append(logits.argmax(-1) == labels)
         return Answers(
             labels=self.labels,
             example=self.example,
             examples=self.examples,
             share=self.share,
-            log_probs=self.log_prob(),
-            right=self.logits.argmax(-1) == self.labels,
+            log_probs=torch.cat(log_probs),
+            right=torch.cat(right),
         )
 
 

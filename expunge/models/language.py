@@ -4,27 +4,33 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from expunge.core.errors import ModelRefused
 from expunge.core.model import Network, Speaker
 from expunge.core.predictions import Predictions
+from expunge.core.rows import Head
 from expunge.models.source import Source, load_module
-from expunge.models.tree import Tree, grown
+from expunge.models.tree import Woods, grown
 
 if TYPE_CHECKING:
     from expunge.core.model import Batch
 
-ROOM = 768
-"""Nodes of one tree (or tokens of one padded batch) that a call reads at most, where examples are short."""
+ROOM = 512
+"""Nodes of one tree (or tokens of one padded row) at most, where examples are short: its mask has the square of that
+many entries, and attention the cost."""
+
+ROOMS = {"cpu": 2, "cuda": 16}
+"""Trees that a call reads side by side at most, where no gradient is wanted."""
 
 LARGEST = 4096
-"""Nodes of the largest tree: its mask has the square of that many entries (64 MB)."""
+"""Nodes of the largest tree, for one long text (a mask of 64 MB)."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,8 @@ class LanguageModel(Network, Speaker):
     tokenizer: Any = field(repr=False)
     trees: int = 0
     """Largest tree that the architecture reads rightly (0: none); probed when it is loaded."""
+    headed: bool = False
+    """Whether class scores are the output matrix times the last hidden state, and nothing more; probed too."""
 
     @staticmethod
     def load(source: Source, device: str = "cpu") -> LanguageModel:
@@ -47,7 +55,8 @@ class LanguageModel(Network, Speaker):
     def of(module: Any, tokenizer: Any) -> LanguageModel:
         """A network from parts that are already in memory."""
         module.config.use_cache = False
-        return LanguageModel(module, tokenizer, reads_trees(module))
+        headed = ends_in_head(module)
+        return LanguageModel(module, tokenizer, reads_trees(module), headed)
 
     @property
     def longest(self) -> int:
@@ -61,26 +70,27 @@ class LanguageModel(Network, Speaker):
         return int(self.module.get_input_embeddings().weight.shape[0])
 
     def predict(self, batch: Batch) -> Predictions:
-        sequences = [example.tokens for example in batch]
-        logits, row = self._read(sequences, [e.first for e in batch])
+        states, row, head = self._read([example.tokens for example in batch], [e.first for e in batch])
         labels = [token for example in batch for token in example.tokens[example.first :]]
         owner = [k for k, example in enumerate(batch) for _ in range(example.rows)]
         return Predictions(
-            labels=torch.tensor(labels, device=logits.device),
-            example=torch.tensor(owner, device=logits.device),
+            labels=torch.tensor(labels, device=states.device),
+            example=torch.tensor(owner, device=states.device),
             examples=len(batch),
             share=None,
-            logits=logits[row],
+            states=states[row],
+            head=head,
         )
 
     def batches(self, examples: Batch) -> Iterator[list[int]]:
         sequences = [example.tokens for example in examples]
+        room = ROOM * ROOMS.get(self.device.type, 1)
         if self.trees:
-            yield from grown(sequences, min(ROOM, self.trees))
+            yield from grown(sequences, room)
             return
         group: list[int] = []
         for index in sorted(range(len(sequences)), key=lambda k: len(sequences[k])):
-            if group and (len(group) + 1) * len(sequences[index]) > ROOM:
+            if group and (len(group) + 1) * len(sequences[index]) > room:
                 yield group
                 group = []
             group.append(index)
@@ -108,43 +118,45 @@ class LanguageModel(Network, Speaker):
         for path in folder.iterdir():
             path.chmod(0o644)  # safetensors writes through a temporary file that only its owner may read
 
-    def _read(self, sequences: Sequence[Sequence[int]], firsts: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Class scores of some positions, and for each labelled row of each sequence the one that predicts it."""
-        if self.trees:
-            tree = Tree.of(sequences)
-            if len(tree.tokens) <= self.trees:
-                return self._tree(tree, firsts)
+    def _read(self, sequences: Sequence[Sequence[int]], firsts: Sequence[int]) -> tuple[Tensor, Tensor, Head | None]:
+        """Last states (or class scores) of some positions; for each labelled row the one that predicts it; the head."""
+        if self.trees and max(map(len, sequences)) <= self.trees:
+            return self._woods(Woods.of(sequences, ROOM), firsts)
         return self._padded(sequences, firsts)
 
-    def _tree(self, tree: Tree, firsts: Sequence[int]) -> tuple[Tensor, Tensor]:
-        asked = [node for path, first in zip(tree.paths, firsts, strict=True) for node in path[first - 1 : -1]]
+    def _woods(self, woods: Woods, firsts: Sequence[int]) -> tuple[Tensor, Tensor, Head | None]:
+        asked = [node for path, first in zip(woods.paths, firsts, strict=True) for node in path[first - 1 : -1]]
         keep, row = torch.unique(torch.tensor(asked), return_inverse=True)
         dtype = self.module.get_input_embeddings().weight.dtype
-        logits = _logits(
-            self.module,
-            keep.to(self.device),
-            input_ids=tree.tokens[None].to(self.device),
-            position_ids=tree.depth[None].to(self.device),
-            attention_mask=tree.mask(dtype).to(self.device),
+        states, head = self._states(
+            input_ids=woods.tokens.to(self.device),
+            position_ids=woods.depth.to(self.device),
+            attention_mask=woods.mask(dtype, self.device),
         )
-        return logits[0], row.to(self.device)
+        return states.flatten(0, 1)[keep.to(self.device)], row.to(self.device), head
 
-    def _padded(self, sequences: Sequence[Sequence[int]], firsts: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def _padded(self, sequences: Sequence[Sequence[int]], firsts: Sequence[int]) -> tuple[Tensor, Tensor, Head | None]:
         width = max(map(len, sequences))
         tokens = torch.zeros(len(sequences), width, dtype=torch.long)
         for row, sequence in enumerate(sequences):
             tokens[row, : len(sequence)] = torch.tensor(sequence)
         lengths = torch.tensor([len(sequence) for sequence in sequences])
         mask = (torch.arange(width)[None] < lengths[:, None]).long()
-        low = min(firsts) - 1
-        keep = torch.arange(low, width, device=self.device)
-        logits = _logits(self.module, keep, input_ids=tokens.to(self.device), attention_mask=mask.to(self.device))
+        states, head = self._states(input_ids=tokens.to(self.device), attention_mask=mask.to(self.device))
         at = [
-            index * (width - low) + place - low
+            index * width + place
             for index, (sequence, first) in enumerate(zip(sequences, firsts, strict=True))
             for place in range(first - 1, len(sequence) - 1)
         ]
-        return logits.flatten(0, 1), torch.tensor(at, device=self.device)
+        return states.flatten(0, 1), torch.tensor(at, device=self.device), head
+
+    def _states(self, **inputs: Tensor) -> tuple[Tensor, Head | None]:
+        """What the output matrix reads at every position, and that matrix; or the class scores themselves."""
+        if not self.headed:
+            return self.module(**inputs, use_cache=False).logits, None
+        with _passing(self.module.get_output_embeddings()) as matrix:
+            states = self.module(**inputs, use_cache=False).logits
+        return states, Head(matrix.weight, matrix.bias)
 
     def _continue(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[str]:
         width = max(map(len, prompts))
@@ -179,11 +191,27 @@ def load_tokenizer(source: Source) -> Any:
         raise ModelRefused(f"{source.name}: its tokenizer could not be loaded ({type(error).__name__}).") from error
 
 
-def _logits(module: Any, keep: Tensor, **inputs: Tensor) -> Tensor:
-    """Class scores at the positions `keep` only, so that unlabelled rows never meet the output matrix."""
-    if "logits_to_keep" in inspect.signature(module.forward).parameters:
-        return module(**inputs, logits_to_keep=keep, use_cache=False).logits
-    return module(**inputs, use_cache=False).logits[:, keep]
+@contextmanager
+def _passing(matrix: nn.Linear) -> Iterator[nn.Linear]:
+    """The output matrix hands on what it is given, so that unlabelled rows never meet it."""
+    matrix.forward = lambda states: states  # type: ignore[method-assign]
+    try:
+        yield matrix
+    finally:
+        del matrix.forward
+
+
+def ends_in_head(module: Any) -> bool:
+    """Whether the class scores are the output matrix times what it reads: no cap, scale or slice comes after it."""
+    matrix = module.get_output_embeddings()
+    if type(matrix) is not nn.Linear:
+        return False
+    tokens = torch.arange(min(5, module.config.get_text_config().vocab_size), device=matrix.weight.device)[None]
+    with torch.inference_mode():
+        plain = module(input_ids=tokens, use_cache=False).logits
+        with _passing(matrix):
+            states = module(input_ids=tokens, use_cache=False).logits
+        return states.shape[-1] == matrix.in_features and torch.equal(matrix(states).to(plain.dtype), plain)
 
 
 def reads_trees(module: Any) -> int:
@@ -202,8 +230,8 @@ def reads_trees(module: Any) -> int:
     probe = LanguageModel(module, None)
     with torch.inference_mode():
         try:
-            one, row = probe._tree(Tree.of(sequences), [1, 1, 1])
-            other, place = probe._padded(sequences, [1, 1, 1])
+            one, row, _ = probe._woods(Woods.of(sequences, ROOM), [1, 1, 1])
+            other, place, _ = probe._padded(sequences, [1, 1, 1])
         except (RuntimeError, ValueError, TypeError, IndexError):
             return 0
     a, b = one[row].float(), other[place].float()

@@ -71,7 +71,7 @@ class ImageClassifier(Network):
             example=torch.arange(len(batch), device=logits.device),
             examples=len(batch),
             share=None,
-            logits=logits,
+            states=logits,
         )
 
     def batches(self, examples: Batch) -> Iterator[list[int]]:

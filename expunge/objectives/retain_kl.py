@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from expunge.core.model import View
 from expunge.core.objective import Objective, Scalar
+from expunge.core.rows import divergence
 
 
 @dataclass(frozen=True)
@@ -16,5 +17,4 @@ class RetainKL(Objective):
     """Keep the whole distribution of the retain set's rows."""
 
     def __call__(self, now: View, before: View) -> Scalar:
-        was = before.retain.log_probs()
-        return now.retain.over_rows((was.exp() * (was - now.retain.log_probs())).sum(-1))
+        return now.retain.over_rows(now.retain.each_row(divergence, before.retain))

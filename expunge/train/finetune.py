@@ -121,6 +121,7 @@ class _Run:
         self.kinds: dict[str, Kind] = kinds(self.before.module)
         self.norms = Norms()
         self.level: float | None = None
+        self.reads: dict[str, tuple[str, ...]] = {"now": (), "before": ()}
         self.optimizer = torch.optim.AdamW(
             self.moving.values(), lr=self.plan.learning_rate, weight_decay=self.plan.weight_decay
         )
@@ -193,8 +194,8 @@ class _Run:
 
     def descend(self, step: int, sets: Mapping[str, Batch], shares: Mapping[str, Share]) -> dict[str, float]:
         """Gradients of one part of a step, added to those of the parts before; its losses."""
-        now = View(self.adapted, sets, shares, level=self.level)
-        before = View(self.before, sets, shares, gradients=False)
+        now = View(self.adapted, sets, shares, level=self.level, together=self.reads["now"])
+        before = View(self.before, sets, shares, gradients=False, together=self.reads["before"])
         loss: Tensor | None = None
         for weight, term in self.plan.objective.terms():
             value = term(now, before)
@@ -202,6 +203,8 @@ class _Run:
                 self.fail(step, f"the term {term!r}", sets)
             loss = weight * value if loss is None else loss + weight * value
         assert loss is not None
+        # Which sets an objective reads does not depend on what they say, so from now on one call reads them all.
+        self.reads = {"now": tuple(now.said), "before": tuple(before.said)}
         loss.backward()
         return {"loss": float(loss.detach()), **{name: float(said.nll().detach()) for name, said in now.said.items()}}
 

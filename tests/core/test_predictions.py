@@ -18,7 +18,7 @@ def says(owners: list[int], logits: list[list[float]], labels: list[int], exampl
         example=torch.tensor(owners),
         examples=max(owners) + 1 if examples is None else examples,
         share=None,
-        logits=torch.tensor(logits, dtype=torch.float64),
+        states=torch.tensor(logits, dtype=torch.float64),
     )
 
 
@@ -76,7 +76,7 @@ def test_a_part_without_examples_of_a_set_counts_nothing():
         example=torch.tensor([], dtype=torch.long),
         examples=0,
         share=None,
-        logits=torch.zeros(0, 2),
+        states=torch.zeros(0, 2),
     )
     assert none.nll().item() == 0.0
     assert none.over_examples(torch.zeros(0)).item() == 0.0

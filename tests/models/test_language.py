@@ -20,7 +20,7 @@ from transformers import (
 
 from expunge.data.text import Passage
 from expunge.models.language import LanguageModel
-from expunge.models.tree import Tree, grown
+from expunge.models.tree import Woods, grown
 
 V = 60
 SHAPE = {
@@ -135,29 +135,52 @@ def test_answers_do_not_depend_on_how_examples_are_batched():
     assert torch.allclose(torch.cat(backwards.split(backwards.log_probs)[::-1]), alone, atol=1e-5)
 
 
-def test_only_rows_that_are_asked_for_meet_the_output_matrix():
+def test_only_labelled_rows_meet_the_output_matrix():
     network = model("llama")
-    seen = []
-    network.module.lm_head.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape[1]))
-    network.predict(BATCH)
-    # 13 labelled rows; "b" and "c" ask after the same beginning (1, 5, 6) once "b" has its first label there
-    distinct = {passage.tokens[:end] for passage in BATCH for end in range(passage.first, len(passage.tokens))}
-    assert seen == [len(distinct)]
+    made = []
+    network.module.lm_head.register_forward_hook(lambda _, __, out: made.append(out.shape[-1]))
+    said = network.predict(BATCH)
+    assert made == [32]  # the matrix handed its hidden states on and made no scores of 60 classes
+    assert said.states.shape == (13, 32)
+    assert said.head is not None
+    assert said.logits.shape == (13, V)
+
+
+@pytest.mark.parametrize(("name", "headed"), [("llama", True), ("gpt2", True), ("gemma", True), ("gemma2", False)])
+def test_a_cap_after_the_output_matrix_is_noticed(name, headed):
+    assert model(name).headed is headed  # Gemma 2 passes its scores through tanh
 
 
 def test_a_tree_holds_each_beginning_once():
-    tree = Tree.of([(1, 2, 3), (1, 2, 4, 5), (1, 2, 3)])
-    assert tree.tokens.tolist() == [1, 2, 3, 4, 5]
-    assert tree.depth.tolist() == [0, 1, 2, 2, 3]
-    assert tree.paths == ((0, 1, 2), (0, 1, 3, 4), (0, 1, 2))
-    assert tree.sees[4].tolist() == [True, True, False, True, True]
+    woods = Woods.of([(1, 2, 3), (1, 2, 4, 5), (1, 2, 3)], 10)
+    assert woods.tokens.tolist() == [[1, 2, 3, 4, 5]]
+    assert woods.depth.tolist() == [[0, 1, 2, 2, 3]]
+    assert woods.paths == ((0, 1, 2), (0, 1, 3, 4), (0, 1, 2))
+    assert woods.sees[0, 4].tolist() == [True, True, False, True, True]
+
+
+def test_trees_side_by_side_are_about_equally_large():
+    sequences = [(k, *range(5)) for k in range(100, 114)]  # 14 sequences of 6 tokens without a common beginning
+    woods = Woods.of(sequences, 48)  # 8 would fit in one; two trees of 7 leave nothing to fill up
+    assert woods.tokens.shape == (2, 42)
+    assert sorted(node for path in woods.paths for node in path) == list(range(84))
+    filled = Woods.of([(1, 2, 3, 4), (9, 8)], 4)
+    assert filled.sees[1].tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
+
+
+def test_answers_do_not_depend_on_how_trees_are_cut(monkeypatch):
+    network = model("llama")
+    whole = network.predict(BATCH).log_prob()
+    monkeypatch.setattr("expunge.models.language.ROOM", 10)
+    assert len(Woods.of([p.tokens for p in BATCH], 10).tokens) > 1
+    assert torch.allclose(network.predict(BATCH).log_prob(), whole, atol=1e-5)
 
 
 def test_groups_keep_within_their_room_and_lose_nobody():
     sequences = [(1, 2, k, k + 1) for k in range(10, 30)]
     groups = grown(sequences, 10)
     assert sorted(index for group in groups for index in group) == list(range(20))
-    assert all(len(Tree.of([sequences[k] for k in group]).tokens) <= 10 for group in groups)
+    assert all(Woods.of([sequences[k] for k in group], 10).tokens.numel() <= 10 for group in groups)
     assert grown([(1,) * 50], 10) == [[0]]
 
 

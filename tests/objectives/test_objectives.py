@@ -32,7 +32,7 @@ class Says:
             example=owner,
             examples=len(examples),
             share=None,
-            logits=rows.requires_grad_(),
+            states=rows.requires_grad_(),
         )
 
 

@@ -1,0 +1,137 @@
+"""Numbers read from each row's class scores, a chunk of rows at a time.
+
+Rows times vocabulary is the largest matrix of a small model's step: 4,096 rows of 128,000 classes are 2 GB in float32,
+and a loss keeps several of them. A number that depends on one row's scores alone needs none of that: while a chunk's
+scores exist, the number's gradient with respect to the row's hidden state is worked out, [rows, width], and kept in
+their place. Backward only scales it. The matrix products are those of the plain computation, none is done twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import linear
+from torch.utils.checkpoint import checkpoint
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+
+CHUNK = {"cpu": 1 << 23, "cuda": 1 << 26}
+"""Class scores that exist at one time: 32 MB in float32 on a CPU, 256 MB on a GPU."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """The output matrix: makes class scores of a hidden state."""
+
+    weight: Float[Tensor, "classes width"]
+    bias: Float[Tensor, " classes"] | None = None
+
+    def __call__(self, states: Float[Tensor, "rows width"]) -> Float[Tensor, "rows classes"]:
+        return linear(states, self.weight, self.bias)
+
+    def detach(self) -> Head:
+        """The same matrix, through which no gradient flows."""
+        return Head(self.weight.detach(), None if self.bias is None else self.bias.detach())
+
+    @property
+    def moves(self) -> bool:
+        """Whether gradients must reach the matrix itself."""
+        return self.weight.requires_grad or (self.bias is not None and self.bias.requires_grad)
+
+
+Read = Callable[..., Tensor]
+"""`(labels, logits, *others) -> [rows]`: differentiable, each value from its own row only."""
+Scores = tuple[Tensor, Head | None]
+
+
+def right_log_prob(labels: Int[Tensor, " rows"], logits: Float[Tensor, "rows classes"]) -> Float[Tensor, " rows"]:
+    """Natural log-probability of the right class."""
+    return logits.gather(-1, labels[:, None]).squeeze(-1) - logits.logsumexp(-1)
+
+
+def divergence(
+    labels: Int[Tensor, " rows"], now: Float[Tensor, "rows classes"], before: Float[Tensor, "rows classes"]
+) -> Float[Tensor, " rows"]:
+    """KL(before || now), in nats."""
+    was = before.log_softmax(-1)
+    return (was.exp() * (was - now.log_softmax(-1))).sum(-1)
+
+
+def widened(logits: Tensor) -> Tensor:
+    """The same scores in float32 at least."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def chunks(labels: Tensor, *scores: Scores) -> Iterator[tuple[Tensor, ...]]:
+    """Labels and class scores of successive rows, widened."""
+    for rows in _slices(len(labels), scores[0]):
+        yield labels[rows], *(_scores(states[rows], head) for states, head in scores)
+
+
+def each_row(read: Read, labels: Tensor, scores: Scores, others: Sequence[Scores]) -> Float[Tensor, " rows"]:
+    """`read` of every row, and gradients to the states (and to a head that moves) of `scores`."""
+    states, head = scores
+    if head is None:
+        return read(labels, widened(states), *(_scores(s.detach(), h) for s, h in others))
+    if not torch.is_grad_enabled() or not (states.requires_grad or head.moves):
+        return torch.cat([read(*part) for part in chunks(labels, scores, *others)])
+    if head.moves:  # its gradient has the matrix's size, whatever the rows: the scores are made a second time instead
+        return torch.cat(
+            [
+                checkpoint(_read_again, read, labels[rows], states[rows], head, _cut(others, rows), use_reentrant=False)
+                for rows in _slices(len(labels), scores)
+            ]
+        )
+    values: Tensor = _EachRow.apply(states, read, labels, head, others)  # type: ignore[no-untyped-call]
+    return values
+
+
+class _EachRow(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, states: Tensor, read: Read, labels: Tensor, head: Head, others: Sequence[Scores]
+    ) -> Float[Tensor, " rows"]:
+        values, slopes = [], torch.empty_like(states)
+        for rows in _slices(len(labels), (states, head)):
+            logits = _scores(states[rows], head).requires_grad_()
+            with torch.enable_grad():
+                value = read(labels[rows], logits, *(_scores(s, h) for s, h in _cut(others, rows)))
+                (slope,) = torch.autograd.grad(value.sum(), logits)
+            torch.mm(slope.to(head.weight.dtype), head.weight, out=slopes[rows])
+            values.append(value.detach())
+        ctx.save_for_backward(slopes)
+        return torch.cat(values)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, up: Tensor) -> tuple[Tensor | None, ...]:
+        (slopes,) = ctx.saved_tensors
+        return slopes * up[:, None].to(slopes.dtype), None, None, None, None
+
+
+def _read_again(read: Read, labels: Tensor, states: Tensor, head: Head, others: Sequence[Scores]) -> Tensor:
+    return read(labels, _scores(states, head), *(_scores(s, h) for s, h in others))
+
+
+def _cut(others: Sequence[Scores], rows: slice) -> list[Scores]:
+    return [(states[rows].detach(), head) for states, head in others]
+
+
+def _scores(states: Tensor, head: Head | None) -> Tensor:
+    return widened(states if head is None else head(states))
+
+
+def _slices(count: int, scores: Scores) -> Iterator[slice]:
+    states, head = scores
+    if head is None or count == 0:
+        yield slice(0, count)
+        return
+    step = max(1, CHUNK.get(states.device.type, CHUNK["cpu"]) // len(head.weight))
+    for start in range(0, count, step):
+        yield slice(start, min(count, start + step))

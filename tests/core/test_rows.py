@@ -1,0 +1,99 @@
+"""Numbers read row by row are those of the plain computation, and no matrix of all rows and classes is made."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from expunge.core import rows
+from expunge.core.predictions import Predictions
+from expunge.core.rows import Head, divergence
+
+ROWS, WIDTH, CLASSES = 7, 5, 11
+
+
+@pytest.fixture(autouse=True)
+def three_rows_a_chunk(monkeypatch):
+    monkeypatch.setattr(rows, "CHUNK", {"cpu": 3 * CLASSES})
+
+
+def says(seed: int, dtype=torch.float64, moves: bool = False) -> Predictions:
+    draw = torch.Generator().manual_seed(seed)
+    states = torch.randn(ROWS, WIDTH, generator=draw).to(dtype).requires_grad_()
+    weight = torch.randn(CLASSES, WIDTH, generator=draw).to(dtype).requires_grad_(moves)
+    bias = torch.randn(CLASSES, generator=draw).to(dtype).requires_grad_(moves)
+    owner = torch.tensor([0, 0, 0, 1, 2, 2, 2])
+    return Predictions(torch.arange(ROWS) % CLASSES, owner, 3, None, states, Head(weight, bias))
+
+
+@pytest.mark.parametrize("moves", [False, True])
+def test_values_and_gradients_are_those_of_the_whole_matrix(moves):
+    said, before = says(0, moves=moves), says(1)
+    weights = torch.linspace(-1, 2, ROWS, dtype=torch.float64)
+    whole = torch.nn.functional.log_softmax(said.states @ said.head.weight.T + said.head.bias, -1)
+    was = torch.nn.functional.log_softmax(before.states @ before.head.weight.T + before.head.bias, -1).detach()
+    asked = [said.states, *([said.head.weight, said.head.bias] if moves else [])]
+    for ours, plain in (
+        (said.log_prob(), whole[torch.arange(ROWS), said.labels]),
+        (said.each_row(divergence, before), (was.exp() * (was - whole)).sum(-1)),
+    ):
+        assert torch.allclose(ours, plain, atol=1e-12, rtol=0)
+        got = torch.autograd.grad((ours * weights).sum(), asked, retain_graph=True)
+        wanted = torch.autograd.grad((plain * weights).sum(), asked, retain_graph=True)
+        for a, b in zip(got, wanted, strict=True):
+            assert torch.allclose(a, b, atol=1e-12, rtol=0)
+
+
+def test_the_gradient_is_that_of_finite_differences():
+    said, before = says(2), says(3)
+
+    def read(states):
+        now = Predictions(said.labels, said.example, 3, None, states, said.head)
+        return now.log_prob() + now.each_row(divergence, before)
+
+    assert torch.autograd.gradcheck(read, (said.states,))
+
+
+class Largest(TorchDispatchMode):
+    """The largest tensor that any operation makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, (tuple, list)) else (made,):
+            if isinstance(tensor, torch.Tensor):
+                self.numbers = max(self.numbers, tensor.numel())
+        return made
+
+
+@pytest.mark.parametrize("moves", [False, True])
+def test_no_matrix_of_all_rows_and_classes_exists(moves):
+    said, before = says(0, moves=moves), says(1)
+    with Largest() as largest:
+        (said.log_prob().sum() + said.each_row(divergence, before).sum()).backward()
+        said.answers()
+    assert largest.numbers <= max(3 * CLASSES, CLASSES * WIDTH) < ROWS * CLASSES
+    with Largest() as largest:
+        said.log_probs()
+    assert largest.numbers == ROWS * CLASSES  # the check does see such a matrix
+
+
+def test_a_model_in_bfloat16_is_read_in_float32():
+    said = says(4, torch.bfloat16)
+    values = said.log_prob()
+    values.sum().backward()
+    assert values.dtype == torch.float32
+    assert said.states.grad.dtype == torch.bfloat16
+    plain = said.logits.float().log_softmax(-1)[torch.arange(ROWS), said.labels]
+    assert torch.allclose(values, plain, atol=1e-6)
+
+
+def test_a_batch_is_cut_into_its_parts():
+    said = says(5)
+    first, second = said.cut([1, 2])
+    assert first.example.tolist() == [0, 0, 0]
+    assert second.example.tolist() == [0, 1, 1, 1]
+    assert (first.examples, second.examples) == (1, 2)
+    assert torch.equal(torch.cat([first.log_prob(), second.log_prob()]), said.log_prob())
