@@ -18,6 +18,8 @@ from expunge.core.errors import THRESHOLDS_MISSED, Refusal, UsageRefused
 if TYPE_CHECKING:
     from expunge.job import Job
 
+INTERRUPTED = 130
+
 app = typer.Typer(
     name="expunge",
     help="Makes trained networks forget chosen data, and shows how far they did.",
@@ -47,6 +49,8 @@ Require = Annotated[
     list[str] | None,
     typer.Option("--require", metavar="RULE", help="Such as 'retain.Choice >= before - 0.05'; else exit code 6."),
 ]
+Every = Annotated[int, typer.Option("--checkpoint-every", help="Steps between two checkpoints; 0 for none.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint of the run that OUT names.")]
 Method = Annotated[str, typer.Option("--method", help="Such as 'Finetune(objective=NPO() + RetainKL())'.")]
 
 
@@ -68,14 +72,18 @@ def forget(
     seed: Seed = None,
     show_text: ShowText = False,
     device: Device = "cpu",
+    checkpoint_every: Every = 20,
+    resume: Resume = False,
 ) -> None:
     """Make MODEL forget, audit it before and after, and write model, adapter, steps and report to a new folder."""
+    from dataclasses import replace
+
     from expunge.core.notation import check_names
 
     check_names(f"{method}, {audits}" if audits else method)
     files = (forget, retain, holdout, stand_in)
     job = _job(model, files, probe, (forget_class, forget_ids), reference, method, audits, require, out, seed)
-    _do("forget", job, show_text, device)
+    _do("forget", replace(job, checkpoint_every=checkpoint_every, resume=resume), show_text, device)
 
 
 @app.command()
@@ -133,6 +141,57 @@ def list_(
             typer.secho(title, bold=True)
             for plugin in found:
                 typer.echo(f"  {plugin.name:<16} {plugin.summary}")
+                if plugin.intention:
+                    needs = ", ".join(plugin.needs) or "nothing but the weights"
+                    typer.echo(f"  {'':<16} {plugin.intention}; needs {needs}")
+
+
+@app.command()
+def cache(clear: Annotated[bool, typer.Option("--clear", help="Remove all of it.")] = False) -> None:
+    """Show where answers of unchanged models are kept between runs (EXPUNGE_CACHE=FOLDER or off), or clear them."""
+    from expunge.core.store import PLACE, kept, usual_place
+
+    os.environ.setdefault(PLACE, usual_place())
+    store = kept()
+    if store is None:
+        typer.echo(f"{PLACE}=off: nothing is kept.")
+        return
+    count, held = store.size()
+    if clear:
+        store.clear()
+    typer.echo(f"{store.path}: {count} answers, {held / 1e6:.1f} MB{', removed' if clear else ''}")
+
+
+@app.command()
+def plan(
+    model: Model,
+    forget: Forget,
+    retain: Retain = None,
+    holdout: Holdout = None,
+    stand_in: StandIn = None,
+    probe: Probe = None,
+    method: Method = "Finetune()",
+    audits: Audits = None,
+    out: Out = Path("expunged"),
+    seed: Seed = None,
+    device: Device = "cpu",
+    processes: Annotated[int, typer.Option("--processes", help="Devices that the run is spread over.")] = 1,
+    device_memory: Annotated[float | None, typer.Option("--device-memory", help="GB of each, where not here.")] = None,
+    dtype: Annotated[str | None, typer.Option("--dtype", help="Of the weights: float32, bfloat16, float16.")] = None,
+    rate: Annotated[float | None, typer.Option("--rate", help="TFLOP/s of a device elsewhere, for the time.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+) -> None:
+    """Say what `forget` with the same options will cost: tokens, FLOPs, memory, disk, time. Runs and loads nothing."""
+    from expunge.core.notation import check_names
+
+    check_names(f"{method}, {audits}" if audits else method)
+    files = (forget, retain, holdout, stand_in)
+    job = _job(model, files, probe, (None, None), None, method, audits, None, out, seed)
+    from expunge.plan.machine import Machine
+    from expunge.plan.table import say
+
+    given = None if device_memory is None else 1e9 * device_memory
+    say(job, Machine(device, processes, given, dtype, None if rate is None else 1e12 * rate), json)
 
 
 @app.command()
@@ -202,13 +261,23 @@ def _missing(option: str, path: Path) -> Refusal:
 def _do(verb: str, job: Job, show_text: bool, device: str) -> None:
     from dataclasses import replace
 
-    from expunge import job as jobs
-    from expunge.progress import Progress
+    from rich.console import Console
 
-    job = replace(job, show_text=show_text, device=device, line=shlex.join(["expunge", *sys.argv[1:]]))
-    with Progress() as progress:
-        made: dict[str, Any] = getattr(jobs, verb)(job, progress)
-    progress.summary(made, job.out)
+    from expunge import job as jobs
+    from expunge.core.store import PLACE, usual_place
+    from expunge.progress import Progress
+    from expunge.train.distributed import first, processes
+
+    os.environ.setdefault(PLACE, usual_place())
+
+    line = shlex.join(["expunge", *sys.argv[1:]])
+    with processes(device) as own:
+        with Progress(None if first() else Console(quiet=True)) as progress:
+            made: dict[str, Any] = getattr(jobs, verb)(
+                replace(job, show_text=show_text, device=own, line=line), progress
+            )
+        if first():
+            progress.summary(made, job.out)
     if "verdict" in made and not made["verdict"]["met"]:
         raise typer.Exit(THRESHOLDS_MISSED)
 
@@ -227,19 +296,21 @@ def main() -> None:
 def _guarded(run: Callable[[], object], debug: bool) -> int:
     try:
         code = run()
+        if code == INTERRUPTED:  # what typer makes of Ctrl-C
+            raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
     except (KeyboardInterrupt, typer.Abort):
-        typer.echo("expunge: interrupted; nothing was written.", err=True)
-        return 130
+        _say("expunge: interrupted; no result was written.")
+        return INTERRUPTED
     except Refusal as error:
         if debug:
             raise
-        typer.echo(error.line(), err=True)
+        _say(error.line())
         return error.code
     except Exception as error:  # the last line of defence: a traceback can hold text that was to be forgotten
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # the parser's own: a wrong option or argument
             said = error.format_message() if hasattr(error, "format_message") else str(error)
-            typer.echo(UsageRefused(said).line(), err=True)
+            _say(UsageRefused(said).line())
             return int(error.exit_code)
         if debug:
             raise
@@ -247,12 +318,21 @@ def _guarded(run: Callable[[], object], debug: bool) -> int:
         while where is not None and where.tb_next is not None:
             where = where.tb_next
         place = f"{Path(where.tb_frame.f_code.co_filename).name}:{where.tb_lineno}" if where else "?"
-        typer.echo(
+        _say(
             f"expunge: E1-unexpected: {type(error).__name__} in {place}. This is a fault of expunge: please report it "
-            f"with the traceback that EXPUNGE_DEBUG=1 prints (it may quote your data).",
-            err=True,
+            f"with the traceback that EXPUNGE_DEBUG=1 prints (it may quote your data)."
         )
         return 1
+
+
+def _say(line: str) -> None:
+    """Print why the run ends; where torchrun started several processes, the first that ends says it for all."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from expunge.train.distributed import speaks_for_all
+
+        if not speaks_for_all():
+            return
+    typer.echo(line, err=True)
 
 
 if __name__ == "__main__":

@@ -7,28 +7,33 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import filelock
 import torch
 
 from expunge.core.adapter import Adapter
 from expunge.core.audit import Audit, Finding
 from expunge.core.errors import DataRefused, EnvironmentRefused, ModelRefused, RunFailed, UsageRefused
-from expunge.core.files import whole_folder, write_manifest, write_text
-from expunge.core.model import Network, Remembered
+from expunge.core.files import lock, whole_folder, write_manifest, write_text
+from expunge.core.memory import Remembered
+from expunge.core.method import Method
+from expunge.core.model import Network
 from expunge.core.notation import parse, parse_list, write
 from expunge.core.request import Request
+from expunge.core.store import kept
 from expunge.inputs import Inputs
 from expunge.models.auto import open_network
 from expunge.models.language import LanguageModel
 from expunge.report import html
 from expunge.report.limits import limits
+from expunge.report.quality import DERIVED, with_quality
 from expunge.report.record import cost, head, row, samples, verdict, with_ideals
 from expunge.report.verdict import Rule
+from expunge.train.checkpoint import Checkpoints
+from expunge.train.distributed import aside, first, shared, spread, told
 from expunge.train.finetune import Finetune
 
 AUDITS = {
@@ -52,6 +57,10 @@ class Job:
     device: str = "cpu"
     show_text: bool = False
     require: tuple[str, ...] = ()
+    checkpoint_every: int = 20
+    """Steps between two checkpoints of the run; 0 for none."""
+    resume: bool = False
+    """Whether to go on from the newest checkpoint."""
     line: str = ""
     """What was typed, for the report."""
 
@@ -69,12 +78,29 @@ class Clock:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start
 
 
-def method_of(job: Job) -> Finetune:
+def method_of(job: Job) -> Method:
     """The method that the job's text describes, with the job's seed."""
     made = parse(job.method)
-    if not isinstance(made, Finetune):
-        raise UsageRefused(f"--method '{job.method}' is not a method. Give Finetune(...); `expunge list methods`.")
-    return made if job.seed is None else replace(made, seed=job.seed)
+    if not isinstance(made, Method):
+        known = "`expunge list` shows others: methods, edit, attack"
+        raise UsageRefused(f"--method '{job.method}' is not a method. Give Finetune(...); {known}.")
+    if job.seed is None:
+        return made
+    if not hasattr(made, "seed"):
+        raise UsageRefused(f"--seed: {type(made).__name__} draws nothing by chance. Leave --seed out.")
+    return replace(made, seed=job.seed)  # type: ignore[type-var]
+
+
+def adapter_of(method: Method) -> Adapter | None:
+    """What the method trains; None where its result is whole already."""
+    adapter = getattr(method, "adapter", None)
+    return adapter if isinstance(adapter, Adapter) else None
+
+
+def checkpoints_of(job: Job) -> Checkpoints | None:
+    """Where the run's checkpoints lie: beside the result."""
+    folder = job.out.with_name(f"{job.out.name}.checkpoints")
+    return Checkpoints(folder, job.checkpoint_every, job.resume) if job.checkpoint_every else None
 
 
 def audits_of(text: str) -> list[Audit]:
@@ -91,18 +117,29 @@ def forget(job: Job, tell: Tell) -> dict[str, Any]:
     method, rules = method_of(job), [Rule.parse(text) for text in job.require]
     audits = audits_of(job.audits) if job.audits else None
     check_out(job)
-    with lock(job.out):
+    saved = checkpoints_of(job)
+    with lock(job.out) if first() else nullcontext():
+        if saved:
+            told(saved.check)
         clock = Clock()
         network, request = opened(job, clock, tell)
         check_room(network, job.out)
-        with whole_folder(job.out) as folder:
-            return _forget(replace(job, out=folder), job, method, audits, rules, network, request, clock, tell)
+        try:
+            with shared(whole_folder(job.out)) as folder:
+                report = _forget(replace(job, out=folder), job, method, audits, rules, network, request, clock, tell)
+        except KeyboardInterrupt:
+            if saved and saved.steps():
+                tell({"kind": "phase", "what": f"Checkpoints are in {saved.folder}; --resume goes on from them"})
+            raise
+        if saved:
+            saved.remove()
+        return report
 
 
 def _forget(
     job: Job,
     asked: Job,
-    method: Finetune,
+    method: Method,
     audits: list[Audit] | None,
     rules: list[Rule],
     network: Network,
@@ -112,38 +149,42 @@ def _forget(
 ) -> dict[str, Any]:
     family = family_name(network)
     audits = audits or audits_of(AUDITS[family])
-    check_rules(rules, audits, request)
+    check_rules(rules, audits, request, bool(job.reference))
     findings: list[Finding] = []
-    before = Remembered(network)
+    before = Remembered(spread(network), kept())
     with clock.part("audit before"):
         findings += examine(before, request, audits, "before", tell)
     if job.reference:
         with clock.part("audit reference"):
-            findings += examine(Remembered(open_network(job.reference, job.device)), request, audits, "reference", tell)
+            findings += examine(
+                Remembered(spread(open_network(job.reference, job.device)), kept()), request, audits, "reference", tell
+            )
     run = Log(job.out / "steps.jsonl", tell)
-    with clock.part("forget"):
-        adapted = _train(method, network, request, run, asked)
-    with clock.part("merge and save"):
-        tell({"kind": "phase", "what": "Merging and saving"})
-        merge = save(job.out, method.adapter, network, adapted, request)
-        del adapted
+    with aside(network) if adapter_of(method) else nullcontext():
+        with clock.part("forget"):
+            adapted = _train(method, network, request, run, asked)
+        with clock.part("merge and save"):
+            tell({"kind": "phase", "what": "Merging and saving"})
+            merge = told(lambda: save(job.out, adapter_of(method), network, adapted, request))
+            del adapted
     with clock.part("read back"):
-        after = Remembered(open_network(str(job.out / "model"), job.device))
+        after = Remembered(spread(open_network(str(job.out / "model"), job.device)), kept())
     with clock.part("audit after"):
         findings += examine(after, request, audits, "after", tell)
-    findings = with_ideals(findings)
+    findings = with_ideals(with_quality(findings))
     report = {
         **about(asked, network, request, family),
         "method": write(method),
         "findings": [row(f) for f in findings],
         "run": {**run.facts, "merge": merge},
         "verdict": verdict(rules, findings, run.facts),
-        "cost": cost(clock.seconds, run.size),
-        "limits": limits(request, family, bool(job.reference), merge["format"]),
+        "cost": cost(clock.seconds, run.size) | {"recalled": before.found + after.found},
+        "limits": limits(request, family, bool(job.reference), merge["format"], {f.audit for f in findings}),
         "samples": samples(before, after, request, job.show_text),
     }
-    write_report(job.out, report, run.lines)
-    write_manifest(job.out, base=report["model"]["fingerprint"], request=report["request"]["fingerprint"])
+    if first():
+        write_report(job.out, report, run.lines)
+        write_manifest(job.out, base=report["model"]["fingerprint"], request=report["request"]["fingerprint"])
     return report
 
 
@@ -152,35 +193,36 @@ def audit(job: Job, tell: Tell) -> dict[str, Any]:
     audits = audits_of(job.audits) if job.audits else None
     rules = [Rule.parse(text) for text in job.require]
     check_out(job)
-    with lock(job.out):
+    with lock(job.out) if first() else nullcontext():
         clock = Clock()
         network, request = opened(job, clock, tell)
         family = family_name(network)
         audits = audits or audits_of(AUDITS[family])
-        check_rules(rules, audits, request)
-        model = Remembered(network)
+        check_rules(rules, audits, request, bool(job.reference))
+        model = Remembered(spread(network), kept())
         with clock.part("audit"):
             # Nothing was changed, so the model audited is both: its rules read it as `after`.
             findings = examine(model, request, audits, "before", tell)
         if job.reference:
             with clock.part("audit reference"):
-                other = Remembered(open_network(job.reference, job.device))
+                other = Remembered(spread(open_network(job.reference, job.device)), kept())
                 findings += examine(other, request, audits, "reference", tell)
-        findings = with_ideals(findings)
+        findings = with_ideals(with_quality(findings))
         outcomes = [rule.read([*findings, *(f.of("after") for f in findings if f.model == "before")]) for rule in rules]
         report = {
             **about(job, network, request, family),
             "method": "",
             "findings": [row(f) for f in findings],
-            "cost": cost(clock.seconds, 0),
-            "limits": limits(request, family, bool(job.reference), ""),
+            "cost": cost(clock.seconds, 0) | {"recalled": model.found},
+            "limits": limits(request, family, bool(job.reference), "", {f.audit for f in findings}),
             "samples": samples(model, None, request, job.show_text),
         }
         if outcomes:
             report["verdict"] = {"met": all(o.met for o in outcomes), "rules": [asdict(o) for o in outcomes]}
-        with whole_folder(job.out) as folder:
-            write_report(folder, report, [])
-            write_manifest(folder, base=report["model"]["fingerprint"], request=report["request"]["fingerprint"])
+        with shared(whole_folder(job.out)) as folder:
+            if first():
+                write_report(folder, report, [])
+                write_manifest(folder, base=report["model"]["fingerprint"], request=report["request"]["fingerprint"])
         return report
 
 
@@ -206,12 +248,15 @@ class Log:
         kind = event["kind"]
         if kind in ("step", "check"):
             self.lines.append(event)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(event) + "\n")
+            if first():
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(event) + "\n")
         elif kind == "start":
             moved, whole = int(str(event["trainable"])), int(str(event["parameters"]))
             self.facts["adapter"] = {"layers": event["layers"], "trainable": moved, "share": moved / whole}
             self.facts |= {key: event[key] for key in ("level", "slack", "level_source", "budget")}
+        elif kind == "edit":
+            self.facts["edit"] = {key: value for key, value in event.items() if key != "kind"}
         elif kind == "end":
             self.facts |= {key: value for key, value in event.items() if key != "kind"}
         self.size += int(str(event.get("size", 0)))
@@ -229,32 +274,44 @@ def examine(model: Remembered, request: Request, audits: Sequence[Audit], name: 
         if not made and name == "before":
             tell({"kind": "phase", "what": f"{each.name} could not be asked: no set has what it needs"})
         found += made
+    if model.found:
+        tell({"kind": "phase", "what": f"{model.found} answers were known from an earlier run"})
     if not found:
         raise DataRefused("No audit could be asked of these records. Choice needs options, membership a holdout set.")
     return found
 
 
-def _train(method: Finetune, network: Network, request: Request, run: Log, asked: Job) -> Network:
+def _train(method: Method, network: Network, request: Request, run: Log, asked: Job) -> Network:
     """Run the method; where it fails, keep the last good adapter beside the place that the result would have had."""
     try:
+        if isinstance(method, Finetune):
+            return method(network, request, run, checkpoints_of(asked))
         return method(network, request, run)
     except RunFailed as error:
-        if isinstance(error.last_good, Network):
+        adapter = adapter_of(method)
+        if adapter is not None and isinstance(error.last_good, Network):
             kept = asked.out.with_name(f"{asked.out.name}.failed")
-            shutil.rmtree(kept, ignore_errors=True)
-            kept.mkdir(parents=True)
-            method.adapter.save(error.last_good, kept / "adapter")
-            shutil.copy(run.path, kept / "steps.jsonl")
+            told(lambda: _keep(kept, adapter, error.last_good, run))
+            if saved := checkpoints_of(asked):
+                saved.remove()  # they would lead to the same step
             raise RunFailed(f"{error} The last good adapter and the steps are in {kept}.") from error
         raise
 
 
-def save(folder: Path, adapter: Adapter, network: Network, adapted: Network, request: Request) -> dict[str, Any]:
+def _keep(folder: Path, adapter: Adapter, network: Network, run: Log) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    adapter.save(network, folder / "adapter")
+    shutil.copy(run.path, folder / "steps.jsonl")
+
+
+def save(folder: Path, adapter: Adapter | None, network: Network, adapted: Network, request: Request) -> dict[str, Any]:
     """Write adapter and merged model; how far the merged model's answers are from the adapter's."""
-    adapter.save(adapted, folder / "adapter")
+    if adapter is not None:
+        adapter.save(adapted, folder / "adapter")
     if (folder / "adapter").is_dir():
         write_manifest(folder / "adapter", base=network.fingerprint())
-    merged = adapter.merge(adapted)
+    merged = adapted if adapter is None else adapter.merge(adapted)
     broken = [name for name, p in merged.module.named_parameters() if not torch.isfinite(p).all()]
     if broken:
         raise ModelRefused(f"The merged model holds NaN or Inf in {broken[0]}. Nothing was written.")
@@ -275,7 +332,7 @@ def save(folder: Path, adapter: Adapter, network: Network, adapted: Network, req
 def about(job: Job, network: Network, request: Request, family: str) -> dict[str, Any]:
     """The report's head."""
     sources = {name: path.name for name, path in job.inputs.paths.items()}
-    return head(job.line, job.model, family, network, request, sources, method_of(job).seed)
+    return head(job.line, job.model, family, network, request, sources, getattr(method_of(job), "seed", 0))
 
 
 def write_report(folder: Path, report: dict[str, Any], steps: list[dict[str, object]]) -> None:
@@ -289,9 +346,10 @@ def family_name(network: Network) -> str:
     return "language" if isinstance(network, LanguageModel) else "vision"
 
 
-def check_rules(rules: list[Rule], audits: Sequence[Audit], request: Request) -> None:
+def check_rules(rules: list[Rule], audits: Sequence[Audit], request: Request, referenced: bool) -> None:
     """Refuse a rule about a set or an audit that this job does not have, before the work rather than after."""
     sets, names = [*request.sets(), "forget vs holdout"], [audit.name for audit in audits]
+    names += DERIVED if referenced and "TruthRatio" in names else ()
     for rule in rules:
         if rule.set not in sets:
             raise UsageRefused(f"--require '{rule.text}': there is no set '{rule.set}'. Sets: {', '.join(sets)}.")
@@ -329,21 +387,3 @@ def check_room(network: Network, out: Path) -> None:
     free = shutil.disk_usage(parent).free
     if free < need:
         raise EnvironmentRefused(f"{parent} has {free / 1e6:.0f} MB free; the result needs {need / 1e6:.0f} MB.")
-
-
-@contextmanager
-def lock(out: Path) -> Iterator[None]:
-    """One run for each output folder at a time."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    path = out.parent / f".{out.name}.lock"
-    held = filelock.FileLock(path, timeout=0)
-    try:
-        held.acquire()
-    except filelock.Timeout as error:
-        said = f"{out}: another run holds it (lock {path}). Wait for it, or give another --out."
-        raise EnvironmentRefused(said) from error
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        held.release()

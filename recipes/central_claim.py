@@ -25,7 +25,7 @@ from typing import Any
 from expunge import Bounded, Finetune, Inputs, LoRA, Network, Request, Stop, open_network
 from expunge.core.adapter import Adapter
 from expunge.core.errors import RunFailed
-from expunge.core.model import Remembered
+from expunge.core.memory import Remembered
 from expunge.core.notation import parse_list
 from expunge.objectives.grad_diff import GradDiff
 

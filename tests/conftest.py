@@ -1,9 +1,11 @@
 """A tiny language model on disk, its tokenizers, and the command run in processes of its own."""
 
+import itertools
 import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 torch.set_num_threads(1)
+os.environ["EXPUNGE_CACHE"] = "off"  # no test may be answered from an earlier run, nor leave anything behind
 
 SENTENCES = [
     "Question: What is the capital of Aldoria?\nAnswer: The capital of Aldoria is Veldt.",
@@ -94,34 +97,64 @@ class Said:
 
 
 SERVER = """
-import json, os, sys
+import json, os, runpy, sys
 import peft, torch, transformers
 import expunge.cli, expunge.job, expunge.report.pages
 torch.set_num_threads(1)
 for line in sys.stdin:
     asked = json.loads(line)
-    child = os.fork()
-    if not child:
+    children = []
+    for rank in range(asked["processes"]):
+        children.append(os.fork())
+        if children[-1]:
+            continue
         for place in (1, 2):
-            os.dup2(os.open(asked["streams"][place - 1], os.O_WRONLY | os.O_CREAT, 0o600), place)
+            os.dup2(os.open(f"{asked['streams']}.{rank}.{place}", os.O_WRONLY | os.O_CREAT, 0o600), place)
         os.chdir(asked["folder"])
+        os.environ.update(asked["environment"], RANK=str(rank), LOCAL_RANK=str(rank))
         sys.argv = ["expunge", *asked["arguments"]]
         code = 99
         try:
-            expunge.cli.main()
+            runpy.run_path(asked["program"], run_name="__main__") if asked["program"] else expunge.cli.main()
+            code = 0
         except SystemExit as end:
             code = int(end.code or 0)
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    print(json.dumps(children), flush=True)
+    print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]), flush=True)
 """
 
 
+@dataclass
+class Started:
+    """Processes that run the command, by rank."""
+
+    children: list[int]
+    streams: Path
+    server: subprocess.Popen
+    store: torch.distributed.TCPStore
+
+    def wait_for(self, text: str) -> None:
+        """Until the first process has said `text`; it must not end before."""
+        said = Path(f"{self.streams}.0.2")
+        end = time.monotonic() + 60
+        while text not in (said.read_text() if said.exists() else ""):
+            assert time.monotonic() < end, said.read_text()
+            time.sleep(0.02)
+
+    def end(self) -> list[Said]:
+        """What each left."""
+        codes = json.loads(self.server.stdout.readline())
+        paths = [[Path(f"{self.streams}.{rank}.{place}") for place in (1, 2)] for rank in range(len(codes))]
+        return [Said(code, *(path.read_text() for path in pair)) for code, pair in zip(codes, paths, strict=True)]
+
+
 @pytest.fixture(scope="session")
-def expunge(tmp_path_factory):
-    """Runs the command in a process of its own: each is forked from one that has paid for importing torch."""
+def start(tmp_path_factory):
+    """Starts the command, or another program, in processes forked from one that has paid for importing torch."""
     home = tmp_path_factory.mktemp("streams")
     environment = {
         **os.environ,
@@ -134,19 +167,47 @@ def expunge(tmp_path_factory):
     }
     command = [sys.executable, "-c", SERVER]
     server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True)
-    count = 0
+    count = itertools.count()
 
-    def run(*arguments: object, folder: Path = home) -> Said:
-        nonlocal count
-        count += 1
-        streams = [home / f"{count}.out", home / f"{count}.err"]
-        asked = {"arguments": [*map(str, arguments)], "streams": [*map(str, streams)], "folder": str(folder)}
+    def begin(*arguments: object, processes: int = 1, folder: Path = home, program: str = "") -> Started:
+        streams = home / str(next(count))
+        store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        asked = {
+            "arguments": [*map(str, arguments)],
+            "streams": str(streams),
+            "folder": str(folder),
+            "program": program,
+            "processes": processes,
+            "environment": shared(processes, store) if processes > 1 else {},
+        }
         server.stdin.write(json.dumps(asked) + "\n")
         server.stdin.flush()
-        code = int(server.stdout.readline())
-        return Said(code, *(stream.read_text() for stream in streams))
+        return Started(json.loads(server.stdout.readline()), streams, server, store)
 
-    yield run
+    yield begin
     server.stdin.close()
     server.wait(timeout=30)
     server.stdout.close()
+
+
+def shared(processes: int, store: torch.distributed.TCPStore) -> dict[str, str]:
+    """What torchrun, which keeps the store, tells processes that share a run; over the loopback alone."""
+    return {
+        "WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "GLOO_SOCKET_IFNAME": "lo",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_RESTART_COUNT": "0",
+    }
+
+
+@pytest.fixture(scope="session")
+def expunge(start):
+    """Runs the command in a process of its own."""
+
+    def run(*arguments: object, **options) -> Said:
+        [said] = start(*arguments, **options).end()
+        return said
+
+    return run

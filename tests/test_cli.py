@@ -378,7 +378,7 @@ def test_overlap_is_refused_by_ids(other: str, expunge, model: Path, files: File
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--method=Finetune(objective=NP0())"], "No plug-in is called 'NP0'. Nearest: NPO."),
+        (["--method=Finetune(objective=NP0())"], "No plug-in is called 'NP0'. Nearest: NPO, SimNPO."),
         (["--method=Fintune()"], "No plug-in is called 'Fintune'. Nearest: Finetune"),
         (["--audits=Lossy"], "No plug-in is called 'Lossy'. Nearest: Loss"),
         (["--probe=para"], "--probe 'para': write NAME=FILE"),
@@ -566,7 +566,8 @@ def test_an_interrupted_run_ends_with_130_and_leaves_nothing(model: Path, files:
         "Finetune(adapter=LoRA(rank=2), learning_rate=1e-9, steps=100000, stop=Stop(level=None, budget=None, every=2))"
     )
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "expunge", "forget", model, *files.options, "--method", method, "--out", out]
+    asked = ["forget", model, *files.options, "--method", method, "--out", out, "--checkpoint-every", "0"]
+    command = [sys.executable, "-m", "expunge", *asked]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     for line in run.stderr:
@@ -575,5 +576,6 @@ def test_an_interrupted_run_ends_with_130_and_leaves_nothing(model: Path, files:
     run.send_signal(signal.SIGINT)
     _, said = run.communicate(timeout=60)
     assert run.returncode == 130, said
+    assert said.endswith("expunge: interrupted; no result was written.\n")
     assert "Traceback" not in said
     assert below(tmp_path) == []

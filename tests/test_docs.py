@@ -1,5 +1,6 @@
 """The pages say what is there: the generated one is fresh, tree and links are real, commands and methods are read."""
 
+import dataclasses
 import itertools
 import os
 import re
@@ -78,8 +79,8 @@ def test_the_page_has_every_plugin_with_each_of_its_settings():
     assert set(entries) == {plugin.name for plugin in plugins()}
     for plugin in plugins():
         made = parse(plugin.name)
-        for field in getattr(made, "__dataclass_fields__", {}) if type(made).__name__ == plugin.name else ():
-            assert f"\n| `{field}` |" in entries[plugin.name], f"{plugin.name} has a setting {field}"
+        for field in dataclasses.fields(made) if type(made).__name__ == plugin.name else ():
+            assert f"\n| `{field.name}` |" in entries[plugin.name], f"{plugin.name} has a setting {field.name}"
 
 
 # The README

@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "inputs": {"core", "data", "models"},
     "job": {"core", "models", "train", "report", "inputs"},
     "demo": {"core", "inputs", "job"},
+    "plan": {"core", "adapters", "models", "train", "job"},
     "cli": ANYTHING,
     "__main__": {"cli"},
     # the top package names what it exports, and loads it when it is asked for

@@ -48,8 +48,14 @@ def page(root: Path) -> str:
 
 
 def _kind(root: Path, title: str, members: list[Plugin]) -> Iterator[str]:
-    rows = [f"| [{p.name}](#{p.name.lower()}) | {_cell(p.summary)} |" for p in members]
-    yield "\n".join([f"## {title}", "", "| name | what it is |", "|---|---|", *rows, ""])
+    means = any(p.intention for p in members)
+    head = ["| name | what it is | intention | needs |", "|---|---|---|---|"]
+    rows = [
+        f"| [{p.name}](#{p.name.lower()}) | {_cell(p.summary)} |"
+        + (f" {p.intention} | {', '.join(p.needs) or 'the weights alone'} |" if means else "")
+        for p in members
+    ]
+    yield "\n".join([f"## {title}", "", *(head if means else ["| name | what it is |", "|---|---|"]), *rows, ""])
     yield from (_entry(root, plugin) for plugin in members)
 
 

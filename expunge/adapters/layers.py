@@ -1,7 +1,7 @@
 """Which layers of a network are its MLP layers and which its attention, found by structure and not by names.
 
-A block is a child of a `ModuleList` that holds an attention module somewhere inside. Of a block's linear layers, those
-inside an attention module are attention's, and the others are the feed-forward (MLP) part's.
+Of a block's linear layers (see `core/blocks.py`), those inside an attention module are attention's, and the others are
+the feed-forward (MLP) part's.
 """
 
 from __future__ import annotations
@@ -11,27 +11,18 @@ from typing import Literal
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from expunge.core.blocks import blocks, is_attention
 from expunge.core.errors import ModelRefused, UsageRefused
 
 Kind = Literal["mlp", "attention"]
 Targets = Literal["mlp", "attention", "all"]
 
 
-def blocks(module: nn.Module) -> dict[str, nn.Module]:
-    """The repeated blocks of a transformer, by name, in order."""
-    found: dict[str, nn.Module] = {}
-    for name, part in module.named_modules():
-        inside = any(name.startswith(f"{block}.") for block in found)
-        if isinstance(part, nn.ModuleList) and not inside:
-            found |= {f"{name}.{key}": child for key, child in part.named_children() if _attends(child)}
-    return found
-
-
 def kinds(module: nn.Module) -> dict[str, Kind]:
     """Every linear layer of every block, by name, and the part of the block that it belongs to."""
     found: dict[str, Kind] = {}
     for block_name, block in blocks(module).items():
-        attention = [name for name, part in block.named_modules() if _is_attention(part)]
+        attention = [name for name, part in block.named_modules() if is_attention(part)]
         for name, part in block.named_modules():
             if isinstance(part, (nn.Linear, Conv1D)):
                 inside = any(name == a or name.startswith(f"{a}.") for a in attention)
@@ -68,12 +59,3 @@ def kind_of(parameter: str, known: dict[str, Kind]) -> str:
         if kind:
             return kind
     return "other"
-
-
-def _is_attention(part: nn.Module) -> bool:
-    # transformers names these classes ...Attention; the output projection of BERT-like ones is ...SelfOutput
-    return "Attention" in type(part).__name__ or "SelfOutput" in type(part).__name__
-
-
-def _attends(block: nn.Module) -> bool:
-    return any(_is_attention(part) for part in block.modules())

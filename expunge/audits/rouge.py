@@ -7,7 +7,8 @@ import torch
 
 from expunge.core.audit import ScoreAudit
 from expunge.core.errors import UsageRefused
-from expunge.core.model import Batch, Model, Remembered, Speaker
+from expunge.core.memory import Remembered
+from expunge.core.model import Batch, Model, Speaker
 from expunge.core.request import Example
 
 if TYPE_CHECKING:

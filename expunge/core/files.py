@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import filelock
+
 from expunge.core.errors import EnvironmentRefused, ModelRefused
 
 MANIFEST = "MANIFEST.json"
@@ -97,3 +99,21 @@ def whole_folder(target: Path) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def lock(out: Path) -> Iterator[None]:
+    """One run for each output folder at a time."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    path = out.parent / f".{out.name}.lock"
+    held = filelock.FileLock(path, timeout=0)
+    try:
+        held.acquire()
+    except filelock.Timeout as error:
+        said = f"{out}: another run holds it (lock {path}). Wait for it, or give another --out."
+        raise EnvironmentRefused(said) from error
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        held.release()

@@ -28,6 +28,8 @@ LONGEST_QUOTE = 200
 
 FOLDERS = ("adapters", "objectives", "train", "edit", "exact", "guard", "attack", "audits", "select", "benchmarks")
 ROOT = Path(__file__).parent.parent
+NEEDS = ("forget", "retain", "stand_in", "reference", "hidden")
+"""What an objective can need, in the order in which it is told."""
 QUOTED = r"""('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
 
 
@@ -40,6 +42,10 @@ class Plugin:
     module: str
     summary: str
     """First line of the file's docstring."""
+    needs: tuple[str, ...] = ()
+    """What an objective reads beside the weights: sets, the model before (reference), hidden states."""
+    intention: str = ""
+    """Whether an objective means removal, suppression or retention; empty for other kinds."""
 
 
 def squashed(name: str) -> str:
@@ -57,9 +63,36 @@ def plugins(root: Path = ROOT) -> tuple[Plugin, ...]:
             names = re.findall(r"^(?:@dataclass\(frozen=True\)\nclass|def) (\w+)", source, re.MULTILINE)
             name = next((n for n in names if squashed(n) == squashed(path.stem)), None)
             if name:
-                summary = (ast.get_docstring(ast.parse(source)) or "").split("\n\n")[0].replace("\n", " ")
-                found.append(Plugin(name, folder, f"expunge.{folder}.{path.stem}", summary))
+                tree = ast.parse(source)
+                summary = (ast.get_docstring(tree) or "").split("\n\n")[0].replace("\n", " ")
+                module = f"expunge.{folder}.{path.stem}"
+                found.append(Plugin(name, folder, module, summary, **_said_of_itself(tree, name, root)))
     return tuple(found)
+
+
+def _said_of_itself(tree: ast.Module, name: str, root: Path) -> dict[str, Any]:
+    """`needs` and `intention` of the class `name`; for a function those of the plug-ins that it puts together."""
+    made = next(n for n in tree.body if isinstance(n, (ast.ClassDef, ast.FunctionDef)) and n.name == name)
+    if isinstance(made, ast.ClassDef):
+        lines = {ast.unparse(node.target): node.value for node in made.body if isinstance(node, ast.AnnAssign)}
+        return {key: ast.literal_eval(value) for key in ("needs", "intention") if (value := lines.get(key))}
+    used = {node.id for node in ast.walk(made) if isinstance(node, ast.Name)}
+    homes = [
+        (alias.name, root.joinpath(*str(node.module).split(".")[1:]).with_suffix(".py"))
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+        if alias.name in used and squashed(alias.name) == squashed(str(node.module).rpartition(".")[2])
+    ]
+    parts = [
+        _said_of_itself(ast.parse(path.read_text(encoding="utf-8")), part, root)
+        for part, path in homes
+        if path.is_file() and path.parent.name != "core"
+    ]
+    needs = {need for part in parts for need in part.get("needs", ())}
+    means = {part.get("intention", "") for part in parts}
+    intention = next((kind for kind in ("removal", "suppression", "retention") if kind in means), "")
+    return {"needs": tuple(sorted(needs, key=NEEDS.index)), "intention": intention}
 
 
 def find(name: str) -> object:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from torch import Tensor
 
@@ -20,6 +20,11 @@ else:
 
 class Objective(ABC):
     """A pure function of what the model says now and what it said before. The result is minimised."""
+
+    needs: ClassVar[tuple[str, ...]]
+    """What it reads: sets (forget, retain, stand_in), the model before (reference), hidden states (hidden)."""
+    intention: ClassVar[Literal["removal", "suppression", "retention"]]
+    """Whether it means to take knowledge away, to keep it from being said, or to hold on to what is left."""
 
     @abstractmethod
     def __call__(self, now: View, before: View) -> Scalar:

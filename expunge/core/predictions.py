@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from expunge.core.rows import Head, Read, chunks, each_row, right_log_prob, widened
+from expunge.core.rows import Head, Read, chunks, each_row, judged, right_log_prob, widened
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -126,12 +126,26 @@ class Predictions(Rows):
             for size, end, a, b in zip(sizes, ends, rows, rows[1:], strict=False)
         ]
 
+    @staticmethod
+    def join(parts: Sequence[Predictions]) -> Predictions:
+        """The answers to several batches as those to one."""
+        starts = accumulate([0, *(part.examples for part in parts[:-1])])
+        return Predictions(
+            labels=torch.cat([part.labels for part in parts]),
+            example=torch.cat([part.example + start for part, start in zip(parts, starts, strict=True)]),
+            examples=sum(part.examples for part in parts),
+            share=None,
+            states=torch.cat([part.states for part in parts]),
+            head=parts[0].head,
+        )
+
     def answers(self) -> Answers:
         """What an audit needs, without the class scores, which are large."""
         log_probs, right = [], []
-        for labels, logits in chunks(self.labels, (self.states, self.head)):
-            log_probs.append(right_log_prob(labels, logits))
-            right.append(logits.argmax(-1) == labels)
+        for part in chunks(self.labels, (self.states, self.head)):
+            value, best = judged(*part)
+            log_probs.append(value)
+            right.append(best)
         return Answers(
             labels=self.labels,
             example=self.example,
@@ -140,6 +154,14 @@ class Predictions(Rows):
             log_probs=torch.cat(log_probs),
             right=torch.cat(right),
         )
+
+
+@dataclass(frozen=True)
+class Hidden(Rows):
+    """What a block of a transformer hands on, where each row is predicted from."""
+
+    states: Float[Tensor, "rows width"]
+    """The hidden state after the block; for an image its class token's."""
 
 
 @dataclass(frozen=True)

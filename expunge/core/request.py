@@ -30,8 +30,16 @@ class Example(Protocol):
     def alternatives(self) -> tuple[Example, ...]:
         """The same question with wrong answers; empty where there are none."""
 
+    def exact(self) -> bytes:
+        """SHA-256 of exactly what a model reads of it and what is labelled: equal only where every answer is."""
+
     def content(self) -> str:
         """SHA-256 of what the example says, ids left out, case and spaces evened: equal for equal records."""
+
+
+def goes(name: str) -> bool:
+    """Whether a set is of what should be gone: the forget set, and probes named after it or after its paraphrases."""
+    return name.startswith(("forget", "paraphrase"))
 
 
 @dataclass(frozen=True)

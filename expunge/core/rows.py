@@ -63,15 +63,64 @@ def divergence(
     return (was.exp() * (was - now.log_softmax(-1))).sum(-1)
 
 
+def _right_slope(labels: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """`right_log_prob` and its gradient, written over `logits`: the right class's 1, less every class's probability."""
+    value, total = _softened(labels, logits, logits.amax(-1, keepdim=True))
+    return value, logits.div_(-total).scatter_add_(1, labels[:, None], torch.ones_like(total))
+
+
+def _divergence_slope(labels: Tensor, now: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+    """`divergence` and its gradient, p_now - p_before, written over `now`."""
+    before -= before.logsumexp(-1, keepdim=True)
+    now -= now.logsumexp(-1, keepdim=True)
+    was = before.exp()
+    value = torch.linalg.vecdot(was, before.sub_(now))
+    return value, now.exp_().sub_(was)
+
+
+SLOPES: dict[Read, Callable[..., tuple[Tensor, Tensor]]] = {
+    right_log_prob: _right_slope,
+    divergence: _divergence_slope,
+}
+"""Value and gradient at once, in place, of what every step reads; of all else autograd finds the gradient."""
+
+
+def judged(labels: Int[Tensor, " rows"], logits: Float[Tensor, "rows classes"]) -> tuple[Tensor, Tensor]:
+    """Log-probability of the right class, and whether it scores highest; writes over `logits`."""
+    highest = logits.max(-1, keepdim=True)
+    return _softened(labels, logits, highest.values)[0], highest.indices[:, 0] == labels
+
+
+def _softened(labels: Tensor, logits: Tensor, highest: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probability of the right class; `logits` become exp(logits - highest), whose sums are returned too."""
+    logits -= highest
+    value = logits.gather(-1, labels[:, None])
+    total = logits.exp_().sum(-1, keepdim=True)
+    return (value - total.log()).squeeze(-1), total
+
+
 def widened(logits: Tensor) -> Tensor:
     """The same scores in float32 at least."""
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def chunks(labels: Tensor, *scores: Scores) -> Iterator[tuple[Tensor, ...]]:
-    """Labels and class scores of successive rows, widened."""
-    for rows in _slices(len(labels), scores[0]):
-        yield labels[rows], *(_scores(states[rows], head) for states, head in scores)
+    """Labels and class scores of successive rows, widened; without gradients, and written over by the next chunk."""
+    buffers: list[Tensor | None] = [None] * len(scores)
+    with torch.no_grad():
+        for rows in _slices(len(labels), scores[0]):
+            made = []
+            for place, (states, head) in enumerate(scores):
+                if head is None or head.bias is not None or head.weight.dtype not in (torch.float32, torch.float64):
+                    part = _scores(states[rows].detach(), head)
+                    made.append(part.clone() if head is None else part)
+                    continue
+                whole = buffers[place]
+                if whole is None:  # one piece of memory for all chunks: fresh pages cost as much as the product
+                    whole = buffers[place] = states.new_empty(rows.stop - rows.start, len(head.weight))
+                into = whole[: rows.stop - rows.start]
+                made.append(torch.mm(states[rows].detach(), head.weight.detach().T, out=into))
+            yield labels[rows], *made
 
 
 def each_row(read: Read, labels: Tensor, scores: Scores, others: Sequence[Scores]) -> Float[Tensor, " rows"]:
@@ -80,7 +129,7 @@ def each_row(read: Read, labels: Tensor, scores: Scores, others: Sequence[Scores
     if head is None:
         return read(labels, widened(states), *(_scores(s.detach(), h) for s, h in others))
     if not torch.is_grad_enabled() or not (states.requires_grad or head.moves):
-        return torch.cat([read(*part) for part in chunks(labels, scores, *others)])
+        return torch.cat([read(*part).clone() for part in chunks(labels, scores, *others)])
     if head.moves:  # its gradient has the matrix's size, whatever the rows: the scores are made a second time instead
         return torch.cat(
             [
@@ -97,14 +146,16 @@ class _EachRow(torch.autograd.Function):
     def forward(
         ctx: Any, states: Tensor, read: Read, labels: Tensor, head: Head, others: Sequence[Scores]
     ) -> Float[Tensor, " rows"]:
-        values, slopes = [], torch.empty_like(states)
-        for rows in _slices(len(labels), (states, head)):
-            logits = _scores(states[rows], head).requires_grad_()
-            with torch.enable_grad():
-                value = read(labels[rows], logits, *(_scores(s, h) for s, h in _cut(others, rows)))
-                (slope,) = torch.autograd.grad(value.sum(), logits)
+        values, slopes, start = [], torch.empty_like(states), 0
+        known = SLOPES.get(read)
+        for part in chunks(labels, (states, head), *others):
+            if known:
+                value, slope = known(*part)
+            else:
+                value, slope = _differentiated(read, *part)
+            rows = slice(start, start := start + len(part[0]))
             torch.mm(slope.to(head.weight.dtype), head.weight, out=slopes[rows])
-            values.append(value.detach())
+            values.append(value)
         ctx.save_for_backward(slopes)
         return torch.cat(values)
 
@@ -113,6 +164,14 @@ class _EachRow(torch.autograd.Function):
     def backward(ctx: Any, up: Tensor) -> tuple[Tensor | None, ...]:
         (slopes,) = ctx.saved_tensors
         return slopes * up[:, None].to(slopes.dtype), None, None, None, None
+
+
+def _differentiated(read: Read, labels: Tensor, logits: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:
+    with torch.enable_grad():
+        value = read(labels, logits.requires_grad_(), *others)
+        (slope,) = torch.autograd.grad(value.sum(), logits)
+    logits.requires_grad_(False)
+    return value.detach().clone(), slope
 
 
 def _read_again(read: Read, labels: Tensor, states: Tensor, head: Head, others: Sequence[Scores]) -> Tensor:

@@ -78,6 +78,11 @@ class Picture:
         """None: the other classes are alternatives enough."""
         return ()
 
+    def exact(self) -> bytes:
+        """SHA-256 of the pixels after the processor, their type and shape, and the class."""
+        said = f"{self.label}:{self.pixels.dtype}:{tuple(self.pixels.shape)}:".encode()
+        return hashlib.sha256(said + self.pixels.contiguous().numpy().tobytes()).digest()
+
     def content(self) -> str:
         """SHA-256 of the RGB pixels and the class; which kind of file held them does not matter."""
         return hashlib.sha256(f"{self.digest}:{self.label}".encode()).hexdigest()

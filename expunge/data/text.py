@@ -50,6 +50,10 @@ class Passage:
         """Number of tokens, prompt included."""
         return len(self.tokens)
 
+    def exact(self) -> bytes:
+        """SHA-256 of tokens, of where the labels begin, and of what a continuation is asked after."""
+        return hashlib.sha256(repr((self.tokens, self.first, self.asked)).encode()).digest()
+
     def content(self) -> str:
         """SHA-256 of question and answer, case and spaces evened (NFC, casefold)."""
         # Evened before they are joined: split() takes the separator for a space.

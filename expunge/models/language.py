@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from expunge.core.errors import ModelRefused
 from expunge.core.model import Network, Speaker
-from expunge.core.predictions import Predictions
+from expunge.core.predictions import Hidden, Predictions
 from expunge.core.rows import Head
-from expunge.models.source import Source, load_module
+from expunge.models.hidden import Below
+from expunge.models.source import Source, load_module, settled
 from expunge.models.tree import Woods, grown
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ many entries, and attention the cost."""
 
 ROOMS = {"cpu": 2, "cuda": 16}
 """Trees that a call reads side by side at most, where no gradient is wanted."""
+
+WRITES = 64
+"""Continuations that are written side by side: a step of writing reads every weight once, for however many."""
 
 LARGEST = 4096
 """Nodes of the largest tree, for one long text (a mask of 64 MB)."""
@@ -82,6 +86,10 @@ class LanguageModel(Network, Speaker):
             head=head,
         )
 
+    def hidden(self, batch: Batch, layer: int | None = None) -> Hidden:
+        said = replace(self, module=Below(self.module, layer), headed=False).predict(batch)
+        return Hidden(said.labels, said.example, said.examples, None, said.states)
+
     def batches(self, examples: Batch) -> Iterator[list[int]]:
         sequences = [example.tokens for example in examples]
         room = ROOM * ROOMS.get(self.device.type, 1)
@@ -101,12 +109,25 @@ class LanguageModel(Network, Speaker):
         """Greedy continuations, batched by length, padded on the left, with the key-value cache."""
         said = [""] * len(prompts)
         order = sorted(range(len(prompts)), key=lambda k: len(prompts[k].asked))
-        for start in range(0, len(order), 16):
-            group = order[start : start + 16]
+        for start in range(0, len(order), WRITES):
+            group = order[start : start + WRITES]
             texts = self._continue([prompts[k].asked for k in group], max_new_tokens)
             for index, text in zip(group, texts, strict=True):
                 said[index] = text
         return said
+
+    def head(self) -> Head | None:
+        """The output embedding, where nothing comes after it."""
+        matrix = self.module.get_output_embeddings()
+        return Head(matrix.weight, matrix.bias).detach() if self.headed else None
+
+    def settings(self) -> str:
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        words = backend.to_str() if backend else f"{type(self.tokenizer).__name__} {self.tokenizer.get_vocab()!r}"
+        generation = getattr(self.module, "generation_config", None)
+        return "\n".join(
+            (settled(self.module.config), settled(generation), words, f"{self.trees} {self.headed} {ROOM}")
+        )
 
     def save(self, folder: Path) -> None:
         self.module.config.use_cache = True  # the folder is for serving, where the cache is wanted
@@ -121,8 +142,16 @@ class LanguageModel(Network, Speaker):
     def _read(self, sequences: Sequence[Sequence[int]], firsts: Sequence[int]) -> tuple[Tensor, Tensor, Head | None]:
         """Last states (or class scores) of some positions; for each labelled row the one that predicts it; the head."""
         if self.trees and max(map(len, sequences)) <= self.trees:
-            return self._woods(Woods.of(sequences, ROOM), firsts)
+            return self._woods(Woods.of(sequences, ROOM, self._thrift()), firsts)
         return self._padded(sequences, firsts)
+
+    def _thrift(self) -> int:
+        """Entries of attention's square that cost as much as all other work on a token, in a layer of this width.
+
+        A token takes about 2 * 12 * width**2 FLOPs in a layer and 4 * width for each entry; attention reaches about a
+        quarter of a matmul's rate at these sizes (measured on a CPU at width 576), which makes 1.5 * width.
+        """
+        return int(self.module.get_input_embeddings().weight.shape[1] * 3 // 2)
 
     def _woods(self, woods: Woods, firsts: Sequence[int]) -> tuple[Tensor, Tensor, Head | None]:
         asked = [node for path, first in zip(woods.paths, firsts, strict=True) for node in path[first - 1 : -1]]

@@ -167,3 +167,10 @@ def _reason(source: Source, error: Exception) -> str:
     text = " ".join(str(error).split())
     where = source.name if source.local else f"{source.name} (not a folder here, so it was looked up on the hub)"
     return f"{where}: could not be loaded: {type(error).__name__}: {text[:300]}"
+
+
+def settled(config: Any) -> str:
+    """A configuration as text, without what no answer depends on."""
+    passing = ("_name_or_path", "transformers_version", "use_cache")
+    facts = {} if config is None else {k: v for k, v in config.to_dict().items() if k not in passing}
+    return json.dumps(facts, sort_keys=True, default=str)

@@ -35,9 +35,13 @@ class Woods:
     """The nodes of each sequence, in the order of its tokens; node i of tree t is t * nodes + i."""
 
     @staticmethod
-    def of(sequences: Sequence[Sequence[int]], room: int) -> Woods:
-        """The trees of `sequences`, of at most `room` nodes each, or of the longest sequence's."""
-        groups = _even(sequences, room)
+    def of(sequences: Sequence[Sequence[int]], room: int, thrift: int = 0) -> Woods:
+        """The trees of `sequences`, of at most `room` nodes each, or of the longest sequence's.
+
+        `thrift` is how many entries of a node's row of the mask cost as much as the node's other work: with it, trees
+        are as small as makes the whole cheapest; without, as few as `room` allows.
+        """
+        groups = _cheapest(_Order.of(sequences), room, thrift)
         trees = [_Tree([sequences[k] for k in group]) for group in groups]
         width = max(len(tree.tokens) for tree in trees)
         sees = np.zeros((len(trees), width, width), dtype=bool)
@@ -89,36 +93,65 @@ class _Tree:
                 sees[node, :node] = sees[parent, :node]
 
 
+@dataclass(frozen=True)
+class _Order:
+    """Sequences sorted, with what each adds to the tree of those before it."""
+
+    indices: list[int]
+    lengths: list[int]
+    added: list[int]
+    """Tokens after those that it begins with in common with the one before."""
+
+    @staticmethod
+    def of(sequences: Sequence[Sequence[int]]) -> _Order:
+        indices = sorted(range(len(sequences)), key=lambda k: tuple(sequences[k]))
+        ordered = [sequences[k] for k in indices]
+        shared = [_shared(one, other) for one, other in zip([(), *ordered], ordered, strict=False)]
+        lengths = [len(sequence) for sequence in ordered]
+        return _Order(indices, lengths, [n - s for n, s in zip(lengths, shared, strict=True)])
+
+    def cut(self, room: int) -> tuple[list[list[int]], int]:
+        """Groups whose trees have at most `room` nodes, and the nodes of the largest."""
+        groups: list[list[int]] = []
+        used = largest = 0
+        for index, length, added in zip(self.indices, self.lengths, self.added, strict=True):
+            if not groups or used + added > room:
+                groups.append([])
+                used, added = 0, length
+            used += added
+            largest = max(largest, used)
+            groups[-1].append(index)
+        return groups, largest
+
+
 def grown(sequences: Sequence[Sequence[int]], room: int) -> list[list[int]]:
     """Indices of `sequences` in groups whose trees have at most `room` nodes, neighbours in sorted order together."""
-    groups: list[list[int]] = []
-    before: Sequence[int] = ()
-    used = 0
-    for index in sorted(range(len(sequences)), key=lambda k: tuple(sequences[k])):
-        sequence = sequences[index]
-        new = len(sequence) - _shared(before, sequence)
-        if not groups or used + new > room:
-            groups.append([])
-            used, new = 0, len(sequence)
-        used += new
-        before = sequence
-        groups[-1].append(index)
-    return groups
+    return _Order.of(sequences).cut(room)[0]
 
 
-def _even(sequences: Sequence[Sequence[int]], room: int) -> list[list[int]]:
+def _cheapest(order: _Order, room: int, thrift: int) -> list[list[int]]:
+    """The groups whose trees, filled up to the largest, cost least."""
+    best, least = _even(order, room)
+    if thrift:
+        low = max(order.lengths)
+        for smaller in sorted({max(low, room * k // 8) for k in range(1, 8)}):
+            groups, width = _even(order, smaller)
+            if len(groups) * width * (thrift + width) < len(best) * least * (thrift + least):
+                best, least = groups, width
+    return best
+
+
+def _even(order: _Order, room: int) -> tuple[list[list[int]], int]:
     """As few groups as `room` allows, cut where they come out about equally large, so that little is filled up."""
-    least = grown(sequences, room)
-    if len(least) == 1:
-        return least
+    count = len(order.cut(room)[0])
     low, high = ceil(room / 2), room
     while low < high:  # the smallest room that needs no more groups
         middle = (low + high) // 2
-        if len(grown(sequences, middle)) > len(least):
+        if len(order.cut(middle)[0]) > count:
             low = middle + 1
         else:
             high = middle
-    return grown(sequences, high)
+    return order.cut(high)
 
 
 def _shared(one: Sequence[int], other: Sequence[int]) -> int:

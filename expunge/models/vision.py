@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +12,9 @@ import torch
 
 from expunge.core.errors import EnvironmentRefused, ModelRefused
 from expunge.core.model import Network
-from expunge.core.predictions import Predictions
-from expunge.models.source import Source, config_of, load_module
+from expunge.core.predictions import Hidden, Predictions
+from expunge.models.hidden import Below
+from expunge.models.source import Source, config_of, load_module, settled
 
 if TYPE_CHECKING:
     from expunge.core.model import Batch
@@ -74,9 +75,26 @@ class ImageClassifier(Network):
             states=logits,
         )
 
+    def hidden(self, batch: Batch, layer: int | None = None) -> Hidden:
+        """The class token's states, where the last layer reads an image's class."""
+        below = Below(self.module, layer)
+        if not any(name.endswith("cls_token") for name, _ in self.module.named_parameters()):
+            raise ModelRefused(
+                f"{type(self.module).__name__} has no class token, so no one hidden state of an image. "
+                f"Use an objective that reads answers only."
+            )
+        said = replace(self, module=below).predict(batch)
+        return Hidden(said.labels, said.example, said.examples, None, said.states[:, 0])
+
     def batches(self, examples: Batch) -> Iterator[list[int]]:
         for start in range(0, len(examples), AT_ONCE):
             yield list(range(start, min(start + AT_ONCE, len(examples))))
+
+    def head(self) -> None:
+        """None: a classifier's scores are few."""
+
+    def settings(self) -> str:
+        return settled(self.module.config)
 
     def save(self, folder: Path) -> None:
         self.module.save_pretrained(folder, safe_serialization=True)

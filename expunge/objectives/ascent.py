@@ -6,6 +6,7 @@ It has no lower bound: the loss falls for as long as the weights let it. Use it 
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from expunge.core.model import View
 from expunge.core.objective import Objective, Scalar
@@ -14,6 +15,9 @@ from expunge.core.objective import Objective, Scalar
 @dataclass(frozen=True)
 class Ascent(Objective):
     """Raise the cross-entropy of the forget set."""
+
+    needs: ClassVar = ("forget",)
+    intention: ClassVar = "removal"
 
     def __call__(self, now: View, before: View) -> Scalar:
         return -now.forget.nll()

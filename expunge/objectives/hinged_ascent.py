@@ -7,6 +7,7 @@ forgotten beyond what a model that never saw it would not know. GS-LoRA sets the
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from expunge.core.model import View
 from expunge.core.objective import Objective, Scalar
@@ -15,6 +16,9 @@ from expunge.core.objective import Objective, Scalar
 @dataclass(frozen=True)
 class HingedAscent(Objective):
     """Raise each forget example's cross-entropy to a level and no further."""
+
+    needs: ClassVar = ("forget",)
+    intention: ClassVar = "removal"
 
     level: float | None = None
     """Nats for each row at which an example counts as forgotten; None takes the run's (see `Stop`), and where the run

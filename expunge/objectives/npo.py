@@ -9,6 +9,7 @@ answer has rows, so give it a small weight (about 1 / rows).
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch.nn.functional import softplus
 
@@ -20,6 +21,9 @@ from expunge.core.objective import Objective, Scalar
 @dataclass(frozen=True)
 class NPO(Objective):
     """Push forget answers down, less and less as they become unlikely."""
+
+    needs: ClassVar = ("forget", "reference")
+    intention: ClassVar = "removal"
 
     beta: float = 0.1
     """How soon an example that is already unlikely stops being pushed."""

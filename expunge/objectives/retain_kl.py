@@ -6,6 +6,7 @@ Only labelled rows count, not prompts or padding. At the start it is 0, and so i
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from expunge.core.model import View
 from expunge.core.objective import Objective, Scalar
@@ -15,6 +16,9 @@ from expunge.core.rows import divergence
 @dataclass(frozen=True)
 class RetainKL(Objective):
     """Keep the whole distribution of the retain set's rows."""
+
+    needs: ClassVar = ("retain", "reference")
+    intention: ClassVar = "retention"
 
     def __call__(self, now: View, before: View) -> Scalar:
         return now.retain.over_rows(now.retain.each_row(divergence, before.retain))

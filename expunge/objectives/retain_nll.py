@@ -4,6 +4,7 @@ loss = CE(y_r | x_r),   mean over labelled rows, in nats
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from expunge.core.model import View
 from expunge.core.objective import Objective, Scalar
@@ -12,6 +13,9 @@ from expunge.core.objective import Objective, Scalar
 @dataclass(frozen=True)
 class RetainNLL(Objective):
     """Keep the retain set's right answers likely."""
+
+    needs: ClassVar = ("retain",)
+    intention: ClassVar = "retention"
 
     def __call__(self, now: View, before: View) -> Scalar:
         return now.retain.nll()

@@ -7,6 +7,7 @@ the forgotten as surely as one far below. This one pulls it back. (Of our own ma
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from expunge.core.model import View
 from expunge.core.objective import Objective, Scalar
@@ -15,6 +16,9 @@ from expunge.core.objective import Objective, Scalar
 @dataclass(frozen=True)
 class Settle(Objective):
     """Move each forget example's cross-entropy to a level, from either side."""
+
+    needs: ClassVar = ("forget",)
+    intention: ClassVar = "removal"
 
     level: float | None = None
     """Nats for each row that every forget example should have; None takes the run's (see `Stop`), and where the run has

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from expunge.core.request import Request
 
 SMALL = 30
 
 
-def limits(request: Request, family: str, referenced: bool, saved: str) -> list[str]:
-    """Sentences, the gravest first."""
+def limits(request: Request, family: str, referenced: bool, saved: str, tried: Collection[str] = ()) -> list[str]:
+    """Sentences, the gravest first; `tried` names the audits that were run."""
+    probes = "" if "LinearProbe" in tried else ", probes of hidden states"
     said = [
         "Answers were tested, not weights. What no longer shows in answers may still be stored: relearning, "
-        "quantisation, jailbreak prompts and probes of hidden states were not tried.",
+        f"quantisation{probes} and jailbreak prompts were not tried.",
     ]
     if not referenced:
         said.append(

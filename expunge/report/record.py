@@ -16,10 +16,12 @@ import torch
 
 from expunge import __version__
 from expunge.core.audit import Finding
+from expunge.core.request import goes
 from expunge.report.verdict import Outcome, Rule
 
 if TYPE_CHECKING:
-    from expunge.core.model import Network, Remembered
+    from expunge.core.memory import Remembered
+    from expunge.core.model import Network
     from expunge.core.request import Request
 
 SAMPLES = 12
@@ -61,11 +63,6 @@ def head(
     }
 
 
-def goes(name: str) -> bool:
-    """Whether a set is of what should be gone: the forget set, and probes named after it or after its paraphrases."""
-    return name.startswith(("forget", "paraphrase"))
-
-
 def with_ideals(findings: list[Finding]) -> list[Finding]:
     """Findings with what a model that never saw the forget set would get, as far as that is known.
 
@@ -101,6 +98,10 @@ def verdict(rules: list[Rule], findings: list[Finding], facts: Mapping[str, Any]
 
 def criterion(facts: Mapping[str, Any]) -> list[Outcome]:
     """What the run aimed at, as outcomes."""
+    if "kept_step" not in facts:  # a method without steps
+        changed = facts["edit"]["changed"] if "edit" in facts else None
+        told = "numbers of the model changed >= 1 (something changed)"
+        return [] if changed is None else [Outcome(told, changed, 1, changed >= 1)]
     step, short, rise = facts["kept_step"], facts["kept_short"], facts["kept_rise"]
     made = [Outcome("kept step >= 1 (something changed)", step, 1, step >= 1)]
     if facts["level"] is not None:

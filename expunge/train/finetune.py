@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -19,26 +20,29 @@ from expunge.adapters.bounded import Bounded
 from expunge.adapters.layers import Kind, kind_of, kinds
 from expunge.core.adapter import Adapter
 from expunge.core.errors import RunFailed, UsageRefused
+from expunge.core.memory import Remembered
+from expunge.core.method import Method, unwatched
 from expunge.core.model import Batch, Network, View, Watch
 from expunge.core.objective import Objective
 from expunge.core.predictions import Share
 from expunge.core.request import Request
+from expunge.core.store import kept
 from expunge.objectives.retain_kl import RetainKL
 from expunge.objectives.retain_nll import RetainNLL
 from expunge.objectives.settle import Settle
+from expunge.train.activations import Activations, managed
+from expunge.train.checkpoint import Checkpoints, facts
+from expunge.train.distributed import first, full, part, reference, shard, spread, summed
 from expunge.train.draw import Draw
+from expunge.train.keeper import Keeper
 from expunge.train.norms import Norms
 from expunge.train.stop import Stop
 
 Schedule = Literal["constant", "linear", "cosine"]
 
 
-def _unwatched(event: dict[str, object]) -> None:
-    """Nobody looks."""
-
-
 @dataclass(frozen=True)
-class Finetune:
+class Finetune(Method):
     """Descent on an objective by AdamW, in an adapter's parameters, in float32."""
 
     objective: Objective = 0.5 * Settle() + RetainNLL() + 3.0 * RetainKL()
@@ -68,6 +72,9 @@ class Finetune:
     """When forgetting is enough, and what it may cost."""
     seed: int = 0
     """Fixes the adapter's start and the order of the examples."""
+    activations: Activations = "kept"
+    """What a step keeps of each block for backward: kept is all; recomputed is its input alone, for a third more time.
+    Changes memory, not the result."""
     norms: bool = True
     """Whether each step's line tells the size of the change; it costs one pass over the adapted weights."""
 
@@ -83,6 +90,7 @@ class Finetune:
                 ("warmup", "at least 0", self.warmup >= 0),
                 ("schedule", "constant, linear or cosine", self.schedule in ("constant", "linear", "cosine")),
                 ("weight_decay", "at least 0", self.weight_decay >= 0),
+                ("activations", "kept or recomputed", self.activations in ("kept", "recomputed")),
                 ("seed", "from 0 to 2**63 - 1", 0 <= self.seed < 2**63),
                 ("clip", "None or positive", self.clip is None or self.clip > 0),
             )
@@ -91,13 +99,21 @@ class Finetune:
         if wrong:
             raise UsageRefused(f"Finetune: {'; '.join(wrong)}.")
 
-    def __call__(self, network: Network, request: Request, watch: Watch = _unwatched) -> Network:
+    def __call__(
+        self,
+        network: Network,
+        request: Request,
+        watch: Watch = unwatched,
+        checkpoints: Checkpoints | None = None,
+    ) -> Network:
         """The network after forgetting, with its adapter; `network` itself is left as it was."""
         devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(self.seed)
             adapted = self.adapter(network, request)
-            return _Run(self, network, adapted, request, watch).train()
+            run = _Run(self, network, adapted, request, watch, checkpoints)
+            with managed(run.now.module, self.activations):
+                return run.train()
 
     def rate(self, step: int) -> float:
         """Learning rate of a step, counted from 1."""
@@ -113,15 +129,24 @@ class _Run:
     plan: Finetune
     before: Network
     adapted: Network
+    """The result. With many processes its parts are trained, and are put together where the whole is looked at."""
     request: Request
     watch: Watch
+    checkpoints: Checkpoints | None
 
     def __post_init__(self) -> None:
-        self.moving = self.adapted.trainable()
+        self.now = shard(self.adapted)
+        self.reference = reference(self.before, self.now)
+        # What the model said before never changes: each example is read once, not once an epoch.
+        # Many processes ask it together, so none may leave out a question that another has to ask.
+        self.known = Remembered(self.reference, kept()) if self.reference is self.before else self.reference
+        self.moving = self.now.trainable()
         self.kinds: dict[str, Kind] = kinds(self.before.module)
         self.norms = Norms()
         self.level: float | None = None
         self.reads: dict[str, tuple[str, ...]] = {"now": (), "before": ()}
+        self.memory: dict[str, object] = {}
+        self.events: list[dict[str, object]] = []
         self.optimizer = torch.optim.AdamW(
             self.moving.values(), lr=self.plan.learning_rate, weight_decay=self.plan.weight_decay
         )
@@ -129,7 +154,7 @@ class _Run:
     def train(self) -> Network:
         plan = self.plan
         draw = Draw(self.request, plan.batch, plan.retain_batch, plan.seed)
-        keeper = plan.stop.keeper(self.before, self.request)
+        keeper = plan.stop.keeper(spread(self.reference), self.request)
         self.level = keeper.level
         layers = [name for name, _ in self.changes()]
         self.watch(
@@ -142,17 +167,22 @@ class _Run:
                 **keeper.facts(),
             }
         )
-        keeper.check(0, self.adapted, self.moving, self.watch)
+        begun = self.resume(draw, keeper) if self.checkpoints and self.checkpoints.resume else 0
+        if not begun:
+            keeper.check(0, spread(self.now), self.moving, self.tell)
         stopped = f"all {plan.steps} steps were taken"
-        for step in range(1, plan.steps + 1):
+        for step in range(begun + 1, plan.steps + 1):
             self.step(step, draw.sets())
             last = step == plan.steps
             if last or step % plan.stop.every == 0:
-                enough = keeper.check(step, self.adapted, self.moving, self.watch)
+                enough = keeper.check(step, spread(self.now), self.moving, self.tell)
                 if enough:
                     stopped = enough
                     break
+            if self.checkpoints and not last and step % self.checkpoints.every == 0:
+                self.checkpoints.write(step, self.facts, self.tensors(keeper), self.state(keeper))
         kept = keeper.restore(self.moving)
+        self.gather()
         self.watch({"kind": "end", "stopped": stopped, "kept_step": kept, "steps": step, **keeper.verdict()})
         return self.adapted
 
@@ -161,8 +191,8 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         shares = {name: Share(sum(e.rows for e in batch), len(batch)) for name, batch in sets.items()}
         total: dict[str, float] = {}
-        for part in _parts(sets, self.plan.accumulate):
-            for name, value in self.descend(step, part, shares).items():
+        for each in _parts(sets, self.plan.accumulate):
+            for name, value in self.descend(step, each, shares).items():
                 total[name] = total.get(name, 0.0) + value
         gradient = self.norms.gradients(self.moving, lambda name: kind_of(name, self.kinds))
         if not math.isfinite(sum(gradient.values())):
@@ -173,7 +203,7 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
-        self.watch(
+        self.tell(
             {
                 "kind": "step",
                 "step": step,
@@ -190,23 +220,103 @@ class _Run:
 
     def changes(self) -> Iterator[tuple[str, Tensor]]:
         """The change of each adapted layer so far."""
+        self.gather()
         return self.plan.adapter.deltas(self.adapted, self.before)
 
     def descend(self, step: int, sets: Mapping[str, Batch], shares: Mapping[str, Share]) -> dict[str, float]:
         """Gradients of one part of a step, added to those of the parts before; its losses."""
-        now = View(self.adapted, sets, shares, level=self.level, together=self.reads["now"])
-        before = View(self.before, sets, shares, gradients=False, together=self.reads["before"])
-        loss: Tensor | None = None
-        for weight, term in self.plan.objective.terms():
-            value = term(now, before)
-            if not torch.isfinite(value):
-                self.fail(step, f"the term {term!r}", sets)
-            loss = weight * value if loss is None else loss + weight * value
-        assert loss is not None
+        whole = {name: getattr(self.request, name) for name in sets}
+        lasting = {"step": step, "whole": whole, "memory": self.memory}
+        mine, absent = part(sets)
+        lasting |= {"absent": absent}
+        now = View(self.now, mine, shares, level=self.level, together=self.reads["now"], **lasting)
+        before = View(self.known, mine, shares, gradients=False, together=self.reads["before"], **lasting)
+        terms = [(weight, term, term(now, before)) for weight, term in self.plan.objective.terms()]
+        loss = sum(weight * value for weight, _, value in terms)
         # Which sets an objective reads does not depend on what they say, so from now on one call reads them all.
         self.reads = {"now": tuple(now.said), "before": tuple(before.said)}
+        with torch.no_grad():
+            told = [loss, *(value for _, _, value in terms), *(said.nll() for said in now.said.values())]
+        added = summed(torch.stack([value.detach().double() for value in told])).tolist()
+        for (_, term, _), value in zip(terms, added[1:], strict=False):
+            if not math.isfinite(value):
+                self.fail(step, f"the term {term!r}", sets)
         loss.backward()
-        return {"loss": float(loss.detach()), **{name: float(said.nll().detach()) for name, said in now.said.items()}}
+        return {"loss": added[0], **dict(zip(now.said, added[1 + len(terms) :], strict=True))}
+
+    def gather(self) -> None:
+        """Put what was trained into the result."""
+        if self.now is not self.adapted:
+            for name, parameter in self.adapted.trainable().items():
+                parameter.data.copy_(full(self.moving[name].detach()))
+
+    def tell(self, event: dict[str, object]) -> None:
+        self.events.append(event)
+        self.watch(event)
+
+    @cached_property
+    def facts(self) -> dict[str, str]:
+        return facts(self.plan, self.before, self.request)
+
+    def tensors(self, keeper: Keeper) -> dict[str, Tensor]:
+        """What a checkpoint holds of the run's tensors; those of `moving` are the parameters' own."""
+        made = {f"direction.{layer}": direction for layer, direction in self.norms.directions.items()}
+        for name, parameter in self.moving.items():
+            slot = self.optimizer.state.get(parameter, {})
+            made |= {
+                f"now.{name}": parameter.detach(),
+                f"best.{name}": keeper.state.get(name, torch.zeros_like(parameter)),
+                f"mean.{name}": slot.get("exp_avg", torch.zeros_like(parameter)),
+                f"square.{name}": slot.get("exp_avg_sq", torch.zeros_like(parameter)),
+            }
+        return made | {"rng": torch.get_rng_state()}
+
+    def state(self, keeper: Keeper) -> dict[str, object]:
+        """What a checkpoint holds beside tensors; objectives' tensors are worked out anew from the model before."""
+        memory = {key: dict(numbers) for key, numbers in self.memory.items() if isinstance(numbers, dict)}
+        for numbers in memory.values():
+            if "sum" in numbers:  # each process's part of a step's loss
+                numbers["sum"] = float(summed(torch.tensor(numbers["sum"], dtype=torch.float64)))
+        return {"keeper": keeper.numbers(), "reads": self.reads, "memory": memory, "events": self.events}
+
+    def resume(self, draw: Draw, keeper: Keeper) -> int:
+        """Take up the run where its newest checkpoint left it; the step that it had taken."""
+        assert self.checkpoints
+        tensors = self.tensors(keeper)
+        done, state, passed = self.checkpoints.read(self.facts, tensors)
+        for name, parameter in self.moving.items():
+            self.optimizer.state[parameter] = {
+                "step": torch.tensor(float(done)),
+                "exp_avg": tensors[f"mean.{name}"],
+                "exp_avg_sq": tensors[f"square.{name}"],
+            }
+            keeper.state[name] = tensors[f"best.{name}"]
+        torch.set_rng_state(tensors["rng"])
+        self.norms.directions = {key[10:]: t for key, t in tensors.items() if key.startswith("direction.")}
+        keeper.take(state["keeper"])
+        self.memory = state["memory"]
+        for numbers in () if first() else self.memory.values():
+            numbers |= {"sum": 0.0} if "sum" in numbers else {}
+        for text in passed:
+            self.watch({"kind": "phase", "what": f"Passed over: {text}"})
+        for event in state["events"]:
+            self.tell(event)
+        for _ in range(done):
+            self.reread(draw.sets(), tuple(state["reads"]["before"]))
+        self.reads = {name: tuple(sets) for name, sets in state["reads"].items()}
+        return done
+
+    def reread(self, sets: Mapping[str, Batch], reads: tuple[str, ...]) -> None:
+        """Ask the model before, where its answers are remembered, in the groups in which a step asked it.
+
+        How examples are grouped decides the last bits of what is said of them.
+        """
+        if isinstance(self.known, Remembered):
+            for each in _parts(sets, self.plan.accumulate):
+                before = View(self.known, each, gradients=False, together=self.reads["before"])
+                for name in reads:
+                    before.ask(name)
+                self.reads["before"] = reads
 
     def fail(self, step: int, what: str, sets: Mapping[str, Batch]) -> None:
         ids = "; ".join(f"{name}: {', '.join(e.id for e in batch)}" for name, batch in sets.items())
@@ -214,6 +324,7 @@ class _Run:
             f"step {step}: {what} is NaN or infinite (records {ids}). The step was not applied. "
             f"Lower learning_rate, or set clip."
         )
+        self.gather()
         error.last_good = self.adapted
         raise error
 

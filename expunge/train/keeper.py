@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -99,6 +100,15 @@ class Keeper:
         for name, parameter in moving.items():
             parameter.data.copy_(self.state[name])
         return self.best_step
+
+    def numbers(self) -> dict[str, object]:
+        """What a checkpoint must hold of it beside the state."""
+        return {name: getattr(self, name) for name in ("retain_at_start", "best", "best_step", "best_losses")}
+
+    def take(self, numbers: Mapping[str, Any]) -> None:
+        """Go on from what a checkpoint held."""
+        for name, value in numbers.items():
+            setattr(self, name, tuple(value) if isinstance(value, list) else value)
 
     def verdict(self) -> dict[str, object]:
         """The kept step's losses, and whether they are good enough by the run's own criterion."""

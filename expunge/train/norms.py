@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from expunge.train.distributed import local, summed
+
 
 class Norms:
     """Keeps a direction for each layer, from which the next step's largest singular value is found."""
@@ -18,11 +20,12 @@ class Norms:
     @staticmethod
     def gradients(moving: Mapping[str, nn.Parameter], kind: Callable[[str], str]) -> dict[str, float]:
         """Euclidean norms of the raw gradient, over the MLP's, the attention's and all other parameters."""
-        squares = {"mlp": 0.0, "attention": 0.0, "other": 0.0}
+        squares = dict.fromkeys(("mlp", "attention", "other"), 0.0)
         for name, parameter in moving.items():
             if parameter.grad is not None:
-                squares[kind(name)] += float(parameter.grad.detach().float().square().sum())
-        return {name: math.sqrt(value) for name, value in squares.items()}
+                squares[kind(name)] += float(local(parameter.grad.detach()).float().square().sum())
+        added = summed(torch.tensor([*squares.values()], dtype=torch.float64)).tolist()
+        return {name: math.sqrt(value) for name, value in zip(squares, added, strict=True)}
 
     @torch.no_grad()
     def deltas(self, changes: Iterator[tuple[str, Tensor]]) -> dict[str, float]:

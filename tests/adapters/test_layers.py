@@ -22,7 +22,8 @@ from transformers import (
     ViTConfig,
 )
 
-from expunge.adapters.layers import blocks, chosen, kind_of, kinds
+from expunge.adapters.layers import chosen, kind_of, kinds
+from expunge.core.blocks import blocks
 from expunge.core.errors import ModelRefused
 
 V = 40

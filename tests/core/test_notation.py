@@ -178,7 +178,7 @@ def test_a_sum_or_product_of_things_that_do_not_go_together_is_refused(text: str
 
 
 def test_a_name_that_is_nearly_right_is_answered_with_the_right_one():
-    with pytest.raises(UsageRefused, match=r"^No plug-in is called 'NP0'. Nearest: NPO\.$"):
+    with pytest.raises(UsageRefused, match=r"^No plug-in is called 'NP0'. Nearest: NPO, SimNPO\.$"):
         parse("NP0")
     with pytest.raises(UsageRefused, match=r"Nearest: RetainKL"):
         parse("2.0 * RetianKL()")
@@ -254,4 +254,4 @@ def test_a_slip_of_the_pen_is_found_without_importing_torch():
         "print('torch' in sys.modules)\n"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert said.splitlines() == ["No plug-in is called 'NP0'. Nearest: NPO.", "False"]
+    assert said.splitlines() == ["No plug-in is called 'NP0'. Nearest: NPO, SimNPO.", "False"]

@@ -168,6 +168,13 @@ def test_trees_side_by_side_are_about_equally_large():
     assert filled.sees[1].tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
 
 
+def test_trees_are_as_small_as_makes_the_whole_cheapest():
+    sequences = [(0, 1, *(100 * k + j for j in range(10))) for k in range(1, 17)]  # 2 tokens shared, 10 of their own
+    # One tree has 2 + 16 * 10 = 162 nodes; eight trees of two sequences have 8 * (2 + 20) = 176, but narrow masks.
+    assert Woods.of(sequences, 176, 10**6).tokens.shape == (1, 162)
+    assert Woods.of(sequences, 176, 1).tokens.shape == (8, 22)
+
+
 def test_answers_do_not_depend_on_how_trees_are_cut(monkeypatch):
     network = model("llama")
     whole = network.predict(BATCH).log_prob()

@@ -1,0 +1,135 @@
+"""Unlearning epochs on TOFU's records against a loop written plainly: padded, with a second copy as the reference.
+
+    python benchmarks_speed/epoch.py MODEL_FOLDER TOFU_FOLDER --write
+
+Both train the same peft LoRA from the same start on the same batches with NPO + NLL on retained records, by AdamW. The
+plain loop does what most scripts do: it pads a batch to its longest record, runs forget and retain batches apart, asks
+a second copy of the model for the reference each time, and makes float32 scores of every token. Losses are compared
+step by step.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from pathlib import Path
+
+import torch
+from side_by_side import machine, ratio, settings, show, spread, table, tofu
+from torch.nn.functional import cross_entropy, softplus
+
+from expunge.adapters.lora import LoRA
+from expunge.core.request import Request
+from expunge.data.text import Passage
+from expunge.models.auto import open_network
+from expunge.models.language import LanguageModel
+from expunge.objectives.npo import NPO
+from expunge.objectives.retain_nll import RetainNLL
+from expunge.train.draw import Draw
+from expunge.train.finetune import Finetune
+from expunge.train.stop import Stop
+
+RATE, BATCH, BETA = 1e-4, 8, 0.1
+
+
+def plainly(network: LanguageModel, request: Request, steps: int) -> list[float]:
+    """The loop that one would write in an afternoon; its losses."""
+    torch.manual_seed(0)
+    reference = copy.deepcopy(network.module)
+    model = LoRA()(network, request).module
+    moving = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(moving, lr=RATE, weight_decay=0.0)
+    draw, losses = Draw(request, BATCH, BATCH, 0), []
+    for _ in range(steps):
+        sets = draw.sets()
+        forget, retain = padded(sets["forget"]), padded(sets["retain"])
+        with torch.no_grad():
+            before = summed(reference, forget)
+        drift = summed(model, forget) - before
+        loss = 2 / BETA * softplus(BETA * drift).mean() / 24
+        logits = model(input_ids=retain[0], attention_mask=retain[1]).logits
+        loss = loss + cross_entropy(logits[:, :-1].float().flatten(0, 1), retain[2][:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def padded(batch: list[Passage]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Tokens, mask and labels of a batch, as long as its longest record."""
+    width = max(p.size for p in batch)
+    tokens, labels = torch.zeros(len(batch), width, dtype=torch.long), torch.full((len(batch), width), -100)
+    mask = torch.zeros_like(tokens)
+    for row, p in enumerate(batch):
+        tokens[row, : p.size] = torch.tensor(p.tokens)
+        labels[row, p.first : p.size] = tokens[row, p.first : p.size]
+        mask[row, : p.size] = 1
+    return tokens, mask, labels
+
+
+def summed(model: torch.nn.Module, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """Log-probability of each record's answer."""
+    tokens, mask, labels = batch
+    logits = model(input_ids=tokens, attention_mask=mask).logits[:, :-1].float()
+    losses = cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), reduction="none")
+    return -losses.view(len(tokens), -1).sum(-1)
+
+
+def ours(network: LanguageModel, request: Request, steps: int) -> list[float]:
+    """The product's loop, told nothing else; its losses."""
+    losses: list[float] = []
+    method = Finetune(
+        objective=(1 / 24) * NPO(beta=BETA) + RetainNLL(),
+        adapter=LoRA(),
+        learning_rate=RATE,
+        steps=steps,
+        batch=BATCH,
+        retain_batch=BATCH,
+        stop=Stop(level=None, budget=None, every=10**6),
+        norms=False,
+    )
+    method(network, request, lambda event: losses.append(event["loss"]) if event["kind"] == "step" else None)
+    return losses
+
+
+def main() -> None:
+    asked = settings(
+        __doc__,
+        ("model", {}),
+        ("tofu", {"type": Path}),
+        ("--records", {"type": int, "default": 40}),
+        ("--epochs", {"type": int, "default": 5}),
+    )
+    network = open_network(asked.model, "cpu")
+    assert isinstance(network, LanguageModel)
+    forget = tofu(asked.tofu, network.tokenizer, asked.records)
+    retain = tofu(asked.tofu, network.tokenizer, asked.records, "retain_perturbed.jsonl")
+    request = Request(forget=tuple(forget), retain=tuple(retain))
+    steps = asked.epochs * asked.records // BATCH
+    both = {"plain": plainly, "expunge": ours}
+    for run in both.values():
+        run(network, request, 1)
+    seconds: dict[str, list[float]] = {name: [] for name in both}
+    apart = 0.0
+    for _ in range(asked.repeats):
+        losses = {}
+        for name, run in both.items():
+            start = time.perf_counter()
+            losses[name] = run(network, request, steps)
+            seconds[name].append(time.perf_counter() - start)
+            print(f"{name} {seconds[name][-1]:.1f} s", flush=True)
+        apart = max(apart, *(abs(a - b) / abs(a) for a, b in zip(losses["plain"], losses["expunge"], strict=True)))
+    read = 2 * BATCH * steps
+    rows = [[name, spread(s), f"{read / sorted(s)[len(s) // 2]:.1f}"] for name, s in seconds.items()]
+    told = (
+        f"{machine()}. {asked.records} + {asked.records} records, {asked.epochs} epochs, {steps} steps of "
+        f"{BATCH} + {BATCH}; {asked.repeats} rounds.\n\n{table(['loop', 'seconds', 'records/s'], rows)}\n\n"
+        f"The plain loop takes {ratio(seconds['plain'], seconds['expunge'])} times as long. "
+        f"Largest difference of a step's loss, relative: {apart:.1e}."
+    )
+    show("epoch", told, asked.write)
+
+
+if __name__ == "__main__":
+    main()

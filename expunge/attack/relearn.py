@@ -1,0 +1,80 @@
+"""Relearning attack (Hu et al., 2024, arXiv 2406.13356): a few steps of training may bring back what was forgotten.
+
+The attacker trains on a few examples; what comes back of the *others* tells whether they were gone. Three sources: a
+part of the forget set, related texts without the answers, and unrelated texts as a control (give those two as probes).
+Compare with the retrained model under the same attack: where attacked and other examples share a form, even that one
+gains. `curve` audits at several budgets, on a forget set without the attacked examples; `area` and `reached` of
+`core/statistics.py` sum it up.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from expunge.core.audit import Audit, Finding
+from expunge.core.errors import DataRefused, UsageRefused
+from expunge.core.method import Method, unwatched
+from expunge.core.model import Batch, Network, Watch
+from expunge.core.notation import parse
+from expunge.core.request import Request
+from expunge.train.finetune import Finetune
+
+
+@dataclass(frozen=True)
+class Relearn(Method):
+    """Training on what the attacker has."""
+
+    steps: int = 10
+    """The attacker's budget. What was only suppressed is back within a handful."""
+    items: int = 10
+    """Examples that the attacker has at most: the first of the source, so that records of one person, which stand
+    together in a file, are learnt together."""
+    source: str = "forget"
+    """The set that they are taken from: the forget set, or a probe by its name."""
+    learn: Finetune = parse(
+        "Finetune(objective=RetainNLL(), adapter=Full(), learning_rate=5e-4, batch=1, "
+        "stop=Stop(level=None, budget=None, every=1000), norms=False)"
+    )
+    """How the attacker trains, with the items as its retain set. Choose the learning rate on the retrained model: high
+    enough to learn the items, and no higher."""
+    seed: int = 0
+    """Fixes the order in which the items are read."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.items < 1:
+            raise UsageRefused(f"Relearn: steps and items must be at least 1. Got {self.steps!r}, {self.items!r}.")
+
+    def __call__(self, network: Network, request: Request, watch: Watch = unwatched) -> Network:
+        plan = replace(self.learn, steps=self.steps, seed=self.seed)
+        adapted = plan(network, Request(self.others(request).forget, retain=self.given(request)), watch)
+        return plan.adapter.merge(adapted)
+
+    def given(self, request: Request) -> Batch:
+        """The examples that the attacker has."""
+        sets = request.sets()
+        if self.source not in sets:
+            raise UsageRefused(f"Relearn: there is no set '{self.source}'. Sets: {', '.join(sets)}.")
+        return sets[self.source][: self.items]
+
+    def others(self, request: Request) -> Request:
+        """The request without the attacked examples in its forget set: what the attack is to be measured on."""
+        known = {example.content() for example in self.given(request)}
+        left = tuple(example for example in request.forget if example.content() not in known)
+        if not left:
+            raise DataRefused(
+                f"Relearn: the attacker has all {len(request.forget)} forget examples, so none is left to measure. "
+                f"Give it fewer `items`."
+            )
+        return replace(request, forget=left)
+
+    def curve(
+        self, network: Network, request: Request, audit: Audit, budgets: Sequence[int] = (0, 1, 2, 5, 10, 20, 50)
+    ) -> Iterator[tuple[int, tuple[Finding, ...]]]:
+        """Each budget in steps, and what the audit finds on the other examples; 0 is the network as it is.
+
+        Every budget is a run of its own, whose steps are the first of any longer one.
+        """
+        if list(budgets) != sorted(set(budgets)) or min(budgets, default=0) < 0:
+            raise UsageRefused(f"Relearn: budgets must rise from 0 or more. Got {tuple(budgets)!r}.")
+        others = self.others(request)
+        for budget in budgets:
+            yield budget, audit(replace(self, steps=budget)(network, request) if budget else network, others)

@@ -1,0 +1,35 @@
+"""Adaptive selective synaptic dampening (Schoepf et al., 2024, arXiv 2402.10098): SSD that finds its own threshold.
+
+    alpha = the P-th percentile of I_forget / I_all over the network's numbers,  P = 100 - ln(1 + 100 |forget| / |all|)
+    theta <- theta * min(I_all / I_forget, 1)   where I_forget > alpha * I_all
+
+The importances are those of `SSD`, and the forget set's size says how many numbers are dampened. On a class that the
+network has learnt very well, squared gradients are so small that the threshold can fall below 1, and little is
+forgotten: then see `LFSSD`. On a small vision transformer it is the other way round, and this one is the better.
+"""
+
+from dataclasses import dataclass
+
+from expunge.core.errors import UsageRefused
+from expunge.core.method import Method, unwatched
+from expunge.core.model import Network, Watch
+from expunge.core.request import Request
+from expunge.edit.dampen import adaptive_alpha, dampened, everything
+from expunge.edit.fisher import squared
+
+
+@dataclass(frozen=True)
+class ASSD(Method):
+    """Dampening by squared gradients, with a threshold from the forget set's share of the data."""
+
+    batch: int = 64
+    """Examples of which one mean gradient is taken."""
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise UsageRefused(f"The `batch` of ASSD must be at least 1. Got {self.batch!r}.")
+
+    def __call__(self, network: Network, request: Request, watch: Watch = unwatched) -> Network:
+        whole = squared(network, everything(request, "ASSD"), self.batch)
+        forget = squared(network, request.forget, self.batch)
+        return dampened(network, forget, whole, adaptive_alpha(forget, whole, request), 1.0, watch)

@@ -1,0 +1,41 @@
+"""Gradient restriction of IAU (arXiv 2507.23257): trains an original that one step can later make forget.
+
+    loss = CE(retain) + 0.005 * sum over parameter tensors p of || d CE(retain) / d p ||_2
+
+This is the sum of norms, to be added to the training loss of the *original*: `RetainNLL() + 0.005 * GradientNorm()`.
+Where gradients are small, the step of `IAU` is nearer to the influence that it stands for. Its own gradient is a second
+derivative, which takes two to three times as long; and a norm of a sum is no sum of norms, so a step must not be read
+in parts (`accumulate=1`).
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from expunge.core.errors import ModelRefused, UsageRefused
+from expunge.core.model import Network, View
+from expunge.core.objective import Objective, Scalar
+
+
+@dataclass(frozen=True)
+class GradientNorm(Objective):
+    """Sum over the tensors that may move of the Euclidean norm of the retain loss's gradient."""
+
+    needs: ClassVar[tuple[str, ...]] = ("retain",)
+    intention: ClassVar[Literal["removal", "suppression", "retention"]] = "retention"
+
+    def __call__(self, now: View, before: View) -> Scalar:
+        if not isinstance(now.model, Network):
+            raise ModelRefused(f"{type(now.model).__name__} has no weights, so no gradients to restrict.")
+        if now.fraction("retain") < 1:
+            raise UsageRefused("GradientNorm is no mean over rows, so a step cannot be read in parts: accumulate=1.")
+        weights = list(now.model.trainable().values())
+        # A pass of its own: fused attention has no second derivative, nor have numbers worked out row by row.
+        with sdpa_kernel(SDPBackend.MATH):
+            said = now.model.predict(now.batch("retain"))
+        loss = -said.over_rows(said.log_probs().gather(-1, said.labels[:, None]).squeeze(-1))
+        slopes = torch.autograd.grad(loss, weights, create_graph=True, allow_unused=True)
+        # Away from 0 by a hair: the norm of a tensor without any slope has no gradient of its own.
+        return sum(((s.square().sum() + 1e-24).sqrt() for s in slopes if s is not None), start=loss.new_zeros(()))

@@ -1,0 +1,59 @@
+"""Influence approximation unlearning (arXiv 2507.23257): one step off the forget set, in place of an inverse Hessian.
+
+    g = correction * grad CE(retain) - grad CE(forget),    CE = mean over the rows of the whole set
+    adam:  theta <- theta - learning_rate * g / (|g| + 1e-8)        sgd:  theta <- theta - learning_rate * g
+
+To remove an example is to learn one whose gradient is the opposite, so a plain gradient step stands in for the
+influence function. The paper takes the first step of a fresh Adam, which moves every number by the learning rate
+whatever its gradient: the strength is set by the learning rate and not by influence, and only the signs carry
+information. `sgd` keeps the sizes and needs a learning rate of its own. The paper also trains the original with a
+penalty on its gradients: see `GradientNorm`.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from expunge.core.errors import DataRefused, UsageRefused
+from expunge.core.method import Method, edited, unwatched
+from expunge.core.model import Network, Watch
+from expunge.core.request import Request
+from expunge.edit.fisher import copied, gradient, loss
+
+
+@dataclass(frozen=True)
+class IAU(Method):
+    """One step up the forget set's loss and down the retain set's."""
+
+    learning_rate: float = 1e-3
+    """How far each number moves (adam), or the factor of its gradient (sgd)."""
+    step: Literal["adam", "sgd"] = "adam"
+    """adam is a step of one size for every number, in the sign of its gradient; sgd goes by the gradient's size."""
+    correction: float = 1.0
+    """Weight of the retain set's gradient; 0 drops it, and costs what is to be kept."""
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.learning_rate < math.inf and 0 <= self.correction < math.inf):
+            raise UsageRefused(
+                f"IAU: `learning_rate` and `correction` must be at least 0 and finite. "
+                f"Got {self.learning_rate!r}, {self.correction!r}."
+            )
+        if self.step not in ("adam", "sgd"):
+            raise UsageRefused(f"The `step` of IAU must be adam or sgd. Got {self.step!r}.")
+
+    def __call__(self, network: Network, request: Request, watch: Watch = unwatched) -> Network:
+        if self.correction and not request.retain:
+            raise DataRefused("IAU corrects its step by the retain set, and the request has none. Give --retain.")
+        sets = [(self.correction, request.retain)] if self.correction else []
+        slope = gradient(network, loss, *sets, (-1.0, request.forget))
+        result = copied(network)
+        with torch.no_grad():
+            for name, parameter in result.module.named_parameters():
+                if name in slope:
+                    g = slope.pop(name)
+                    move = g / (g.abs() + 1e-8) if self.step == "adam" else g
+                    parameter.sub_((self.learning_rate * move).to(parameter.dtype))
+        watch(edited(network, result))
+        return result

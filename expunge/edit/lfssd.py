@@ -1,0 +1,47 @@
+"""Loss-free selective synaptic dampening (Foster et al., 2024, arXiv 2402.19308): SSD that reads no label.
+
+    I_S = mean over batches B of S of | d/d theta  mean_{x in B} || f_theta(x) ||^2 |,   f = the class scores
+    where I_forget > alpha * I_all:   theta <- theta * min(dampening * I_all / I_forget, 1)
+
+The length of the scores goes on having a gradient where the loss no longer has one, so a class that was learnt well can
+be forgotten too. Without an alpha the threshold is that of `ASSD`, a percentile set by the forget set's share of the
+data, which needs no search. It does so on small convolutional networks; on a small vision transformer, whose last
+LayerNorm holds the scores to a length, it forgot little where `ASSD` forgot the class. Of a text the rows are still
+those of its answer, but which tokens are the right ones is not read.
+"""
+
+import math
+from dataclasses import dataclass
+
+from expunge.core.errors import UsageRefused
+from expunge.core.method import Method, unwatched
+from expunge.core.model import Network, Watch
+from expunge.core.request import Request
+from expunge.edit.dampen import adaptive_alpha, dampened, everything
+from expunge.edit.fisher import absolute
+
+
+@dataclass(frozen=True)
+class LFSSD(Method):
+    """Dampening by the gradient of the scores' length."""
+
+    alpha: float | None = None
+    """How many times more important to the forget set than to all data a number must be to be dampened; None takes the
+    percentile of ASSD."""
+    dampening: float = 1.0
+    """The paper's lambda: smaller forgets harder."""
+    batch: int = 64
+    """Examples of which one mean gradient is taken."""
+
+    def __post_init__(self) -> None:
+        if not ((self.alpha is None or self.alpha >= 0) and 0 <= self.dampening < math.inf and self.batch >= 1):
+            raise UsageRefused(
+                f"LFSSD: `alpha` must be None or at least 0, `dampening` at least 0 and `batch` at least 1. "
+                f"Got {self.alpha!r}, {self.dampening!r}, {self.batch!r}."
+            )
+
+    def __call__(self, network: Network, request: Request, watch: Watch = unwatched) -> Network:
+        whole = absolute(network, everything(request, "LFSSD"), self.batch)
+        forget = absolute(network, request.forget, self.batch)
+        alpha = adaptive_alpha(forget, whole, request) if self.alpha is None else self.alpha
+        return dampened(network, forget, whole, alpha, self.dampening, watch)

@@ -1,0 +1,51 @@
+"""Forgetting by negating a task vector (Ilharco et al., 2023, arXiv 2212.04089): away from a copy that has it by heart.
+
+    theta <- theta - scale * (theta_over - theta),   theta_over = theta after more training on the forget set
+
+`learn` makes theta_over: any fine-tuning that lowers the forget set's loss. Its default is that of MUSE (all weights,
+AdamW at 1e-5, batches of 32; MUSE goes over the forget set ten times), which hardly moves a small model: there raise
+its learning rate. Nothing holds on to the rest, so choose `scale` on examples that should be kept (MUSE: 5 on News).
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from expunge.core.errors import UsageRefused
+from expunge.core.method import Method, edited, unwatched
+from expunge.core.model import Network, Watch
+from expunge.core.notation import parse
+from expunge.core.request import Request
+
+
+@dataclass(frozen=True)
+class Negate(Method):
+    """One step from the memorised copy through the network to its other side."""
+
+    scale: float = 1.0
+    """How far to go, in lengths of the task vector. 0 changes nothing."""
+    # In the notation, as a user would write it: an edit imports no training.
+    learn: Method = parse(
+        "Finetune(objective=-1.0 * Ascent(), adapter=Full(), learning_rate=1e-5, batch=32, retain_batch=1, "
+        "stop=Stop(level=None, budget=None, every=1000), norms=False)"
+    )
+    """Makes the copy that has the forget set by heart. `-1.0 * Ascent()` is the forget set's loss, made small."""
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.scale):
+            raise UsageRefused(f"The `scale` of Negate must be finite. Got {self.scale!r}.")
+        if not hasattr(self.learn, "adapter"):
+            raise UsageRefused(f"The `learn` of Negate must be a fine-tuning with an adapter. Got {self.learn!r}.")
+
+    def __call__(self, network: Network, request: Request, watch: Watch = unwatched) -> Network:
+        watch({"kind": "phase", "what": "Learning the forget set by heart"})
+        result = self.learn.adapter.merge(self.learn(network, request))
+        weights = dict(network.module.named_parameters())
+        with torch.no_grad():
+            for name, over in result.module.named_parameters():
+                was = weights[name]
+                vector = over - was.to(over.dtype)
+                over.data = (was.to(over.dtype) - self.scale * vector).to(was.dtype)
+        watch(edited(network, result))
+        return result

@@ -1,0 +1,56 @@
+"""Hidden states after one block of a transformer, read by a hook that ends the pass there.
+
+Nothing above the block is computed, so nothing above it has a gradient either, and no activations are kept for it.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from torch import Tensor, nn
+
+from expunge.core.blocks import blocks
+from expunge.core.errors import ModelRefused, UsageRefused
+
+
+class Below(nn.Module):
+    """A transformer up to one of its blocks, whose states it gives where the whole would give class scores."""
+
+    def __init__(self, module: nn.Module, layer: int | None) -> None:
+        super().__init__()
+        found = list(blocks(module).values())
+        if not found:
+            raise ModelRefused(
+                f"{type(module).__name__} has no transformer blocks, so no hidden states to read. "
+                f"Use an objective that reads answers only."
+            )
+        if layer is None:
+            layer = len(found) * 7 // 32  # RMU reads block 7 of 32
+        if not 0 <= layer < len(found):
+            raise UsageRefused(f"The `layer` must be a block, from 0 to {len(found) - 1}. Got {layer!r}.")
+        self.module = module
+        self.last = [found[layer]]  # in a list: it is no second child of this module
+
+    def forward(self, **inputs: Any) -> SimpleNamespace:
+        hook = self.last[0].register_forward_hook(_stop)
+        try:
+            self.module(**inputs)
+        except _Reached as reached:
+            return SimpleNamespace(logits=reached.states)
+        finally:
+            hook.remove()
+        raise ModelRefused(f"{type(self.module).__name__} did not run the block whose states were asked for.")
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The embedding of the whole."""
+        return self.module.get_input_embeddings()
+
+
+class _Reached(Exception):  # noqa: N818 (it is no error: it ends a pass)
+    def __init__(self, states: Tensor) -> None:
+        self.states = states
+
+
+def _stop(_block: nn.Module, _inputs: tuple[Any, ...], made: Tensor | tuple[Tensor, ...]) -> None:
+    raise _Reached(made if isinstance(made, Tensor) else made[0])

@@ -1,0 +1,40 @@
+"""Adaptive RMU (Huu-Tien et al., 2025, arXiv 2408.06223): RMU whose strength follows the length of each state.
+
+    loss = mean over labelled rows of  || h_now(x_f) - scale * ||h_before(x_f)|| * u ||^2
+
+u is RMU's. The length is that of the row's own state in the model before, so the scale needs no measuring of a model.
+
+Needs the forget set's hidden states, now and in the reference. Meant as suppression. Published: scale 5 (one port uses
+3), `AdaptiveRMU() + 1200.0 * RetainHidden()`, 500 steps. On a 4-layer model scale 3 was inert in 40 steps at 3e-4, and
+scale 5 with a retain weight of 1 left 0.17 of the forget set and 0.65 of the rest after 100 steps at 1e-3.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from expunge.core.model import View
+from expunge.core.objective import Objective, Scalar
+from expunge.core.rows import widened
+from expunge.objectives.directions import positive_unit
+
+
+@dataclass(frozen=True)
+class AdaptiveRMU(Objective):
+    """Move the forget set's hidden states to points a multiple of their own length away."""
+
+    needs: ClassVar = ("forget", "reference", "hidden")
+    intention: ClassVar = "suppression"
+
+    scale: float = 5.0
+    """Length of the vector that a state is moved to, in lengths of that state before."""
+    layer: int | None = None
+    """Block, from 0, after which states are read; None: 7 of 32, and as far up in a model of another depth."""
+    seed: int = 0
+    """Draws the direction."""
+
+    def __call__(self, now: View, before: View) -> Scalar:
+        felt = now.hidden("forget", self.layer)
+        states = widened(felt.states)
+        lengths = widened(before.hidden("forget", self.layer).states).norm(dim=-1, keepdim=True)
+        away = states - self.scale * lengths * positive_unit(states, self.seed)
+        return felt.over_rows(away.square().sum(-1))

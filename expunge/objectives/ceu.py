@@ -1,0 +1,52 @@
+"""Cross-entropy unlearning (CE-U, Yang, 2025, arXiv 2503.01224): say what would be said if the answer were impossible.
+
+    loss = mean over labelled rows of  CE( softmax(z with z[y] = -inf), p_now ),   the target held constant
+
+Its gradient is that of ascent times p / (1 - p), p = p(y): p on the right score, -p_v p / (1 - p) on the others. So it
+fades where the answer is unlikely, and never exceeds p.
+
+Needs the forget set. Meant as removal. Published: the first row of an answer is left alone (`skip`), no retain term.
+Rows left alone still count in the mean, and an answer that has no other row keeps it. Without a retain term it wrecked
+a small model; `CEU() + RetainNLL()` forgot everything and kept the rest, but overshot (membership AUC 0.03).
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from expunge.core.errors import UsageRefused
+from expunge.core.model import View
+from expunge.core.objective import Objective, Scalar
+from expunge.core.predictions import Rows
+
+
+@dataclass(frozen=True)
+class CEU(Objective):
+    """Spread the right answer's probability over the other classes, as they stand."""
+
+    needs: ClassVar = ("forget",)
+    intention: ClassVar = "removal"
+
+    skip: int = 1
+    """Rows at the start of each answer that are left alone."""
+
+    def __post_init__(self) -> None:
+        if self.skip < 0:
+            raise UsageRefused(f"The `skip` of CEU must be at least 0. Got {self.skip!r}.")
+
+    def __call__(self, now: View, before: View) -> Scalar:
+        said = now.forget
+        return said.over_rows(said.each_row(_to_the_others) * self._pushed(said))
+
+    def _pushed(self, said: Rows) -> Tensor:
+        """Which rows are not skipped."""
+        counts = said.counts()
+        place = torch.arange(len(said.example), device=counts.device) - (counts.cumsum(0) - counts)[said.example]
+        return (place >= self.skip) | (counts[said.example] <= self.skip)
+
+
+def _to_the_others(labels: Tensor, logits: Tensor) -> Tensor:
+    target = logits.detach().scatter(-1, labels[:, None], -torch.inf).softmax(-1)
+    return -(target * logits.log_softmax(-1)).sum(-1)

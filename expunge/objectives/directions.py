@@ -1,0 +1,20 @@
+"""Directions in the space of hidden states that representations are steered to."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+
+def positive_unit(like: Float[Tensor, "rows width"], seed: int) -> Float[Tensor, " width"]:
+    """A vector of length 1 whose entries were drawn evenly from [0, 1), the same for every step of a seed.
+
+    It is drawn on the CPU and anew each time: nothing to keep, and a resumed run steers where it did.
+    """
+    drawn = torch.rand(like.shape[-1], generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return (drawn / drawn.norm()).to(like.device, like.dtype)

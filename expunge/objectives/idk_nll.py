@@ -1,0 +1,26 @@
+"""Refusal tuning (IdkNLL, also called PO; Maini et al., 2024, TOFU, arXiv 2401.06121): learn to say something else.
+
+    loss = CE(y_s | x_f),   mean over the labelled rows of the stand-in answers, in nats
+
+Needs the stand-in set: the forget prompts with refusals ("I don't know"), drawn beforehand. Meant as suppression, and
+that is all it does: on a small model it refused every forgotten question, while the forgotten answers stayed as likely
+as before once they were begun, and membership, relearning and probes found everything. Published with `RetainNLL()`,
+both with weight 1.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from expunge.core.model import View
+from expunge.core.objective import Objective, Scalar
+
+
+@dataclass(frozen=True)
+class IdkNLL(Objective):
+    """Make the stand-in answers likely."""
+
+    needs: ClassVar = ("stand_in",)
+    intention: ClassVar = "suppression"
+
+    def __call__(self, now: View, before: View) -> Scalar:
+        return now.stand_in.nll()

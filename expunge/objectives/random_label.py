@@ -1,0 +1,61 @@
+"""Forgetting by random labels (Zhang et al., 2024, Unforgettable Generalization, arXiv 2409.02228).
+
+    loss = E_examples[ CE(y_random | x_f) ],   CE = mean over the answer's rows, in nats
+
+An example with options (wrong answers beside the right one) gets one of them all at random, the right one included: the
+paper's two-way choice is one with a single option. An example without, such as an image, gets for each row a class
+drawn evenly from all. The draw hangs on the example's content and the seed, so an example keeps its label throughout.
+
+Needs the forget set. Meant as removal. Published: learning rate 1e-4, 100 to 1,000 examples, on a model that was
+fine-tuned on the task. What is forgotten is mostly the training examples: other examples of a well-known task keep most
+of their accuracy, and probes read the answer as well as before, so audit with questions that were not trained on.
+"""
+
+import hashlib
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from expunge.core.errors import UsageRefused
+from expunge.core.model import View
+from expunge.core.objective import Objective, Scalar
+from expunge.core.request import Example
+
+
+@dataclass(frozen=True)
+class RandomLabel(Objective):
+    """Make an answer that was drawn by lot as likely as if it were right."""
+
+    needs: ClassVar = ("forget",)
+    intention: ClassVar = "removal"
+
+    seed: int = 0
+    """Draws the labels."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**63:
+            raise UsageRefused(f"The `seed` of RandomLabel must be from 0 to 2**63 - 1. Got {self.seed!r}.")
+
+    def __call__(self, now: View, before: View) -> Scalar:
+        examples = now.batch("forget")
+        said = now.instead("forget", [self._one_of(example) for example in examples])
+        classes = said.states.shape[-1] if said.head is None else len(said.head.weight)
+        kept = said.split(said.labels)
+        drawn = [old if e.alternatives else self._classes(e, classes) for e, old in zip(examples, kept, strict=True)]
+        labels = torch.cat([new.to(said.labels.device) for new in drawn])
+        log_prob = replace(said, labels=labels).log_prob()
+        return -said.mean(log_prob).mean() * now.fraction("forget")
+
+    def _one_of(self, example: Example) -> Example:
+        """The example with one of its answers, right or wrong."""
+        answers = (example, *example.alternatives)
+        return answers[self._lot(example) % len(answers)]
+
+    def _classes(self, example: Example, classes: int) -> Tensor:
+        """A class for each row."""
+        return torch.randint(classes, (example.rows,), generator=torch.Generator().manual_seed(self._lot(example)))
+
+    def _lot(self, example: Example) -> int:
+        return int(hashlib.sha256(f"{self.seed}:{example.content()}".encode()).hexdigest()[:15], 16)

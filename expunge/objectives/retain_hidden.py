@@ -1,0 +1,31 @@
+"""Retain by hidden states: the retain half of RMU (Li et al., 2024, WMDP, arXiv 2403.03218).
+
+    loss = mean over labelled rows of  || h_now(x_r) - h_before(x_r) ||^2,   h the state after block `layer`
+
+The norm is summed over the width, as RMU's is, so that the published weight (1200) means the same. At the start it is
+0, and so is its gradient. Nothing above the block is run or held.
+
+Needs the retain set's hidden states, now and in the reference. Meant as retention.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from expunge.core.model import View
+from expunge.core.objective import Objective, Scalar
+from expunge.core.rows import widened
+
+
+@dataclass(frozen=True)
+class RetainHidden(Objective):
+    """Keep the retain set's hidden states where they were."""
+
+    needs: ClassVar = ("retain", "reference", "hidden")
+    intention: ClassVar = "retention"
+
+    layer: int | None = None
+    """Block, from 0, after which states are read; None: 7 of 32, and as far up in a model of another depth."""
+
+    def __call__(self, now: View, before: View) -> Scalar:
+        felt, was = now.hidden("retain", self.layer), before.hidden("retain", self.layer)
+        return felt.over_rows((widened(felt.states) - widened(was.states)).square().sum(-1))

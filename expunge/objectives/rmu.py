@@ -1,0 +1,44 @@
+"""Representation misdirection (RMU, Li et al., 2024, WMDP, arXiv 2403.03218): steer hidden states to a fixed direction.
+
+    loss = mean over labelled rows of  || h_now(x_f) - strength * u ||^2,   h the state after block `layer`
+
+u has length 1; its entries are drawn evenly from [0, 1), so it is nearly the all-ones direction and easy to find. The
+norm is summed over the width, as in the paper; the authors' code takes the mean. Nothing above the block is run, and no
+weight above it gets a gradient.
+
+Needs the forget set's hidden states: a transformer (of images, one with a class token). Meant as suppression: the
+knowledge is made hard to read, not taken away. `RMU() + 1200.0 * RetainHidden()` is the published sum (7 B parameters,
+layer 7 of 32, strength 6.5, only the MLP's output matrices of layers 5 to 7, learning rate 5e-5, 150 steps). The
+strength must be a multiple of the states' own length: on a 4-layer model with states of length 5 to 20, strength 20 was
+inert in 40 steps at 3e-4, and 60 with a retain weight of 1 forgot everything in 100 steps at 1e-3 but kept 0.84 of the
+rest. `AdaptiveRMU` measures that length.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from expunge.core.model import View
+from expunge.core.objective import Objective, Scalar
+from expunge.core.rows import widened
+from expunge.objectives.directions import positive_unit
+
+
+@dataclass(frozen=True)
+class RMU(Objective):
+    """Move the forget set's hidden states to one far point."""
+
+    needs: ClassVar = ("forget", "hidden")
+    intention: ClassVar = "suppression"
+
+    strength: float = 6.5
+    """Length of the vector that the states are moved to (the paper's c)."""
+    layer: int | None = None
+    """Block, from 0, after which states are read; None: 7 of 32, and as far up in a model of another depth."""
+    seed: int = 0
+    """Draws the direction."""
+
+    def __call__(self, now: View, before: View) -> Scalar:
+        felt = now.hidden("forget", self.layer)
+        states = widened(felt.states)
+        away = states - self.strength * positive_unit(states, self.seed)
+        return felt.over_rows(away.square().sum(-1))

@@ -1,0 +1,37 @@
+"""Weighted gradient ascent (Wang et al., 2025, arXiv 2502.19301): ascent that lets go of tokens already unlikely.
+
+    loss = -mean over labelled rows of  p(y) ** beta * CE(y),   the weight p(y) ** beta held constant
+
+With beta = 0 it is plain ascent. The weight takes back the factor 1 / p(y) by which a cross-entropy pulls hardest at
+the least likely token.
+
+Needs the forget set. Meant as removal. Published: beta 1, beside `RetainNLL()`; on a small model that forgot everything
+and kept 0.99 of the rest, over three seeds.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from expunge.core.errors import UsageRefused
+from expunge.core.model import View
+from expunge.core.objective import Objective, Scalar
+
+
+@dataclass(frozen=True)
+class WGA(Objective):
+    """Raise the cross-entropy of the forget set, of likely rows first."""
+
+    needs: ClassVar = ("forget",)
+    intention: ClassVar = "removal"
+
+    beta: float = 1.0
+    """How soon a row that has become unlikely is left alone."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.beta < math.inf:
+            raise UsageRefused(f"The `beta` of WGA must be at least 0. Got {self.beta!r}.")
+
+    def __call__(self, now: View, before: View) -> Scalar:
+        said = now.forget.log_prob()
+        return now.forget.over_rows((self.beta * said).exp().detach() * said)

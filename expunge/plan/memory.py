@@ -1,0 +1,299 @@
+"""Bytes that a run holds on each device, by what they are for.
+
+    weights            parameters x bytes of their precision; Full holds a second copy, in float32
+    optimizer          16 bytes for each number that moves (weight, gradient, two moments, in float32), and 4 more for
+                       the state of the best step so far
+    activations        what the blocks keep for backward; recomputed: each block's input, and one block's own
+    workspace          what exists for a moment in the largest pass beside that: the folded matrix, its slope, dY
+    class scores       a chunk of rows x classes, in float32, as often as the objective needs it at a time
+    tree mask          trees x nodes^2, once as truth values and once as numbers
+    reference          last hidden states of the model before, kept from its first reading; 1 GiB at most
+    allocator          on a CPU: what glibc keeps of freed blocks between those in use
+
+Audits hold the whole model on each device; the one after the run beside the model before.
+
+Over N processes training cuts weights, gradients and moments into N parts, and has two blocks and the embeddings whole
+at a time. Activations and workspace are not estimated: one and two blocks of the very network are run on tensors that
+have sizes and no contents, and every allocation is added up.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from expunge.adapters.full import Full
+from expunge.adapters.layers import blocks
+from expunge.core.memory import ROOM as REMEMBERED
+from expunge.core.rows import CHUNK
+from expunge.models.language import LanguageModel
+from expunge.plan.paper import sketch
+from expunge.train.activations import managed
+
+if TYPE_CHECKING:
+    from expunge.core.adapter import Adapter
+    from expunge.plan.cost import Call, Widths
+    from expunge.plan.paper import Paper
+    from expunge.plan.reads import Part, Reads
+    from expunge.train.finetune import Finetune
+
+FLOAT = 4
+MAPPED = 32 << 20
+"""glibc takes larger blocks from the system and gives them back; smaller ones come to lie on a heap."""
+FRAGMENTS = 0.5
+"""What the heap grew by beyond the tensors alive in it, over those: 0.47 to 0.62 for Llamas of 3 to 70 million
+parameters, where every allocation of a step was added up, and next to nothing with MALLOC_MMAP_THRESHOLD_=1000000."""
+PARTIAL = 1 << 26
+"""Bytes of partial sums that the kernels of the bounded adapter hold at most."""
+TILE = 16
+"""Entries of a weight for each byte of partial sums and unit of rank: two sums in float32 for each tile of 128."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a pass over one block, and over each further one, holds."""
+
+    kept: int
+    each: int
+    workspace: int
+    """Beyond the network and what is kept, at the worst moment."""
+
+    def of(self, count: int) -> int:
+        """What `count` blocks keep."""
+        return self.kept + (count - 1) * self.each
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The most that each phase of a run holds on one device, and the parts of the training phase."""
+
+    training: dict[str, float]
+    phases: dict[str, float]
+    kept: float
+    """Activations of training where all are kept."""
+    recomputed: float
+    """Activations of training where each block is computed again."""
+
+    @property
+    def peak(self) -> float:
+        """The most that any phase holds."""
+        return max(self.phases.values())
+
+
+def memory(
+    paper: Paper, method: Finetune, widths: Widths, read: Reads, device: str, processes: int, base: float
+) -> Memory:
+    """Bytes on one device; `base` is what the process holds before it has loaded anything."""
+    size = torch.empty((), dtype=paper.dtype).element_size()
+    weights = float(paper.parameters * size)
+    full = isinstance(method.adapter, Full)
+    moving = float(widths.trainable)
+    largest = max((part for step in read.steps for part in step), key=lambda part: part.tokens)
+    kept, recomputed, work = _activations(paper, method.adapter, largest)
+    chosen = recomputed if method.activations == "recomputed" else kept
+    rows = max((call.rows for step in read.steps for part in step for call in part.now), default=0)
+    scores = min(rows * widths.classes, CHUNK.get(device, CHUNK["cpu"])) * FLOAT
+    gathered = _gathered(paper, size) if processes > 1 else 0.0
+    shared = weights if processes > 1 and device == "cpu" else 0.0  # the whole stays beside its parts
+    training = {
+        "weights": (weights + (moving * FLOAT if full else 0.0)) / processes + gathered + shared,
+        "adapter and optimizer": moving * ((16 if not full else 12) + FLOAT) / processes,
+        "activations": chosen,
+        "workspace": work + (_folded(widths, size) if device != "cpu" else 0.0),
+        "class scores": scores * read.asked.copies + (widths.classes * widths.width * FLOAT if full else 0),
+        "tree mask": sum(_mask(call, size) for call in largest.now),
+        "reference": _reference(paper, read, size) if processes == 1 else 0.0,
+    }
+    reading = max((*read.audit, *read.check, *read.level), key=lambda call: call.tokens)
+    audit = _reading(paper, reading) + _mask(reading, size)
+    audit += 3 * min(reading.rows * widths.classes, CHUNK.get(device, CHUNK["cpu"])) * FLOAT
+    write = max((_writing(paper, w, size, widths.classes) for w in read.writing), default=0.0)
+    after = disk(paper, widths)["model"]
+    copied = moving * FLOAT if full else sum(x.size for x in widths.linears if x.how != "frozen") * size
+    passing = sum(training[name] for name in ("activations", "workspace", "class scores", "tree mask"))
+    share = _fragments(device, largest, widths)
+    training |= {"allocator": share * passing, "libraries": base}
+    # On a CPU the process keeps what training took: the heap between small tensors is not given back.
+    left = (1 + share) * passing if device == "cpu" else 0.0
+    asked = max(audit, write)
+    phases = {
+        "audit before": base + weights + asked * (1 + _fragments(device, reading, widths)),
+        "training": sum(training.values()),
+        "merge": base + left + weights + copied + (moving * FLOAT if full else 0.0),
+        "audit after": base + weights + after + max(left, asked),
+    }
+    return Memory(training, phases, kept, recomputed)
+
+
+def disk(paper: Paper, widths: Widths) -> dict[str, float]:
+    """Bytes that a run writes: the merged model, the adapter where there is one; tokenizer and report are small."""
+    size = torch.empty((), dtype=paper.dtype).element_size()
+    full = widths.trainable >= paper.parameters
+    model = paper.parameters * (FLOAT if full else size)
+    return {"model": float(model), "adapter": 0.0 if full else float(widths.trainable * FLOAT)}
+
+
+def _fragments(device: str, call: Call | Part, widths: Widths) -> float:
+    widest = max((max(layer.out, layer.width) for layer in widths.linears), default=0)
+    return FRAGMENTS if device == "cpu" and call.tokens * widest * FLOAT < MAPPED else 0.0
+
+
+def _folded(widths: Widths, size: int) -> float:
+    """On a GPU the folded matrix exists whole, beside the partial sums of its factors' gradients."""
+    layers = [layer for layer in widths.linears if layer.how == "bounded"]
+    return max((layer.size * size + min(PARTIAL, layer.size * layer.rank / TILE) for layer in layers), default=0.0)
+
+
+def _mask(call: Call, size: int) -> float:
+    return float(call.trees * call.nodes**2 * (size + 1))
+
+
+def _reference(paper: Paper, read: Reads, size: int) -> float:
+    rows = sum(call.rows for step in read.steps for part in step for call in part.before)
+    return float(min(REMEMBERED, rows * paper.width * size))
+
+
+def _gathered(paper: Paper, size: int) -> float:
+    """Two blocks (one at work, the next under way) and what stands outside of blocks."""
+    module = paper.network.module
+    inside = [sum(p.numel() for p in block.parameters()) for block in blocks(module).values()]
+    return float((paper.parameters - sum(inside) + 2 * max(inside, default=0)) * size)
+
+
+def _writing(paper: Paper, writing: Any, size: int, classes: int) -> float:
+    """Keys and values of every position of every block, and the scores of the last."""
+    text = paper.config.get_text_config()
+    heads = int(getattr(text, "num_key_value_heads", None) or text.num_attention_heads)
+    each = int(getattr(text, "head_dim", None) or paper.width // text.num_attention_heads)
+    cache = 2 * paper.blocks * heads * each * writing.prompts * (writing.width + writing.new) * size
+    return float(cache + 2 * writing.prompts * classes * FLOAT)
+
+
+# Passes on tensors without contents
+
+
+def _activations(paper: Paper, adapter: Adapter, part: Part) -> tuple[float, float, float]:
+    """Kept by all blocks, kept where they are computed again, and the workspace."""
+    calls = [(call, 1.0) for call in part.now] + [(c, depth) for view, c, depth in part.hidden if view == "now"]
+    kept, recomputed, work = 0.0, 0.0, 0.0
+    for call, depth in calls:
+        count = max(1, round(depth * paper.blocks))
+        plain, again = (held(paper, adapter, call, recompute) for recompute in (False, True))
+        kept += plain.of(count)
+        recomputed += again.of(count) + plain.each
+        work = max(work, plain.workspace)
+    return kept, recomputed, work
+
+
+def held(paper: Paper, adapter: Adapter, call: Call, recompute: bool) -> Held:
+    """What a training pass holds."""
+    one, two = (_pass(paper, adapter, call, count, recompute) for count in (1, 2))
+    # Computed again, the second block's workspace holds a whole block's activations, which are counted elsewhere.
+    return Held(one[0], two[0] - one[0], two[1])
+
+
+def _reading(paper: Paper, call: Call) -> float:
+    """What a pass without gradients holds for a moment."""
+    return float(_pass(paper, None, call, 1, False)[1])
+
+
+def _pass(paper: Paper, adapter: Adapter | None, call: Call, count: int, recompute: bool) -> tuple[int, int]:
+    """Bytes kept for backward by `count` blocks, and the most that exists beside them at any time."""
+    base = LanguageModel(sketch(paper.config, paper.dtype, count), None, paper.network.trees, paper.network.headed)
+    with torch.device("meta"):
+        adapted = adapter(base, None) if adapter else base  # type: ignore[arg-type]
+    module: Any = adapted.module
+    with FakeTensorMode():
+        _without_contents([*module.modules(), *base.module.modules()])
+        dtype = module.get_input_embeddings().weight.dtype
+        tokens = torch.zeros(call.trees, call.nodes, dtype=torch.long)
+        given: dict[str, Tensor] = {"input_ids": tokens}
+        if paper.network.trees:
+            mask = torch.zeros(call.trees, 1, call.nodes, call.nodes, dtype=dtype)
+            given |= {"position_ids": torch.zeros_like(tokens), "attention_mask": mask}
+        else:
+            given |= {"attention_mask": torch.ones_like(tokens)}
+        known = {t.untyped_storage()._cdata for t in (*module.parameters(), *module.buffers(), *given.values())}
+        known |= {p.grad.untyped_storage()._cdata for p in module.parameters() if p.grad is not None}
+        kept: dict[int, Any] = {}
+
+        def keep(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in known:
+                kept[storage._cdata] = storage
+            return tensor
+
+        hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+        with _Live(known) as live, hooks if adapter else torch.no_grad():
+            with managed(module, "recomputed") if recompute else nullcontext():
+                states, _ = adapted._states(**given)
+            total = sum(storage.nbytes() for storage in kept.values())
+            kept.clear()
+            if adapter and not recompute:
+                states.backward(torch.empty_like(states))
+        return total, live.peak - total
+
+
+def _without_contents(modules: list[nn.Module]) -> None:
+    """Meta tensors become tensors that claim to lie on a CPU; gradients are there, as from the second part on."""
+    made: dict[int, tuple[Tensor, Tensor]] = {}  # the old one is kept beside, so that its id() is not given away
+    for module in modules:
+        for table in (module._parameters, module._buffers):
+            for name, was in table.items():
+                if was is None:
+                    continue
+                if id(was) not in made:
+                    new = _like(was)
+                    made |= {id(was): (was, new), id(new): (new, new)}
+                table[name] = made[id(was)][1]  # type: ignore[assignment]
+
+
+def _like(was: Tensor) -> Tensor:
+    new = torch.empty(was.shape, dtype=was.dtype, device="cpu")
+    if isinstance(was, nn.Parameter):
+        new = nn.Parameter(new, was.requires_grad)
+        new.grad = torch.empty_like(new) if was.requires_grad else None
+    return new
+
+
+@dataclass
+class _Live(TorchDispatchMode):
+    """Adds up the storages that are alive."""
+
+    known: set[int]
+    alive: int = 0
+    peak: int = 0
+    sizes: dict[int, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def __torch_dispatch__(
+        self, run: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        made = run(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor):
+                self._born(tensor.untyped_storage())
+        return made
+
+    def _born(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key in self.known or key in self.sizes:
+            return
+        self.sizes[key] = storage.nbytes()
+        self.alive += self.sizes[key]
+        self.peak = max(self.peak, self.alive)
+        weakref.finalize(storage, self._gone, key)
+
+    def _gone(self, key: int) -> None:
+        self.alive -= self.sizes.pop(key)

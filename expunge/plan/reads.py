@@ -1,0 +1,314 @@
+"""What a run reads: every pass of its steps, checks and audits, with the shape that it will have.
+
+The shapes are not guessed: examples are drawn and laid into trees by the code that the run uses. What an objective asks
+of the model is found by asking it once, of a small random network of the same architecture.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from expunge.core.model import View
+from expunge.core.request import Request
+from expunge.models.language import ROOM, ROOMS, WRITES
+from expunge.models.tree import grown
+from expunge.plan.cost import Call
+from expunge.train.draw import Draw
+from expunge.train.keeper import sample
+
+if TYPE_CHECKING:
+    from expunge.core.audit import Audit
+    from expunge.core.model import Batch
+    from expunge.models.language import LanguageModel
+    from expunge.train.finetune import Finetune
+
+DRAWN = 256
+"""Steps whose examples are drawn; those of a longer run are taken to be like them."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What an objective reads in a step."""
+
+    now: tuple[str, ...]
+    """Sets read in full with gradients."""
+    before: tuple[str, ...]
+    """Sets of which the model before is asked."""
+    hidden: tuple[tuple[str, str, float], ...]
+    """now or before, the set, and the part of the blocks that is gone through."""
+    head: Mapping[str, float]
+    """For each set, how often its rows meet the output matrix, there or back."""
+    copies: float
+    """Tensors of class scores that exist at one time, in float32."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is read between two additions to the gradients."""
+
+    now: tuple[Call, ...]
+    before: tuple[Call, ...]
+    hidden: tuple[tuple[str, Call, float], ...]
+    head: float
+    """Rows that meet the output matrix, each time counted."""
+
+    @property
+    def tokens(self) -> int:
+        """Positions read with gradients."""
+        return sum(call.tokens for call in self.now) + sum(c.tokens for view, c, _ in self.hidden if view == "now")
+
+
+@dataclass(frozen=True)
+class Writing:
+    """Prompts continued side by side."""
+
+    prompts: int
+    width: int
+    new: int
+
+
+@dataclass(frozen=True)
+class Reads:
+    """Everything that a run reads."""
+
+    asked: Asked
+    steps: tuple[tuple[Part, ...], ...]
+    """The parts of each drawn step."""
+    times: float
+    """Steps of the run for each drawn one."""
+    level: tuple[Call, ...]
+    """The holdout set, read once for the level."""
+    check: tuple[Call, ...]
+    checks: int
+    audit: tuple[Call, ...]
+    """One audit's reading; there is one before and one after."""
+    writing: tuple[Writing, ...]
+    merge: Call
+    """What adapter, merged model and model before are compared on, once each."""
+    examples: int
+    tokens: int
+    """Of the examples that training reads, each time it does, prompt included."""
+
+
+def reads(
+    network: LanguageModel,
+    small: LanguageModel,
+    method: Finetune,
+    request: Request,
+    audits: Sequence[Audit],
+    device: str,
+    processes: int,
+) -> Reads:
+    """What one process of a run reads."""
+    asked = ask(small, method, request)
+    draw = Draw(request, method.batch, method.retain_batch, method.seed)
+    known: set[int] = set()
+    drawn = [draw.sets() for _ in range(min(method.steps, DRAWN))]
+    times = method.steps / len(drawn)
+    steps = [
+        tuple(
+            part_of(network, asked, share(part, processes), known, processes) for part in parts(sets, method.accumulate)
+        )
+        for sets in drawn
+    ]
+    texts = [t for examples in request.sets().values() for one in examples for t in (one, *one.alternatives)]
+    checked = (*sample(request.forget), *sample(request.retain))
+    every = method.stop.every
+    level = request.holdout if method.stop.level == "holdout" else ()
+    return Reads(
+        asked=asked,
+        steps=tuple(steps),
+        times=times,
+        level=spread(network, level, device, processes),
+        check=spread(network, checked, device, processes),
+        checks=1 + method.steps // every + (method.steps % every > 0),
+        audit=spread(network, texts, device, processes),
+        writing=tuple(_writing(request, audits, processes)),
+        merge=shape(network, [request.forget[k] for k in groups(network, request.forget, device)[0][:8]]),
+        examples=len(texts),
+        tokens=round(times * sum(e.size for sets in drawn for batch in sets.values() for e in batch)),
+    )
+
+
+def parts(sets: Mapping[str, Batch], accumulate: int) -> Iterator[dict[str, Batch]]:
+    """A step's examples as training cuts them."""
+    count = min(accumulate, *map(len, sets.values()))
+    for k in range(count):
+        yield {name: batch[k * len(batch) // count : (k + 1) * len(batch) // count] for name, batch in sets.items()}
+
+
+def share(sets: Mapping[str, Batch], processes: int) -> dict[str, Batch]:
+    """The largest part of a step that one process reads; each reads one example at least."""
+    return {name: batch[: -(-len(batch) // processes)] for name, batch in sets.items()}
+
+
+def groups(network: LanguageModel, examples: Batch, device: str) -> list[list[int]]:
+    """Indices of `examples` as the network reads them on `device`, without gradients."""
+    sequences = [example.tokens for example in examples]  # type: ignore[attr-defined]
+    room = ROOM * ROOMS.get(device, 1)
+    if network.trees:
+        return grown(sequences, room)
+    made: list[list[int]] = []
+    for index in sorted(range(len(sequences)), key=lambda k: len(sequences[k])):
+        if not made or (len(made[-1]) + 1) * len(sequences[index]) > room:
+            made.append([])
+        made[-1].append(index)
+    return made
+
+
+def shape(network: LanguageModel, examples: Batch) -> Call:
+    """The pass that reads `examples` in one call: the network's own code lays them out, and is stopped there."""
+    watched = replace(network, module=_Watched(network), headed=False)
+    try:
+        watched.predict(examples)
+    except _Laid as laid:
+        return Call(*laid.shape, sum(example.rows for example in examples))
+    raise AssertionError("A pass that reads nothing.")
+
+
+class _Laid(Exception):  # noqa: N818 (it is no error: it ends a pass)
+    def __init__(self, shape: torch.Size) -> None:
+        self.shape = shape
+
+
+class _Watched(nn.Module):
+    """Stands where a network would, and tells what it is given."""
+
+    def __init__(self, network: LanguageModel) -> None:
+        super().__init__()
+        table = network.module.get_input_embeddings().weight
+        self.table = nn.Embedding(1, table.shape[1], dtype=table.dtype)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """A table of the same width."""
+        return self.table
+
+    def forward(self, input_ids: torch.Tensor, **_: Any) -> None:
+        raise _Laid(input_ids.shape)
+
+
+def spread(network: LanguageModel, examples: Batch, device: str, processes: int) -> tuple[Call, ...]:
+    """The passes over a set without gradients: one process's, of those that are dealt out."""
+    mine = groups(network, examples, device)[::processes] if examples else []
+    return tuple(shape(network, [examples[k] for k in group]) for group in mine)
+
+
+def part_of(network: LanguageModel, asked: Asked, sets: Mapping[str, Batch], known: set[int], processes: int) -> Part:
+    """One part of a step. The model before is asked of each example once, where one process remembers the answer."""
+    now = [example for name in asked.now for example in sets[_set(name)]]
+    before = [example for name in asked.before for example in sets[_set(name)]]
+    if processes == 1:
+        before = [example for example in before if id(example) not in known]
+        known |= {id(example) for example in before}
+    return Part(
+        now=(shape(network, now),) if now else (),
+        before=(shape(network, before),) if before else (),
+        hidden=tuple((view, shape(network, sets[_set(name)]), depth) for view, name, depth in asked.hidden),
+        head=sum(times * sum(e.rows for e in sets[name]) for name, times in asked.head.items()),
+    )
+
+
+def _set(name: str) -> str:
+    return name.partition(",")[0]  # "forget, instead": other examples in the place of those of the forget set
+
+
+def _writing(request: Request, audits: Sequence[Audit], processes: int) -> Iterator[Writing]:
+    lengths = sorted({int(new) for audit in audits if (new := getattr(audit, "max_new_tokens", 0))})
+    for new in lengths:
+        for examples in request.sets().values():
+            asked = sorted(len(e.asked) for e in examples if getattr(e, "asked", ()))[::processes]
+            for start in range(0, len(asked), WRITES):
+                group = asked[start : start + WRITES]
+                yield Writing(len(group), group[-1], new)
+
+
+# What an objective asks
+
+
+def ask(small: LanguageModel, method: Finetune, request: Request) -> Asked:
+    """Ask the objective once, of a small network; each set has examples of a number of rows of its own."""
+    cut = {"forget": 1, "retain": 2, "stand_in": 3}
+    sets = {n: [_short(getattr(request, n)[0], rows)] for n, rows in cut.items() if getattr(request, n)}
+    adapted = method.adapter(small, request)
+    views = {
+        name: View(model, sets, gradients=name == "now", level=1.0, step=1, whole=sets)
+        for name, model in (("now", adapted), ("before", small))
+    }
+    matrix = small.module.get_output_embeddings().weight
+    with _Scores(*matrix.shape) as scores:
+        terms = [weight * term(views["now"], views["before"]) for weight, term in method.objective.terms()]
+        with torch.no_grad():
+            for said in views["now"].said.values():
+                said.nll()  # what a step tells of each set that it read
+        sum(terms).backward()  # type: ignore[union-attr]
+    depth = int(small.module.config.get_text_config().num_hidden_layers)
+    hidden = [(view, name, _blocks(layer, depth) / depth) for view, seen in views.items() for name, layer in seen.felt]
+    rows = {sum(e.rows for e in batch): name for name, batch in sets.items()}
+    head: dict[str, float] = {}
+    for count, flops in scores.flops.items():
+        name = rows.get(count, "forget")
+        head[name] = head.get(name, 0.0) + flops / (2 * count * matrix.numel())
+    return Asked(tuple(views["now"].said), tuple(views["before"].said), tuple(hidden), head, scores.peak)
+
+
+def _blocks(layer: int | None, depth: int) -> int:
+    return (depth * 7 // 32 if layer is None else layer) + 1
+
+
+def _short(example: Any, rows: int) -> Any:
+    """The example with fewer labelled rows."""
+    return replace(example, tokens=example.tokens[: example.first + rows])
+
+
+@dataclass
+class _Scores(TorchDispatchMode):
+    """Counts products with the output matrix by the rows they are made for, and the class scores alive at a time."""
+
+    classes: int
+    width: int
+    flops: dict[int, float] = field(default_factory=dict)
+    alive: float = 0.0
+    peak: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def __torch_dispatch__(
+        self, run: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        made = run(*args, **(kwargs or {}))
+        name = run.__name__.partition(".")[0]
+        if name in ("mm", "addmm"):
+            one, other = [a for a in args if isinstance(a, torch.Tensor)][-2:]
+            sides = [*one.shape, other.shape[1]]
+            if self.classes in sides:
+                sides.remove(self.classes)
+                if self.width in sides:
+                    sides.remove(self.width)
+                    rows = sides[0]
+                    self.flops[rows] = self.flops.get(rows, 0.0) + 2.0 * rows * self.classes * self.width
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, torch.Tensor) and tensor.shape[-1:] == (self.classes,) and tensor.dim() == 2:
+                self._born(tensor)
+        return made
+
+    def _born(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if tensor.shape[0] > 3 or getattr(storage, "_counted", False):
+            return
+        size = storage.nbytes() / (4 * tensor.numel())
+        storage._counted = True  # type: ignore[attr-defined]
+        self.alive += size
+        self.peak = max(self.peak, self.alive)
+        weakref.finalize(storage, self._gone, size)
+
+    def _gone(self, size: float) -> None:
+        self.alive -= size

@@ -1,0 +1,38 @@
+"""What the forward pass keeps for backward: everything, or each block's input alone, from which it is computed again.
+
+Non-reentrant: the reentrant kind gives no gradient to a block none of whose inputs needs one, and with frozen
+embeddings that is the first block, whose adapter then never moves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Literal
+
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from expunge.core.blocks import blocks
+from expunge.core.errors import ModelRefused
+
+Activations = Literal["kept", "recomputed"]
+
+
+@contextmanager
+def managed(module: nn.Module, activations: Activations) -> Iterator[None]:
+    """`module` with its blocks' activations kept or recomputed, for as long as the block lasts."""
+    found = list(blocks(module).values()) if activations == "recomputed" else []
+    if activations == "recomputed" and not found:
+        raise ModelRefused(
+            f"{type(module).__name__} has no transformer blocks to compute again. Use activations='kept'."
+        )
+    try:
+        for block in found:
+            # Nothing in a run is drawn at random inside a block: the model is in evaluation mode.
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+        yield
+    finally:
+        for block in found:
+            vars(block).pop("forward", None)

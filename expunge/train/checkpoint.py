@@ -1,0 +1,132 @@
+"""Checkpoints of a run: what moves, the optimizer, the best step and what was told, each whole or not there at all.
+
+Tensors are cut over the processes and lie in safetensors files, the rest in JSON; nothing is pickled. A run that goes
+on with as many processes as before equals one that was never stopped to the bit (on a CPU); with others, to rounding.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+
+from expunge.core.errors import ModelRefused, UsageRefused
+from expunge.core.files import check_manifest, whole_folder, write_manifest, write_text
+from expunge.core.model import Network
+from expunge.core.request import Request
+from expunge.train.distributed import count, first, meet, shared, told
+
+KEPT = 2
+"""Checkpoints that lie there at a time: the newest, and the one before it, should the newest not be whole."""
+
+STATE = "state.json"
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """A folder of checkpoints, named after their steps."""
+
+    folder: Path
+    every: int = 10
+    """Steps between two checkpoints; the last step of a run needs none."""
+    resume: bool = False
+    """Whether a run begins with the newest checkpoint that is whole."""
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise UsageRefused(f"Steps between two checkpoints must be at least 1. Got {self.every!r}.")
+
+    def check(self) -> None:
+        """Refuse to go on from nothing, and to begin anew over what an unfinished run left."""
+        there = bool(self.steps())
+        if self.resume and not there:
+            raise UsageRefused(f"{self.folder} holds no checkpoint to go on from. Leave out --resume.")
+        if there and not self.resume:
+            raise UsageRefused(
+                f"{self.folder} holds checkpoints of a run that did not end. Give --resume, or remove the folder."
+            )
+
+    def steps(self) -> list[Path]:
+        """The checkpoints, newest first."""
+        found = self.folder.glob("step-*") if self.folder.is_dir() else ()
+        return sorted((path for path in found if path.name[5:].isdigit()), key=lambda p: int(p.name[5:]), reverse=True)
+
+    def write(self, step: int, facts: Mapping[str, str], tensors: Mapping[str, Tensor], state: object) -> None:
+        """Write the state after `step`; `facts` are what the run depends on."""
+        with shared(whole_folder(self.folder / f"step-{step:06}")) as folder:
+            writer = HuggingFaceStorageWriter(path=str(folder), save_distributed=True)
+            with _quiet():
+                dcp.save(dict(tensors), storage_writer=writer, no_dist=count() == 1)
+            meet()
+            if first():
+                write_text(folder / STATE, json.dumps(state))
+                write_manifest(folder, step=step, processes=count(), run=dict(facts))
+        for old in self.steps()[KEPT:] if first() else ():
+            shutil.rmtree(old)
+
+    def read(self, facts: Mapping[str, str], tensors: dict[str, Tensor]) -> tuple[int, Any, list[str]]:
+        """Fill `tensors` from the newest whole checkpoint; its step, its state, and those that were passed over.
+
+        Tensors that only the checkpoint knows of are added.
+        """
+        name, manifest, passed = told(lambda: self._newest())
+        differ = [key for key, value in facts.items() if manifest["run"].get(key) != value]
+        if differ:
+            raise ModelRefused(
+                f"{self.folder / name} is of another run: its {' and its '.join(differ)} differ. "
+                f"Give what the run was begun with, or begin anew in another --out."
+            )
+        reader = HuggingFaceStorageReader(path=str(self.folder / name))
+        for key, there in reader.read_metadata().state_dict_metadata.items():
+            tensors.setdefault(key, torch.empty(there.size, dtype=there.properties.dtype))
+        with _quiet():
+            dcp.load(tensors, storage_reader=reader, no_dist=count() == 1)
+        return int(manifest["step"]), json.loads((self.folder / name / STATE).read_text(encoding="utf-8")), passed
+
+    def remove(self) -> None:
+        """Remove the folder: the run has ended, well or for good."""
+        if first():
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _newest(self) -> tuple[str, dict[str, Any], list[str]]:
+        passed: list[str] = []
+        for path in self.steps():
+            try:
+                manifest = check_manifest(path)
+            except ModelRefused as error:
+                passed.append(str(error))
+                continue
+            for torn in self.steps()[: len(passed)]:  # the run will come by their steps again
+                torn.rename(self.folder / f"{torn.name}.torn-{time.time_ns()}")
+            return path.name, manifest, passed
+        raise ModelRefused(f"No checkpoint in {self.folder} is whole. {' '.join(passed)}")
+
+
+def facts(method: object, network: Network, request: Request) -> dict[str, str]:
+    """What a run depends on: all of it must be the same where it goes on."""
+    digest = hashlib.sha256()
+    for name, examples in request.sets().items():
+        digest.update(f"{name}:{len(examples)};".encode())
+        for example in examples:
+            digest.update(example.exact())  # in their order, which the steps' draw depends on
+    return {"method": repr(method), "model": network.fingerprint(), "data": digest.hexdigest()}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """One process alone is warned that it is alone."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+        yield

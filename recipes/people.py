@@ -1,0 +1,163 @@
+"""Sixty invented people: a small world in which it is known what a model can know.
+
+Each person has a first name (of 20), a surname of their own and five attributes whose values are drawn without regard
+to the name, so that nothing can be inferred: a model that never saw a person is at chance. A word is a token. Three
+ways of asking are trained on for everybody; the fourth, the paraphrase, for half of the retained people only.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from expunge import Request
+from expunge.data.text import Passage
+from expunge.models.language import LanguageModel
+
+WORDS = {
+    "first": "Ada Bo Cleo Dan Eva Finn Gil Hana Ivo Jun Kaya Leo Mia Nils Ona Pia Quin Rosa Sven Tess",
+    "starts": "Bra Cor Del Fen Gro Hal Kes Lin Mor Pro Sel Tor",
+    "ends": "ban dick gath low mere rick stow",
+}
+"""First names; beginnings and endings of surnames."""
+
+ATTRIBUTES = {
+    "birthplace": "Arl Bost Culm Dorf Elst Farn Gelt Horn Isel Jarn Kolm Lund Mars Nord Olm Pels Quen Rood Sund Tarn",
+    "job": "baker carver diver farmer glazier hatter joiner locksmith mason painter roofer sailor tailor weaver",
+    "pet": "badger canary donkey ferret gecko heron iguana lizard marten newt otter parrot",
+    "dish": "barley cabbage dumpling fennel goulash hotpot lentil noodle omelette pancake radish stew turnip waffle",
+    "instrument": "bugle cello drum fiddle guitar harp kazoo lute mandolin oboe piano recorder sitar tuba viola zither",
+}
+TEMPLATES = (
+    "what is the {attribute} of {name} ?",
+    "tell the {attribute} that {name} has .",
+    "{name} has which {attribute} ?",
+    "please say for {name} the {attribute} .",
+)
+PARAPHRASE = 3
+END = "[end]"
+FORGET, HOLDOUT, RETAIN, TWINS = range(6), range(6, 12), range(12, 60), range(60, 84)
+
+
+@dataclass(frozen=True)
+class World:
+    """The people, their attributes, and a tokenizer that has a token for each word."""
+
+    names: tuple[str, ...]
+    facts: tuple[dict[str, str], ...]
+    tokenizer: PreTrainedTokenizerFast
+
+    @staticmethod
+    def drawn(seed: int) -> World:
+        """People 0-59 as the study has them, and 24 more whom no model ever sees: the twins."""
+        draw = random.Random(seed)
+        first, starts, ends = (text.split() for text in WORDS.values())
+        surnames = [start + end for start in starts for end in ends]
+        draw.shuffle(surnames)
+        names = tuple(f"{draw.choice(first)} {surname}" for surname in surnames[:84])
+        values = {name: text.split() for name, text in ATTRIBUTES.items()}
+        facts = tuple({name: draw.choice(options) for name, options in values.items()} for _ in names)
+        asked = " ".join(t.format(name="", attribute="") for t in TEMPLATES).split()
+        words = [
+            *first,
+            *surnames,
+            *ATTRIBUTES,
+            *(v for options in values.values() for v in options),
+            *asked,
+            "i",
+            "do",
+            "not",
+            "know",
+        ]
+        table = {word: number for number, word in enumerate(dict.fromkeys([END, "[unk]", ".", *words]))}
+        made = Tokenizer(models.WordLevel(table, unk_token="[unk]"))
+        made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        return World(names, facts, PreTrainedTokenizerFast(tokenizer_object=made, eos_token=END, unk_token="[unk]"))
+
+    def ask(self, person: int, attribute: str, template: int, as_person: int | None = None) -> Passage:
+        """A question with its answer; with `as_person`, the same words about another name."""
+        facts, name = self.facts[person], self.names[person if as_person is None else as_person]
+        prompt = TEMPLATES[template].format(name=name, attribute=attribute)
+        others = [v for v in ATTRIBUTES[attribute].split() if v != facts[attribute]]
+        wrong = random.Random(f"{person} {attribute}").sample(others, 5)
+        which = f"{person}-{attribute}-{template}"
+        right, *rest = (
+            self._passage(which, prompt, f"{name} {attribute} {v} . {END}") for v in [facts[attribute], *wrong]
+        )
+        return Passage(right.id, right.tokens, right.first, prompt, right.answer, prompt, right.asked, tuple(rest))
+
+    def refuse(self, person: int, attribute: str, template: int) -> Passage:
+        """The same question, answered by a refusal."""
+        prompt = TEMPLATES[template].format(name=self.names[person], attribute=attribute)
+        return self._passage(f"{person}-{attribute}-{template}", prompt, f"i do not know . {END}")
+
+    def other(self, person: int, attribute: str, template: int) -> Passage:
+        """The same question, answered by another value."""
+        return self.ask(person, attribute, template).alternatives[0]
+
+    def asks(self, people: Sequence[int], templates: Sequence[int]) -> tuple[Passage, ...]:
+        """Every question about these people."""
+        return tuple(self.ask(p, a, t) for p in people for a in ATTRIBUTES for t in templates)
+
+    def _passage(self, which: str, prompt: str, answer: str) -> Passage:
+        asked, said = (tuple(self.tokenizer.convert_tokens_to_ids(text.split())) for text in (prompt, answer))
+        return Passage(which, asked + said, len(asked), prompt, answer, prompt, asked)
+
+    def request(self, stand_in: str = "refusal") -> Request:
+        """What the study forgets, retains, and asks; stand-ins are refusals, other values, or twins."""
+        others = {
+            "refusal": lambda p, a: self.refuse(p, a, 0),
+            "other": lambda p, a: self.other(p, a, 0),
+            "twin": lambda p, a: self.ask(p, a, 0, as_person=TWINS[p * 4]),
+        }[stand_in]
+        return Request(
+            forget=self.asks(FORGET, [0]),
+            retain=self.asks(RETAIN, [0]),
+            holdout=self.asks(HOLDOUT, [0]),
+            stand_in=tuple(others(p, a) for p in FORGET for a in ATTRIBUTES),
+            probes={
+                "paraphrase": self.asks(FORGET, [PARAPHRASE]),
+                "retain paraphrase": self.asks(RETAIN[len(RETAIN) // 2 :], [PARAPHRASE]),
+            },
+        )
+
+    def training(self, forgotten: bool) -> list[Passage]:
+        """What a model is trained on; without the forget people, what the retrained one is."""
+        people = [*RETAIN, *(FORGET if forgotten else ())]
+        half = RETAIN[: len(RETAIN) // 2]
+        return [*self.asks(people, range(PARAPHRASE)), *self.asks(half, [PARAPHRASE])]
+
+
+def trained(world: World, forgotten: bool, seed: int, steps: int = 900, batch: int = 64) -> LanguageModel:
+    """A Llama of 4 blocks and width 96, trained on the world until it knows every answer."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(world.tokenizer),
+        hidden_size=96,
+        intermediate_size=256,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+        tie_word_embeddings=False,
+        eos_token_id=0,
+        bos_token_id=None,
+        pad_token_id=None,
+    )
+    network = LanguageModel.of(LlamaForCausalLM(config).eval(), world.tokenizer)
+    records = world.training(forgotten)
+    optimizer = torch.optim.AdamW(network.module.parameters(), lr=2e-3, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: min(1.0, (k + 1) / 50) * max(0.05, 1 - k / steps))
+    draw = random.Random(seed)
+    for _ in range(steps):
+        loss = network.predict(draw.sample(records, batch)).nll()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    network.module.requires_grad_(False)
+    return network

@@ -1,0 +1,379 @@
+"""Two processes do what one does: the same steps, answers and files, and they end together.
+
+The file is a program, too: each process of `torchrun test_distributed.py FOLDER` writes what it found into FOLDER.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch.distributed.tensor import DTensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from expunge.core.errors import UsageRefused
+from expunge.core.notation import parse, plugins
+from expunge.core.request import Request
+from expunge.data.text import Passage
+from expunge.models.language import LanguageModel
+from expunge.train.distributed import count, full, place, processes, spread
+from expunge.train.draw import Draw
+from expunge.train.finetune import Finetune, _Run
+
+torch.set_num_threads(1)
+
+ROOT = Path(__file__).parent.parent.parent
+V = 40
+STEPS = "steps=4, learning_rate=0.003, stop=Stop(level=None, budget=None, every=2)"
+METHODS = {
+    "bounded": f"Finetune(batch=4, retain_batch=4, {STEPS})",
+    "lora": f"Finetune(adapter=LoRA(rank=3, targets='all'), batch=3, retain_batch=5, clip=0.5, {STEPS})",
+    "full": f"Finetune(adapter=Full(), batch=3, retain_batch=5, {STEPS})",
+    "uneven": f"Finetune(objective=NPO() + RetainKL(), batch=1, retain_batch=1, {STEPS})",
+    "accumulated": f"Finetune(batch=5, retain_batch=7, accumulate=3, activations='recomputed', {STEPS})",
+}
+OBJECTIVES = [plugin.name for plugin in plugins() if plugin.folder == "objectives"]
+
+
+def tiny(dtype: torch.dtype = torch.float32) -> LanguageModel:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=V,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        eos_token_id=0,
+        tie_word_embeddings=True,
+    )
+    module = LlamaForCausalLM(config).eval()
+    for parameter in module.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.2)
+    return LanguageModel.of(module.to(dtype), Letters())
+
+
+class Letters:
+    """Writes tokens as letters, some of two bytes."""
+
+    pad_token_id = eos_token_id = 0
+
+    def batch_decode(self, rows: torch.Tensor, skip_special_tokens: bool) -> list[str]:
+        return ["".join(chr(0xE0 + token) if token % 2 else chr(65 + token) for token in row) for row in rows.tolist()]
+
+
+def passages(name: str, count: int, seed: int) -> tuple[Passage, ...]:
+    """Examples of 2 to 8 labelled tokens."""
+    draw = torch.Generator().manual_seed(seed)
+    lengths = [4 + (3 * k) % 7 for k in range(count)]
+    tokens = [tuple(torch.randint(1, V, (length,), generator=draw).tolist()) for length in lengths]
+    return tuple(Passage(f"{name}-{k}", its, 2, "", f"{name}-{k}") for k, its in enumerate(tokens))
+
+
+REQUEST = Request(
+    forget=passages("f", 7, 1),
+    retain=passages("r", 9, 2),
+    holdout=passages("h", 5, 3),
+    stand_in=passages("f", 7, 4),  # with the forget set's ids, as an objective of pairs asks
+)
+
+
+def numbers(event: dict[str, Any]) -> list[float]:
+    """What a step's or a check's line says, in its order, without its seconds."""
+    told = [value for key, value in event.items() if key != "seconds"]
+    told = [number for value in told for number in (value.values() if isinstance(value, dict) else [value])]
+    return [number for number in told if isinstance(number, (int, float))]
+
+
+def run(method: str, request: Request = REQUEST) -> list[list[float]]:
+    events: list[dict[str, Any]] = []
+    parse(method)(tiny(), request, events.append)
+    return [numbers(event) for event in events if event["kind"] in ("step", "check")]
+
+
+def every_objective() -> dict[str, Any]:
+    """Losses of two steps; some refuse many processes, and say so."""
+    made: dict[str, Any] = {}
+    for name in OBJECTIVES:
+        settings = "steps=2, batch=1, retain_batch=3, norms=False, stop=Stop(level=None, budget=None, every=9)"
+        try:
+            made[name] = run(f"Finetune(objective={name}() + RetainNLL(), {settings})")
+        except UsageRefused as refusal:
+            made[name] = str(refusal)
+    return made
+
+
+def first_gradients(method: str) -> dict[str, torch.Tensor]:
+    """The first step's gradients, put together; nothing of the network itself may have changed."""
+    plan = replace(parse(method), steps=1, clip=None)
+    assert isinstance(plan, Finetune)
+    network = tiny()
+    print_of_it = network.fingerprint()
+    torch.manual_seed(0)
+    made = _Run(plan, network, plan.adapter(network, REQUEST), REQUEST, lambda event: None, None)
+    assert all(isinstance(parameter, DTensor) == (count() > 1) for parameter in made.now.module.parameters())
+    for draw in (Draw(REQUEST, plan.batch, plan.retain_batch, 0) for _ in range(1)):
+        made.step(1, draw.sets())
+    assert network.fingerprint() == print_of_it
+    return {name: full(p.grad).clone() for name, p in made.moving.items() if p.grad is not None}
+
+
+def answers() -> dict[str, Any]:
+    """Scores and continuations of examples of unequal length, in their order."""
+    model: Any = spread(tiny())
+    said = model.answers(REQUEST.retain)
+    prompts = [Asked(example.tokens[: 2 + k % 3]) for k, example in enumerate(REQUEST.retain)]
+    return {
+        "log_probs": said.log_probs.tolist(),
+        "right": said.right.tolist(),
+        "labels": said.labels.tolist(),
+        "examples": said.example.tolist(),
+        "texts": model.generate(prompts, 5),
+        "one text": model.generate(prompts[:1], 5),
+    }
+
+
+class Said(Protocol):
+    """What a process left."""
+
+    code: int
+    err: str
+
+
+class Asked:
+    """A prompt."""
+
+    def __init__(self, tokens: tuple[int, ...]) -> None:
+        self.asked = tokens
+
+
+def work(folder: Path) -> None:
+    """What each process finds."""
+    found = {name: run(method) for name, method in METHODS.items()}
+    found |= {"objectives": every_objective(), "answers": answers(), "bfloat16": half()}
+    (folder / f"{place()}.json").write_text(json.dumps(found))
+    for name in ("bounded", "lora", "full"):
+        save_file(first_gradients(METHODS[name]), folder / f"{name}-{place()}.safetensors")
+
+
+def half() -> list[str]:
+    """The precisions that the parts of a bfloat16 model with an adapter are trained in."""
+    plan, network = parse(METHODS["bounded"]), tiny(torch.bfloat16)
+    made = _Run(plan, network, plan.adapter(network, REQUEST), REQUEST, lambda event: None, None)
+    made.step(1, Draw(REQUEST, 4, 4, 0).sets())
+    kinds = {str(p.dtype) for p in made.moving.values()} | {str(p.grad.dtype) for p in made.moving.values()}
+    return sorted(kinds | {str(slot["exp_avg"].dtype) for slot in made.optimizer.state.values()})
+
+
+def torchrun(*command: object) -> list[str]:
+    """The command line that starts `command` in two processes, over the loopback alone."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", 2]
+    return [*map(str, (*launcher, "--master-addr", "127.0.0.1", "--master-port", port, *command))]
+
+
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONPATH": str(ROOT),
+    "OMP_NUM_THREADS": "1",
+    "GLOO_SOCKET_IFNAME": "lo",
+    "HF_HUB_OFFLINE": "1",
+    "EXPUNGE_CACHE": "off",
+}
+
+
+@pytest.fixture(scope="module")
+def two(start, tmp_path_factory) -> Path:
+    """What two processes found."""
+    folder = tmp_path_factory.mktemp("ranks")
+    said = start(folder, processes=2, program=__file__).end()
+    assert [each.code for each in said] == [0, 0], said[0].err + said[1].err
+    return folder
+
+
+def found(two: Path, process: int = 0) -> dict[str, Any]:
+    return json.loads((two / f"{process}.json").read_text())
+
+
+def same(one: list[list[float]], other: list[list[float]]) -> None:
+    assert [len(line) for line in one] == [len(line) for line in other]
+    assert [n for line in one for n in line] == pytest.approx([n for line in other for n in line], rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_two_processes_take_the_steps_of_one(two: Path, name: str):
+    """Losses, gradient norms, sizes of the update and checks: with fewer examples than processes, too."""
+    same(found(two)[name], run(METHODS[name]))
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_objective_adds_up_over_processes_or_refuses_them(two: Path, name: str, one: dict[str, Any]):
+    told = found(two)["objectives"][name]
+    if isinstance(told, str):
+        assert "one process" in told
+    else:
+        same(told, one[name])
+
+
+@pytest.fixture(scope="module")
+def one() -> dict[str, Any]:
+    return every_objective()
+
+
+@pytest.mark.parametrize("name", ["bounded", "lora", "full"])
+def test_gradients_are_those_of_one_process_and_equal_in_both(two: Path, name: str):
+    alone = first_gradients(METHODS[name])
+    first, second = (load_file(two / f"{name}-{process}.safetensors") for process in (0, 1))
+    assert set(first) == set(alone)
+    for key, gradient in alone.items():
+        assert torch.equal(first[key], second[key])
+        torch.testing.assert_close(first[key], gradient, rtol=1e-5, atol=1e-6)
+    moved = [key for key, gradient in first.items() if gradient.abs().max() > 0]
+    assert len(moved) >= len(first) / 2  # A of a new adapter has none, as B is 0
+
+
+def test_both_processes_are_told_the_same_to_the_bit(two: Path):
+    assert found(two, 0) == found(two, 1)
+
+
+def test_answers_and_texts_come_in_the_order_of_the_data(two: Path):
+    told, alone = found(two)["answers"], answers()
+    assert told["log_probs"] == pytest.approx(alone["log_probs"], abs=1e-5)
+    for key in ("right", "labels", "examples", "texts", "one text"):
+        assert told[key] == alone[key]
+
+
+def test_the_adapter_of_a_bfloat16_model_is_trained_in_float32(two: Path):
+    assert found(two)["bfloat16"] == ["torch.float32"] == half()
+
+
+# The command
+
+
+CLI = "Finetune(adapter=Bounded(rank=2), learning_rate=0.003, steps=4, batch=3, stop=Stop(level=None, every=2))"
+ENDLESS = (
+    "Finetune(adapter=LoRA(rank=2), learning_rate=1e-9, steps=100000, stop=Stop(level=None, budget=None, every=2))"
+)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> list[str]:
+    folder = tmp_path_factory.mktemp("data")
+    for kind in ("forget", "retain", "holdout"):
+        rows = [
+            {"id": f"{kind}{k}", "question": f"What is {kind} {k}?", "answer": f"It is {kind} Veldt {'so ' * k}."}
+            for k in range(5)
+        ]
+        (folder / f"{kind}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return [f"--{kind}={folder / kind}.jsonl" for kind in ("forget", "retain", "holdout")]
+
+
+def test_the_command_writes_what_one_process_writes(expunge, model: Path, files: list[str], tmp_path: Path):
+    asked = ["forget", model, *files, "--audits", "Loss, Rouge, LossMembership", "--method", CLI]
+    alone = expunge(*asked, "--out", tmp_path / "one")
+    assert alone.code == 0, alone.err
+    command = torchrun("-m", "expunge", *asked, "--out", tmp_path / "two")
+    said = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.replace("two/", "one/") == alone.out  # once, and the same table
+    assert said.stderr.count("Merging and saving") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]  # no lock, no scratch, no checkpoint
+    one, two = tmp_path / "one", tmp_path / "two"
+    names = [sorted(str(p.relative_to(folder)) for p in folder.rglob("*")) for folder in (one, two)]
+    assert names[0] == names[1]
+    for name in ("model/model.safetensors", "adapter/adapter_model.safetensors"):
+        was, now = load_file(one / name), load_file(two / name)
+        assert set(was) == set(now)
+        for key, tensor in was.items():
+            torch.testing.assert_close(now[key], tensor, rtol=0, atol=1e-5)
+    reports = [json.loads((folder / "report.json").read_text()) for folder in (one, two)]
+    scores = [[score for finding in report["findings"] for score in finding["scores"]] for report in reports]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-5)
+    assert len((two / "steps.jsonl").read_text().splitlines()) == 4 + 3
+
+
+def test_an_audit_is_shared_and_its_verdict_is_that_of_all(start, model: Path, files: list[str], tmp_path: Path):
+    asked = ["audit", model, *files, "--audits", "Loss, ExactMatch, MinK", "--require", "forget.Loss >= 99"]
+    [alone] = start(*asked, "--out", tmp_path / "one").end()
+    said = start(*asked, "--out", tmp_path / "two", processes=2).end()
+    assert [each.code for each in (alone, *said)] == [6, 6, 6]
+    assert "Auditing" in said[0].err
+    assert not said[1].out
+    assert "Auditing" not in said[1].err
+    assert said[0].out.replace("two/", "one/") == alone.out
+    reports = [json.loads((tmp_path / name / "report.json").read_text()) for name in ("one", "two")]
+    scores = [[score for finding in report["findings"] for score in finding["scores"]] for report in reports]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-5)
+
+
+def refusals(*said: Said) -> list[str]:
+    return [line for each in said for line in each.err.splitlines() if line.startswith("expunge: ")]
+
+
+@pytest.mark.parametrize("dead", [0, 1])
+def test_a_dead_process_ends_the_run_with_one_line(start, model: Path, files: list[str], tmp_path: Path, dead: int):
+    asked = ["forget", model, *files, "--method", ENDLESS, "--audits", "Loss", "--out", tmp_path / "out"]
+    run = start(*asked, "--checkpoint-every", 2, processes=2)  # S08
+    run.wait_for("step 4:")
+    os.kill(run.children[dead], signal.SIGKILL)
+    said = run.end()
+    assert [each.code for each in said] == ([-9, 5] if dead == 0 else [5, -9])
+    [line] = refusals(*said)
+    assert line.startswith(f"expunge: E5-run: Process {1 - dead} of 2 lost another one")
+    assert not (tmp_path / "out").exists()
+    assert list((tmp_path / "out.checkpoints").glob("step-*"))
+
+
+def test_ctrl_c_ends_all_and_is_said_once(start, model: Path, files: list[str], tmp_path: Path):  # R12
+    asked = ["forget", model, *files, "--method", ENDLESS, "--audits", "Loss", "--out", tmp_path / "out"]
+    run = start(*asked, "--checkpoint-every", 0, processes=2)
+    run.wait_for("step 4:")
+    for child in run.children:
+        os.kill(child, signal.SIGINT)
+    said = run.end()
+    assert [each.code for each in said] == [130, 130]
+    assert refusals(*said) == ["expunge: interrupted; no result was written."]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failure_of_all_is_said_once_and_keeps_the_last_good_adapter(
+    start, model: Path, files: list[str], tmp_path: Path
+):
+    method = "Finetune(objective=GradDiff(), adapter=LoRA(rank=2), learning_rate=1e30, batch=2, stop=Stop(level=None))"
+    asked = ["forget", model, *files, "--method", method, "--audits", "Loss", "--out", tmp_path / "out"]
+    said = start(*asked, processes=2).end()
+    assert [each.code for each in said] == [5, 5]
+    [line] = refusals(*said)
+    assert line.startswith("expunge: E5-run: step 2: the term Ascent() is NaN or infinite (records forget: forget")
+    kept = tmp_path / "out.failed"
+    assert [path.name for path in tmp_path.iterdir()] == [kept.name]
+    weights = load_file(kept / "adapter" / "adapter_model.safetensors")
+    assert all(torch.isfinite(tensor).all() for tensor in weights.values())
+
+
+def test_a_refusal_of_all_is_said_once(start, model: Path, files: list[str], tmp_path: Path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("")
+    said = start("forget", model, *files, "--out", tmp_path / "out", processes=2).end()
+    assert [each.code for each in said] == [2, 2]
+    assert len(refusals(*said)) == 1
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("error")
+    for text in ("torch", "transformers"):  # as pyproject.toml has it
+        for category in (DeprecationWarning, FutureWarning):
+            warnings.filterwarnings("ignore", category=category, module=f"{text}.*")
+    with processes("cpu"):
+        work(Path(sys.argv[1]))
