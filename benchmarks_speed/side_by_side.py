@@ -115,7 +115,8 @@ def random_records(count: int, vocabulary: int, seed: int = 0) -> list[Passage]:
     for index in range(count):
         asked, said = length(18, 5.5, 10, 51), length(36, 12.6, 8, 82)
         tokens = torch.randint(10, vocabulary, (asked + said,), generator=draw).tolist()
-        made.append(Passage(f"{seed}-{index}", tuple(tokens), asked, "", ""))
+        name = f"{seed}-{index}"
+        made.append(Passage(name, tuple(tokens), asked, "", answer=name))
     return made
 
 

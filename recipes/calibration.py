@@ -291,7 +291,7 @@ def show(folder: Path) -> None:
         found = [(seed[name], seed["retrained"]) for seed in seeds if name in seed]
         cells = [spread([row[column] for row, _ in found]) for column in COLUMNS]
         met = ", ".join(str(sum(targets(row, retrained).values())) for row, retrained in found)
-        lines.append(f"| {name} | " + " | ".join(cells) + f" | {'' if name in MODELS else met} |")
+        lines.append(f"| {name} | " + " | ".join(cells) + f" | {'' if name in ('original', 'retrained') else met} |")
     page = folder.parent / "calibration-tables.md"
     page.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(page)

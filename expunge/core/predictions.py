@@ -92,8 +92,16 @@ class Predictions(Rows):
         return each_row(read, self.labels, (self.states, self.head), [(o.states, o.head) for o in others])
 
     def log_prob(self) -> Float[Tensor, " rows"]:
-        """Natural log-probability of the right class of each row, in float32 or wider."""
-        return self.each_row(right_log_prob)
+        """Natural log-probability of the right class of each row, in float32 or wider.
+
+        Asked again without gradients (for a log), it is what was worked out before.
+        """
+        if not torch.is_grad_enabled() and "_log_prob" in self.__dict__:
+            known: Tensor = self.__dict__["_log_prob"]
+            return known
+        value = self.each_row(right_log_prob)
+        self.__dict__["_log_prob"] = value.detach()
+        return value
 
     def log_probs(self) -> Float[Tensor, "rows classes"]:
         """Natural log-probabilities of all classes of all rows at once."""

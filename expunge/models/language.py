@@ -148,10 +148,10 @@ class LanguageModel(Network, Speaker):
     def _thrift(self) -> int:
         """Entries of attention's square that cost as much as all other work on a token, in a layer of this width.
 
-        A token takes about 2 * 12 * width**2 FLOPs in a layer and 4 * width for each entry; attention reaches about a
-        quarter of a matmul's rate at these sizes (measured on a CPU at width 576), which makes 1.5 * width.
+        A token takes 2 * 12 * width**2 FLOPs in a layer and 4 * width for each entry; with the rates that attention,
+        products and elementwise work reach on a CPU at width 576 (measured), that makes about 2.5 * width.
         """
-        return int(self.module.get_input_embeddings().weight.shape[1] * 3 // 2)
+        return int(self.module.get_input_embeddings().weight.shape[1] * 5 // 2)
 
     def _woods(self, woods: Woods, firsts: Sequence[int]) -> tuple[Tensor, Tensor, Head | None]:
         asked = [node for path, first in zip(woods.paths, firsts, strict=True) for node in path[first - 1 : -1]]

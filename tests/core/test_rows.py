@@ -97,3 +97,15 @@ def test_a_batch_is_cut_into_its_parts():
     assert second.example.tolist() == [0, 1, 1, 1]
     assert (first.examples, second.examples) == (1, 2)
     assert torch.equal(torch.cat([first.log_prob(), second.log_prob()]), said.log_prob())
+
+
+def test_a_log_of_the_loss_does_not_meet_the_output_matrix_again(monkeypatch):
+    said, met = says(6), []
+    monkeypatch.setattr(rows, "chunks", lambda *asked, plain=rows.chunks: (met.append(1), plain(*asked))[1])
+    loss = said.nll()
+    with torch.no_grad():
+        assert said.nll() == loss
+        assert not said.nll().requires_grad
+    assert len(met) == 1
+    assert said.nll().requires_grad  # with gradients it is worked out anew: a graph serves one backward
+    assert len(met) == 2
