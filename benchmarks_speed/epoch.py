@@ -12,6 +12,7 @@ loop does not have, is left out.
 from __future__ import annotations
 
 import copy
+import statistics
 import time
 from pathlib import Path
 
@@ -30,17 +31,17 @@ from expunge.train.draw import Draw
 from expunge.train.finetune import Finetune
 from expunge.train.stop import Stop
 
-RATE, BATCH, BETA = 1e-4, 8, 0.1
+RATE, BETA = 1e-4, 0.1
 
 
-def plainly(network: LanguageModel, request: Request, steps: int) -> tuple[list[float], float]:
+def plainly(network: LanguageModel, request: Request, steps: int, batch: int) -> tuple[list[float], float]:
     """The loop that one would write in an afternoon; its losses, and the seconds of its steps."""
     torch.manual_seed(0)
     reference = copy.deepcopy(network.module)
     model = LoRA()(network, request).module
     moving = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(moving, lr=RATE, weight_decay=0.0)
-    draw, losses = Draw(request, BATCH, BATCH, 0), []
+    draw, losses = Draw(request, batch, batch, 0), []
     start = time.perf_counter()
     for _ in range(steps):
         sets = draw.sets()
@@ -78,7 +79,7 @@ def summed(model: torch.nn.Module, batch: tuple[torch.Tensor, ...]) -> torch.Ten
     return -losses.view(len(tokens), -1).sum(-1)
 
 
-def ours(network: LanguageModel, request: Request, steps: int) -> tuple[list[float], float]:
+def ours(network: LanguageModel, request: Request, steps: int, batch: int) -> tuple[list[float], float]:
     """The product's loop, told nothing else; its losses, and the seconds of its steps."""
     made: list[dict] = []
     method = Finetune(
@@ -86,8 +87,8 @@ def ours(network: LanguageModel, request: Request, steps: int) -> tuple[list[flo
         adapter=LoRA(),
         learning_rate=RATE,
         steps=steps,
-        batch=BATCH,
-        retain_batch=BATCH,
+        batch=batch,
+        retain_batch=batch,
         stop=Stop(level=None, budget=None, every=10**6),
         norms=False,
     )
@@ -102,32 +103,35 @@ def main() -> None:
         ("tofu", {"type": Path}),
         ("--records", {"type": int, "default": 40}),
         ("--epochs", {"type": int, "default": 5}),
+        ("--batches", {"type": int, "nargs": "*", "default": [8, 16]}),
     )
     network = open_network(asked.model, "cpu")
     assert isinstance(network, LanguageModel)
     forget = tofu(asked.tofu, network.tokenizer, asked.records)
     retain = tofu(asked.tofu, network.tokenizer, asked.records, "retain_perturbed.jsonl")
     request = Request(forget=tuple(forget), retain=tuple(retain))
-    steps = asked.epochs * asked.records // BATCH
     both = {"plain": plainly, "expunge": ours}
     for run in both.values():
-        run(network, request, 1)
-    seconds: dict[str, list[float]] = {name: [] for name in both}
-    apart = 0.0
-    for _ in range(asked.repeats):
-        losses = {}
-        for name, run in both.items():
-            losses[name], spent = run(network, request, steps)
-            seconds[name].append(spent)
-            print(f"{name} {seconds[name][-1]:.1f} s", flush=True)
-        apart = max(apart, *(abs(a - b) / abs(a) for a, b in zip(losses["plain"], losses["expunge"], strict=True)))
-    read = 2 * BATCH * steps
-    rows = [[name, spread(s), f"{read / sorted(s)[len(s) // 2]:.1f}"] for name, s in seconds.items()]
+        run(network, request, 1, min(asked.batches))
+    rows, apart = [], 0.0
+    for batch in asked.batches:
+        steps = asked.epochs * asked.records // batch
+        seconds: dict[str, list[float]] = {name: [] for name in both}
+        for _ in range(asked.repeats):
+            losses = {}
+            for name, run in both.items():
+                losses[name], spent = run(network, request, steps, batch)
+                seconds[name].append(spent)
+                print(f"{batch} {name} {seconds[name][-1]:.1f} s", flush=True)
+            apart = max(apart, *(abs(a - b) / abs(a) for a, b in zip(losses["plain"], losses["expunge"], strict=True)))
+        read = 2 * batch * steps
+        for name, spent in seconds.items():
+            rate = f"{read / statistics.median(spent):.1f}"
+            rows.append([f"{batch} + {batch}", name, spread(spent), rate, ratio(seconds["plain"], spent)])
+    head = ["examples a step", "loop", "seconds", "records/s", "plain takes times as long"]
     told = (
-        f"{machine()}. {asked.records} + {asked.records} records, {asked.epochs} epochs, {steps} steps of "
-        f"{BATCH} + {BATCH}; {asked.repeats} rounds.\n\n{table(['loop', 'seconds', 'records/s'], rows)}\n\n"
-        f"The plain loop takes {ratio(seconds['plain'], seconds['expunge'])} times as long. "
-        f"Largest difference of a step's loss, relative: {apart:.1e}."
+        f"{machine()}. {asked.records} + {asked.records} records, {asked.epochs} epochs, {asked.repeats} rounds.\n\n"
+        f"{table(head, rows)}\n\nLargest difference of a step's loss, relative: {apart:.1e}."
     )
     show("epoch", told, asked.write)
 
