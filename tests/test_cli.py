@@ -1,5 +1,6 @@
 """The command, run in processes of its own: what it writes, what it says, and how it ends."""
 
+import functools
 import html.parser
 import json
 import os
@@ -569,12 +570,18 @@ def test_an_interrupted_run_ends_with_130_and_leaves_nothing(model: Path, files:
     asked = ["forget", model, *files.options, "--method", method, "--out", out, "--checkpoint-every", "0"]
     command = [sys.executable, "-m", "expunge", *asked]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-    for line in run.stderr:
-        if "step 4:" in line:
-            break
-    run.send_signal(signal.SIGINT)
-    _, said = run.communicate(timeout=60)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # Where the tests themselves run in the background, a shell has them ignore SIGINT, and children inherit that.
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, env=environment, preexec_fn=heed, **pipes) as run:
+        for line in run.stderr:
+            if "step 4:" in line:
+                break
+        run.send_signal(signal.SIGINT)
+        try:
+            _, said = run.communicate(timeout=60)
+        finally:
+            run.kill()
     assert run.returncode == 130, said
     assert said.endswith("expunge: interrupted; no result was written.\n")
     assert "Traceback" not in said
