@@ -50,11 +50,15 @@ class Remembered(Speaker):
         """As the model does; without gradients, from memory."""
         if torch.is_grad_enabled() or not isinstance(self.model, Network) or self.wide:
             return self.model.predict(batch)
+        if not self.seen and self.model.head() is None:  # class scores: kept where they are few, as a classifier's
+            said = self.model.predict(batch)
+            self.wide = said.states.shape[-1] > WIDEST
+            if self.wide:
+                return said
         new = _unknown(batch, self.seen)
         if new:
             self.seen |= {id(e): (e, part) for e, part in zip(new, self._read(new), strict=True)}
         parts = [self.seen[id(e)][1] for e in batch]
-        self.wide = parts[0].states.shape[-1] > WIDEST
         if sum(p.states.numel() * p.states.element_size() for _, p in self.seen.values()) > ROOM:
             self.seen.clear()
         return Predictions.join(parts)

@@ -178,3 +178,14 @@ def test_the_reference_is_read_once_however_many_epochs(network):
     assert len(passes) == 1
     one, two = both.cut([1, 1])
     assert torch.equal(swapped.log_prob(), torch.cat([two.log_prob(), one.log_prob()]))
+
+
+def test_class_scores_of_a_large_vocabulary_are_not_kept(network, store, monkeypatch):
+    monkeypatch.setattr("expunge.core.memory.WIDEST", len(network.tokenizer) - 1)
+    model = Remembered(dataclasses.replace(network, headed=False), store)  # as where a cap follows the output matrix
+    with torch.no_grad():
+        said = model.predict([ONE])
+        assert torch.equal(model.predict([ONE]).states, said.states)
+    assert said.states.shape == (2, len(network.tokenizer))
+    assert model.seen == {}
+    assert store.size() == (0, 0)
