@@ -2,6 +2,7 @@
 
     python benchmarks_speed/plan.py --paper --write        computed, in some minutes
     python benchmarks_speed/plan.py --write --threads 1    small random Llamas, planned, run and counted
+    python benchmarks_speed/plan.py --memory --write --threads 1 --repeats 1 --steps 8    their peak memory alone
 
 Tables go between their marks in docs/scale.md.
 """
@@ -73,7 +74,7 @@ def on_devices(name: str, adapter: str, processes: int, activations: str = "kept
         for seed, (kind, count) in enumerate(TOFU.items())
     }
     method = parse(f"Finetune(adapter={adapter}, steps=250, activations='{activations}', stop=Stop(level=None))")
-    where = Machine("cuda", processes, 80e9)
+    where = Machine("cuda", processes, 80e9, hold="cut")
     return counted(paper, method, Request(**sets), [parse("Loss()")], where, 0.0, Path("expunged"))
 
 
@@ -83,7 +84,10 @@ def paper_rows() -> Iterator[list[str]]:
         for adapter in ADAPTERS:
             one, eight = (on_devices(name, adapter, processes) for processes in (1, 8))
             training = [_gigabytes(p.memory.phases["training"]) for p in (one, eight)]
-            audits = max(value for phase, value in one.memory.phases.items() if phase.startswith("audit"))
+            audits = [
+                _gigabytes(max(value for phase, value in p.memory.phases.items() if phase.startswith("audit")))
+                for p in (one, eight)
+            ]
             yield [
                 name,
                 adapter.removesuffix("()"),
@@ -92,7 +96,8 @@ def paper_rows() -> Iterator[list[str]]:
                 f"{one.flops.total / 1e15:,.2f}",
                 *training,
                 f"{_gigabytes(one.memory.kept)} / {_gigabytes(one.memory.recomputed)}",
-                _gigabytes(audits),
+                *audits,
+                _gigabytes(eight.memory.host),
                 _gigabytes(sum(one.disk.values())),
             ]
             print(name, adapter, training, flush=True)
@@ -160,6 +165,38 @@ def compared(folder: Path, model: Path, adapter: str, steps: int, threads: int) 
     }
 
 
+def peaks(folder: Path, model: Path, adapter: str, steps: int, threads: int) -> tuple[float, float]:
+    """Peak memory as planned and as the run's report has it."""
+    method = f"Finetune(adapter={adapter}, steps={steps}, stop=Stop(level=None, budget=None))"
+    given = [str(model), *(f"--{kind}={folder / kind}.jsonl" for kind in ("forget", "retain", "holdout"))]
+    said = json.loads(_command(["plan", *given, "--method", method, "--rate", "1", "--json"], threads))
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        _command(["forget", *given, "--method", method, "--out", f"{place}/out"], threads)
+        cost = json.loads(Path(f"{place}/out/report.json").read_text())["cost"]
+    return said["memory"]["peak"], cost["peak_memory_bytes"]
+
+
+def peak_rows(steps: int, threads: int) -> Iterator[list[str]]:
+    """A row for each of the two smaller models and each adapter."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = recorded(Path(place))
+        for name in ("3 M", "10 M"):
+            model = saved(folder / name.replace(" ", ""), SMALL[name])
+            for adapter in ADAPTERS:
+                planned, real = peaks(folder, model, adapter, steps, threads)
+                row = [name, adapter.removesuffix("()"), *(f"{x / 1e6:,.0f}" for x in (planned, real))]
+                yield [*row, f"{planned / real:.2f}"]
+                print(row, flush=True)
+
+
+def recorded(folder: Path) -> Path:
+    """The folder, with the records of each set."""
+    for kind, count in (("forget", 64), ("retain", 64), ("holdout", 32)):
+        lines = [json.dumps(row) + "\n" for row in rows(kind, count)]
+        (folder / f"{kind}.jsonl").write_text("".join(lines))
+    return folder
+
+
 def _command(words: list[str], threads: int) -> str:
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "EXPUNGE_CACHE": "off", "HF_HUB_OFFLINE": "1"}
     run = subprocess.run([sys.executable, "-m", "expunge", *words], capture_output=True, text=True, env=environment)
@@ -190,10 +227,7 @@ def _flops(model: Path, sets: dict[str, Path], method: str) -> int:
 def measured_rows(steps: int, repeats: int, threads: int) -> Iterator[list[str]]:
     """A row for each model, adapter and quantity; of several runs the median of the ratios, and their range."""
     with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        for kind, count in (("forget", 64), ("retain", 64), ("holdout", 32)):
-            lines = [json.dumps(row) + "\n" for row in rows(kind, count)]
-            (folder / f"{kind}.jsonl").write_text("".join(lines))
+        folder = recorded(Path(place))
         for name, config in SMALL.items():
             model = saved(folder / name.replace(" ", ""), config)
             for adapter in ADAPTERS:
@@ -221,12 +255,19 @@ def main() -> None:
     asked = settings(
         __doc__,
         ("--paper", {"action": "store_true", "help": "models of 125 M to 70 B, computed"}),
+        ("--memory", {"action": "store_true", "help": "peak memory alone"}),
         ("--steps", {"type": int, "default": 20}),
     )
     if asked.paper:
         head = ["model", "adapter", "numbers that move", "TFLOP a step", "PFLOP in all", "GB in training, 1 device"]
-        head += ["8 devices, each", "activations kept / recomputed", "GB in audits, each device", "GB on disk"]
+        head += ["8 devices, each", "activations kept / recomputed", "GB in audits, 1 device", "cut over 8, each"]
+        head += ["GB on the host to merge", "GB on disk"]
         put("paper", table(head, list(paper_rows())), asked.write)
+        return
+    if asked.memory:
+        head = ["model", "adapter", "planned, MB", "measured, MB", "planned / measured"]
+        found = table(head, list(peak_rows(asked.steps, asked.threads)))
+        put("peaks", f"{machine()}; {asked.steps} steps, one run each\n\n{found}", asked.write)
         return
     head = ["parameters", "adapter", "what", "planned", "measured", "planned / measured"]
     found = table(head, list(measured_rows(asked.steps, asked.repeats, asked.threads)))

@@ -13,7 +13,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from expunge import __version__
-from expunge.core.errors import THRESHOLDS_MISSED, Refusal, UsageRefused
+from expunge.core.errors import THRESHOLDS_MISSED, EnvironmentRefused, Refusal, UsageRefused
+from expunge.options import (
+    Audits,
+    Device,
+    Devices,
+    Hold,
+    Images,
+    Judging,
+    Keeping,
+    Model,
+    Out,
+    Sets,
+    Training,
+    present,
+    spelled,
+)
 
 if TYPE_CHECKING:
     from expunge.job import Job
@@ -31,84 +46,40 @@ app = typer.Typer(
     "7 environment, 130 interrupted.",
 )
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="Folder, FILE.gguf, or hub id (org/name@revision).")]
-Forget = Annotated[Path, typer.Option("--forget", help="What to forget: .jsonl, .csv, .parquet, or an image folder.")]
-Retain = Annotated[Path | None, typer.Option("--retain", help="What to keep; training holds on to it.")]
-Holdout = Annotated[Path | None, typer.Option("--holdout", help="Like the forget set, but never seen by any model.")]
-StandIn = Annotated[Path | None, typer.Option("--stand-in", help="The forget prompts with what to say instead.")]
-Probe = Annotated[list[str] | None, typer.Option("--probe", metavar="NAME=FILE", help="A further set to audit.")]
-OnlyClass = Annotated[str | None, typer.Option("--forget-class", help="Images: the class to forget.")]
-OnlyIds = Annotated[Path | None, typer.Option("--forget-ids", help="Images: file of ids to forget, one a line.")]
-Reference = Annotated[str | None, typer.Option("--reference", help="A model retrained without the forget set.")]
-Audits = Annotated[str | None, typer.Option("--audits", help="Such as 'Loss, MinK(fraction=0.4)'.")]
-Out = Annotated[Path, typer.Option("--out", help="New folder for the result.")]
-Seed = Annotated[int | None, typer.Option("--seed", help="Replaces the method's own seed.")]
-ShowText = Annotated[bool, typer.Option("--show-text", help="Put prompts and generations into the report.")]
-Device = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
-Require = Annotated[
-    list[str] | None,
-    typer.Option("--require", metavar="RULE", help="Such as 'retain.Choice >= before - 0.05'; else exit code 6."),
-]
-Every = Annotated[int, typer.Option("--checkpoint-every", help="Steps between two checkpoints; 0 for none.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint of the run that OUT names.")]
-Method = Annotated[str, typer.Option("--method", help="Such as 'Finetune(objective=NPO() + RetainKL())'.")]
-
 
 @app.command()
+@spelled
 def forget(
     model: Model,
-    forget: Forget,
-    retain: Retain = None,
-    holdout: Holdout = None,
-    stand_in: StandIn = None,
-    probe: Probe = None,
-    forget_class: OnlyClass = None,
-    forget_ids: OnlyIds = None,
-    reference: Reference = None,
-    method: Method = "Finetune()",
+    sets: Sets,
+    images: Images,
+    training: Training,
+    judging: Judging,
+    keeping: Keeping,
     audits: Audits = None,
-    require: Require = None,
     out: Out = Path("expunged"),
-    seed: Seed = None,
-    show_text: ShowText = False,
     device: Device = "cpu",
-    checkpoint_every: Every = 20,
-    resume: Resume = False,
+    hold: Hold = "whole",
 ) -> None:
     """Make MODEL forget, audit it before and after, and write model, adapter, steps and report to a new folder."""
-    from dataclasses import replace
-
-    from expunge.core.notation import check_names
-
-    check_names(f"{method}, {audits}" if audits else method)
-    files = (forget, retain, holdout, stand_in)
-    job = _job(model, files, probe, (forget_class, forget_ids), reference, method, audits, require, out, seed)
-    _do("forget", replace(job, checkpoint_every=checkpoint_every, resume=resume), show_text, device)
+    job = _job(model, sets, audits, out, images, training, judging, keeping, hold)
+    _do("forget", job, judging.show_text, device)
 
 
 @app.command()
+@spelled
 def audit(
     model: Model,
-    forget: Forget,
-    retain: Retain = None,
-    holdout: Holdout = None,
-    probe: Probe = None,
-    forget_class: OnlyClass = None,
-    forget_ids: OnlyIds = None,
-    reference: Reference = None,
+    sets: Sets,
+    images: Images,
+    judging: Judging,
     audits: Audits = None,
-    require: Require = None,
     out: Out = Path("audited"),
-    show_text: ShowText = False,
     device: Device = "cpu",
+    hold: Hold = "whole",
 ) -> None:
     """Audit MODEL as it is, and write a report to a new folder."""
-    from expunge.core.notation import check_names
-
-    check_names(audits or "")
-    files = (forget, retain, holdout, None)
-    job = _job(model, files, probe, (forget_class, forget_ids), reference, "Finetune()", audits, require, out, None)
-    _do("audit", job, show_text, device)
+    _do("audit", _job(model, sets, audits, out, images, judging=judging, hold=hold), judging.show_text, device)
 
 
 @app.command()
@@ -119,7 +90,7 @@ def report(
     """Write one folder's report page again, or a comparison of several runs."""
     from expunge.report.pages import write_page
 
-    typer.echo(f"Wrote {write_page(folders, out)}")
+    typer.echo(f"Wrote {write_page(folders, out, lambda told: typer.echo(told, err=True))}")
 
 
 @app.command("list")
@@ -163,35 +134,24 @@ def cache(clear: Annotated[bool, typer.Option("--clear", help="Remove all of it.
 
 
 @app.command()
+@spelled
 def plan(
     model: Model,
-    forget: Forget,
-    retain: Retain = None,
-    holdout: Holdout = None,
-    stand_in: StandIn = None,
-    probe: Probe = None,
-    method: Method = "Finetune()",
+    sets: Sets,
+    training: Training,
+    devices: Devices,
     audits: Audits = None,
     out: Out = Path("expunged"),
-    seed: Seed = None,
-    device: Device = "cpu",
-    processes: Annotated[int, typer.Option("--processes", help="Devices that the run is spread over.")] = 1,
-    device_memory: Annotated[float | None, typer.Option("--device-memory", help="GB of each, where not here.")] = None,
-    dtype: Annotated[str | None, typer.Option("--dtype", help="Of the weights: float32, bfloat16, float16.")] = None,
-    rate: Annotated[float | None, typer.Option("--rate", help="TFLOP/s of a device elsewhere, for the time.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
     """Say what `forget` with the same options will cost: tokens, FLOPs, memory, disk, time. Runs and loads nothing."""
-    from expunge.core.notation import check_names
-
-    check_names(f"{method}, {audits}" if audits else method)
-    files = (forget, retain, holdout, stand_in)
-    job = _job(model, files, probe, (None, None), None, method, audits, None, out, seed)
+    job = _job(model, sets, audits, out, training=training, hold=devices.hold)
     from expunge.plan.machine import Machine
     from expunge.plan.table import say
 
-    given = None if device_memory is None else 1e9 * device_memory
-    say(job, Machine(device, processes, given, dtype, None if rate is None else 1e12 * rate), json)
+    memory = None if devices.device_memory is None else 1e9 * devices.device_memory
+    rate = None if devices.rate is None else 1e12 * devices.rate
+    say(job, Machine(devices.device, devices.processes, memory, devices.dtype, rate, devices.hold), json)
 
 
 @app.command()
@@ -213,49 +173,41 @@ def _version(
 
 def _job(
     model: str,
-    files: tuple[Path, Path | None, Path | None, Path | None],
-    probe: list[str] | None,
-    only: tuple[str | None, Path | None],
-    reference: str | None,
-    method: str,
+    sets: Sets,
     audits: str | None,
-    require: list[str] | None,
     out: Path,
-    seed: int | None,
+    images: Images | None = None,
+    training: Training | None = None,
+    judging: Judging | None = None,
+    keeping: Keeping | None = None,
+    hold: str = "whole",
 ) -> Job:
-    for text in probe or []:
-        if "=" not in text:
-            raise UsageRefused(f"--probe '{text}': write NAME=FILE, such as paraphrase=paraphrase.jsonl.")
-    for name, path in zip(("--forget", "--retain", "--holdout", "--stand-in"), files, strict=True):
-        if path is not None and not path.exists():
-            raise _missing(name, path)
-    named = [text.partition("=")[0] for text in probe or []]
-    twice = next((name for name in named if named.count(name) > 1), None)
-    if twice:
-        raise UsageRefused(f"--probe {twice} is given twice. Give each probe a name of its own.")
-    probes = {name: Path(path) for name, _, path in (text.partition("=") for text in probe or [])}
-    for name, path in probes.items():
-        if not path.exists():
-            raise _missing(f"--probe {name}", path)
+    """The job that the options ask for; names and files are looked at before anything is imported to do it."""
+    from expunge.core.notation import check_names
+
+    images, training = images or Images(), training or Training()
+    judging, keeping = judging or Judging(), keeping or Keeping()
+    check_names(f"{training.method}, {audits}" if audits else training.method)
+    sets.check()
+    present("--stand-in", training.stand_in)
+    probes = sets.probes()
     from expunge.inputs import Inputs
     from expunge.job import Job
 
+    files = (sets.forget, sets.retain, sets.holdout, training.stand_in)
     return Job(
         model=model,
-        inputs=Inputs(*files, probes=probes, only_class=only[0], only_ids=only[1]),
+        inputs=Inputs(*files, probes=probes, only_class=images.forget_class, only_ids=images.forget_ids),
         out=out,
-        method=method,
+        method=training.method,
         audits=audits,
-        reference=reference,
-        seed=seed,
-        require=tuple(require or ()),
+        reference=judging.reference,
+        seed=training.seed,
+        require=tuple(judging.require or ()),
+        checkpoint_every=keeping.checkpoint_every,
+        resume=keeping.resume,
+        hold=hold,
     )
-
-
-def _missing(option: str, path: Path) -> Refusal:
-    from expunge.core.errors import DataRefused
-
-    return DataRefused(f"{option} {path}: no such file or folder. Check the path.")
 
 
 def _do(verb: str, job: Job, show_text: bool, device: str) -> None:
@@ -264,6 +216,7 @@ def _do(verb: str, job: Job, show_text: bool, device: str) -> None:
     from rich.console import Console
 
     from expunge import job as jobs
+    from expunge.core.room import heard
     from expunge.core.store import PLACE, usual_place
     from expunge.progress import Progress
     from expunge.train.distributed import first, processes
@@ -272,7 +225,7 @@ def _do(verb: str, job: Job, show_text: bool, device: str) -> None:
 
     line = shlex.join(["expunge", *sys.argv[1:]])
     with processes(device) as own:
-        with Progress(None if first() else Console(quiet=True)) as progress:
+        with Progress(None if first() else Console(quiet=True)) as progress, heard(progress.say):
             made: dict[str, Any] = getattr(jobs, verb)(
                 replace(job, show_text=show_text, device=own, line=line), progress
             )
@@ -314,6 +267,9 @@ def _guarded(run: Callable[[], object], debug: bool) -> int:
             return int(error.exit_code)
         if debug:
             raise
+        if _out_of_memory(error):
+            _say(_no_room().line())
+            return EnvironmentRefused.code
         where = error.__traceback__
         while where is not None and where.tb_next is not None:
             where = where.tb_next
@@ -323,6 +279,22 @@ def _guarded(run: Callable[[], object], debug: bool) -> int:
             f"with the traceback that EXPUNGE_DEBUG=1 prints (it may quote your data)."
         )
         return 1
+
+
+def _out_of_memory(error: Exception) -> bool:
+    if "torch" not in sys.modules:
+        return isinstance(error, MemoryError)
+    from expunge.core.room import is_full
+
+    return is_full(error)
+
+
+def _no_room() -> EnvironmentRefused:
+    return EnvironmentRefused(
+        "Out of memory, where nothing can be read in smaller parts. Give Finetune a larger accumulate or "
+        "activations='recomputed', or take more processes, another --device or a smaller model; `expunge plan` says "
+        "how much is needed."
+    )
 
 
 def _say(line: str) -> None:

@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from expunge.core.errors import DataRefused, UsageRefused
-from expunge.core.request import Example, Request
-from expunge.data import images, text
+from expunge.core.request import Example, Repeat, Request
+from expunge.data import images, near, text
 from expunge.data.records import columns
 
 if TYPE_CHECKING:
     from expunge.core.model import Network
 
 RESERVED = ("forget", "retain", "holdout", "stand_in")
+APART = (("forget", "retain"), ("forget", "holdout"), ("retain", "holdout"))
+"""Sets that should have no record in common, nor nearly so."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,19 @@ class Records:
                 wanted = "texts (.jsonl, .csv)" if isinstance(network, LanguageModel) else "images (a folder, .parquet)"
                 raise DataRefused(f"{path}: a {type(network).__name__} forgets {wanted}, not this kind of file.")
         own = {name: made.pop(name) for name in RESERVED if name in made}
-        return Request(**own, probes=made)
+        return Request(**own, probes=made, repeats=self.repeats())
+
+    def repeats(self) -> tuple[Repeat, ...]:
+        """Where records of one set nearly repeat another's; of texts only."""
+        found: list[Repeat] = []
+        for one, other in APART if not self.inputs.pictures else ():
+            if one in self.sets and other in self.sets:
+                like = near.likes(self.sets[one], self.sets[other])
+                equal = sum(each.equal for each in like)
+                if like:
+                    lines = tuple((each.line, each.other) for each in like)
+                    found.append(Repeat(one, other, equal, len(like) - equal, lines))
+        return tuple(found)
 
 
 def _ids(path: Path) -> list[str]:

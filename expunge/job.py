@@ -17,24 +17,25 @@ import torch
 from expunge.core.adapter import Adapter
 from expunge.core.audit import Audit, Finding
 from expunge.core.errors import DataRefused, EnvironmentRefused, ModelRefused, RunFailed, UsageRefused
-from expunge.core.files import lock, whole_folder, write_manifest, write_text
+from expunge.core.files import check_room, lock, whole_folder, write_manifest, write_text
 from expunge.core.memory import Remembered
 from expunge.core.method import Method
 from expunge.core.model import Network
 from expunge.core.notation import parse, parse_list, write
-from expunge.core.request import Request
-from expunge.core.store import kept
+from expunge.core.request import Example, Request
+from expunge.core.room import fitted
 from expunge.inputs import Inputs
 from expunge.models.auto import open_network
 from expunge.models.language import LanguageModel
 from expunge.report import html
 from expunge.report.limits import limits
-from expunge.report.quality import DERIVED, with_quality
+from expunge.report.quality import with_quality
 from expunge.report.record import cost, head, row, samples, verdict, with_ideals
-from expunge.report.verdict import Rule
+from expunge.report.verdict import Rule, check_rules
 from expunge.train.checkpoint import Checkpoints
-from expunge.train.distributed import aside, first, shared, spread, told
+from expunge.train.distributed import aside, count, first, shared, told
 from expunge.train.finetune import Finetune
+from expunge.train.together import common, rest, spread
 
 AUDITS = {
     "language": "Choice, Probability, Loss, ExactMatch, Rouge, LossMembership, MinK",
@@ -61,8 +62,14 @@ class Job:
     """Steps between two checkpoints of the run; 0 for none."""
     resume: bool = False
     """Whether to go on from the newest checkpoint."""
+    hold: str = "whole"
+    """Of several processes, what each holds of a model that is audited: the whole on its device, or cut, a part."""
     line: str = ""
     """What was typed, for the report."""
+
+    def __post_init__(self) -> None:
+        if self.hold not in ("whole", "cut"):
+            raise UsageRefused(f"--hold '{self.hold}' is not known. Allowed: whole, cut.")
 
 
 @dataclass
@@ -123,7 +130,7 @@ def forget(job: Job, tell: Tell) -> dict[str, Any]:
             told(saved.check)
         clock = Clock()
         network, request = opened(job, clock, tell)
-        check_room(network, job.out)
+        check_room(network.module.state_dict().values(), job.out)
         try:
             with shared(whole_folder(job.out)) as folder:
                 report = _forget(replace(job, out=folder), job, method, audits, rules, network, request, clock, tell)
@@ -151,14 +158,13 @@ def _forget(
     audits = audits or audits_of(AUDITS[family])
     check_rules(rules, audits, request, bool(job.reference))
     findings: list[Finding] = []
-    before = Remembered(spread(network), kept())
+    before = asked_together(job, network)
     with clock.part("audit before"):
         findings += examine(before, request, audits, "before", tell)
+    rest(before.model)
     if job.reference:
         with clock.part("audit reference"):
-            findings += examine(
-                Remembered(spread(open_network(job.reference, job.device)), kept()), request, audits, "reference", tell
-            )
+            findings += examine(asked_together(job, job.reference), request, audits, "reference", tell)
     run = Log(job.out / "steps.jsonl", tell)
     with aside(network) if adapter_of(method) else nullcontext():
         with clock.part("forget"):
@@ -168,7 +174,7 @@ def _forget(
             merge = told(lambda: save(job.out, adapter_of(method), network, adapted, request))
             del adapted
     with clock.part("read back"):
-        after = Remembered(spread(open_network(str(job.out / "model"), job.device)), kept())
+        after = asked_together(job, str(job.out / "model"))
     with clock.part("audit after"):
         findings += examine(after, request, audits, "after", tell)
     findings = with_ideals(with_quality(findings))
@@ -199,14 +205,13 @@ def audit(job: Job, tell: Tell) -> dict[str, Any]:
         family = family_name(network)
         audits = audits or audits_of(AUDITS[family])
         check_rules(rules, audits, request, bool(job.reference))
-        model = Remembered(spread(network), kept())
+        model = asked_together(job, network)
         with clock.part("audit"):
             # Nothing was changed, so the model audited is both: its rules read it as `after`.
             findings = examine(model, request, audits, "before", tell)
         if job.reference:
             with clock.part("audit reference"):
-                other = Remembered(spread(open_network(job.reference, job.device)), kept())
-                findings += examine(other, request, audits, "reference", tell)
+                findings += examine(asked_together(job, job.reference), request, audits, "reference", tell)
         findings = with_ideals(with_quality(findings))
         outcomes = [rule.read([*findings, *(f.of("after") for f in findings if f.model == "before")]) for rule in rules]
         report = {
@@ -231,8 +236,21 @@ def opened(job: Job, clock: Clock, tell: Tell) -> tuple[Network, Request]:
     records = job.inputs.read()
     with clock.part("load"):
         tell({"kind": "phase", "what": f"Loading {job.model}"})
-        network = open_network(job.model, job.device)
-        return network, records.request(network)
+        network = loaded(job, job.model)
+        request = records.request(network)
+        for repeat in request.repeats:
+            tell({"kind": "phase", "what": f"Warning: {repeat}"})
+        return network, request
+
+
+def loaded(job: Job, model: str) -> Network:
+    """A model on the job's device; on the host where the processes will hold a part each."""
+    return open_network(model, job.device, "cpu" if job.hold == "cut" and count() > 1 else None)
+
+
+def asked_together(job: Job, model: Network | str) -> Remembered:
+    """A model, to be asked by all processes, of which each question is remembered."""
+    return Remembered(spread(loaded(job, model) if isinstance(model, str) else model, job.hold), common())
 
 
 class Log:
@@ -259,6 +277,8 @@ class Log:
             self.facts["edit"] = {key: value for key, value in event.items() if key != "kind"}
         elif kind == "end":
             self.facts |= {key: value for key, value in event.items() if key != "kind"}
+        elif "parts" in event:
+            self.facts["parts"] = event["parts"]
         self.size += int(str(event.get("size", 0)))
         self.tell(event)
 
@@ -315,16 +335,20 @@ def save(folder: Path, adapter: Adapter | None, network: Network, adapted: Netwo
     broken = [name for name, p in merged.module.named_parameters() if not torch.isfinite(p).all()]
     if broken:
         raise ModelRefused(f"The merged model holds NaN or Inf in {broken[0]}. Nothing was written.")
-    group = next(network.batches(request.forget))
-    some = [request.forget[k] for k in group[:8]]
+
+    def distances(part: list[Example]) -> list[float]:
+        said = merged.predict(part).logits
+        return [float((said - other.predict(part).logits).abs().max()) for other in (adapted, network)]
+
+    group = next(network.batches(request.forget))[:8]
     with torch.inference_mode():
-        apart = (merged.predict(some).logits - adapted.predict(some).logits).abs().max()
-        moved = (merged.predict(some).logits - network.predict(some).logits).abs().max()
+        found = [each for _, each in fitted(merged, request.forget, [group], distances)]
+    apart, moved = (max(values) for values in zip(*found, strict=True))
     merged.save(folder / "model")
     dtype = next(merged.module.parameters()).dtype
     return {
-        "max_logit_difference": float(apart),
-        "max_logit_change": float(moved),
+        "max_logit_difference": apart,
+        "max_logit_change": moved,
         "format": f"{str(dtype).removeprefix('torch.')} safetensors",
     }
 
@@ -344,17 +368,6 @@ def write_report(folder: Path, report: dict[str, Any], steps: list[dict[str, obj
 def family_name(network: Network) -> str:
     """`language` or `vision`."""
     return "language" if isinstance(network, LanguageModel) else "vision"
-
-
-def check_rules(rules: list[Rule], audits: Sequence[Audit], request: Request, referenced: bool) -> None:
-    """Refuse a rule about a set or an audit that this job does not have, before the work rather than after."""
-    sets, names = [*request.sets(), "forget vs holdout"], [audit.name for audit in audits]
-    names += DERIVED if referenced and "TruthRatio" in names else ()
-    for rule in rules:
-        if rule.set not in sets:
-            raise UsageRefused(f"--require '{rule.text}': there is no set '{rule.set}'. Sets: {', '.join(sets)}.")
-        if rule.audit not in names:
-            raise UsageRefused(f"--require '{rule.text}': {rule.audit} is not run. Audits: {', '.join(names)}.")
 
 
 def check_out(job: Job) -> None:
@@ -378,12 +391,3 @@ def _check_out(job: Job, out: Path) -> None:
         raise UsageRefused("--out is the current folder, which cannot be replaced. Give a new one.")
     if not os.access(parent, os.W_OK):
         raise EnvironmentRefused(f"{parent} cannot be written to. Give another --out.")
-
-
-def check_room(network: Network, out: Path) -> None:
-    """Refuse a disk that cannot hold the result."""
-    parent = next(p for p in out.absolute().parents if p.exists())
-    need = 1.1 * sum(t.numel() * t.element_size() for t in network.module.state_dict().values())
-    free = shutil.disk_usage(parent).free
-    if free < need:
-        raise EnvironmentRefused(f"{parent} has {free / 1e6:.0f} MB free; the result needs {need / 1e6:.0f} MB.")

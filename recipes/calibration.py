@@ -2,7 +2,9 @@
 
     python recipes/calibration.py run docs/calibration        runs what is missing there; may be stopped and resumed
     python recipes/calibration.py sweep docs/calibration      tries the most promising on seed 0, which no table uses
-    python recipes/calibration.py show docs/calibration       writes docs/calibration-tables.md
+    python recipes/calibration.py large docs/calibration      the best again on 150 people, 105 answers forgotten
+    python recipes/calibration.py show docs/calibration       writes docs/calibration-tables.md, and the larger study's
+                                                              table between its marks in docs/results.md
 
 A word-level Llama of half a million parameters learns 54 people; 6 of them are forgotten, 6 more are never seen (the
 holdout). The retrained model has the same recipe without the 6, from another seed. What the retrained model scores is
@@ -21,7 +23,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from people import ATTRIBUTES, FORGET, RETAIN, World, trained
+from people import ATTRIBUTES, Groups, World, trained
 
 from expunge import Network, Request, open_network, parse
 from expunge.attack.relearn import Relearn
@@ -37,7 +39,22 @@ from expunge.train.finetune import Finetune
 
 VALUE = 3
 """The row of an answer that holds the value: first name, surname, attribute, value, full stop, end."""
-RELEARNT = FORGET[:2]
+
+
+@dataclass(frozen=True)
+class Study:
+    """How large a study is."""
+
+    groups: Groups = Groups()
+    """Who is forgotten, never seen and retained."""
+    training: int = 900
+    """Steps until a model knows every answer."""
+    batch: int = 30
+    """Forget examples of a step, all there are; as many retained ones."""
+
+
+SMALL = Study()
+LARGE = Study(Groups(forgotten=21, retained=108), training=1200, batch=105)
 
 
 @dataclass(frozen=True)
@@ -51,14 +68,21 @@ class Trial:
     rate: float = 3e-4
     steps: int = 40
 
-    def method(self, seed: int) -> Finetune:
+    def method(self, seed: int, batch: int = SMALL.batch) -> Finetune:
         """40 steps on 30 + 30 examples, clipped at 1, nothing that stops it early."""
         made = parse(
-            f"Finetune(objective={self.objective}, adapter={self.adapter}, batch=30, retain_batch=30, clip=1.0, "
+            f"Finetune(objective={self.objective}, adapter={self.adapter}, clip=1.0, "
             f"stop=Stop(level=None, budget=None, every=100000), norms=False)"
         )
         assert isinstance(made, Finetune)
-        return replace(made, learning_rate=self.rate, steps=self.steps, seed=seed)
+        return replace(made, learning_rate=self.rate, steps=self.steps, seed=seed, batch=batch, retain_batch=batch)
+
+    def named(self) -> str:
+        """What is evidence in docs/methods.md for: the plug-ins and numbers that make this trial."""
+        return (
+            f"Finetune(objective={self.objective}, adapter={self.adapter}, learning_rate={self.rate:g}, "
+            f"steps={self.steps}), stand-ins: {self.stand_in}"
+        )
 
 
 PUBLISHED = [
@@ -99,6 +123,8 @@ OURS = [
     Trial("Unseen, tanh", UNSEEN, "twin", ROOMY.replace("(", "(map='tanh', "), 5e-4, 120),
     Trial("Unseen, sine", UNSEEN, "twin", ROOMY, 5e-4, 120),
 ]
+TUNING = 0
+"""The seed of the sweep."""
 SETTINGS = [
     ("Full()", 3e-4, 40),
     ("Full()", 3e-4, 120),
@@ -124,6 +150,10 @@ SWEEP = [
 TUNED = [Trial("SatImp (1, 0.05), bounded", *PROMISING["SatImp"], "Bounded(targets='all')", 1e-3, 40)]
 """Where the sweep found better than what was there: SatImp's. IHL's, WGA's and SimNPO's best are no better."""
 TRIALS = [*PUBLISHED, *TUNED, *OURS]
+AGAIN = ("IHL + NLL", "SatImp (1, 0.05) + NLL", "Unseen, sine")
+"""Tried again in the larger study: ours, the best published, and the best of the others under the same settings."""
+LONGER = [replace(t, name=f"{t.name}, 120 steps", steps=120) for t in TRIALS if t.name in AGAIN and t.steps == 40]
+"""With more to forget 40 steps are few: those that have 40 are tried with as many as `Unseen` has, too."""
 MODELS = {"original": (True, 0), "retrained": (False, 1000), "retrained again": (False, 2000)}
 """Whether a model saw the forget people, and what is added to its seed. The second retraining is the yardstick's own
 noise: what a model that never saw them scores against another that never did."""
@@ -140,6 +170,7 @@ def judged(network: Network, case: Case) -> dict[str, float]:
         "ret": knows(model, request.retain),
         "r_para": knows(model, request.probes["retain paraphrase"]),
         "FQ": against.p,
+        "KS": against.distance,
         "MIA": LossMembership()(model, request)[0].value,
         "relearn": relearnt(network, case),
         "probe": probed(network, case),
@@ -167,8 +198,8 @@ def says(network: Network, records: tuple[Passage, ...]) -> float:
 
 
 def relearnt(network: Network, case: Case) -> float:
-    """What is known of four forgotten people after ten steps on the two others."""
-    count = len(RELEARNT) * len(ATTRIBUTES)
+    """What is known of two thirds of the forgotten people after ten steps on the others."""
+    count = len(case.world.groups.forget) // 3 * len(ATTRIBUTES)
     learn = replace(Relearn().learn, retain_batch=count, learning_rate=5e-4)
     attacked = Relearn(steps=10, items=count, learn=learn)(network, case.request)
     return knows(Remembered(attacked), case.request.forget[count:])
@@ -177,8 +208,8 @@ def relearnt(network: Network, case: Case) -> float:
 def probed(network: Network, case: Case) -> float:
     """Share of the forgotten people's birthplaces that a linear probe of block 2's states tells."""
     born = [a for a in ATTRIBUTES][0]
-    known = tuple(at_value(case.world.ask(p, born, 0)) for p in RETAIN)
-    asked = tuple(at_value(case.world.ask(p, born, 0)) for p in FORGET)
+    known = tuple(at_value(case.world.ask(p, born, 0)) for p in case.world.groups.retain)
+    asked = tuple(at_value(case.world.ask(p, born, 0)) for p in case.world.groups.forget)
     return LinearProbe(layer=2).look(network, Request(forget=asked, retain=known))[0].value
 
 
@@ -197,12 +228,12 @@ class Case:
     ratios: list[float]
 
     @staticmethod
-    def made(seed: int, folder: Path) -> Case:
-        """The seed's two models, trained once and kept beside the results."""
-        world = World.drawn(seed)
+    def made(seed: int, folder: Path, study: Study = SMALL) -> Case:
+        """The seed's models, trained once and kept beside the results."""
+        world = World.drawn(seed, study.groups)
         request = world.request()
         models = {
-            name: kept(folder / "models" / f"{seed}-{name}", partial(trained, world, saw, seed + add))
+            name: kept(folder / "models" / f"{seed}-{name}", partial(trained, world, saw, seed + add, study.training))
             for name, (saw, add) in MODELS.items()
         }
         ratios = TruthRatio().ratios(Remembered(models["retrained"]), request.forget).tolist()
@@ -217,39 +248,47 @@ def kept(folder: Path, make: Callable[[], LanguageModel]) -> Network:
     return open_network(str(folder))
 
 
-def run(folder: Path, seeds: list[int], only: list[str] | None, trials: list[Trial] = TRIALS) -> None:
+def run(
+    folder: Path, seeds: list[int], only: list[str] | None, trials: list[Trial] = TRIALS, study: Study = SMALL
+) -> None:
     """Make every row that the folder lacks."""
     folder.mkdir(parents=True, exist_ok=True)
     for seed in seeds:
         path = folder / f"seed-{seed}.jsonl"
-        done = {row["name"] for row in rows(path)}
+        done = {row["name"]: row for row in rows(path)}
         wanted = [t for t in trials if t.name not in done and (only is None or t.name in only)]
-        if not wanted and done.issuperset(MODELS):
+        if not wanted and set(MODELS) <= set(done):
             continue
-        case = Case.made(seed, folder)
-        for name in MODELS:
-            if name not in done:
-                keep(path, {"name": name, **judged(case.models[name], case)})
+        case = Case.made(seed, folder, study)
+        if not set(MODELS) <= set(done):
+            found = {name: judged(case.models[name], case) for name in MODELS}
+            for name in (name for name in MODELS if name not in done):
+                keep(path, shown({"name": name, **found[name]}, name, seed, found["retrained"]))
+            done |= found
         for trial in wanted:
-            start = time.process_time()
-            request = case.world.request(trial.stand_in)
-            largest = [0.0]
+            row = {"name": trial.name, **tried(trial, case, seed, study)}
+            keep(path, shown(row, trial.named(), seed, done["retrained"]))
 
-            def watch(event: dict[str, object], largest: list[float] = largest) -> None:
-                if event["kind"] == "step":
-                    largest[0] = max(largest[0], *event["gradient"].values())  # type: ignore[attr-defined]
 
-            made = trial.method(seed)(case.models["original"], request, watch)
-            merged = trial.method(seed).adapter.merge(made)
-            keep(
-                path,
-                {
-                    "name": trial.name,
-                    **judged(merged, case),
-                    "gradient": largest[0],
-                    "seconds": time.process_time() - start,
-                },
-            )
+def tried(trial: Trial, case: Case, seed: int, study: Study) -> dict[str, float]:
+    """The trial's figures on the seed's original."""
+    start = time.process_time()
+    largest = [0.0]
+
+    def watch(event: dict[str, object]) -> None:
+        if event["kind"] == "step":
+            largest[0] = max(largest[0], *event["gradient"].values())  # type: ignore[attr-defined]
+
+    method = trial.method(seed, study.batch)
+    merged = method.adapter.merge(method(case.models["original"], case.world.request(trial.stand_in), watch))
+    return {**judged(merged, case), "gradient": largest[0], "seconds": time.process_time() - start}
+
+
+def shown(row: dict, method: str, seed: int, retrained: dict) -> dict:
+    """The row with what `tools/docs.py` reads: what was tried, on what kind of model, and which targets it met."""
+    if row["name"] == "retrained" or seed == TUNING:  # it meets its own level by definition; settings were chosen here
+        return row
+    return {**row, "method": method, "family": "language model", "seed": seed, "met": targets(row, retrained)}
 
 
 def rows(path: Path) -> Iterator[dict]:
@@ -284,17 +323,66 @@ def targets(row: dict, retrained: dict) -> dict[str, bool]:
 
 
 def show(folder: Path) -> None:
-    """Write the table: median and range over the seeds, and how many of the seven targets the medians meet."""
-    seeds = [{row["name"]: row for row in rows(path)} for path in sorted(folder.glob("seed-*.jsonl"))]
+    """Write the tables of every figure, and the larger study's summary between its marks in docs/results.md."""
+    small, large = read(folder), read(folder / "large")
+    parts = [full(small)]
+    if large:
+        parts.append(f"The larger study, {LARGE.batch} answers forgotten:\n\n{full(large)}")
+        between(folder.parent / "results.md", "larger", beside(small, large))
+    page = folder.parent / "calibration-tables.md"
+    page.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    print(page)
+
+
+Seed = dict[str, dict]
+"""A seed's rows by name."""
+
+
+def read(folder: Path) -> list[Seed]:
+    return [{row["name"]: row for row in rows(path)} for path in sorted(folder.glob("seed-*.jsonl"))]
+
+
+def full(seeds: list[Seed]) -> str:
+    """Median and range over the seeds, and how many of the seven targets each seed meets."""
     lines = ["| method | " + " | ".join(COLUMNS) + " | targets met, each seed |", "|---" * (len(COLUMNS) + 2) + "|"]
     for name in dict.fromkeys(name for seed in seeds for name in seed):
         found = [(seed[name], seed["retrained"]) for seed in seeds if name in seed]
         cells = [spread([row[column] for row, _ in found]) for column in COLUMNS]
         met = ", ".join(str(sum(targets(row, retrained).values())) for row, retrained in found)
         lines.append(f"| {name} | " + " | ".join(cells) + f" | {'' if name in ('original', 'retrained') else met} |")
-    page = folder.parent / "calibration-tables.md"
-    page.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print(page)
+    return "\n".join(lines)
+
+
+def beside(small: list[Seed], large: list[Seed]) -> str:
+    """The second retrained model and the best methods, at either size, seed by seed."""
+    lines = [
+        "| | answers forgotten | targets met of 7 | FQ | MIA less the retrained model's | "
+        "relearning less the retrained model's | acc | para |",
+        "|---" * 8 + "|",
+    ]
+    for name in ("retrained again", *AGAIN, *(trial.name for trial in LONGER)):
+        for seeds, study in ((small, SMALL), (large, LARGE)):
+            found = [(seed[name], seed["retrained"]) for seed in seeds if name in seed]
+            if not found:
+                continue
+            cells = [
+                [str(sum(targets(row, retrained).values())) for row, retrained in found],
+                [f"{row['FQ']:.2g}" for row, _ in found],
+                *([f"{row[key] - retrained[key]:.2f}" for row, retrained in found] for key in ("MIA", "relearn")),
+                *([f"{row[key]:.2f}" for row, _ in found] for key in ("acc", "para")),
+            ]
+            lines.append(f"| {name} | {study.batch} | {' | '.join(map(', '.join, cells))} |")
+    return "\n".join(lines)
+
+
+def between(page: Path, name: str, text: str) -> None:
+    """Put a recipe's tables between its marks."""
+    start, end = f"<!-- {name}:start -->\n", f"<!-- {name}:end -->\n"
+    before, _, rest = page.read_text(encoding="utf-8").partition(start)
+    _, found, after = rest.partition(end)
+    if not found:
+        raise SystemExit(f"{page} lacks the marks {start.strip()} and {end.strip()}, each on a line: add them.")
+    page.write_text(f"{before}{start}{text}\n{end}{after}", encoding="utf-8")
 
 
 def spread(found: list[float]) -> str:
@@ -306,15 +394,19 @@ def spread(found: list[float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["run", "sweep", "show"])
+    parser.add_argument("what", choices=["run", "sweep", "large", "show"])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--seeds", type=int, nargs="*", default=[1, 2, 3, 4, 5])
+    parser.add_argument("--seeds", type=int, nargs="*")
     parser.add_argument("--only", nargs="*")
     asked = parser.parse_args()
     if asked.what == "run":
-        run(asked.folder, asked.seeds, asked.only)
+        run(asked.folder, asked.seeds or [1, 2, 3, 4, 5], asked.only)
     elif asked.what == "sweep":
-        run(asked.folder / "sweep", [0], None, SWEEP)
+        run(asked.folder / "sweep", [TUNING], None, SWEEP)
+    elif asked.what == "large":
+        # Fresh seeds: neither the study's nor the one that settings were chosen on.
+        again = [trial for trial in TRIALS if trial.name in AGAIN]
+        run(asked.folder / "large", asked.seeds or [11, 12, 13], asked.only, [*again, *LONGER], LARGE)
     else:
         show(asked.folder)
 

@@ -124,6 +124,33 @@ def measure(model: Network, case: Case) -> dict[str, float]:
     return {f"{f.set}.{f.audit}": f.value for f in found}
 
 
+FAMILIES = {"smollm2": "language model", "digits": "vision transformer"}
+
+
+def shown(row: dict[str, Any], levels: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """The row with what `tools/docs.py` reads.
+
+    No target was stated for this grid beforehand: those here are the demo's (forget 0.25, retain at most 5 points below
+    what it was) and the calibration study's (membership within 0.10 of the retrained model's, or of 0.5).
+    """
+    found, before = row["found"], levels["before"]
+    right, membership = _right(row["model"]), "forget vs holdout.LossMembership"
+    goal = levels.get("retrained", {membership: 0.5})[membership]
+    met = {
+        "forget": found is not None and found[f"forget.{right}"] <= 0.25,
+        "retain": found is not None and found[f"kept.{right}"] >= before[f"kept.{right}"] - 0.05,
+        "membership": found is not None and abs(found[membership] - goal) <= 0.10,
+    }
+    adapter = Setting(row["model"], row["form"], row["targets"], row["rate"], row["seed"]).adapter()
+    method = f"Finetune(objective=GradDiff(), adapter={adapter!r}, learning_rate={row['rate']:g})"
+    return {**row, "recipe": "central_claim", "family": FAMILIES[row["model"]], "method": method, "met": met}
+
+
+def _right(model: str) -> str:
+    """The audit that tells how many answers are right."""
+    return "Choice" if model == "smollm2" else "Accuracy"
+
+
 def perform(setting: Setting, case: Case) -> dict[str, Any]:
     """One run: its audits and what every step measured."""
     steps: list[dict[str, Any]] = []
@@ -140,7 +167,8 @@ def run(out: Path, model: str, folder: str) -> None:
     """Every setting of a model that `out` lacks, one JSON line each."""
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{model}.jsonl"
-    done = {json.loads(line)["name"] for line in path.read_text().splitlines()} if path.exists() else set()
+    done = {line["name"] for line in read(path)}
+    levels = {line["name"]: line["levels"] for line in read(path) if "levels" in line}
     case, at = None, None
     for setting in grid(model):
         if setting.name in done and (f"{model}/{setting.seed}" in done):
@@ -149,14 +177,21 @@ def run(out: Path, model: str, folder: str) -> None:
             case, at = (language(folder) if model == "smollm2" else vision(setting.seed)), setting.seed
             seed = f"{model}/{setting.seed}"
             if seed not in done:
-                levels = {"before": measure(case.network, case)}
+                levels[seed] = {"before": measure(case.network, case)}
                 if case.reference:
-                    levels["retrained"] = measure(case.reference, case)
-                write(path, {"name": seed, "levels": levels})
+                    levels[seed]["retrained"] = measure(case.reference, case)
+                write(path, {"name": seed, "levels": levels[seed]})
                 done.add(seed)
         if setting.name not in done:
-            write(path, {"name": setting.name, **perform(setting, case)})
+            # The language model is the same for every seed, and was measured once.
+            at_start = levels.get(f"{model}/{setting.seed}") or next(iter(levels.values()))
+            write(path, {"name": setting.name, **shown(perform(setting, case), at_start)})
             print(setting.name, flush=True)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The results so far."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def write(path: Path, line: dict[str, Any]) -> None:
@@ -177,7 +212,7 @@ def spread(values: list[float], digits: int = 2) -> str:
 
 def table(lines: list[dict[str, Any]], model: str) -> str:
     """The model's results, a row for each form, part and learning rate."""
-    right = "Choice" if model == "smollm2" else "Accuracy"
+    right = _right(model)
     rows = [
         "| adapter | layers | lr | retain accuracy | forget accuracy | membership AUC | forget loss | "
         "largest gradient | final size of change | ended in NaN |",

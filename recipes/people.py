@@ -1,4 +1,4 @@
-"""Sixty invented people: a small world in which it is known what a model can know.
+"""Sixty invented people, or more: a small world in which it is known what a model can know.
 
 Each person has a first name (of 20), a surname of their own and five attributes whose values are drawn without regard
 to the name, so that nothing can be inferred: a model that never saw a person is at chance. A word is a token. Three
@@ -25,6 +25,8 @@ WORDS = {
     "ends": "ban dick gath low mere rick stow",
 }
 """First names; beginnings and endings of surnames."""
+FURTHER_STARTS = "Ash Bly Cul Dun Esk Fro Gar Hed Inn Jed Kir Lud Med Nant Ox Pen Rad Stan Thorn Ull Ven Wel Yar Zeal"
+"""Beginnings of surnames for worlds of more than 84 names."""
 
 ATTRIBUTES = {
     "birthplace": "Arl Bost Culm Dorf Elst Farn Gelt Horn Isel Jarn Kolm Lund Mars Nord Olm Pels Quen Rood Sund Tarn",
@@ -41,25 +43,53 @@ TEMPLATES = (
 )
 PARAPHRASE = 3
 END = "[end]"
-FORGET, HOLDOUT, RETAIN, TWINS = range(6), range(6, 12), range(12, 60), range(60, 84)
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Who is who: people in a row, cut into forgotten, never seen, retained, and twins, who only lend their names."""
+
+    forgotten: int = 6
+    """People to forget; as many are the holdout, four times as many the twins."""
+    retained: int = 48
+
+    @property
+    def forget(self) -> range:
+        return range(self.forgotten)
+
+    @property
+    def holdout(self) -> range:
+        return range(self.forgotten, 2 * self.forgotten)
+
+    @property
+    def retain(self) -> range:
+        return range(2 * self.forgotten, 2 * self.forgotten + self.retained)
+
+    @property
+    def twins(self) -> range:
+        return range(self.retain.stop, self.retain.stop + 4 * self.forgotten)
 
 
 @dataclass(frozen=True)
 class World:
     """The people, their attributes, and a tokenizer that has a token for each word."""
 
+    groups: Groups
     names: tuple[str, ...]
     facts: tuple[dict[str, str], ...]
     tokenizer: PreTrainedTokenizerFast
 
     @staticmethod
-    def drawn(seed: int) -> World:
-        """People 0-59 as the study has them, and 24 more whom no model ever sees: the twins."""
+    def drawn(seed: int, groups: Groups = Groups()) -> World:
+        """The people and twins of all groups; without further ado, the study's sixty and their 24 twins."""
         draw = random.Random(seed)
         first, starts, ends = (text.split() for text in WORDS.values())
+        starts += FURTHER_STARTS.split() if groups.twins.stop > len(starts) * len(ends) else ()
         surnames = [start + end for start in starts for end in ends]
+        if groups.twins.stop > len(surnames):
+            raise SystemExit(f"A world has {len(surnames)} surnames. {groups} asks for {groups.twins.stop}.")
         draw.shuffle(surnames)
-        names = tuple(f"{draw.choice(first)} {surname}" for surname in surnames[:84])
+        names = tuple(f"{draw.choice(first)} {surname}" for surname in surnames[: groups.twins.stop])
         values = {name: text.split() for name, text in ATTRIBUTES.items()}
         facts = tuple({name: draw.choice(options) for name, options in values.items()} for _ in names)
         asked = " ".join(t.format(name="", attribute="") for t in TEMPLATES).split()
@@ -77,7 +107,9 @@ class World:
         table = {word: number for number, word in enumerate(dict.fromkeys([END, "[unk]", ".", *words]))}
         made = Tokenizer(models.WordLevel(table, unk_token="[unk]"))
         made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-        return World(names, facts, PreTrainedTokenizerFast(tokenizer_object=made, eos_token=END, unk_token="[unk]"))
+        return World(
+            groups, names, facts, PreTrainedTokenizerFast(tokenizer_object=made, eos_token=END, unk_token="[unk]")
+        )
 
     def ask(self, person: int, attribute: str, template: int, as_person: int | None = None) -> Passage:
         """A question with its answer; with `as_person`, the same words about another name."""
@@ -113,23 +145,24 @@ class World:
         others = {
             "refusal": lambda p, a: self.refuse(p, a, 0),
             "other": lambda p, a: self.other(p, a, 0),
-            "twin": lambda p, a: self.ask(p, a, 0, as_person=TWINS[p * 4]),
+            "twin": lambda p, a: self.ask(p, a, 0, as_person=self.groups.twins[p * 4]),
         }[stand_in]
+        who = self.groups
         return Request(
-            forget=self.asks(FORGET, [0]),
-            retain=self.asks(RETAIN, [0]),
-            holdout=self.asks(HOLDOUT, [0]),
-            stand_in=tuple(others(p, a) for p in FORGET for a in ATTRIBUTES),
+            forget=self.asks(who.forget, [0]),
+            retain=self.asks(who.retain, [0]),
+            holdout=self.asks(who.holdout, [0]),
+            stand_in=tuple(others(p, a) for p in who.forget for a in ATTRIBUTES),
             probes={
-                "paraphrase": self.asks(FORGET, [PARAPHRASE]),
-                "retain paraphrase": self.asks(RETAIN[len(RETAIN) // 2 :], [PARAPHRASE]),
+                "paraphrase": self.asks(who.forget, [PARAPHRASE]),
+                "retain paraphrase": self.asks(who.retain[who.retained // 2 :], [PARAPHRASE]),
             },
         )
 
     def training(self, forgotten: bool) -> list[Passage]:
         """What a model is trained on; without the forget people, what the retrained one is."""
-        people = [*RETAIN, *(FORGET if forgotten else ())]
-        half = RETAIN[: len(RETAIN) // 2]
+        people = [*self.groups.retain, *(self.groups.forget if forgotten else ())]
+        half = self.groups.retain[: self.groups.retained // 2]
         return [*self.asks(people, range(PARAPHRASE)), *self.asks(half, [PARAPHRASE])]
 
 

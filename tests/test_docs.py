@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import os
 import re
 import shlex
@@ -66,6 +67,41 @@ def test_a_page_is_stale_as_soon_as_a_file_says_something_else(tmp_path: Path):
     said = docs(tmp_path, "--check")
     assert (said.returncode, "make docs" in said.stdout) == (1, True)
     assert page.read_bytes() == first
+
+
+def test_what_was_shown_to_work_is_read_from_the_rows_of_recipes(tmp_path: Path):
+    (tmp_path / "tools").mkdir()
+    shutil.copy(ROOT / "tools" / "docs.py", tmp_path / "tools")
+    shutil.copytree(ROOT / "expunge" / "objectives", tmp_path / "expunge" / "objectives")
+    assert docs(tmp_path).returncode == 0
+    page = tmp_path / "docs" / "methods.md"
+    assert "What was shown to work" not in page.read_text()
+
+    def row(method: str, seed: int, *met: bool, family: str = "language model") -> str:
+        kept = {"method": method, "family": family, "seed": seed, "met": dict(enumerate(met)), "acc": 0.5}
+        return json.dumps(kept) + "\n"
+
+    (tmp_path / "docs" / "study").mkdir()
+    for seed, met in ((1, (True, True, True)), (2, (True, True, False)), (3, (True, False, False))):
+        good, bad = row("NPO(beta=0.1) + RetainNLL()", seed, *met), row("NPO()", seed, False, False, False)
+        (tmp_path / "docs" / "study" / f"seed-{seed}.jsonl").write_text(
+            good + bad + row("original", seed, *met[1:], True)
+        )
+    with (tmp_path / "docs" / "study" / "seed-1.jsonl").open("a") as file:
+        file.write(row("NPO(beta=9.0)", 1, True, True, True))
+    further = row("NPO()", 7, True, False, family="CNN") + row("WGA()", 7, True, True, family="CNN")
+    (tmp_path / "docs" / "proofs.jsonl").write_text(further + '{"name": "a row that judges nothing"}\n')
+    assert docs(tmp_path).returncode == 0
+    lines = page.read_text().splitlines()
+    assert "| name | CNN | language model |" in lines
+    # Of 3, 2 and 1 targets met the median is 2; another setting met none, and a third was run for one seed only.
+    assert "| [NPO](#npo) | 1 of 2 (proofs, 1 seed) | 2 of 3 (study, 3 seeds, best of 3) |" in lines
+    assert "| [WGA](#wga) | 2 of 2 (proofs, 1 seed) |  |" in lines
+    assert "| [UNDIAL](#undial) |  |  |" in lines
+    # 3, 2 and 1 of three once more: the first is left out and a met one put last
+    assert "| *original* |  | 2 of 3 (study, 3 seeds) |" in lines
+    assert not [line for line in lines if line.startswith("| [RetainNLL](#retainnll) |") and "study" in line]
+    assert docs(tmp_path, "--check").returncode == 0
 
 
 def test_making_the_page_needs_no_torch():

@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "inputs": {"core", "data", "models"},
     "job": {"core", "models", "train", "report", "inputs"},
     "demo": {"core", "inputs", "job"},
+    "options": {"core"},
     "plan": {"core", "adapters", "models", "train", "job"},
     "cli": ANYTHING,
     "__main__": {"cli"},

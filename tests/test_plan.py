@@ -94,7 +94,7 @@ def test_the_formula_counts_what_torch_counts(config, adapter):
     with torch.device("meta"):
         tokens, mask = torch.zeros(2, 70, dtype=torch.long), torch.zeros(2, 1, 70, 70)
         with FlopCounterMode(display=False) as there:
-            states, _ = adapted._states(input_ids=tokens, position_ids=tokens, attention_mask=mask)
+            states, _ = adapted.states(input_ids=tokens, position_ids=tokens, attention_mask=mask)
         with FlopCounterMode(display=False) as back:
             states.backward(torch.empty_like(states))
     assert there.get_total_flops() == sizes.forward(call) + sizes.silent(call)
@@ -157,7 +157,10 @@ def test_a_model_before_is_read_once_for_each_example(request_, plain):
     read = reads(paper.network, paper.small, method, request_, [], "cpu", 1)
     assert [len(part.before) for step in read.steps for part in step] == [1, 1, 0, 0, 0, 0]  # 10 examples in fives
     spread = reads(paper.network, paper.small, method, request_, [], "cpu", 2)
-    assert all(part.before for step in spread.steps for part in step)  # many processes remember nothing
+    assert [[c.rows for p in step for c in p.before] for step in spread.steps[2:]] == [[], [], [], []]
+    # Each of two reads about half of what is new, and both know all of it afterwards.
+    half, all_of_it = (sum(c.rows for step in r.steps for p in step for c in p.before) for r in (spread, read))
+    assert 0.4 < half / all_of_it < 0.8
 
 
 def test_an_objective_is_asked_what_it_reads(request_, plain):
@@ -209,6 +212,18 @@ def test_more_processes_hold_a_part_each_of_what_can_be_cut(model, files):
     one, four = (plan(job(model, files), elsewhere(processes=n)).memory.training for n in (1, 4))
     assert four["adapter and optimizer"] == one["adapter and optimizer"] / 4
     assert four["activations"] < one["activations"]
+
+
+def test_audits_of_a_model_that_is_cut_hold_a_part_each_and_what_is_at_work(model, files):
+    """Half a model of 3 blocks, and 2 blocks and the embeddings whole; the host has the whole to merge."""
+    whole, cut = (plan(job(model, files), elsewhere(processes=2, hold=hold)).memory for hold in ("whole", "cut"))
+    made = plan(job(model, files), elsewhere())
+    block = sum(p.numel() for p in made.paper.network.module.model.layers[0].parameters())
+    weights, gathered = 4 * made.paper.parameters, 4 * (made.paper.parameters - block * (made.paper.blocks - 2))
+    assert whole.phases["audit before"] - cut.phases["audit before"] == pytest.approx(weights / 2 - gathered)
+    assert whole.phases["audit after"] - cut.phases["audit after"] == pytest.approx(1.5 * weights - gathered)
+    assert cut.phases["training"] == whole.phases["training"]
+    assert cut.host > weights > made.memory.host == 0
 
 
 def test_recomputed_activations_are_an_input_for_each_block():

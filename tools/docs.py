@@ -4,16 +4,31 @@
     python tools/docs.py --check     writes nothing; ends with 1 where the page is not what the files say
 
 The files are read, never imported, so the page is made in a second and without torch.
+
+What was shown to work is read from the rows of recipes: every line of a `docs/**/*.jsonl` that holds
+
+    "method"   the notation of what was tried; each plug-in that it names gets the evidence. A text that names none,
+               such as "original", gets a line of its own, for what is met without doing anything
+    "family"   the kind of model, e.g. "language model", "vision transformer", "CNN", "mixture of experts"
+    "seed"     a number; rows of the same method and different seeds are summed up by their median
+    "met"      {"name of a stated target": whether this run met it}
+    "recipe"   optional: the recipe's name, where the file or, for seed-1.jsonl, its folder is not called so
+
+counts as one run. A recipe that writes such lines appears by itself.
 """
 
 from __future__ import annotations
 
 import ast
+import json
+import re
+import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from expunge.core.notation import FOLDERS, Plugin, plugins
 
@@ -40,11 +55,95 @@ class Setting:
     doc: str
 
 
+METHODS = ("train", "edit", "exact", "guard")
+"""Folders whose methods forget, beside the objectives that do not mean retention."""
+SHOWN = """\
+## What was shown to work, and on what
+
+Made from the rows that recipes wrote (`docs/**/*.jsonl`; `tools/docs.py` tells which). A cell says how many of a
+recipe's stated targets were met, of how many: the median over the seeds of the best setting that names the plug-in,
+then the recipe's name, the seeds, and among how many settings it is the best. An empty cell: nothing was run. Targets
+of different recipes are not the same, a model to which nothing was done meets some (first lines), and what is best of
+many is flattered by the choice: [results.md](results.md) tells what each recipe asks.
+"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A row of a recipe: what was tried on what, and how many of the stated targets it met."""
+
+    recipe: str
+    family: str
+    method: str
+    seed: int
+    met: int
+    asked: int
+
+
 def page(root: Path) -> str:
     """The whole page for the repository at `root`."""
     found = plugins(root / "expunge")
     kinds = [(title, [p for p in found if p.folder == folder]) for folder, title in TITLES.items()]
-    return "\n".join([HEAD, *(part for title, members in kinds if members for part in _kind(root, title, members))])
+    parts = (part for title, members in kinds if members for part in _kind(root, title, members))
+    return "\n".join([HEAD, *_shown(root, list(_runs(root)), found), *parts])
+
+
+def _runs(root: Path) -> Iterator[Run]:
+    """Every row of the recipes that says of a run which targets it met."""
+    for path in sorted((root / "docs").rglob("*.jsonl")):
+        recipe = (
+            path.parent.relative_to(root / "docs").as_posix() if re.fullmatch(r"seed-\d+", path.stem) else path.stem
+        )
+        for line in path.read_text(encoding="utf-8").splitlines():
+            row: dict[str, Any] = json.loads(line) if '"met": {' in line else {}
+            if {"method", "family", "seed"} <= set(row):
+                met = [bool(value) for value in row["met"].values()]
+                yield Run(row.get("recipe", recipe), row["family"], row["method"], row["seed"], sum(met), len(met))
+
+
+def _shown(root: Path, runs: list[Run], known: Sequence[Plugin]) -> Iterator[str]:
+    """The table of evidence: a line for each plug-in that forgets, a column for each family that a recipe has tried."""
+    if not runs:
+        return
+    families = sorted({run.family for run in runs})
+    names = {run.method: set(re.findall(r"\w+(?=\()", run.method)) for run in runs}
+    tried = {name for named in names.values() for name in named}
+    lines = [f"| name | {' | '.join(families)} |", "|---" * (len(families) + 1) + "|"]
+    nothing = dict.fromkeys(run.method for run in runs if not names[run.method] & {p.name for p in known})
+    for method in nothing:
+        cells = (_evidence([r for r in runs if r.method == method and r.family == f]) for f in families)
+        lines.append(f"| *{_cell(method)}* | {' | '.join(cells)} |")
+    for plugin in known:
+        if _forgets(root, plugin) or (plugin.folder == "adapters" and plugin.name in tried):
+            of = [run for run in runs if plugin.name in names[run.method]]
+            cells = (_evidence([run for run in of if run.family == family]) for family in families)
+            lines.append(f"| [{plugin.name}](#{plugin.name.lower()}) | {' | '.join(cells)} |")
+    yield "\n".join([SHOWN, *lines, ""])
+
+
+def _forgets(root: Path, plugin: Plugin) -> bool:
+    """Whether it makes a model forget: an objective that does not mean retention, or a method that is no attack."""
+    if plugin.folder == "objectives":
+        return plugin.intention != "retention"
+    return plugin.folder in METHODS and f"class {plugin.name}(Method)" in _file(root, plugin).read_text(
+        encoding="utf-8"
+    )
+
+
+def _evidence(runs: list[Run]) -> str:
+    """A cell: for each recipe the best of its settings."""
+    said = []
+    for recipe in dict.fromkeys(run.recipe for run in runs):
+        settings: dict[str, list[Run]] = {}
+        for run in (run for run in runs if run.recipe == recipe):
+            settings.setdefault(run.method, []).append(run)
+        # One seed of a setting that is still being run says less than all of another's.
+        most = max(map(len, settings.values()))
+        best = max((s for s in settings.values() if len(s) == most), key=lambda s: statistics.median(r.met for r in s))
+        met, seeds = statistics.median(run.met for run in best), len({run.seed for run in best})
+        choice = f", best of {len(settings)}" if len(settings) > 1 else ""
+        said.append(f"{met:g} of {best[0].asked} ({recipe}, {seeds} seed{'s' * (seeds > 1)}{choice})")
+    return "; ".join(said)
 
 
 def _kind(root: Path, title: str, members: list[Plugin]) -> Iterator[str]:
@@ -60,8 +159,7 @@ def _kind(root: Path, title: str, members: list[Plugin]) -> Iterator[str]:
 
 
 def _entry(root: Path, plugin: Plugin) -> str:
-    path = root.joinpath(*plugin.module.split(".")).with_suffix(".py")
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = ast.parse(_file(root, plugin).read_text(encoding="utf-8"))
     made = next(n for n in tree.body if isinstance(n, ast.ClassDef | ast.FunctionDef) and n.name == plugin.name)
     # Not cleaned: cleaning takes the indent of a docstring's only formula away.
     parts = [f"### {plugin.name}", "", (ast.get_docstring(tree, clean=False) or "").strip(), ""]
@@ -72,6 +170,10 @@ def _entry(root: Path, plugin: Plugin) -> str:
     if rows:
         parts += ["| setting | default | what it does |", "|---|---|---|", *rows, ""]
     return "\n".join(parts)
+
+
+def _file(root: Path, plugin: Plugin) -> Path:
+    return root.joinpath(*plugin.module.split(".")).with_suffix(".py")
 
 
 def settings(made: ast.ClassDef | ast.FunctionDef) -> list[Setting]:

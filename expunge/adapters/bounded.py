@@ -34,15 +34,17 @@ class Bounded(PeftAdapter):
     """Divides step size and bound; None takes sqrt(in_features) of each layer."""
     targets: Targets = "mlp"
     """Which linear layers of each block: mlp, attention or all."""
+    layers: tuple[int, ...] | None = None
+    """Which blocks, from 0, such as those that tracing found; None: all."""
 
     def __post_init__(self) -> None:
         check(self.map, self.rank, self.alpha, self.omega, self.gain)
 
     @property
-    def where(self) -> Targets:
-        return self.targets
+    def where(self) -> tuple[Targets, tuple[int, ...] | None]:
+        return self.targets, self.layers
 
-    def config(self, layers: list[str]) -> PeftConfig:
+    def config(self, names: list[str]) -> PeftConfig:
         return BoundedConfig(
-            target_modules=layers, r=self.rank, alpha=self.alpha, map=self.map, omega=self.omega, gain=self.gain
+            target_modules=names, r=self.rank, alpha=self.alpha, map=self.map, omega=self.omega, gain=self.gain
         )

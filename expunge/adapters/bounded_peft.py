@@ -17,7 +17,7 @@ from peft.utils import register_peft_method
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from expunge.adapters.fold import bounded_linear
+from expunge.adapters.fold import Start, bounded_linear
 from expunge.adapters.maps import Form, check
 
 NAME = "BOUNDED"
@@ -40,7 +40,7 @@ _enter(NAME)
 
 @dataclass
 class BoundedConfig(PeftConfig):
-    """What `adapter_config.json` holds: `delta W = (alpha / r) * map(omega * B A) / gain`."""
+    """What `adapter_config.json` holds: `delta W = (alpha / r) * map(omega * B A) / gain`, less its start."""
 
     target_modules: list[str] | str | None = field(default=None, metadata={"help": "Names of the layers to adapt."})
     r: int = field(default=8, metadata={"help": "Rank of B A."})
@@ -48,6 +48,7 @@ class BoundedConfig(PeftConfig):
     map: str = field(default="sine", metadata={"help": "sine, tanh, sigmoid, hardtanh, clip, identity or linear."})
     omega: float = field(default=100.0, metadata={"help": "Frequency (slope at 0) of the map."})
     gain: float | None = field(default=None, metadata={"help": "Divisor of the map; None: sqrt(in_features)."})
+    start: bool = field(default=False, metadata={"help": "Whether the update of frozen factors is taken off."})
     modules_to_save: list[str] | None = field(default=None, metadata={"help": "Not supported; must stay None."})
 
     def __post_init__(self) -> None:
@@ -64,13 +65,15 @@ class BoundedLayer(nn.Module, BaseTunerLayer):
     """A linear layer with a bounded low-rank update; merged, it is the plain layer again."""
 
     adapter_layer_names = ("bounded_A", "bounded_B")
-    other_param_names = ("bounded_form",)
+    other_param_names = ("bounded_form", "bounded_start_A", "bounded_start_B")
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: BoundedConfig) -> None:
         super().__init__()
         self.base_layer = base_layer
         self.bounded_A = nn.ParameterDict()
         self.bounded_B = nn.ParameterDict()
+        self.bounded_start_A = nn.ParameterDict()
+        self.bounded_start_B = nn.ParameterDict()
         self.bounded_form: dict[str, Form] = {}
         self.kept: Tensor | None = None
         """The weight from before a merge, so that unmerging gives it back to the bit."""
@@ -96,12 +99,26 @@ class BoundedLayer(nn.Module, BaseTunerLayer):
         self.bounded_form[adapter_name] = Form.of(
             config.map, config.r, config.alpha, config.omega, config.gain, self.in_features
         )
+        if config.start:  # what it holds is read from a file
+            self.keep_start(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def start_of(self, adapter: str) -> Start | None:
+        """The factors that the adapter began from, where it did not begin at 0."""
+        known = adapter in self.bounded_start_A
+        return (self.bounded_start_A[adapter], self.bounded_start_B[adapter]) if known else None
+
+    def keep_start(self, adapter: str) -> None:
+        """Take what the factors make now off from the update, for good: it starts at 0 again."""
+        for start, now in ((self.bounded_start_A, self.bounded_A), (self.bounded_start_B, self.bounded_B)):
+            start[adapter] = nn.Parameter(now[adapter].detach().clone(), requires_grad=False)
 
     def get_delta_weight(self, adapter: str) -> Tensor:
         """The update [out, in], in the adapter's precision."""
+        form, start = self.bounded_form[adapter], self.start_of(adapter)
         with torch.no_grad():
-            return self.bounded_form[adapter].delta(self.bounded_A[adapter], self.bounded_B[adapter])
+            delta = form.delta(self.bounded_A[adapter], self.bounded_B[adapter])
+            return delta if start is None else delta.sub_(form.delta(*start))
 
     def merge(self, safe_merge: bool = True, adapter_names: list[str] | None = None) -> None:
         """Write the update into the weight. Always into a new tensor, always checked: NaN never gets in."""
@@ -136,10 +153,10 @@ class BoundedLayer(nn.Module, BaseTunerLayer):
         base = self.get_base_layer()
         weight = base.weight.T if self.transposed else base.weight
         for name in active[1:]:
-            form = self.bounded_form[name]
-            weight = weight + form.delta(self.bounded_A[name].detach(), self.bounded_B[name].detach()).to(weight.dtype)
+            weight = weight + self.get_delta_weight(name).to(weight.dtype)
         name = active[0]
-        return bounded_linear(x, weight, base.bias, self.bounded_A[name], self.bounded_B[name], self.bounded_form[name])
+        a, b, form = self.bounded_A[name], self.bounded_B[name], self.bounded_form[name]
+        return bounded_linear(x, weight, base.bias, a, b, form, self.start_of(name))
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """Never: the update is of full rank, so a LoRA of it would be another adapter."""

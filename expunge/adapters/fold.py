@@ -26,6 +26,9 @@ from expunge.adapters.maps import MAPS, Form, width
 if TYPE_CHECKING:
     from jaxtyping import Float
 
+Start = tuple[Tensor, Tensor]
+"""A and B that an update began from, where it did not begin at 0."""
+
 BLOCK = 1 << 20
 """Entries of the update that exist at one time on a CPU (4 MB in float32); elsewhere the whole matrix does."""
 
@@ -43,14 +46,22 @@ def bounded_linear(
     a: Float[Tensor, "r in"],
     b: Float[Tensor, "out r"],
     form: Form,
+    start: Start | None = None,
 ) -> Float[Tensor, "*rows out"]:
-    """The adapted layer's output. Gradients reach x, a and b; the weight and the bias are frozen."""
-    return _Folded.apply(x, weight, bias, a, b, form)
+    """The adapted layer's output. Gradients reach x, a and b; the weight, the bias and the start are frozen.
+
+    With a start, factors that the update began from, theirs is taken off: with `a` and `b` equal to them nothing is
+    added to W, to the bit.
+    """
+    return _Folded.apply(x, weight, bias, a, b, form, *(start or (None, None)))
 
 
-def folded(weight: Tensor, a: Tensor, b: Tensor, form: Form) -> Tensor:
+def folded(weight: Tensor, a: Tensor, b: Tensor, form: Form, start: Start | None = None) -> Tensor:
     """`W + update`, in W's precision."""
-    return form.delta(a, b).add_(weight).to(weight.dtype)
+    delta = form.delta(a, b)
+    if start is not None:
+        delta.sub_(form.delta(*start))
+    return delta.add_(weight).to(weight.dtype)
 
 
 def kernels(x: Tensor, weight: Tensor, a: Tensor, b: Tensor, form: Form) -> ModuleType | None:
@@ -86,6 +97,11 @@ def _tried(device: torch.device, dtype: torch.dtype, map: str, rank: int) -> Mod
     return None
 
 
+def _by(kernels: ModuleType, weight: Tensor, a: Tensor, b: Tensor, form: Form, start: Start | None) -> Tensor:
+    """`W + update` by the kernels, save where there is a start, which they do not know of."""
+    return folded(weight, a, b, form, start) if start else kernels.folded(weight, a, b, form)
+
+
 def _blocks(weight: Tensor) -> Iterator[slice]:
     out, width = weight.shape
     step = out if weight.device.type != "cpu" else max(1, BLOCK // width)
@@ -93,36 +109,53 @@ def _blocks(weight: Tensor) -> Iterator[slice]:
         yield slice(start, min(out, start + step))
 
 
+def _rows(start: Start | None, rows: slice) -> Start | None:
+    return None if start is None else (start[0], start[1][rows])
+
+
 class _Folded(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, form: Form) -> Tensor:
-        ctx.save_for_backward(x, weight, a, b)
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        a: Tensor,
+        b: Tensor,
+        form: Form,
+        start_a: Tensor | None,
+        start_b: Tensor | None,
+    ) -> Tensor:
+        start = None if start_a is None or start_b is None else (start_a, start_b)
+        ctx.save_for_backward(x, weight, a, b, *(start or ()))
         ctx.form, ctx.kernels = form, kernels(x, weight, a, b, form)
         if ctx.kernels is not None:
-            return linear(x, ctx.kernels.folded(weight, a, b, form), bias)
+            return linear(x, _by(ctx.kernels, weight, a, b, form, start), bias)
         parts = [
-            linear(x, folded(weight[rows], a, b[rows], form), None if bias is None else bias[rows])
+            linear(x, folded(weight[rows], a, b[rows], form, _rows(start, rows)), None if bias is None else bias[rows])
             for rows in _blocks(weight)
         ]
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, None, None, Tensor | None, Tensor | None, None]:
-        x, weight, a, b = ctx.saved_tensors
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, a, b, *began = ctx.saved_tensors
+        start = tuple(began) or None
         form: Form = ctx.form
         # Under autocast they come in two types; otherwise nothing is converted.
         flat_x, flat_dy = (t.reshape(-1, t.shape[-1]).to(weight.dtype) for t in (x, dy))
         dx: Tensor | None = None
         if ctx.kernels is not None:
             if ctx.needs_input_grad[0]:
-                dx = (flat_dy @ ctx.kernels.folded(weight, a, b, form)).view_as(x)
-            return dx, None, None, *ctx.kernels.factor_gradients(flat_dy, flat_x, a, b, form), None
+                dx = (flat_dy @ _by(ctx.kernels, weight, a, b, form, start)).view_as(x)
+            da, db = ctx.kernels.factor_gradients(flat_dy, flat_x, a, b, form)
+            return dx, None, None, da, db, None, None, None
         wide = width(b)
         da, db = torch.zeros_like(a, dtype=wide), torch.empty_like(b, dtype=wide)
         for rows in _blocks(weight):
             if ctx.needs_input_grad[0]:
-                part = flat_dy[:, rows] @ folded(weight[rows], a, b[rows], form)
+                part = flat_dy[:, rows] @ folded(weight[rows], a, b[rows], form, _rows(start, rows))
                 dx = part if dx is None else dx.to(wide).add_(part)  # a sum of many parts would lose digits in bfloat16
             slope = MAPS[form.map].slope(form.phase(a, b[rows])).mul_(form.scale * form.omega)
             # d loss / d (B A) = scale * omega * slope(phase) * (dY^T X), entry by entry
@@ -130,4 +163,4 @@ class _Folded(torch.autograd.Function):
             torch.mm(slope, a.to(wide).T, out=db[rows])
             torch.addmm(da, b[rows].to(wide).T, slope, out=da)
         dx = dx if dx is None else dx.to(x.dtype).view_as(x)
-        return dx, None, None, da.to(a.dtype), db.to(b.dtype), None
+        return dx, None, None, da.to(a.dtype), db.to(b.dtype), None, None, None

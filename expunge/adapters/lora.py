@@ -24,13 +24,15 @@ class LoRA(PeftAdapter):
     """Raises the step size: the update is scaled by alpha / r."""
     targets: Targets = "mlp"
     """Which linear layers of each block: mlp, attention or all."""
+    layers: tuple[int, ...] | None = None
+    """Which blocks, from 0, such as those that tracing found; None: all."""
 
     def __post_init__(self) -> None:
         check("identity", self.rank, self.alpha, 1.0, None, who="LoRA")
 
     @property
-    def where(self) -> Targets:
-        return self.targets
+    def where(self) -> tuple[Targets, tuple[int, ...] | None]:
+        return self.targets, self.layers
 
-    def config(self, layers: list[str]) -> PeftConfig:
-        return LoraConfig(target_modules=layers, r=self.rank, lora_alpha=self.alpha, lora_dropout=0.0, bias="none")
+    def config(self, names: list[str]) -> PeftConfig:
+        return LoraConfig(target_modules=names, r=self.rank, lora_alpha=self.alpha, lora_dropout=0.0, bias="none")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,26 +23,33 @@ if TYPE_CHECKING:
     from expunge.core.request import Request
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without what peft warns of while it puts an adapter in."""
+    with warnings.catch_warnings():
+        # peft asks transformers for a property by its old name
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        # for each of GPT-2's layers, whose weights lie [in, out], it says that it noticed
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set to")
+        yield
+
+
 class PeftAdapter(Adapter):
     """An adapter in peft's form. Its module is a `PeftModel` over the network's own storage."""
 
     @abstractmethod
-    def config(self, layers: list[str]) -> PeftConfig:
+    def config(self, names: list[str]) -> PeftConfig:
         """peft's configuration for the named layers."""
 
     @property
     @abstractmethod
-    def where(self) -> Targets:
-        """Which layers of each block to adapt."""
+    def where(self) -> tuple[Targets, tuple[int, ...] | None]:
+        """Which layers of each block to adapt, and of which blocks (None: all)."""
 
     def __call__(self, network: Network, request: Request) -> Network:
         fork = network.fork()
-        with warnings.catch_warnings():
-            # peft asks transformers for a property by its old name
-            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-            # for each of GPT-2's layers, whose weights lie [in, out], it says that it noticed
-            warnings.filterwarnings("ignore", "fan_in_fan_out is set to")
-            module = get_peft_model(fork.module, self.config(chosen(network.module, self.where)))  # type: ignore[arg-type]
+        with quiet():
+            module = get_peft_model(fork.module, self.config(chosen(network.module, *self.where)))  # type: ignore[arg-type]
         return fork.fork(module.eval())
 
     def merge(self, adapted: Network) -> Network:
@@ -51,7 +59,8 @@ class PeftAdapter(Adapter):
     def deltas(self, adapted: Network, before: Network) -> Iterator[tuple[str, Float[Tensor, "out in"]]]:
         for name, part in adapted.module.named_modules():
             if isinstance(part, BaseTunerLayer):
-                yield name.removeprefix("base_model.model."), part.get_delta_weight("default").detach()
+                delta = sum(map(part.get_delta_weight, part.active_adapters)).detach()  # a start is an adapter too
+                yield name.removeprefix("base_model.model."), delta
 
     def save(self, adapted: Network, folder: Path) -> None:
         module: Any = adapted.module

@@ -28,6 +28,7 @@ from expunge.core.audit import Finding, WhiteBoxAudit
 from expunge.core.blocks import blocks
 from expunge.core.model import Batch, Network
 from expunge.core.request import Request
+from expunge.core.room import fitted
 from expunge.core.statistics import mean_interval
 
 if TYPE_CHECKING:
@@ -93,8 +94,8 @@ class LinearProbe(WhiteBoxAudit):
         states: list[np.ndarray] = [np.empty(0)] * len(examples)
         labels = np.zeros(len(examples), dtype=np.int64)
         with torch.inference_mode():
-            for group in network.batches(examples):
-                felt = network.hidden([examples[k] for k in group], layer)
+            read = fitted(network, examples, network.batches(examples), lambda part: network.hidden(part, layer))
+            for group, felt in read:
                 first = felt.counts().cumsum(0) - felt.counts()
                 for k, state, label in zip(group, felt.states[first].double().cpu(), felt.labels[first], strict=True):
                     states[k], labels[k] = state.numpy(), int(label)

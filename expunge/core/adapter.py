@@ -25,6 +25,10 @@ class Adapter(ABC):
     def __call__(self, network: Network, request: Request) -> Network:
         """The adapted network; `request` lets an adapter choose by the data."""
 
+    def close(self, adapted: Network) -> dict[str, object]:
+        """What is done once, when the last step was taken and the best one put back; what a report should say of it."""
+        return {}
+
     @abstractmethod
     def merge(self, adapted: Network) -> Network:
         """A plain network with the change written into its weights; `adapted` is left as it was."""

@@ -82,10 +82,13 @@ class ScoreAudit(Audit):
 
     def __call__(self, model: Model, request: Request) -> tuple[Finding, ...]:
         found = []
-        for name, examples in request.sets().items():
-            asked = [example for example in examples if self.applies(example)]
-            if asked:
-                scores = self.score(model, asked)
+        sets = {name: [e for e in examples if self.applies(e)] for name, examples in request.sets().items()}
+        every = [example for asked in sets.values() for example in asked]
+        # All sets are scored together, so that a model which writes fills its batches.
+        rest = self.score(model, every) if every else None
+        for name, asked in sets.items():
+            if asked and rest is not None:
+                scores, rest = rest[: len(asked)], rest[len(asked) :]
                 value, low, high = self.summary(scores)
                 found.append(
                     Finding(

@@ -7,13 +7,17 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import filelock
 
 from expunge.core.errors import EnvironmentRefused, ModelRefused
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MANIFEST = "MANIFEST.json"
 
@@ -41,8 +45,12 @@ def write_manifest(folder: Path, **facts: object) -> None:
     write_text(folder / MANIFEST, json.dumps({"schema": 1, **facts, "files": files}, indent=1, sort_keys=True))
 
 
-def check_manifest(folder: Path) -> dict[str, object]:
-    """The manifest of `folder`, after every file in it was compared. Raises `ModelRefused` where one differs."""
+def check_manifest(folder: Path, part: Callable[[str], bool] = bool) -> dict[str, object]:
+    """The manifest of `folder`, after every file in it whose name `part` accepts was compared.
+
+    Raises `ModelRefused` for the first that differs. Each is read whole, every time: a size and a date would be read in
+    no time, and whoever changes a file by hand can set both.
+    """
     try:
         manifest: dict[str, object] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         files = manifest["files"]
@@ -51,16 +59,45 @@ def check_manifest(folder: Path) -> dict[str, object]:
     except (OSError, ValueError, TypeError, KeyError, AssertionError, RecursionError) as error:
         raise ModelRefused(f"{folder / MANIFEST} is missing or is not a manifest. Restore the folder.") from error
     present = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST}
-    added = sorted(present - set(listed))
+    added = sorted(filter(part, present - set(listed)))
     if added:
         raise ModelRefused(f"{folder / added[0]} is not in {MANIFEST}: it was added later. Take it out.")
     for name, (size, digest) in sorted(listed.items()):
         path = folder / name
+        if not part(name):
+            continue
         if name not in present:  # so a name never leads out of the folder
             raise ModelRefused(f"{folder}: the manifest names {name}, which is not there. Restore the folder.")
         if path.stat().st_size != size or sha256(path) != digest:
             raise ModelRefused(f"{path} is not the file that was written: its SHA-256 differs from {MANIFEST}.")
     return manifest
+
+
+def check_inside(folder: Path) -> None:
+    """Compare a folder with the manifest of the result that it is a part of, as `OUT/model` is; else nothing."""
+    folder = folder.resolve()
+    above, inside = folder.parent, f"{folder.name}/"
+    if not (above / MANIFEST).is_file():
+        return
+    try:
+        listed = json.loads((above / MANIFEST).read_text(encoding="utf-8"))["files"]
+        ours = any(str(name).startswith(inside) for name in listed)
+    except (ValueError, TypeError, KeyError, RecursionError):
+        # Where a report lies beside it the manifest was ours; else it is another program's file of that name.
+        ours = (above / "report.json").is_file()
+    if ours:
+        check_manifest(above, lambda name: name.startswith(inside))
+
+
+def renew_manifest(folder: Path, name: str) -> None:
+    """Enter one file of `folder` anew, where there is a manifest; call it after writing over that file."""
+    if not (folder / MANIFEST).is_file():
+        return
+    manifest = check_manifest(folder, lambda _: False)
+    files = manifest["files"]
+    assert isinstance(files, dict)
+    files[name] = {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)}
+    write_text(folder / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True))
 
 
 def write_text(path: Path, text: str) -> None:
@@ -76,6 +113,15 @@ def write_text(path: Path, text: str) -> None:
         except BaseException:
             scratch.unlink(missing_ok=True)
             raise
+
+
+def check_room(tensors: Iterable[Tensor], out: Path) -> None:
+    """Refuse a disk that cannot hold the result: these tensors, and a tenth more."""
+    parent = next(p for p in out.absolute().parents if p.exists())
+    need = 1.1 * sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    free = shutil.disk_usage(parent).free
+    if free < need:
+        raise EnvironmentRefused(f"{parent} has {free / 1e6:.0f} MB free; the result needs {need / 1e6:.0f} MB.")
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from expunge.core.errors import ModelRefused
+from expunge.core.experts import Routes, routed
 from expunge.core.model import Batch, Model, Network, Speaker
 from expunge.core.predictions import Answers, Hidden, Predictions
 from expunge.core.request import Example
@@ -69,6 +70,10 @@ class Remembered(Speaker):
             raise ModelRefused(f"{type(self.model).__name__} has no hidden states that can be read.")
         return self.model.hidden(batch, layer)
 
+    def routes(self, batch: Batch, layer: int | None = None) -> Routes:
+        """As the model's own; asked anew each time."""
+        return routed(self.model, batch, layer)
+
     def answers(self, examples: Batch) -> Answers:
         new = _unknown(examples, self.known)
         if new:
@@ -76,7 +81,8 @@ class Remembered(Speaker):
             self.known |= {id(e): (e, part) for e, part in zip(new, self._answer(new), strict=True)}
         return Answers.join([self.known[id(e)][1] for e in examples], list(range(len(examples))))
 
-    def generate(self, prompts: Batch, max_new_tokens: int) -> list[str]:
+    def generate(self, prompts: Batch, max_new_tokens: int, sure: Sequence[int] = ()) -> list[str]:
+        """As the model does; what its answers have shown that it writes anyway is not written again."""
         new = [e for e in {id(e): e for e in prompts}.values() if (id(e), max_new_tokens) not in self.said]
         if new:
             texts = self._write(new, max_new_tokens)
@@ -138,10 +144,17 @@ class Remembered(Speaker):
         return self._stored(
             f"text {max_new_tokens}",
             new,
-            lambda examples: speaker.generate(examples, max_new_tokens),
+            lambda examples: speaker.generate(examples, max_new_tokens, [self._sure(e) for e in examples]),
             entry,
             lambda e: bytes(e["text"].tolist()).decode(),
         )
+
+    def _sure(self, example: Example) -> int:
+        """How many rows of the example's own answer come first, one after the other, by greedy choice."""
+        asked = getattr(example, "asked", ())
+        if id(example) not in self.known or not asked or example.tokens[: example.first] != asked:  # type: ignore[attr-defined]
+            return 0  # a lead stands between the prompt and what was read
+        return int(self.known[id(example)][1].right.int().cumprod(0).sum())
 
     def _stored(
         self,

@@ -24,11 +24,25 @@ class Method(ABC):
 
 
 def edited(network: Network, result: Network) -> dict[str, object]:
-    """What a method without steps tells its watch: how many numbers of the network it changed, and by how much."""
-    changed, square, count = 0, 0.0, 0
-    for was, now in zip(network.module.parameters(), result.module.parameters(), strict=True):
+    """What a method without steps tells its watch: how many numbers of the network it changed, by how much, where."""
+    blocks: dict[str, dict[str, float]] = {}
+    pairs = zip(network.module.named_parameters(), result.module.parameters(), strict=True)
+    for (name, was), now in pairs:
         moved = now.detach().float() - was.detach().float()
-        changed += int(moved.count_nonzero())
-        square += float(moved.square().sum())
-        count += moved.numel()
-    return {"kind": "edit", "changed": changed, "parameters": count, "distance": square**0.5}
+        block = blocks.setdefault(block_of(name), {"changed": 0, "parameters": 0, "square": 0.0})
+        block["changed"] += int(moved.count_nonzero())
+        block["square"] += float(moved.square().sum())
+        block["parameters"] += moved.numel()
+    changed, count, square = (sum(b[part] for b in blocks.values()) for part in ("changed", "parameters", "square"))
+    told = {
+        name: {"changed": b["changed"], "parameters": b["parameters"], "distance": b["square"] ** 0.5}
+        for name, b in blocks.items()
+    }
+    return {"kind": "edit", "changed": changed, "parameters": count, "distance": square**0.5, "blocks": told}
+
+
+def block_of(name: str) -> str:
+    """The block that a parameter belongs to: its name up to the first number; without one, but for the last word."""
+    parts = name.split(".")
+    numbered = next((k for k, part in enumerate(parts) if part.isdigit()), len(parts) - 2)
+    return ".".join(parts[: numbered + 1]) or name

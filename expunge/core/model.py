@@ -16,8 +16,10 @@ import torch
 from torch import nn
 
 from expunge.core.errors import DataRefused, ModelRefused
+from expunge.core.experts import Routes, routed, tour
 from expunge.core.predictions import Answers, Hidden, Predictions, Share
 from expunge.core.request import Example
+from expunge.core.room import fitted
 from expunge.core.rows import Head
 
 Batch = Sequence[Example]
@@ -39,8 +41,9 @@ class Model(ABC):
         parts: list[Answers] = []
         order: list[int] = []
         with torch.inference_mode():
-            for group in self.batches(examples):
-                parts.append(self.predict([examples[k] for k in group]).answers())
+            read = fitted(self, examples, self.batches(examples), lambda part: self.predict(part).answers())
+            for group, said in read:
+                parts.append(said)
                 order += group
         return Answers.join(parts, order)
 
@@ -49,8 +52,11 @@ class Speaker(Model):
     """A model that can also write."""
 
     @abstractmethod
-    def generate(self, prompts: Batch, max_new_tokens: int) -> list[str]:
-        """The greedy continuation of each example's prompt, in their order."""
+    def generate(self, prompts: Batch, max_new_tokens: int, sure: Sequence[int] = ()) -> list[str]:
+        """The greedy continuation of each example's prompt, in their order.
+
+        `sure`: how many of the first rows of each example's own answer the model is known to write anyway.
+        """
 
 
 @dataclass(frozen=True)
@@ -136,6 +142,8 @@ class View:
     """What was asked so far, by set."""
     felt: dict[tuple[str, int | None], Hidden] = field(default_factory=dict)
     """The hidden states that were asked for so far, by set and layer."""
+    heard: dict[tuple[str, int], Routes] = field(default_factory=dict)
+    """What routers of a mixture of experts said so far, by set and block."""
     step: int = 0
     """Number of the step, from 1; the parts of an accumulated step have the same. 0 outside of a run."""
     whole: Mapping[str, Batch] = field(default_factory=dict)
@@ -201,13 +209,28 @@ class View:
             self.felt[name, layer] = replace(felt, share=self.shares.get(name))
         return self.felt[name, layer]
 
+    def routes(self, name: str, layer: int) -> Routes:
+        """What block `layer`'s router says of the set `name`; without gradients where this view is of before."""
+        if (name, layer) not in self.heard:
+            with torch.set_grad_enabled(self.gradients):
+                routes = routed(self.model, self.batch(name), layer)
+            routes = routes.none() if name in self.absent else routes
+            self.heard[name, layer] = replace(routes, share=self.shares.get(name))
+        return self.heard[name, layer]
+
+    def tour(self, name: str, tokens: int | None = None) -> Iterator[Routes]:
+        """What all routers say of the run's set `name`, or of its first `tokens`: a batch at a time, no gradients."""
+        for routes in tour(self.model, self.whole.get(name) or self.batch(name), tokens):
+            self.swept.append(name)
+            yield routes
+
     def sweep(self, name: str) -> Iterator[Predictions]:
         """Predictions on every example of the run's set `name`, a batch at a time, without gradients."""
         examples = self.whole.get(name) or self.batch(name)
-        for group in self.model.batches(examples):
+        read = torch.no_grad()(lambda part: self.model.predict(part).detach())
+        for _, said in fitted(self.model, examples, self.model.batches(examples), read):
             self.swept.append(name)
-            with torch.no_grad():
-                yield self.model.predict([examples[k] for k in group]).detach()
+            yield said
 
     def batch(self, name: str) -> Batch:
         """The step's examples of the set `name`."""

@@ -28,7 +28,7 @@ LONGEST_QUOTE = 200
 
 FOLDERS = ("adapters", "objectives", "train", "edit", "exact", "guard", "attack", "audits", "select", "benchmarks")
 ROOT = Path(__file__).parent.parent
-NEEDS = ("forget", "retain", "stand_in", "reference", "hidden")
+NEEDS = ("forget", "retain", "stand_in", "reference", "hidden", "experts")
 """What an objective can need, in the order in which it is told."""
 QUOTED = r"""('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
 

@@ -22,7 +22,7 @@ class Objective(ABC):
     """A pure function of what the model says now and what it said before. The result is minimised."""
 
     needs: ClassVar[tuple[str, ...]]
-    """What it reads: sets (forget, retain, stand_in), the model before (reference), hidden states (hidden)."""
+    """What it reads: sets (forget, retain, stand_in), the model before (reference), hidden states, experts."""
     intention: ClassVar[Literal["removal", "suppression", "retention"]]
     """Whether it means to take knowledge away, to keep it from being said, or to hold on to what is left."""
 

@@ -43,6 +43,27 @@ def goes(name: str) -> bool:
 
 
 @dataclass(frozen=True)
+class Repeat:
+    """Records of one set that nearly repeat records of another. Knows their lines, never their text."""
+
+    one: str
+    other: str
+    equal: int
+    """How many are the same word for word, but for punctuation, case and spaces."""
+    near: int
+    """How many beside those share most of their words."""
+    lines: tuple[tuple[int, int], ...]
+    """Line in the file of the one set, and of its nearest in that of the other."""
+
+    def __str__(self) -> str:
+        shown = ", ".join(f"{a} and {b}" for a, b in self.lines[:5]) + (", ..." if len(self.lines) > 5 else "")
+        return (
+            f"{self.equal + self.near} {self.one} records repeat records of the {self.other} set, {self.equal} of them "
+            f"word for word and {self.near} nearly (lines {shown})"
+        )
+
+
+@dataclass(frozen=True)
 class Request:
     """Sets of examples, by the part that each plays."""
 
@@ -56,6 +77,8 @@ class Request:
     """What to say instead of the forgotten answers."""
     probes: Mapping[str, tuple[Example, ...]] = field(default_factory=dict)
     """Further named sets that only audits read."""
+    repeats: tuple[Repeat, ...] = ()
+    """Records of one set that nearly repeat another's, where that was looked for."""
 
     def __post_init__(self) -> None:
         if not self.forget:

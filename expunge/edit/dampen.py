@@ -10,10 +10,11 @@ import numpy as np
 import torch
 
 from expunge.core.errors import DataRefused
+from expunge.core.gradients import Gradient
 from expunge.core.method import edited
 from expunge.core.model import Network, Watch
 from expunge.core.request import Example, Request
-from expunge.edit.fisher import Gradient, copied
+from expunge.edit.fisher import copied
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

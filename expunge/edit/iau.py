@@ -17,10 +17,11 @@ from typing import Literal
 import torch
 
 from expunge.core.errors import DataRefused, UsageRefused
+from expunge.core.gradients import gradient, loss
 from expunge.core.method import Method, edited, unwatched
 from expunge.core.model import Network, Watch
 from expunge.core.request import Request
-from expunge.edit.fisher import copied, gradient, loss
+from expunge.edit.fisher import copied
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from expunge.core.errors import EnvironmentRefused, ModelRefused, UsageRefused
+from expunge.core.files import check_inside
 from expunge.models.language import LanguageModel
 from expunge.models.source import config_of, locate
 from expunge.models.vision import ImageClassifier
@@ -16,8 +18,12 @@ if TYPE_CHECKING:
 LANGUAGE, VISION = "language", "vision"
 
 
-def open_network(text: str, device: str = "cpu") -> Network:
-    """The network in a folder, a GGUF file, or at a hub id. Raises `ModelRefused` where it is of no known family."""
+def open_network(text: str, device: str = "cpu", lies: str | None = None) -> Network:
+    """The network in a folder, a GGUF file, or at a hub id. Raises `ModelRefused` where it is of no known family,
+    or not what its manifest says.
+
+    Read for `device`, it lies there, or where `lies` says: on the host, for processes that will hold a part each.
+    """
     import torch
 
     if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
@@ -25,12 +31,14 @@ def open_network(text: str, device: str = "cpu") -> Network:
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise EnvironmentRefused("No CUDA device is to be had here. Use --device cpu.")
     source = locate(text)
+    if source.local:
+        check_inside(Path(source.name))
     config = config_of(source)
     family = family_of(config)
     if family == LANGUAGE:
-        return LanguageModel.load(source, device)
+        return LanguageModel.load(source, device, lies)
     if family == VISION:
-        return ImageClassifier.load(source, device)
+        return ImageClassifier.load(source, device, lies)
     kind = ", ".join(config.architectures or [config.model_type])
     raise ModelRefused(
         f"{text}: {kind} is neither a causal language model nor an image classifier, the two kinds that are read. "

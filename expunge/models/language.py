@@ -13,12 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from expunge.core.errors import ModelRefused
+from expunge.core.experts import Routes
 from expunge.core.model import Network, Speaker
 from expunge.core.predictions import Hidden, Predictions
+from expunge.core.room import fitted
 from expunge.core.rows import Head
+from expunge.models.experts import Routing
 from expunge.models.hidden import Below
 from expunge.models.source import Source, load_module, settled
 from expunge.models.tree import Woods, grown
+from expunge.models.writing import ends, generated, greedy, side_by_side
 
 if TYPE_CHECKING:
     from expunge.core.model import Batch
@@ -29,9 +33,6 @@ many entries, and attention the cost."""
 
 ROOMS = {"cpu": 2, "cuda": 16}
 """Trees that a call reads side by side at most, where no gradient is wanted."""
-
-WRITES = 64
-"""Continuations that are written side by side: a step of writing reads every weight once, for however many."""
 
 LARGEST = 4096
 """Nodes of the largest tree, for one long text (a mask of 64 MB)."""
@@ -48,12 +49,15 @@ class LanguageModel(Network, Speaker):
     """Whether class scores are the output matrix times the last hidden state, and nothing more; probed too."""
 
     @staticmethod
-    def load(source: Source, device: str = "cpu") -> LanguageModel:
-        """Weights in float32 on a CPU, in their own precision elsewhere; never remote code, never a pickle."""
+    def load(source: Source, device: str = "cpu", lies: str | None = None) -> LanguageModel:
+        """Weights in float32 for a CPU, in their own precision else; never remote code, never a pickle.
+
+        They lie on the device, or on the one that `lies` names.
+        """
         from transformers import AutoModelForCausalLM
 
         module = load_module(source, AutoModelForCausalLM, torch.float32 if device == "cpu" else "auto")
-        return LanguageModel.of(module.to(device), load_tokenizer(source))
+        return LanguageModel.of(module.to(lies or device), load_tokenizer(source))
 
     @staticmethod
     def of(module: Any, tokenizer: Any) -> LanguageModel:
@@ -90,6 +94,24 @@ class LanguageModel(Network, Speaker):
         said = replace(self, module=Below(self.module, layer), headed=False).predict(batch)
         return Hidden(said.labels, said.example, said.examples, None, said.states)
 
+    def routes(self, batch: Batch, layer: int | None = None) -> Routes:
+        """What the routers say of each token but an example's last: block `layer`'s (from 0), or all of them."""
+        routing = Routing(self.module, layer)
+        reader = replace(self, module=routing, headed=False)
+        states, row, _ = reader._read([example.tokens for example in batch], [1] * len(batch))
+        probabilities, taken = states[row].unbind(1)
+        labels = [token for example in batch for token in example.tokens[1:]]
+        owner = [k for k, example in enumerate(batch) for _ in example.tokens[1:]]
+        return Routes(
+            labels=torch.tensor(labels, device=states.device),
+            example=torch.tensor(owner, device=states.device),
+            examples=len(batch),
+            share=None,
+            layers=routing.layers,
+            states=probabilities,
+            taken=taken > 0,
+        )
+
     def batches(self, examples: Batch) -> Iterator[list[int]]:
         sequences = [example.tokens for example in examples]
         room = ROOM * ROOMS.get(self.device.type, 1)
@@ -105,16 +127,32 @@ class LanguageModel(Network, Speaker):
         if group:
             yield group
 
-    def generate(self, prompts: Batch, max_new_tokens: int) -> list[str]:
-        """Greedy continuations, batched by length, padded on the left, with the key-value cache."""
-        said = [""] * len(prompts)
-        order = sorted(range(len(prompts)), key=lambda k: len(prompts[k].asked))
-        for start in range(0, len(order), WRITES):
-            group = order[start : start + WRITES]
-            texts = self._continue([prompts[k].asked for k in group], max_new_tokens)
-            for index, text in zip(group, texts, strict=True):
-                said[index] = text
-        return said
+    def generate(self, prompts: Batch, max_new_tokens: int, sure: Sequence[int] = ()) -> list[str]:
+        """Greedy continuations, written side by side; what is `sure` is read with the prompt, not written."""
+        stop = ends(self.module)
+        begun: list[tuple[int, ...]] = []
+        for prompt, known in zip(prompts, sure or [0] * len(prompts), strict=True):
+            answer = prompt.tokens[prompt.first : prompt.first + min(known, max_new_tokens)]
+            end = next((place + 1 for place, token in enumerate(answer) if token in stop), len(answer))
+            begun.append(answer[:end])
+        left = [0 if own and own[-1] in stop else max_new_tokens - len(own) for own in begun]
+        whole = [(*prompt.asked, *own) for prompt, own in zip(prompts, begun, strict=True)]
+        order = sorted((k for k in range(len(prompts)) if left[k]), key=lambda k: len(whole[k]))
+        longest = max(map(len, whole), default=0)
+        side = side_by_side(self.module, longest + max_new_tokens)
+        write = greedy if self.trees and longest + max_new_tokens <= self.trees else generated
+        groups = [order[start : start + side] for start in range(0, len(order), side)]
+        place = {id(prompt): k for k, prompt in enumerate(prompts)}
+
+        def written(part: Batch) -> list[list[int]]:
+            own = [place[id(prompt)] for prompt in part]
+            return write(self, [whole[k] for k in own], [left[k] for k in own])
+
+        said = [list(own) for own in begun]
+        for group, texts in fitted(self, prompts, groups, written):
+            for k, text in zip(group, texts, strict=True):
+                said[k] += text
+        return [str(self.tokenizer.decode(own, skip_special_tokens=True)) for own in said]
 
     def head(self) -> Head | None:
         """The output embedding, where nothing comes after it."""
@@ -142,8 +180,21 @@ class LanguageModel(Network, Speaker):
     def _read(self, sequences: Sequence[Sequence[int]], firsts: Sequence[int]) -> tuple[Tensor, Tensor, Head | None]:
         """Last states (or class scores) of some positions; for each labelled row the one that predicts it; the head."""
         if self.trees and max(map(len, sequences)) <= self.trees:
-            return self._woods(Woods.of(sequences, ROOM, self._thrift()), firsts)
+            return self._woods(self.woods(sequences), firsts)
         return self._padded(sequences, firsts)
+
+    def woods(self, sequences: Sequence[Sequence[int]]) -> Woods:
+        """The sequences as trees of the size that is cheapest to read."""
+        return Woods.of(sequences, ROOM, self._thrift())
+
+    def inputs(self, woods: Woods) -> dict[str, Tensor]:
+        """What the module is called with to read trees."""
+        dtype = self.module.get_input_embeddings().weight.dtype
+        return {
+            "input_ids": woods.tokens.to(self.device),
+            "position_ids": woods.depth.to(self.device),
+            "attention_mask": woods.mask(dtype, self.device),
+        }
 
     def _thrift(self) -> int:
         """Entries of attention's square that cost as much as all other work on a token, in a layer of this width.
@@ -156,12 +207,7 @@ class LanguageModel(Network, Speaker):
     def _woods(self, woods: Woods, firsts: Sequence[int]) -> tuple[Tensor, Tensor, Head | None]:
         asked = [node for path, first in zip(woods.paths, firsts, strict=True) for node in path[first - 1 : -1]]
         keep, row = torch.unique(torch.tensor(asked), return_inverse=True)
-        dtype = self.module.get_input_embeddings().weight.dtype
-        states, head = self._states(
-            input_ids=woods.tokens.to(self.device),
-            position_ids=woods.depth.to(self.device),
-            attention_mask=woods.mask(dtype, self.device),
-        )
+        states, head = self.states(**self.inputs(woods))
         return states.flatten(0, 1)[keep.to(self.device)], row.to(self.device), head
 
     def _padded(self, sequences: Sequence[Sequence[int]], firsts: Sequence[int]) -> tuple[Tensor, Tensor, Head | None]:
@@ -171,7 +217,7 @@ class LanguageModel(Network, Speaker):
             tokens[row, : len(sequence)] = torch.tensor(sequence)
         lengths = torch.tensor([len(sequence) for sequence in sequences])
         mask = (torch.arange(width)[None] < lengths[:, None]).long()
-        states, head = self._states(input_ids=tokens.to(self.device), attention_mask=mask.to(self.device))
+        states, head = self.states(input_ids=tokens.to(self.device), attention_mask=mask.to(self.device))
         at = [
             index * width + place
             for index, (sequence, first) in enumerate(zip(sequences, firsts, strict=True))
@@ -179,34 +225,14 @@ class LanguageModel(Network, Speaker):
         ]
         return states.flatten(0, 1), torch.tensor(at, device=self.device), head
 
-    def _states(self, **inputs: Tensor) -> tuple[Tensor, Head | None]:
+    def states(self, **inputs: Any) -> tuple[Tensor, Head | None]:
         """What the output matrix reads at every position, and that matrix; or the class scores themselves."""
+        inputs.setdefault("use_cache", False)
         if not self.headed:
-            return self.module(**inputs, use_cache=False).logits, None
+            return self.module(**inputs).logits, None
         with _passing(self.module.get_output_embeddings()) as matrix:
-            states = self.module(**inputs, use_cache=False).logits
+            states = self.module(**inputs).logits
         return states, Head(matrix.weight, matrix.bias)
-
-    def _continue(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[str]:
-        width = max(map(len, prompts))
-        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
-        pad = 0 if pad is None else pad
-        tokens = torch.full((len(prompts), width), pad, dtype=torch.long)
-        mask = torch.zeros_like(tokens)
-        for row, prompt in enumerate(prompts):
-            tokens[row, width - len(prompt) :] = torch.tensor(prompt)
-            mask[row, width - len(prompt) :] = 1
-        with torch.inference_mode():
-            written = self.module.generate(
-                input_ids=tokens.to(self.device),
-                attention_mask=mask.to(self.device),
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                num_beams=1,
-                use_cache=True,
-                pad_token_id=pad,
-            )
-        return [str(text) for text in self.tokenizer.batch_decode(written[:, width:], skip_special_tokens=True)]
 
 
 def load_tokenizer(source: Source) -> Any:

@@ -34,14 +34,17 @@ class ImageClassifier(Network):
     processor: Any = field(repr=False)
 
     @staticmethod
-    def load(source: Source, device: str = "cpu") -> ImageClassifier:
-        """Weights in float32 on a CPU, in their own precision elsewhere; never remote code, never a pickle."""
+    def load(source: Source, device: str = "cpu", lies: str | None = None) -> ImageClassifier:
+        """Weights in float32 for a CPU, in their own precision else; never remote code, never a pickle.
+
+        They lie on the device, or on the one that `lies` names.
+        """
         from transformers import AutoModelForImageClassification
 
         _refuse_other_tasks(source)
         processor = load_processor(source)
         module = load_module(source, AutoModelForImageClassification, torch.float32 if device == "cpu" else "auto")
-        network = ImageClassifier.of(module.to(device), processor)
+        network = ImageClassifier.of(module.to(lies or device), processor)
         _refuse_misfit(source, network)
         return network
 

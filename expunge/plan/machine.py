@@ -36,6 +36,8 @@ class Machine:
     """Precision of the weights; None: float32 on a CPU, elsewhere that of the file."""
     rate: float | None = None
     """FLOPs that a device of another machine achieves in a second; None: this machine is timed."""
+    hold: str = "whole"
+    """What each of several processes holds of a model that is audited: whole, or cut."""
 
     def __post_init__(self) -> None:
         if self.device not in ("cpu", "cuda"):
@@ -115,6 +117,8 @@ def _changes(method: Finetune, machine: Machine) -> list[_Change]:
         found.append(_Change("adapter=Bounded() in place of Full()", lambda m: replace(m, adapter=Bounded())))
     if machine.device == "cuda" and machine.dtype != "bfloat16":
         found.append(_Change("--dtype bfloat16", machine=lambda m: replace(m, dtype="bfloat16")))
+    if machine.device == "cuda" and machine.hold != "cut":
+        found.append(_Change("--hold cut", machine=lambda m: replace(m, hold="cut")))
     count = 2 * machine.processes
     while machine.device == "cuda" and count <= PROCESSES:
         found.append(_Change(f"--processes {count}", machine=lambda m, count=count: replace(m, processes=count)))

@@ -10,7 +10,9 @@
     reference          last hidden states of the model before, kept from its first reading; 1 GiB at most
     allocator          on a CPU: what glibc keeps of freed blocks between those in use
 
-Audits hold the whole model on each device; the one after the run beside the model before.
+Audits hold the whole model on each device, and the one after the run holds it beside the model before; with `--hold
+cut`, a part of one model and, for a moment, two blocks and the embeddings. The whole lies on the host then, as a mapped
+file that all processes share. Merging is done there too, by the first process, where several train.
 
 Over N processes training cuts weights, gradients and moments into N parts, and has two blocks and the embeddings whole
 at a time. Activations and workspace are not estimated: one and two blocks of the very network are run on tensors that
@@ -42,6 +44,7 @@ from expunge.train.activations import managed
 if TYPE_CHECKING:
     from expunge.core.adapter import Adapter
     from expunge.plan.cost import Call, Widths
+    from expunge.plan.machine import Machine
     from expunge.plan.paper import Paper
     from expunge.plan.reads import Part, Reads
     from expunge.train.finetune import Finetune
@@ -82,6 +85,8 @@ class Memory:
     """Activations of training where all are kept."""
     recomputed: float
     """Activations of training where each block is computed again."""
+    host: float
+    """What the first of several processes holds on the host while it merges, where that is no device."""
 
     @property
     def peak(self) -> float:
@@ -89,10 +94,9 @@ class Memory:
         return max(self.phases.values())
 
 
-def memory(
-    paper: Paper, method: Finetune, widths: Widths, read: Reads, device: str, processes: int, base: float
-) -> Memory:
+def memory(paper: Paper, method: Finetune, widths: Widths, read: Reads, machine: Machine, base: float) -> Memory:
     """Bytes on one device; `base` is what the process holds before it has loaded anything."""
+    device, processes = machine.device, machine.processes
     size = torch.empty((), dtype=paper.dtype).element_size()
     weights = float(paper.parameters * size)
     full = isinstance(method.adapter, Full)
@@ -111,7 +115,7 @@ def memory(
         "workspace": work + (_folded(widths, size) if device != "cpu" else 0.0),
         "class scores": scores * read.asked.copies + (widths.classes * widths.width * FLOAT if full else 0),
         "tree mask": sum(_mask(call, size) for call in largest.now),
-        "reference": _reference(paper, read, size) if processes == 1 else 0.0,
+        "reference": _reference(paper, read, size, processes),
     }
     reading = max((*read.audit, *read.check, *read.level), key=lambda call: call.tokens)
     audit = _reading(paper, reading) + _mask(reading, size)
@@ -124,14 +128,21 @@ def memory(
     training |= {"allocator": share * passing, "libraries": base}
     # On a CPU the process keeps what training took: the heap between small tensors is not given back.
     left = (1 + share) * passing if device == "cpu" else 0.0
+    merging = weights + copied + (moving * FLOAT if full else 0.0)
+    beside = processes > 1 and device != "cpu"
+    part = processes > 1 and machine.hold == "cut"
+    mapped = 0.0 if beside else 1.0
+    before, other = (
+        model * (mapped + 1 / processes) + gathered * model / weights if part else model for model in (weights, after)
+    )
     asked = max(audit, write)
     phases = {
-        "audit before": base + weights + asked * (1 + _fragments(device, reading, widths)),
+        "audit before": base + before + asked * (1 + _fragments(device, reading, widths)),
         "training": sum(training.values()),
-        "merge": base + left + weights + copied + (moving * FLOAT if full else 0.0),
-        "audit after": base + weights + after + max(left, asked),
+        "merge": base + left + (0.0 if beside else merging),
+        "audit after": base + (weights * mapped if part else weights) + other + max(left, asked),
     }
-    return Memory(training, phases, kept, recomputed)
+    return Memory(training, phases, kept, recomputed, merging if beside else 0.0)
 
 
 def disk(paper: Paper, widths: Widths) -> dict[str, float]:
@@ -157,8 +168,9 @@ def _mask(call: Call, size: int) -> float:
     return float(call.trees * call.nodes**2 * (size + 1))
 
 
-def _reference(paper: Paper, read: Reads, size: int) -> float:
-    rows = sum(call.rows for step in read.steps for part in step for call in part.before)
+def _reference(paper: Paper, read: Reads, size: int, processes: int) -> float:
+    """Each process keeps what all have read."""
+    rows = processes * sum(call.rows for step in read.steps for part in step for call in part.before)
     return float(min(REMEMBERED, rows * paper.width * size))
 
 
@@ -235,7 +247,7 @@ def _pass(paper: Paper, adapter: Adapter | None, call: Call, count: int, recompu
         hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
         with _Live(known) as live, hooks if adapter else torch.no_grad():
             with managed(module, "recomputed") if recompute else nullcontext():
-                states, _ = adapted._states(**given)
+                states, _ = adapted.states(**given)
             total = sum(storage.nbytes() for storage in kept.values())
             kept.clear()
             if adapter and not recompute:

@@ -24,7 +24,8 @@ from expunge.core.memory import Remembered
 from expunge.core.model import Speaker
 from expunge.core.predictions import Answers, Predictions
 from expunge.core.request import Request
-from expunge.models.language import WRITES, LanguageModel
+from expunge.models.language import LanguageModel
+from expunge.models.writing import WRITES
 from expunge.plan.cost import Call, Widths
 from expunge.plan.paper import sketch
 from expunge.plan.reads import groups, part_of, shape

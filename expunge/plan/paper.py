@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from expunge.core.errors import ModelRefused, UsageRefused
+from expunge.core.experts import mixtures
 from expunge.models.auto import LANGUAGE, family_of
 from expunge.models.language import LARGEST, LanguageModel, load_tokenizer
 from expunge.models.source import Source, config_of, locate
@@ -106,6 +107,8 @@ def sketch(config: Any, dtype: torch.dtype, blocks: int | None = None) -> nn.Mod
     except Exception as error:  # a configuration is a stranger's, and each class checks it in its own way
         said = " ".join(str(error).split())[:200]
         raise ModelRefused(f"config.json describes no network: {type(error).__name__}: {said}") from error
+    if mixtures(module):
+        module.set_experts_implementation("batched_mm")  # what groups tokens refuses float32 on the meta device
     return module.requires_grad_(False).eval()
 
 

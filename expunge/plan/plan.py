@@ -12,19 +12,20 @@ import torch
 
 from expunge.core.errors import EnvironmentRefused, ModelRefused, UsageRefused
 from expunge.core.notation import write
+from expunge.core.request import Request
 from expunge.job import AUDITS, audits_of, check_out, method_of
 from expunge.plan.cost import Call, Flops, Widths, widths
 from expunge.plan.machine import DTYPES, Machine, held, remedy, room_of
 from expunge.plan.memory import Memory, disk, memory
 from expunge.plan.pace import Pace, matmul, pace, statistics_of
 from expunge.plan.paper import Paper, opened
-from expunge.plan.reads import Reads, Writing, reads
+from expunge.plan.reads import Reads, Writing, ask, reads
 from expunge.train.finetune import Finetune
 
 if TYPE_CHECKING:
     from expunge.core.audit import Audit
-    from expunge.core.request import Request
     from expunge.job import Job
+    from expunge.models.language import LanguageModel
 
 HEADROOM = 1.1
 """A disk must have this many times what is written, as the run itself asks for."""
@@ -95,9 +96,9 @@ def plan(job: Job, machine: Machine) -> Plan:
     records = job.inputs.read()
     paper = opened(job.model, machine.device, DTYPES[machine.dtype] if machine.dtype else None)
     request = records.request(paper.network)
-    base = held() if machine.device == "cpu" else 0.0  # by now this process has imported what a run imports
     if paper.small is None:
         raise ModelRefused(f"{job.model}: no small network of this architecture could be made to count with.")
+    base = rehearsed(paper.small, method, request, audits) if machine.device == "cpu" else 0.0
 
     def again(method: Finetune, machine: Machine) -> Plan:
         same = machine.dtype == asked.dtype
@@ -110,6 +111,15 @@ def plan(job: Job, machine: Machine) -> Plan:
     if found.short:
         raise EnvironmentRefused(_refused(found, again, job.out))
     return _timed(found, request, audits, job.out)
+
+
+def rehearsed(small: LanguageModel, method: Finetune, request: Request, audits: list[Audit]) -> float:
+    """What this process holds once it has done each thing of a run in little: a library comes when it is needed."""
+    few = {name: examples[:2] for name, examples in request.sets().items()}
+    own = {name: few.pop(name) for name in ("forget", "retain", "holdout", "stand_in") if name in few}
+    statistics_of(Request(**own, probes=few), audits)
+    ask(small, method, request)
+    return held()
 
 
 def finetune_of(job: Job) -> Finetune:
@@ -189,7 +199,7 @@ def counted(
         widths=sizes,
         read=read,
         flops=flops(sizes, read, method),
-        memory=memory(paper, method, sizes, read, machine.device, machine.processes, base),
+        memory=memory(paper, method, sizes, read, machine, base),
         room=machine.memory or room_of(machine.device, machine.processes),
         disk=disk(paper, sizes),
         free=float(shutil.disk_usage(parent).free),

@@ -18,8 +18,9 @@ from torch.utils._pytree import tree_leaves
 
 from expunge.core.model import View
 from expunge.core.request import Request
-from expunge.models.language import ROOM, ROOMS, WRITES
+from expunge.models.language import ROOM, ROOMS
 from expunge.models.tree import grown
+from expunge.models.writing import WRITES
 from expunge.plan.cost import Call
 from expunge.train.draw import Draw
 from expunge.train.keeper import sample
@@ -114,9 +115,7 @@ def reads(
     drawn = [draw.sets() for _ in range(min(method.steps, DRAWN))]
     times = method.steps / len(drawn)
     steps = [
-        tuple(
-            part_of(network, asked, share(part, processes), known, processes) for part in parts(sets, method.accumulate)
-        )
+        tuple(part_of(network, asked, part, known, processes) for part in parts(sets, method.accumulate))
         for sets in drawn
     ]
     texts = [t for examples in request.sets().values() for one in examples for t in (one, *one.alternatives)]
@@ -202,12 +201,12 @@ def spread(network: LanguageModel, examples: Batch, device: str, processes: int)
 
 
 def part_of(network: LanguageModel, asked: Asked, sets: Mapping[str, Batch], known: set[int], processes: int) -> Part:
-    """One part of a step. The model before is asked of each example once, where one process remembers the answer."""
+    """One process's share of a part of a step. The model before is asked of each example once, by one of them."""
+    new = [e for name in asked.before for e in sets[_set(name)] if id(e) not in known]
+    known |= {id(example) for example in new}
+    before = new[: -(-len(new) // processes)]
+    sets = share(sets, processes)
     now = [example for name in asked.now for example in sets[_set(name)]]
-    before = [example for name in asked.before for example in sets[_set(name)]]
-    if processes == 1:
-        before = [example for example in before if id(example) not in known]
-        known |= {id(example) for example in before}
     return Part(
         now=(shape(network, now),) if now else (),
         before=(shape(network, before),) if before else (),
@@ -223,11 +222,11 @@ def _set(name: str) -> str:
 def _writing(request: Request, audits: Sequence[Audit], processes: int) -> Iterator[Writing]:
     lengths = sorted({int(new) for audit in audits if (new := getattr(audit, "max_new_tokens", 0))})
     for new in lengths:
-        for examples in request.sets().values():
-            asked = sorted(len(e.asked) for e in examples if getattr(e, "asked", ()))[::processes]
-            for start in range(0, len(asked), WRITES):
-                group = asked[start : start + WRITES]
-                yield Writing(len(group), group[-1], new)
+        every = [e for examples in request.sets().values() for e in examples]
+        asked = sorted(len(e.asked) for e in every if getattr(e, "asked", ()))[::processes]
+        for start in range(0, len(asked), WRITES):
+            group = asked[start : start + WRITES]
+            yield Writing(len(group), group[-1], new)
 
 
 # What an objective asks

@@ -18,13 +18,13 @@ from expunge.report.html import (
     name_of,
     note_of,
     notes_of,
-    number,
     outcome,
     page,
     rows_of,
     span_of,
 )
 from expunge.report.plots import finite
+from expunge.report.words import number
 
 
 @dataclass(frozen=True)

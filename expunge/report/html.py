@@ -4,11 +4,8 @@ No script and no outside asset; every string of the report is escaped, and lette
 control characters) are spelled out. The same report gives the same bytes.
 """
 
-import math
-import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from functools import cache
 from pathlib import Path
 
@@ -16,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from expunge.report import plots
 from expunge.report.plots import finite
+from expunge.report.words import duration, moment, number, precise, short, storage, visible
 
 MODELS = ("before", "after", "reference")
 TEXTS = {"prompt": "Asked", "answer": "Right answer", "before": "Before", "after": "After", "reference": "Reference"}
@@ -28,6 +26,9 @@ MEANINGS = {
     "holdout": "never seen in training",
 }
 COLOURS = {"forget": "gone", "paraphrase": "gone", "retain": "kept", "general": "kept"}
+
+SHOWN = 60
+"""Blocks of a model that the page names at most."""
 
 Fact = tuple[str, str]
 Row = dict[str, dict]  # findings of one audit on one set, by model
@@ -49,6 +50,7 @@ def render(report: dict, steps: list[dict]) -> str:
         results=results(findings),
         curves=plots.curves(steps, run.get("kept_step"), run.get("level")),
         run=about_run(run),
+        blocks=blocks_of(run),
         samples=samples_of(report),
     )
 
@@ -71,84 +73,6 @@ def _environment() -> Environment:
     words = (number, precise, short, storage, duration, moment, meaning, colour)
     made.filters |= {word.__name__: word for word in words}
     return made
-
-
-# What a reader may safely be shown
-
-
-def visible(value: object) -> object:
-    """Spell out the letters that are not seen yet change what is seen, such as U+202E; line breaks and tabs stay."""
-    if hasattr(value, "__html__") or not isinstance(value, str):  # markup of our own, or a number
-        return value
-    return "".join(_spelled(letter) if _hides(letter) else letter for letter in value)
-
-
-def _hides(letter: str) -> bool:
-    if letter in "\n\t\u200c\u200d":  # the joiners are ordinary spelling in Persian, Hindi and emoji
-        return False
-    return unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Zl", "Zp")
-
-
-def _spelled(letter: str) -> str:
-    return f"\\u{ord(letter):04x}" if ord(letter) <= 0xFFFF else f"\\U{ord(letter):08x}"
-
-
-# Numbers for people
-
-
-def number(value: object) -> str:
-    """0.97, 5.31, 121.8, 1.2e-05; a dash where there is none."""
-    if value is None:
-        return "–"
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
-    if isinstance(value, int) or value == 0:
-        return f"{value:,}" if value else "0"
-    if not math.isfinite(value):
-        return "not a number" if math.isnan(value) else "∞" if value > 0 else "−∞"
-    if not 1e-3 <= abs(value) < 1e6:
-        return f"{value:.1e}"
-    return f"{value:.2g}" if abs(value) < 0.1 else f"{value:,.2f}" if abs(value) < 100 else f"{value:,.1f}"
-
-
-def precise(value: object) -> str:
-    """Four digits, so that a value and the bound that it just missed do not look the same."""
-    return f"{value:.4g}" if finite(value) else number(value)
-
-
-def short(value: object) -> str:
-    """1,234 or 134.5 M"""
-    return _scaled(value, {"T": 1e12, "B": 1e9, "M": 1e6}) or (f"{value:,}" if finite(value) else number(value))
-
-
-def storage(value: object) -> str:
-    """2.4 GB; powers of a thousand, as disks and cards are sold."""
-    return _scaled(value, {"TB": 1e12, "GB": 1e9, "MB": 1e6, "kB": 1e3}) or f"{number(value)} bytes"
-
-
-def _scaled(value: object, units: dict[str, float]) -> str:
-    fits = [(unit, size) for unit, size in units.items() if finite(value) and value >= size]
-    return f"{value / fits[0][1]:.1f} {fits[0][0]}" if fits else ""
-
-
-def duration(value: object) -> str:
-    """1.2 s, 1 min 22 s, 3 h 5 min"""
-    if not finite(value):
-        return number(value)
-    if value < 59.95:
-        return f"{value:.1f} s"
-    minutes, seconds = divmod(round(value), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
-
-
-def moment(value: object) -> str:
-    """22 November 2026, 09:00 UTC; what is no date is shown as it is."""
-    try:
-        when = datetime.fromisoformat(str(value))
-    except ValueError:
-        return str(value)
-    return f"{when.day} {when:%B %Y, %H:%M} {when.tzname() or ''}".strip()
 
 
 # The outcome
@@ -367,9 +291,53 @@ def about_run(run: dict) -> list[Fact]:
         "Forget loss to reach": _told(run.get("level"), after=source),
         "Budget for the retain loss": _told(run.get("budget")),
         "Numbers that could move": _told(adapter.get("trainable"), after=layers + share),
+        "Read in parts": _told(run.get("parts"), after=" a step, since memory ran out"),
         "Merged model against adapter": _told(gap, "logits within "),
+        **_edited(run.get("edit") or {}),
     }
     return [(name, said) for name, said in facts.items() if said]
+
+
+def _edited(edit: dict) -> dict[str, str]:
+    """How much of the model a method without steps changed."""
+    changed, count = edit.get("changed"), edit.get("parameters")
+    share = f" of {short(count)} ({changed / count:.2%})" if finite(changed) and finite(count) and count else ""
+    alpha = _told(edit.get("alpha"), ", each more than ", " times as important to the forget set as to all data")
+    return {
+        "Numbers changed": f"{short(changed)}{share}" if finite(changed) else "",
+        "Numbers dampened": f"{short(edit['selected'])}{alpha}" if finite(edit.get("selected")) else "",
+        "Length of the change": _told(edit.get("distance")),
+    }
+
+
+@dataclass(frozen=True)
+class Block:
+    """A part of the model, and how much of it was changed."""
+
+    name: str
+    changed: int
+    parameters: int
+    share: float
+    distance: float | None
+    width: float
+    """Of its bar, in per cent of the block of which the largest share was changed."""
+
+
+def blocks_of(run: dict) -> list[Block]:
+    """The blocks that a method without steps changed, as far as that was recorded; at most 60, the most changed."""
+    told = {
+        name: of
+        for name, of in ((run.get("edit") or {}).get("blocks") or {}).items()
+        if finite(of.get("changed")) and finite(of.get("parameters")) and of["parameters"] > 0
+    }
+    shares = {name: of["changed"] / of["parameters"] for name, of in told.items()}
+    shown = set(sorted(shares, key=lambda name: -shares[name])[:SHOWN])
+    most = max(shares.values(), default=0) or 1
+    return [
+        Block(name, of["changed"], of["parameters"], shares[name], of.get("distance"), 100 * shares[name] / most)
+        for name, of in told.items()
+        if name in shown
+    ]
 
 
 def _told(value: object, before: str = "", after: str = "") -> str:

@@ -7,6 +7,13 @@ from collections.abc import Collection
 from expunge.core.request import Request
 
 SMALL = 30
+BLURRED = {
+    ("forget", "retain"): "What they say is asked to be forgotten and to be kept: neither can be judged by them.",
+    ("forget", "holdout"): "The model has seen those holdout records in all but name, so the level and membership "
+    "inference are off by them.",
+    ("retain", "holdout"): "The model has seen those holdout records in all but name, and goes on learning them.",
+}
+"""Why records of two sets should not say the same."""
 
 
 def limits(request: Request, family: str, referenced: bool, saved: str, tried: Collection[str] = ()) -> list[str]:
@@ -26,6 +33,8 @@ def limits(request: Request, family: str, referenced: bool, saved: str, tried: C
             "No holdout set was given: membership inference was not tried, and unless a level was given nothing "
             "says how far the forgetting had to go."
         )
+    for repeat in request.repeats:
+        said.append(f"{repeat}. {BLURRED[repeat.one, repeat.other]}")
     if not request.retain:
         said.append("No retain set was given: nothing held the rest of the model in place, and no harm was measured.")
     if not request.probes:

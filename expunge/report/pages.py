@@ -3,25 +3,55 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from expunge.core.errors import DataRefused, UsageRefused
-from expunge.core.files import write_text
+from expunge.core.files import MANIFEST, check_manifest, renew_manifest, write_text
 from expunge.report import compare, html
 
 NEEDED = ("model", "findings")
+PAGE = "report.html"
 
 
-def write_page(folders: list[Path], out: Path | None) -> Path:
-    """One run's page, or the comparison of several; returns where it was written."""
+def write_page(folders: list[Path], out: Path | None, tell: Callable[[str], object] = print) -> Path:
+    """One run's page, or the comparison of several; returns where it was written. Refuses a folder that was changed."""
+    for folder in folders:
+        check_folder(folder, tell)
     runs = [(folder.resolve().name, *read_run(folder)) for folder in folders]
     alone = len(runs) == 1
-    target = out or (folders[0] / "report.html" if alone else Path("comparison.html"))
+    target = out or (folders[0] / PAGE if alone else Path("comparison.html"))
     if target.is_dir() or not target.parent.is_dir():
         raise UsageRefused(f"--out {target}: give the name of a file in a folder that is there.")
     write_text(target, html.render(runs[0][1], runs[0][2]) if alone else compare.render(runs))
+    for folder in folders:
+        if target.resolve() == (folder / PAGE).resolve():
+            renew_manifest(folder, PAGE)
     return target
+
+
+def check_folder(folder: Path, tell: Callable[[str], object]) -> None:
+    """Compare a run's folder with its manifest, weights and all. Raises `ModelRefused` for the first file changed.
+
+    Pages are left out: they are made of what is checked. So are a model and an adapter that were taken elsewhere.
+    """
+    if not (folder / "report.json").is_file():
+        return  # `read_run` says so
+    if not (folder / MANIFEST).is_file():
+        tell(f"{folder}: there is no {MANIFEST}, so nothing says whether it is as it was written.")
+        return
+    gone = [name for name in ("model", "adapter") if not (folder / name).is_dir()]
+
+    def checked(name: str) -> bool:
+        top, *below = name.split("/")
+        return top not in gone and (bool(below) or not top.endswith(".html"))
+
+    files = check_manifest(folder, checked)["files"]
+    assert isinstance(files, dict)
+    for name in gone:
+        if any(file.startswith(f"{name}/") for file in files):
+            tell(f"{folder}: {name}/ is not there any more, so it was not checked.")
 
 
 def read_run(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -52,7 +52,12 @@ def head(
             "parameters": sum(p.numel() for p in network.module.parameters()),
             "fingerprint": network.fingerprint(),
         },
-        "request": {"fingerprint": request.fingerprint(), "sets": sets, "duplicates": request.duplicates()},
+        "request": {
+            "fingerprint": request.fingerprint(),
+            "sets": sets,
+            "duplicates": request.duplicates(),
+            "repeats": [asdict(repeat) for repeat in request.repeats],
+        },
         "environment": {
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "transformers", "peft")},

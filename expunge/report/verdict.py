@@ -5,11 +5,13 @@ from __future__ import annotations
 import ast
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from expunge.core.audit import Finding
+from expunge.core.audit import Audit, Finding
 from expunge.core.errors import UsageRefused
+from expunge.core.request import Request
+from expunge.report.quality import DERIVED
 
 RULE = re.compile(r"\s*([\w -]+?)\s*\.\s*(\w+)\s*(<=|>=|<|>)\s*(.+?)\s*")
 
@@ -69,6 +71,17 @@ class Rule:
             difference = 0.0
         met = {"<=": difference <= 0, ">=": difference >= 0, "<": difference < 0, ">": difference > 0}[self.sign]
         return Outcome(self.text, after.value, bound, met)
+
+
+def check_rules(rules: list[Rule], audits: Sequence[Audit], request: Request, referenced: bool) -> None:
+    """Refuse a rule about a set or an audit that this job does not have, before the work rather than after."""
+    sets, names = [*request.sets(), "forget vs holdout"], [audit.name for audit in audits]
+    names += DERIVED if referenced and "TruthRatio" in names else ()
+    for rule in rules:
+        if rule.set not in sets:
+            raise UsageRefused(f"--require '{rule.text}': there is no set '{rule.set}'. Sets: {', '.join(sets)}.")
+        if rule.audit not in names:
+            raise UsageRefused(f"--require '{rule.text}': {rule.audit} is not run. Audits: {', '.join(names)}.")
 
 
 def _value(node: ast.expr, names: dict[str, float]) -> float:

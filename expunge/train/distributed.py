@@ -30,8 +30,9 @@ from torch.distributed.tensor import DTensor
 
 from expunge.core.blocks import blocks
 from expunge.core.errors import RunFailed
-from expunge.core.model import Batch, Model, Network, Speaker
-from expunge.core.predictions import Answers, Hidden, Predictions
+from expunge.core.experts import Routes, routed
+from expunge.core.model import Batch, Network
+from expunge.core.predictions import Hidden, Predictions
 from expunge.core.rows import Head
 
 PATIENCE = timedelta(seconds=45)
@@ -186,27 +187,33 @@ def part(sets: Mapping[str, Batch]) -> tuple[dict[str, Batch], frozenset[str]]:
     Of those it is given one example to read all the same: the processes hand each other weights as they go, so each
     must call the model as often as the others do.
     """
-    cut = {
+    own = {
         name: batch[len(batch) * place() // count() : len(batch) * (place() + 1) // count()]
         for name, batch in sets.items()
     }
-    absent = frozenset(name for name, batch in cut.items() if not batch)
-    return {name: batch or sets[name][:1] for name, batch in cut.items()}, absent
+    absent = frozenset(name for name, batch in own.items() if not batch)
+    return {name: batch or sets[name][:1] for name, batch in own.items()}, absent
 
 
 # Weights
 
 
 def shard(network: Network) -> Network:
-    """A network over the same values whose parameters are cut over the processes, block by block; one alone: itself.
+    """The network cut over the processes; one alone: itself."""
+    return network if count() == 1 else cut(network)
 
-    Adapters go in before: one that is put into a network already cut gets gradients that nobody adds up. Compute is in
-    each weight's own precision (bfloat16 where the model is loaded so, with the adapter in float32), as in one process.
+
+def cut(network: Network) -> Network:
+    """A network over the same values whose parameters are cut over the processes, block by block.
+
+    Where the whole lies on the host, no device ever holds more of it than a block at a time. Adapters go in before: one
+    that is put into a network already cut gets gradients that nobody adds up. Compute is in each weight's own precision
+    (bfloat16 where the model is loaded so, with the adapter in float32), as in one process.
     """
-    if count() == 1:
-        return network
-    cut = network.fork()
-    module: Any = cut.module
+    made = network.fork()
+    for part in made.module.modules():  # a fork shares buffers, which are about to be moved to the device
+        part._buffers.update({name: b if b is None else b.clone() for name, b in part._buffers.items()})
+    module: Any = made.module
     module = module.get_base_model() if hasattr(module, "get_base_model") else module
     # It warns where the output is a view, which must not be written into; nothing here does.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)
@@ -219,7 +226,7 @@ def shard(network: Network) -> Network:
         if isinstance(each, FSDPModule):
             each.set_force_sum_reduction_for_comms(True)
             each.set_gradient_divide_factor(1.0)
-    return cut
+    return made
 
 
 def reference(before: Network, now: Network) -> Network:
@@ -242,6 +249,11 @@ class Silent(Network):
     def hidden(self, batch: Batch, layer: int | None = None) -> Hidden:
         with silenced(self.module):
             return self.adapted.hidden(batch, layer)
+
+    def routes(self, batch: Batch, layer: int | None = None) -> Routes:
+        """What the routers say with the adapter silent."""
+        with silenced(self.module):
+            return routed(self.adapted, batch, layer)
 
     def batches(self, examples: Batch) -> Iterator[list[int]]:
         return self.adapted.batches(examples)
@@ -282,74 +294,3 @@ def aside(network: Network) -> Iterator[None]:
         network.module.to("cpu")
     yield
     network.module.to(device)
-
-
-# Answers
-
-
-@dataclass(frozen=True)
-class Spread(Model):
-    """A model that every process has, whole or in part: batches are dealt out, answers come back in their order."""
-
-    model: Model
-
-    def predict(self, batch: Batch) -> Predictions:
-        return self.model.predict(batch)
-
-    def batches(self, examples: Batch) -> Iterator[list[int]]:
-        return self.model.batches(examples)
-
-    def answers(self, examples: Batch) -> Answers:
-        sizes = torch.tensor([example.rows for example in examples])
-        ends = torch.cumsum(sizes, 0).tolist()
-        table = torch.zeros(3, ends[-1], dtype=torch.float64)
-        groups = list(self.model.batches(examples))
-        for start in range(0, len(groups), count()):
-            turn = start + place()
-            group = groups[min(turn, len(groups) - 1)]  # the last round may be short, but each calls the model
-            with torch.no_grad():  # in inference mode FSDP2 would make weights that cannot be trained with later
-                said = self.model.predict([examples[k] for k in group]).answers()
-            if turn < len(groups):
-                for k, one in zip(group, said.parts(), strict=True):
-                    table[:, ends[k] - len(one.labels) : ends[k]] = torch.stack(
-                        [one.labels.cpu(), one.log_probs.cpu(), one.right.cpu()]
-                    )
-        meet()
-        labels, log_probs, right = summed(table)
-        return Answers(
-            labels=labels.long(),
-            example=torch.arange(len(examples)).repeat_interleave(sizes),
-            examples=len(examples),
-            share=None,
-            log_probs=log_probs.to(said.log_probs.dtype),
-            right=right.bool(),
-        )
-
-
-@dataclass(frozen=True)
-class SpreadSpeaker(Spread, Speaker):
-    """The same for a model that can write; each process writes with a whole copy."""
-
-    def generate(self, prompts: Batch, max_new_tokens: int) -> list[str]:
-        assert isinstance(self.model, Speaker)
-        mine = range(place(), len(prompts), count())
-        texts = self.model.generate([prompts[k] for k in mine], max_new_tokens)
-        said = {k: text.encode("utf-8", "surrogatepass") for k, text in zip(mine, texts, strict=True)}
-        meet()
-        sizes = summed(torch.tensor([len(said.get(k, b"")) for k in range(len(prompts))]))
-        ends = torch.cumsum(sizes, 0).tolist()
-        letters = torch.zeros(ends[-1], dtype=torch.uint8)
-        for k, text in said.items():
-            letters[ends[k] - len(text) : ends[k]] = torch.tensor(list(text), dtype=torch.uint8)
-        written = bytes(summed(letters).tolist())
-        return [
-            written[end - size : end].decode("utf-8", "surrogatepass")
-            for size, end in zip(sizes.tolist(), ends, strict=True)
-        ]
-
-
-def spread(model: Model) -> Model:
-    """The model, asked by all processes together; one alone: itself."""
-    if count() == 1:
-        return model
-    return SpreadSpeaker(model) if isinstance(model, Speaker) else Spread(model)

@@ -19,24 +19,25 @@ from torch import Tensor, nn
 from expunge.adapters.bounded import Bounded
 from expunge.adapters.layers import Kind, kind_of, kinds
 from expunge.core.adapter import Adapter
-from expunge.core.errors import RunFailed, UsageRefused
-from expunge.core.memory import Remembered
+from expunge.core.errors import EnvironmentRefused, RunFailed, UsageRefused
 from expunge.core.method import Method, unwatched
 from expunge.core.model import Batch, Network, View, Watch
 from expunge.core.objective import Objective
 from expunge.core.predictions import Share
 from expunge.core.request import Request
-from expunge.core.store import kept
+from expunge.core.room import tried
 from expunge.objectives.retain_kl import RetainKL
 from expunge.objectives.retain_nll import RetainNLL
 from expunge.objectives.settle import Settle
 from expunge.train.activations import Activations, managed
 from expunge.train.checkpoint import Checkpoints, facts
-from expunge.train.distributed import first, full, part, reference, shard, spread, summed
+from expunge.train.distributed import first, full, part, reference, shard, summed
 from expunge.train.draw import Draw
 from expunge.train.keeper import Keeper
 from expunge.train.norms import Norms
+from expunge.train.parts import Parts
 from expunge.train.stop import Stop
+from expunge.train.together import dealt, remembered, spread
 
 Schedule = Literal["constant", "linear", "cosine"]
 
@@ -138,8 +139,7 @@ class _Run:
         self.now = shard(self.adapted)
         self.reference = reference(self.before, self.now)
         # What the model said before never changes: each example is read once, not once an epoch.
-        # Many processes ask it together, so none may leave out a question that another has to ask.
-        self.known = Remembered(self.reference, kept()) if self.reference is self.before else self.reference
+        self.known = remembered(self.before, self.reference)
         self.moving = self.now.trainable()
         self.kinds: dict[str, Kind] = kinds(self.before.module)
         self.norms = Norms()
@@ -147,6 +147,7 @@ class _Run:
         self.reads: dict[str, tuple[str, ...]] = {"now": (), "before": ()}
         self.memory: dict[str, object] = {}
         self.events: list[dict[str, object]] = []
+        self.parts = Parts([(1, self.plan.accumulate)])
         self.optimizer = torch.optim.AdamW(
             self.moving.values(), lr=self.plan.learning_rate, weight_decay=self.plan.weight_decay
         )
@@ -154,7 +155,7 @@ class _Run:
     def train(self) -> Network:
         plan = self.plan
         draw = Draw(self.request, plan.batch, plan.retain_batch, plan.seed)
-        keeper = plan.stop.keeper(spread(self.reference), self.request)
+        keeper = plan.stop.keeper(spread(self.before, parts=self.reference), self.request)
         self.level = keeper.level
         layers = [name for name, _ in self.changes()]
         self.watch(
@@ -169,13 +170,13 @@ class _Run:
         )
         begun = self.resume(draw, keeper) if self.checkpoints and self.checkpoints.resume else 0
         if not begun:
-            keeper.check(0, spread(self.now), self.moving, self.tell)
+            keeper.check(0, spread(self.adapted, parts=self.now), self.moving, self.tell)
         stopped = f"all {plan.steps} steps were taken"
         for step in range(begun + 1, plan.steps + 1):
             self.step(step, draw.sets())
             last = step == plan.steps
             if last or step % plan.stop.every == 0:
-                enough = keeper.check(step, spread(self.now), self.moving, self.tell)
+                enough = keeper.check(step, spread(self.adapted, parts=self.now), self.moving, self.tell)
                 if enough:
                     stopped = enough
                     break
@@ -183,17 +184,13 @@ class _Run:
                 self.checkpoints.write(step, self.facts, self.tensors(keeper), self.state(keeper))
         kept = keeper.restore(self.moving)
         self.gather()
-        self.watch({"kind": "end", "stopped": stopped, "kept_step": kept, "steps": step, **keeper.verdict()})
+        end = {"kind": "end", "stopped": stopped, "kept_step": kept, "steps": step, **keeper.verdict()}
+        self.watch(end | self.plan.adapter.close(self.adapted))
         return self.adapted
 
     def step(self, step: int, sets: Mapping[str, Batch]) -> None:
         start = time.monotonic()
-        self.optimizer.zero_grad(set_to_none=True)
-        shares = {name: Share(sum(e.rows for e in batch), len(batch)) for name, batch in sets.items()}
-        total: dict[str, float] = {}
-        for each in _parts(sets, self.plan.accumulate):
-            for name, value in self.descend(step, each, shares).items():
-                total[name] = total.get(name, 0.0) + value
+        total = self.slope(step, sets)
         gradient = self.norms.gradients(self.moving, lambda name: kind_of(name, self.kinds))
         if not math.isfinite(sum(gradient.values())):
             self.fail(step, "a gradient", sets)
@@ -223,6 +220,32 @@ class _Run:
         self.gather()
         return self.plan.adapter.deltas(self.adapted, self.before)
 
+    def slope(self, step: int, sets: Mapping[str, Batch]) -> dict[str, float]:
+        """A step's gradient and losses, in as many parts as memory needs."""
+        memory = self.memory
+        while True:
+            self.optimizer.zero_grad(set_to_none=True)
+            # A reading that breaks off has told objectives a part of the step already.
+            self.memory = {key: dict(kept) if isinstance(kept, dict) else kept for key, kept in memory.items()}
+            try:
+                read = tried(lambda: self.added(step, sets))
+            except UsageRefused as error:  # an objective that is no mean cannot be read in parts
+                if self.parts.at(step) == self.plan.accumulate:
+                    raise
+                raise EnvironmentRefused(f"step {step}: out of memory when read at once, and {error}") from error
+            if read is not None:
+                return read[0]
+            self.tell(self.parts.double(step, sets))
+
+    def added(self, step: int, sets: Mapping[str, Batch]) -> dict[str, float]:
+        """The losses of a step's parts, added up, and their gradients too."""
+        shares = {name: Share(sum(e.rows for e in batch), len(batch)) for name, batch in sets.items()}
+        total: dict[str, float] = {}
+        for each in self.parts.cut(step, sets):
+            for name, value in self.descend(step, each, shares).items():
+                total[name] = total.get(name, 0.0) + value
+        return total
+
     def descend(self, step: int, sets: Mapping[str, Batch], shares: Mapping[str, Share]) -> dict[str, float]:
         """Gradients of one part of a step, added to those of the parts before; its losses."""
         whole = {name: getattr(self.request, name) for name in sets}
@@ -230,7 +253,7 @@ class _Run:
         mine, absent = part(sets)
         lasting |= {"absent": absent}
         now = View(self.now, mine, shares, level=self.level, together=self.reads["now"], **lasting)
-        before = View(self.known, mine, shares, gradients=False, together=self.reads["before"], **lasting)
+        before = View(dealt(self.known, sets), mine, shares, gradients=False, together=self.reads["before"], **lasting)
         terms = [(weight, term, term(now, before)) for weight, term in self.plan.objective.terms()]
         loss = sum(weight * value for weight, _, value in terms)
         # Which sets an objective reads does not depend on what they say, so from now on one call reads them all.
@@ -277,7 +300,8 @@ class _Run:
         for numbers in memory.values():
             if "sum" in numbers:  # each process's part of a step's loss
                 numbers["sum"] = float(summed(torch.tensor(numbers["sum"], dtype=torch.float64)))
-        return {"keeper": keeper.numbers(), "reads": self.reads, "memory": memory, "events": self.events}
+        made = {"keeper": keeper.numbers(), "reads": self.reads, "memory": memory, "parts": self.parts.since}
+        return made | {"events": self.events}
 
     def resume(self, draw: Draw, keeper: Keeper) -> int:
         """Take up the run where its newest checkpoint left it; the step that it had taken."""
@@ -301,22 +325,22 @@ class _Run:
             self.watch({"kind": "phase", "what": f"Passed over: {text}"})
         for event in state["events"]:
             self.tell(event)
-        for _ in range(done):
-            self.reread(draw.sets(), tuple(state["reads"]["before"]))
+        self.parts = Parts([(first, parts) for first, parts in state["parts"]])
+        for step in range(1, done + 1):
+            self.reread(step, draw.sets(), tuple(state["reads"]["before"]))
         self.reads = {name: tuple(sets) for name, sets in state["reads"].items()}
         return done
 
-    def reread(self, sets: Mapping[str, Batch], reads: tuple[str, ...]) -> None:
+    def reread(self, step: int, sets: Mapping[str, Batch], reads: tuple[str, ...]) -> None:
         """Ask the model before, where its answers are remembered, in the groups in which a step asked it.
 
         How examples are grouped decides the last bits of what is said of them.
         """
-        if isinstance(self.known, Remembered):
-            for each in _parts(sets, self.plan.accumulate):
-                before = View(self.known, each, gradients=False, together=self.reads["before"])
-                for name in reads:
-                    before.ask(name)
-                self.reads["before"] = reads
+        for each in self.parts.cut(step, sets):
+            before = View(self.known, each, gradients=False, together=self.reads["before"])
+            for name in reads:
+                before.ask(name)
+            self.reads["before"] = reads
 
     def fail(self, step: int, what: str, sets: Mapping[str, Batch]) -> None:
         ids = "; ".join(f"{name}: {', '.join(e.id for e in batch)}" for name, batch in sets.items())
@@ -327,10 +351,3 @@ class _Run:
         self.gather()
         error.last_good = self.adapted
         raise error
-
-
-def _parts(sets: Mapping[str, Batch], count: int) -> Iterator[dict[str, Batch]]:
-    """Each set cut into `count` nearly equal runs; into fewer where a set is shorter, so that no part lacks a set."""
-    count = min(count, *map(len, sets.values()))
-    for k in range(count):
-        yield {name: batch[k * len(batch) // count : (k + 1) * len(batch) // count] for name, batch in sets.items()}

@@ -10,8 +10,10 @@ import pytest
 from expunge.core.errors import EnvironmentRefused, ModelRefused
 from expunge.core.files import (
     MANIFEST,
+    check_inside,
     check_manifest,
     folder_digest,
+    renew_manifest,
     sha256,
     whole_folder,
     write_manifest,
@@ -158,3 +160,62 @@ def test_a_folder_s_digest_knows_names_and_contents(tmp_path: Path):
     (tmp_path / "a").write_text("2")
     assert folder_digest(tmp_path) != first
     assert folder_digest(tmp_path / "a") == sha256(tmp_path / "a")
+
+
+def flip(path: Path, bit: int = 9) -> None:
+    content = bytearray(path.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
+
+
+def test_a_part_of_a_folder_is_compared_alone(tmp_path: Path):
+    folder = made(tmp_path / "m")
+    flip(folder / "a.bin")
+    check_manifest(folder, lambda name: name.startswith("deep/"))
+    with pytest.raises(ModelRefused, match=r"a\.bin is not the file"):
+        check_manifest(folder, lambda name: not name.startswith("deep/"))
+
+
+def test_a_model_is_compared_with_the_manifest_of_the_result_that_it_lies_in(tmp_path: Path):
+    folder = tmp_path / "out" / "model"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    check_inside(folder)  # no manifest above
+    (tmp_path / "out" / "report.json").write_text("{}")
+    write_manifest(tmp_path / "out")
+    flip(tmp_path / "out" / "report.json")
+    check_inside(folder)  # the report is not what is read
+    (tmp_path / "link").symlink_to(folder)
+    flip(folder / "config.json")
+    for name in (folder, tmp_path / "link"):
+        with pytest.raises(ModelRefused, match=r"config\.json is not the file that was written"):
+            check_inside(name)
+    flip(folder / "config.json")
+    (folder / "more.safetensors").write_text("x")
+    with pytest.raises(ModelRefused, match=r"model/more\.safetensors is not in MANIFEST"):
+        check_inside(folder)
+
+
+def test_a_manifest_above_that_is_another_program_s_says_nothing_of_a_model(tmp_path: Path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    for text in ('{"name": "x"}', '{"files": {"other/a": 1}}', "not JSON", "[]"):
+        (tmp_path / MANIFEST).write_text(text)
+        check_inside(tmp_path / "model")
+    (tmp_path / "report.json").write_text("{}")
+    (tmp_path / MANIFEST).write_text("{")  # ours, and torn
+    with pytest.raises(ModelRefused, match=r"is not a manifest"):
+        check_inside(tmp_path / "model")
+
+
+def test_a_file_written_over_is_entered_anew_and_no_other(tmp_path: Path):
+    folder = made(tmp_path / "m")
+    (folder / "deep" / MANIFEST).write_text("[1]")
+    flip(folder / "a.bin")
+    renew_manifest(folder, f"deep/{MANIFEST}")
+    with pytest.raises(ModelRefused, match=r"a\.bin is not the file"):
+        check_manifest(folder)
+    flip(folder / "a.bin")
+    assert check_manifest(folder)["base"] == "abc"
+    renew_manifest(tmp_path, "none")  # no manifest, so nothing to enter
+    assert below(tmp_path) == ["m", f"m/{MANIFEST}", "m/a.bin", "m/deep", f"m/deep/{MANIFEST}"]

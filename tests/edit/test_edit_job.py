@@ -58,6 +58,12 @@ def test_an_edit_writes_a_model_and_tells_what_it_changed(expunge, model, files,
     was, now = (load_file(folder / "model.safetensors") for folder in (model, tmp_path / "out" / "model"))
     changed = sum(int((was[name] != now[name]).sum()) for name in was)
     assert changed == made["run"]["edit"]["changed"]
+    blocks = made["run"]["edit"]["blocks"]
+    assert sum(block["changed"] for block in blocks.values()) == changed
+    assert {"model.layers.0", "model.layers.1"} < set(blocks)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Where it changed" in page
+    assert "model.layers.1" in page
     assert not (tmp_path / "out" / "adapter").exists()
 
 

@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from expunge.report import compare, html
+from expunge.report import compare, html, words
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 VOID = {"meta", "br", "link", "img", "input", "hr"}
@@ -297,7 +297,7 @@ def test_hostile_strings_are_inert_wherever_they_stand(text):
     for page in (html.render(bad, steps), compare.render([(text, bad, steps), (text, report(), [])])):
         found = assert_inert(page)
         assert page.count("<style") == page.count("</style") == page.count("<title") == 1
-        assert html.visible(text).split()[0] in found.text
+        assert words.visible(text).split()[0] in found.text
         page.encode("utf-8")
 
 
@@ -307,30 +307,51 @@ def test_letters_that_mislead_are_spelled_out():
     assert not {"\u202e", "\x00", "\u2028", "\ud800"} & set(page)
 
 
-def test_ordinary_letters_of_any_script_stay_as_they_are():
-    written = "Ångström\n\tمی\u200cخواهم 東京 👩\u200d🔬"
-    assert html.visible(written) == written
+# What an edit changed
 
 
-# Numbers for people
+def edited(**blocks):
+    """A run without steps, as dampening leaves it."""
+    return {
+        "edit": {
+            "changed": 30_000, "parameters": 2_000_000, "distance": 4.25, "selected": 30_500, "alpha": 12.5,
+            "blocks": blocks,
+        },
+        "merge": {"max_logit_difference": 0.0},
+    }  # fmt: skip
 
 
-def test_numbers_are_as_long_as_they_are_useful():
-    said = {0.97: "0.97", 5.312: "5.31", 0: "0", 1.0: "1.00", 0.0833: "0.083", 121.84: "121.8", 1.2e-5: "1.2e-05"}
-    assert {value: html.number(value) for value in said} == said
-    assert html.number(123456) == "123,456"
-    assert html.number(2.5e7) == "2.5e+07"
-    assert (html.number(None), html.number(-math.inf)) == ("–", "−∞")
+def test_an_edit_tells_how_much_it_changed_and_in_which_blocks():
+    run = edited(**{
+        "vit.layers.0": {"changed": 20_000, "parameters": 1_000_000, "distance": 4.0},
+        "vit.layers.1": {"changed": 10_000, "parameters": 1_000_000, "distance": 1.4361},
+    })  # fmt: skip
+    found = assert_inert(html.render(report(run=run), []))
+    assert "Numbers changed 30,000 of 2.0 M (1.50%)" in found.text
+    dampened = "Numbers dampened 30,500, each more than 12.50 times as important to the forget set as to all data"
+    assert dampened in found.text
+    assert "Length of the change 4.25" in found.text
+    assert "vit.layers.0 20,000 1.0 M 4.00 2.00% vit.layers.1 10,000 1.0 M 1.44 1.00%" in found.text
+    assert ("style", "width: 100.0%") in found.attributes
+    assert ("style", "width: 50.0%") in found.attributes
 
 
-def test_sizes_and_times_have_units():
-    assert [html.short(n) for n in (1234, 134515008, 7.2e9)] == ["1,234", "134.5 M", "7.2 B"]
-    assert [html.storage(n) for n in (512, 2.4e9)] == ["512 bytes", "2.4 GB"]
-    assert [html.duration(s) for s in (1.23, 59.94, 59.96, 82.0, 11100)] == [
-        "1.2 s", "59.9 s", "1 min 0 s", "1 min 22 s", "3 h 5 min",
-    ]  # fmt: skip
-    assert html.moment("2026-11-22T09:00:00Z") == "22 November 2026, 09:00 UTC"
-    assert html.moment("yesterday") == "yesterday"
+def test_of_very_many_blocks_the_most_changed_are_shown_in_their_order():
+    run = edited(**{f"block.{k}": {"changed": k, "parameters": 100, "distance": 1.0} for k in range(100)})
+    names = [block.name for block in html.blocks_of(run)]
+    assert names == [f"block.{k}" for k in range(40, 100)]
+
+
+def test_a_run_without_an_edit_or_with_one_that_changed_nothing_has_a_page_all_the_same():
+    assert html.blocks_of({}) == html.blocks_of({"edit": {"changed": 3}}) == []
+    [still] = html.blocks_of(edited(**{"a.0": {"changed": 0, "parameters": 5}, "b": {"changed": None}}))
+    assert (still.share, still.width) == (0.0, 0.0)
+    assert "a.0 0 5 – 0.00%" in assert_inert(html.render(report(run=edited(**{"a.0": vars(still)})), [])).text
+
+
+def test_a_step_read_in_parts_because_memory_ran_out_is_told():
+    text = Page(html.render(report(run=report()["run"] | {"parts": 4}), [])).text
+    assert "Read in parts 4 a step, since memory ran out" in text
 
 
 # The comparison

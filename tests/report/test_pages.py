@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from expunge.core.errors import DataRefused, UsageRefused
+from expunge.core.errors import DataRefused, ModelRefused, UsageRefused
+from expunge.core.files import check_manifest, write_manifest
 from expunge.report.pages import read_run, write_page
 
 REPORT = {"model": {"name": "tiny"}, "findings": []}
@@ -62,3 +63,46 @@ def test_a_page_that_has_no_place_is_refused_and_nothing_is_written(tmp_path: Pa
         with pytest.raises(UsageRefused, match=r"give the name of a file in a folder that is there"):
             write_page([folder], out)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["report.json", "run"]
+
+
+def finished(root: Path) -> Path:
+    """A run's folder with weights and a manifest."""
+    folder = run(root, steps='{"kind": "check"}\n')
+    for part in ("model", "adapter"):
+        (folder / part).mkdir()
+        (folder / part / "model.safetensors").write_bytes(bytes(range(200)))
+    (folder / "report.html").write_text("the page of an older version")
+    write_manifest(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["report.json", "steps.jsonl", "model/model.safetensors", "adapter/model.safetensors"])
+def test_a_byte_changed_by_hand_is_noticed_before_a_page_is_made(name: str, tmp_path: Path):
+    folder = finished(tmp_path)
+    content = bytearray((folder / name).read_bytes())
+    content[7] ^= 1
+    (folder / name).write_bytes(content)
+    with pytest.raises(ModelRefused, match=f"{name} is not the file that was written"):
+        write_page([folder], tmp_path / "x.html")
+    assert not (tmp_path / "x.html").exists()
+
+
+def test_a_page_written_again_is_entered_in_the_manifest(tmp_path: Path):
+    folder = finished(tmp_path)
+    write_page([folder], None)
+    check_manifest(folder)
+    assert "<html" in (folder / "report.html").read_text()
+    write_page([folder], folder / "other.html")  # another page beside it is no change of the record
+    write_page([folder], None)
+
+
+def test_what_cannot_be_compared_is_told(tmp_path: Path):
+    folder, told = finished(tmp_path), []
+    write_page([folder], tmp_path / "x.html", told.append)
+    assert told == []
+    (folder / "model").rename(tmp_path / "served")
+    write_page([folder], tmp_path / "x.html", told.append)
+    assert told == [f"{folder}: model/ is not there any more, so it was not checked."]
+    (folder / "MANIFEST.json").unlink()
+    write_page([folder], tmp_path / "x.html", told.append)
+    assert told[1:] == [f"{folder}: there is no MANIFEST.json, so nothing says whether it is as it was written."]

@@ -1,0 +1,150 @@
+"""FILA (of LoKU, Cha et al., 2025, arXiv 2408.06621): a low-rank update begins where the forget set's knowledge lies.
+
+    F = F_forget / (1e-5 + F_retain),   F_set = sum over batches of (d CE / d W)^2 * rows / all rows
+    d_i = sqrt( sum_j F_ij ),           U S V^T = rank-r SVD of diag(d) W / slope
+    A_0 = sqrt(S) V^T,   B_0 = diag(1 / (d + 1e-5)) U sqrt(S),   W' = W + delta(A, B) - delta(A_0, B_0)
+
+The rows of W that matter to what is forgotten, and not to what is retained, are put into the factors that move. The
+slope is that of delta at 0: alpha / r for LoRA, (alpha / r) * omega / gain for a bounded map, whose own update (not
+B_0 A_0) is what is taken off, so that the network answers as before until it is trained. The paper writes the residual
+W - delta(A_0, B_0) over W; here W is left alone and two frozen factors are kept beside it, so the model before is still
+the model before, without a second copy. What to know: the start is read from as many retain as forget examples; weight
+decay pulls towards the residual, not towards W; no entry of a bounded update exceeds twice its bound.
+
+Written beside LoRA, the adapter is a plain LoRA of rank 2r, [B, -B_0] and [A; A_0], that peft loads over the original.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor
+
+from expunge.adapters.bounded import Bounded
+from expunge.adapters.bounded_peft import BoundedLayer
+from expunge.adapters.lora import LoRA
+from expunge.adapters.peft_adapter import quiet
+from expunge.adapters.relative_fisher import factors, lies_in_out, row_weights
+from expunge.core.adapter import Adapter
+from expunge.core.errors import UsageRefused
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from jaxtyping import Float
+
+    from expunge.core.model import Network
+    from expunge.core.request import Request
+
+NOW, START = "default", "start"
+"""peft's names of the factors that move, and of those that are kept."""
+
+
+@dataclass(frozen=True)
+class Fila(Adapter):
+    """A low-rank adapter whose factors begin at what matters to the forget set."""
+
+    adapter: LoRA | Bounded = LoRA()
+    """What is started so. The paper's is LoRA, of rank 4 to 32, alpha = 2r, targets all."""
+    batch: int = 4
+    """Examples of which one mean gradient is taken."""
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise UsageRefused(f"The `batch` of Fila must be at least 1. Got {self.batch!r}.")
+
+    @property
+    def rank(self) -> int:
+        """That of the factors that move."""
+        return self.adapter.rank
+
+    def __call__(self, network: Network, request: Request) -> Network:
+        adapted = self.adapter(network, request)
+        if network.device.type == "meta":  # a plan asks for sizes, which a start does not change
+            return adapted
+        parts = {
+            name.removeprefix("base_model.model."): part
+            for name, part in adapted.module.named_modules()
+            if isinstance(part, BaseTunerLayer)
+        }
+        weights = row_weights(network, request, parts, self.batch)
+        module: Any = adapted.module
+        if isinstance(self.adapter, Bounded):
+            module.peft_config[NOW] = replace(module.peft_config[NOW], start=True)
+        else:
+            with quiet():
+                module.add_adapter(START, replace(module.peft_config[NOW]))
+                module.base_model.set_adapter([START, NOW])
+        for name, part in parts.items():
+            base: Any = part.get_base_layer()
+            weight = base.weight.detach().T if lies_in_out(base) else base.weight.detach()
+            _begin(part, *factors(weight / _slope(part), weights.pop(name), self.rank))
+        return adapted
+
+    def merge(self, adapted: Network) -> Network:
+        return self.adapter.merge(adapted)
+
+    def deltas(self, adapted: Network, before: Network) -> Iterator[tuple[str, Float[Tensor, "out in"]]]:
+        return self.adapter.deltas(adapted, before)
+
+    def save(self, adapted: Network, folder: Path) -> None:
+        self.adapter.save(_joined(adapted) if isinstance(self.adapter, LoRA) else adapted, folder)
+
+
+def _slope(part: Any) -> float:
+    """What the update gains at 0 for each unit of B A."""
+    if isinstance(part, BoundedLayer):
+        form = part.bounded_form[NOW]
+        return form.scale * form.omega
+    return float(part.scaling[NOW])
+
+
+def _begin(part: Any, a: Tensor, b: Tensor) -> None:
+    """Put the factors in place; directions that the weight does not have begin as the adapter's own do, at 0."""
+    few = len(a)
+    bounded = isinstance(part, BoundedLayer)
+    now_a, now_b = (part.bounded_A[NOW], part.bounded_B[NOW]) if bounded else (_lora(part, NOW))
+    with torch.no_grad():
+        now_a[:few].copy_(a)
+        now_b[:, :few].copy_(b)
+    if bounded:
+        part.keep_start(NOW)
+        return
+    start_a, start_b = _lora(part, START)
+    with torch.no_grad():
+        start_a.copy_(now_a)
+        start_b.copy_(-now_b)
+    for factor in (start_a, start_b):
+        factor.requires_grad_(False)
+
+
+def _lora(part: Any, which: str) -> tuple[Tensor, Tensor]:
+    return part.lora_A[which].weight, part.lora_B[which].weight
+
+
+def _joined(adapted: Network) -> Network:
+    """The two LoRAs as one of twice the rank over the same weights."""
+    module: Any = adapted.fork().module
+    was = module.peft_config[NOW]
+    pairs = {
+        name: [
+            torch.cat([one, other], axis)
+            for axis, one, other in zip((0, 1), _lora(part, NOW), _lora(part, START), strict=True)
+        ]
+        for name, part in adapted.module.named_modules()
+        if isinstance(part, BaseTunerLayer)
+    }
+    config = LoraConfig(
+        target_modules=was.target_modules, r=2 * was.r, lora_alpha=2 * was.lora_alpha, lora_dropout=0.0, bias="none"
+    )
+    with quiet(), torch.no_grad():
+        joined = get_peft_model(module.unload(), config)
+        for name, values in pairs.items():
+            for into, value in zip(_lora(joined.get_submodule(name), NOW), values, strict=True):
+                into.copy_(value)
+    return adapted.fork(joined)

@@ -1,0 +1,95 @@
+"""Only the layer that makes the class scores moves; what stands below it stays as it was.
+
+    W' = W + D,  b' = b + d,   D and d zero at the start
+
+The layer is the output embedding of a language model, which is untied from the input embedding where the two are one,
+and else the last linear layer with as many outputs as the model has classes. What is learnt here changes answers and
+nothing else: the hidden states are those of before, bit for bit, so a probe reads from them what it always did, and a
+few steps on the forgotten examples bring the answers back. It is removal at the output and should be called that.
+"""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from expunge.core.adapter import Adapter
+from expunge.core.errors import ModelRefused
+from expunge.core.model import Network
+from expunge.core.request import Request
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+
+@dataclass(frozen=True)
+class LastLayer(Adapter):
+    """The output matrix and its bias, in float32."""
+
+    def __call__(self, network: Network, request: Request) -> Network:
+        _, layer = _found(network)
+        fork = network.fork()
+        fork.module.requires_grad_(False)
+        layer = fork.module.get_submodule(_found(fork)[0])
+        for name, value in dict(layer.named_parameters(recurse=False)).items():
+            parametrize.register_parametrization(layer, name, _Moved(value))
+        return fork
+
+    def merge(self, adapted: Network) -> Network:
+        module = copy.deepcopy(adapted.module)
+        name, layer = _found(adapted.fork(module))
+        # A layer in its place: torch's own way back would undo the class that copies of it share.
+        plain = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
+        for each in dict(plain.named_parameters()):
+            setattr(plain, each, nn.Parameter(getattr(layer, each).detach().clone(), requires_grad=False))
+        module.set_submodule(name, plain.train(layer.training))
+        _untie(module)
+        return adapted.fork(module)
+
+    def deltas(self, adapted: Network, before: Network) -> "Iterator[tuple[str, Float[Tensor, 'out in']]]":
+        name, layer = _found(adapted)
+        yield name, layer.parametrizations["weight"][0].delta.detach()
+
+    def save(self, adapted: Network, folder: Path) -> None:
+        """Nothing: the whole network is the result."""
+
+
+class _Moved(nn.Module):
+    """A tensor plus what was learnt."""
+
+    def __init__(self, value: Tensor) -> None:
+        super().__init__()
+        self.delta = nn.Parameter(torch.zeros_like(value, dtype=torch.promote_types(value.dtype, torch.float32)))
+
+    def forward(self, value: Tensor) -> Tensor:
+        return (value + self.delta).to(value.dtype)
+
+
+def _found(network: Network) -> tuple[str, nn.Module]:
+    """Name and layer that makes the class scores."""
+    module: Any = network.module
+    embedding = module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None
+    classes = getattr(getattr(module, "config", None), "num_labels", None)
+    linear = [(name, part) for name, part in module.named_modules() if isinstance(part, nn.Linear)]
+    fits = [
+        (name, part)
+        for name, part in linear
+        if (part is embedding if embedding is not None else part.out_features == classes)
+    ]
+    if not fits:
+        raise ModelRefused(
+            f"{type(module).__name__} makes its class scores by no linear layer of its own, so there is no last layer "
+            f"to move. Use adapter=Full()."
+        )
+    return fits[-1]
+
+
+def _untie(module: Any) -> None:
+    """Tell the configuration that input and output embedding are two: else a folder would keep one of them."""
+    if getattr(module.config, "tie_word_embeddings", False):
+        module.config.tie_word_embeddings = False

@@ -1,0 +1,80 @@
+"""A router that may move, and a mixture's experts of which a few may: modules that stand in for a mixture's own.
+
+What stands still is the network's own storage. Of the experts that move only their own slices are copied and get
+gradients, so a step needs room for them and not for the whole tensor [experts, ...].
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+
+class MovingRouter(nn.Module):
+    """A router with weights of its own, which start as the given one's."""
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.base = base
+        for name, parameter in base.named_parameters(recurse=False):
+            self.register_parameter(name, _moving(parameter.detach()))
+
+    def forward(self, *inputs: Tensor) -> Any:
+        was = dict(self.base.named_parameters(recurse=False))
+        now = dict(self.named_parameters(recurse=False))
+        # In the precision that the network computes in: before the first step the answers are the same to the bit.
+        return functional_call(self.base, {name: now[name].to(was[name].dtype) for name in was}, inputs)
+
+    def pairs(self) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
+        """Name, weight before and weight now."""
+        now = dict(self.named_parameters(recurse=False))
+        yield from ((name, was, now[name]) for name, was in self.base.named_parameters(recurse=False))
+
+
+class MovingExperts(nn.Module):
+    """A mixture's experts, of which those numbered `moving` answer with weights of their own."""
+
+    def __init__(self, base: nn.Module, moving: tuple[int, ...]) -> None:
+        super().__init__()
+        self.base = base
+        self.moving = moving
+        # A mixture of the moving experts alone: the same class on slices of its tensors, whatever their layout.
+        slices = {id(p): _moving(p.detach()[list(moving)]) for p in base.parameters()}
+        self.own: Any = copy.deepcopy(base, slices)
+        self.own.num_experts = len(moving)
+
+    def forward(self, states: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
+        theirs = torch.stack([indices == number for number in self.moving], -1)
+        mine = theirs.any(-1)
+        rest = self.base(states, indices, weights.masked_fill(mine, 0))
+        token, place = mine.nonzero(as_tuple=True)
+        dtypes = {name: parameter.dtype for name, parameter in self.base.named_parameters()}
+        now = {name: parameter.to(dtypes[name]) for name, parameter in self.own.named_parameters()}
+        if not len(token):  # a gradient of zeros all the same: processes that share a step add them up together
+            return rest + 0 * sum(parameter.flatten()[0] for parameter in now.values())
+        inputs = (states[token], theirs.int().argmax(-1)[token, place, None], weights[token, place, None])
+        return rest.index_add(0, token, functional_call(self.own, now, inputs).to(rest.dtype))
+
+    def pairs(self) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
+        """Name, the whole tensor before, and what it is now."""
+        now = dict(self.own.named_parameters())
+        for name, was in self.base.named_parameters():
+            whole = was.detach().clone()
+            whole[list(self.moving)] = now[name].detach().to(was.dtype)
+            yield name, was, whole
+
+    def changes(self) -> Iterator[tuple[str, Tensor]]:
+        """Name of a tensor, and the change of the moving experts in it, [numbers of the first axes, of the last]."""
+        now = dict(self.own.named_parameters())
+        for name, was in self.base.named_parameters():
+            yield name, (now[name].detach() - was.detach()[list(self.moving)]).flatten(0, -2)
+
+
+def _moving(values: Tensor) -> nn.Parameter:
+    """A copy that may move: in float32 at least, for a small step is lost in bfloat16's rounding."""
+    return nn.Parameter(values.clone() if values.dtype == torch.float64 else values.float().clone())

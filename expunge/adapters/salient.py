@@ -1,0 +1,138 @@
+"""The weight mask of SalUn (Fan et al., 2024, ICLR, arXiv 2310.12508): only what the forget set pulls at may move.
+
+    mask_i = 1 where |d CE(forget) / d theta_i| is above the `quantile` of all numbers' sizes,   theta read once, before
+    theta  = mask * theta_moved + (1 - mask) * theta_before
+
+It stands for `Full()`, and goes with any objective; the paper's own is `RandomLabel() + RetainNLL()`. What moves is a
+list of the chosen numbers and nothing else, so neither momentum nor weight decay ever reaches one that is not chosen,
+and the optimizer holds no state for it. The threshold is one for all tensors: some may keep all their numbers still. A
+number without any gradient is never chosen, so fewer than the share may move (a vocabulary's unused rows, for one).
+Runs in one process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.utils import parametrize
+
+from expunge.core.adapter import Adapter
+from expunge.core.errors import ModelRefused, UsageRefused
+from expunge.core.gradients import HALF, gradient, loss
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
+
+    from expunge.core.model import Network
+    from expunge.core.request import Request
+
+
+@dataclass(frozen=True)
+class Salient(Adapter):
+    """The numbers with the largest gradient on the forget set, in float32 at least."""
+
+    quantile: float = 0.5
+    """Share of all numbers, those with the smallest gradient first, that stays still; the paper's is the median."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.quantile < 1:
+            raise UsageRefused(f"The `quantile` of Salient must lie in [0, 1). Got {self.quantile!r}.")
+
+    def __call__(self, network: Network, request: Request) -> Network:
+        if network.device.type == "meta":
+            raise UsageRefused(
+                "Salient chooses its weights by their gradients, which a plan does not have. Plan with adapter=Full(), "
+                "which needs more."
+            )
+        if distributed.is_available() and distributed.is_initialized():
+            raise UsageRefused("Salient puts weights together that several processes share. Run it in one process.")
+        masks = self.masks(network, request)
+        fork = network.fork()
+        if next(fork.module.parameters()).dtype in HALF:
+            fork.module.float()  # a step of 1e-5 is lost in bfloat16's rounding for most weights
+        fork.module.requires_grad_(False)
+        places = _places(fork.module)
+        for name, mask in masks.items():
+            owners = places[name]
+            values = _Chosen(getattr(*owners[0]).detach(), mask)
+            for owner, key in owners:  # more than one where weights are tied
+                owner.__dict__.setdefault("order", list(owner._parameters))
+                parametrize.register_parametrization(owner, key, values)
+        return fork.fork(fork.module.eval())
+
+    def masks(self, network: Network, request: Request) -> dict[str, Bool[Tensor, ...]]:
+        """Which numbers may move, by parameter; parameters of which none may are left out."""
+        sizes = {name: slope.abs() for name, slope in gradient(network, loss, (1.0, request.forget)).items()}
+        every = torch.cat([size.flatten() for size in sizes.values()])
+        still = int(self.quantile * len(every))
+        least = every.kthvalue(still).values if still else every.new_tensor(-1.0)
+        del every
+        masks = {name: (size > least) & (size > 0) for name, size in sizes.items()}
+        found = {name: mask for name, mask in masks.items() if mask.any()}
+        if not found:
+            raise ModelRefused("No weight has a gradient on the forget set, so none is salient. Use adapter=Full().")
+        return found
+
+    def merge(self, adapted: Network) -> Network:
+        fork = adapted.fork()
+        written: dict[int, nn.Parameter] = {}
+        for owner in list(fork.module.modules()):
+            if isinstance(getattr(owner, "parametrizations", None), nn.ModuleDict):
+                _plain(owner, written)
+        fork.module.requires_grad_(False)
+        return fork
+
+    def deltas(self, adapted: Network, before: Network) -> Iterator[tuple[str, Float[Tensor, "out in"]]]:
+        for name, was in before.module.named_parameters():
+            at, _, key = name.rpartition(".")
+            owner = adapted.module.get_submodule(at)
+            if was.dim() >= 2 and parametrize.is_parametrized(owner, key):
+                yield name.removesuffix(".weight"), (getattr(owner, key).detach() - was.detach()).flatten(1)
+
+    def save(self, adapted: Network, folder: Path) -> None:
+        """Nothing: the whole network is the result."""
+
+
+class _Chosen(nn.Module):
+    """A tensor of which some numbers may move."""
+
+    def __init__(self, value: Tensor, mask: Bool[Tensor, ...]) -> None:
+        super().__init__()
+        self.register_buffer("mask", mask, persistent=False)
+        self.values = nn.Parameter(value[mask])
+
+    def forward(self, value: Tensor) -> Tensor:
+        return value.masked_scatter(self.mask, self.values)
+
+
+def _places(module: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
+    """Every module, and its name for it, that holds each parameter."""
+    owners: dict[int, list[tuple[nn.Module, str]]] = {}
+    for part in module.modules():
+        for key, parameter in part._parameters.items():
+            owners.setdefault(id(parameter), []).append((part, key))
+    return {name: owners[id(parameter)] for name, parameter in module.named_parameters()}
+
+
+def _plain(owner: Any, written: dict[int, nn.Parameter]) -> None:
+    """A module as it was before, with the weights that it has now; tied ones stay tied.
+
+    Done by hand: torch's own way back takes the property from the class, which copies of the module share.
+    """
+    now = {}
+    for key, parts in owner.parametrizations.items():
+        chosen = id(parts[0])
+        if chosen not in written:
+            written[chosen] = nn.Parameter(getattr(owner, key).detach(), requires_grad=False)
+        now[key] = written[chosen]
+    order = owner.order
+    del owner.order
+    owner.__class__ = type(owner).__bases__[0]
+    del owner._modules["parametrizations"]
+    owner._parameters.update(now)
+    owner._parameters = {key: owner._parameters[key] for key in order}

@@ -1,0 +1,107 @@
+"""One expert of a mixture and its router (SEUF, Zhuang et al., 2025, ACL, arXiv 2411.18797; first UOE).
+
+    a_i = (1/Z) sum_j (1/L_j) sum_t g_it,   g_it the router's probability of expert i at token t if in its top K, else 0
+
+is worked out for every expert of every block on the Z examples of the forget set, of L_j tokens; the expert with the
+highest a_i in the whole network, and the router of its block, may move, and nothing else: neither shared experts nor
+attention. Elsewhere routers drift to innocent experts, and forgetting them costs what should be kept. `Anchor` holds
+the router at the expert. The premise is that routing is specialised: look at `affinity` first.
+
+Takes any forget objective: `Finetune(objective=GradDiff() + Anchor(), adapter=SEUF(), learning_rate=1e-4)`. The
+published settings are learning rate 1e-4 with batches of 16, retain weight 1, anchor weight 1, NPO with beta 0.001.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from expunge.adapters.moving_experts import MovingExperts, MovingRouter
+from expunge.core.adapter import Adapter
+from expunge.core.errors import UsageRefused
+from expunge.core.experts import Mixture, affinity, mixtures, the_mixtures, tour
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+    from expunge.core.model import Network
+    from expunge.core.request import Request
+
+
+@dataclass(frozen=True)
+class SEUF(Adapter):
+    """The expert that the forget set calls for most, and its router."""
+
+    experts: int = 1
+    """How many experts may move, all of one block; 1 was found best."""
+    layer: int | None = None
+    """Block, from 0, whose experts may move; None: that of the expert with the highest affinity."""
+    expert: int | None = None
+    """The one expert of `layer` that may move, such as one drawn for a control; None: by affinity."""
+    tokens: int = 100_000
+    """Tokens of the forget set, from its beginning, that the affinity is read on; so many are enough."""
+
+    def __post_init__(self) -> None:
+        if self.experts < 1 or self.tokens < 1:
+            raise UsageRefused(
+                f"SEUF: experts and tokens must be at least 1. Got {self.experts!r} and {self.tokens!r}."
+            )
+        if self.expert is not None and (self.layer is None or self.experts != 1):
+            raise UsageRefused("SEUF: an `expert` is one of a `layer`. Give that too, and leave `experts` at 1.")
+
+    def __call__(self, network: Network, request: Request) -> Network:
+        found = the_mixtures(network.module)
+        if network.device.type == "meta":  # where nothing can be read, and what reads depends on what is
+            raise UsageRefused("SEUF cannot be planned: how many tokens its expert reads is told by the router alone.")
+        layer, moving = self._chosen(network, request, found)
+        fork = network.fork()
+        fork.module.requires_grad_(False)
+        at = mixtures(fork.module)[layer]
+        setattr(at.module, at.router, MovingRouter(at.gate))
+        at.module.experts = MovingExperts(at.experts, moving)
+        return fork.fork(fork.module.eval())
+
+    def merge(self, adapted: Network) -> Network:
+        fork = adapted.fork()
+        at = _adapted(fork)
+        for name, part in ((at.router, at.gate), ("experts", at.experts)):
+            for _, was, now in part.pairs():
+                was.data = now.detach().to(was.dtype, copy=True)
+            setattr(at.module, name, part.base)
+        fork.module.requires_grad_(False)
+        return fork
+
+    def deltas(self, adapted: Network, before: Network) -> Iterator[tuple[str, Float[Tensor, "out in"]]]:
+        at = _adapted(adapted)
+        for name, change in at.experts.changes():
+            yield f"{at.name}.experts.{name}", change
+        for name, was, now in at.gate.pairs():
+            if was.dim() == 2:
+                yield f"{at.name}.{at.router}.{name}".removesuffix(".weight"), (now - was).detach()
+
+    def save(self, adapted: Network, folder: Path) -> None:
+        """Nothing: peft has no form for single experts, so the whole network is the result."""
+
+    def _chosen(self, network: Network, request: Request, found: dict[int, Mixture]) -> tuple[int, tuple[int, ...]]:
+        """The block, and its experts that may move."""
+        if self.layer is not None and self.layer not in found:
+            raise UsageRefused(
+                f"SEUF: `layer` must be a block with experts: {', '.join(map(str, found))}. Got {self.layer!r}."
+            )
+        count = min(mixture.count for mixture in found.values())
+        if self.experts > count or (self.expert or 0) not in range(count):
+            raise UsageRefused(f"SEUF: there are {count} experts a block. Got {self!r}.")
+        if self.layer is not None and self.expert is not None:
+            return self.layer, (self.expert,)
+        with torch.no_grad():
+            return affinity(tour(network, request.forget, self.tokens)).top(self.experts, self.layer)
+
+
+def _adapted(network: Network) -> Mixture:
+    """The mixture of which experts move."""
+    return next(mixture for mixture in mixtures(network.module).values() if mixture.moving)

@@ -1,0 +1,56 @@
+"""Router anchor (SEUF, Zhuang et al., 2025, ACL, arXiv 2411.18797): hold the router at the expert that forgets.
+
+    loss = mean over forget examples of the mean over their tokens of  || s_t - a ||^2
+
+s_t is the softmax of the router over all experts of its block (the paper does not tell whether before or after the cut
+to the top K; this way every expert has a gradient), a is 1 at the expert and 0 elsewhere. Without it a forget loss is
+made small by sending tokens to experts that never held what is to be forgotten.
+
+The expert is the one that `SEUF` lets move; with an adapter that lets all move, the one of the highest affinity in the
+model before (see `SEUF`), and with several, each has an equal part of a. Reads all tokens but an example's last, by a
+pass of its own that ends at the router. Weight 1 was published, and 0 to 1000 made little difference there:
+`GradDiff() + Anchor()`. Needs a mixture of experts. Meant as retention.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from expunge.core.experts import affinity, the_mixtures
+from expunge.core.model import Network, View
+from expunge.core.objective import Objective, Scalar
+
+
+@dataclass(frozen=True)
+class Anchor(Objective):
+    """Keep the forget set's tokens with the expert that forgets them."""
+
+    needs: ClassVar = ("forget", "reference", "experts")
+    intention: ClassVar = "retention"
+
+    tokens: int = 100_000
+    """Tokens of the forget set that the affinity is read on, where no adapter tells which expert it is."""
+
+    def __call__(self, now: View, before: View) -> Scalar:
+        layer, experts = self._at(now, before)
+        routes = now.routes("forget", layer)
+        said = routes.states[:, 0]
+        aim = said.new_zeros(said.shape[-1])
+        aim[list(experts)] = 1 / len(experts)
+        return routes.over_examples(routes.mean((said - aim).square().sum(-1)))
+
+    def _at(self, now: View, before: View) -> tuple[int, tuple[int, ...]]:
+        """The block and its experts; the same at every step."""
+        known: Any = now.memory.get(repr(self))
+        if known is None:
+            layer, experts = self._moving(now) or affinity(before.tour("forget", self.tokens)).top()
+            known = now.memory[repr(self)] = {"layer": layer, **{f"expert {n}": e for n, e in enumerate(experts)}}
+        return known["layer"], tuple(value for key, value in known.items() if key != "layer")
+
+    def _moving(self, now: View) -> tuple[int, tuple[int, ...]] | None:
+        """What the adapter chose, where it chose."""
+        if not isinstance(now.model, Network):
+            return None
+        found = the_mixtures(now.model.module)
+        return next(((number, mixture.moving) for number, mixture in found.items() if mixture.moving), None)

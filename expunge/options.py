@@ -1,0 +1,141 @@
+"""What can be written after a command: each option's name, its help and its check, once for all commands that take it.
+
+A command takes groups of options as one argument each; `spelled` shows the parser the options themselves.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+from typer import Argument, Option
+
+from expunge.core.errors import DataRefused, UsageRefused
+
+Model = Annotated[str, Argument(metavar="MODEL", help="Folder, FILE.gguf, or hub id (org/name@revision).")]
+Audits = Annotated[str | None, Option("--audits", help="Such as 'Loss, MinK(fraction=0.4)'.")]
+Out = Annotated[Path, Option("--out", help="New folder for the result.")]
+Device = Annotated[str, Option("--device", help="cpu or cuda.")]
+Hold = Annotated[str, Option("--hold", help="With several processes: each audits a whole model, or one cut over all.")]
+
+
+@dataclass(frozen=True)
+class Sets:
+    """The files of a request."""
+
+    forget: Annotated[Path, Option("--forget", help="What to forget: .jsonl, .csv, .parquet, or an image folder.")]
+    retain: Annotated[Path | None, Option("--retain", help="What to keep; training holds on to it.")] = None
+    holdout: Annotated[Path | None, Option("--holdout", help="Like the forget set, but never seen by any model.")] = (
+        None
+    )
+    probe: Annotated[list[str] | None, Option("--probe", metavar="NAME=FILE", help="A further set to audit.")] = None
+
+    def check(self) -> None:
+        """Refuse a file that is not there."""
+        for name in ("forget", "retain", "holdout"):
+            present(f"--{name}", getattr(self, name))
+
+    def probes(self) -> dict[str, Path]:
+        """The file of each probe, by its name."""
+        read: dict[str, Path] = {}
+        for text in self.probe or ():
+            name, sign, path = text.partition("=")
+            if not sign:
+                raise UsageRefused(f"--probe '{text}': write NAME=FILE, such as paraphrase=paraphrase.jsonl.")
+            if name in read:
+                raise UsageRefused(f"--probe {name} is given twice. Give each probe a name of its own.")
+            read[name] = Path(path)
+        for name, file in read.items():
+            present(f"--probe {name}", file)
+        return read
+
+
+@dataclass(frozen=True)
+class Images:
+    """Which images of the forget file to forget."""
+
+    forget_class: Annotated[str | None, Option("--forget-class", help="Images: the class to forget.")] = None
+    forget_ids: Annotated[Path | None, Option("--forget-ids", help="Images: file of ids to forget, one a line.")] = None
+
+
+@dataclass(frozen=True)
+class Training:
+    """How to forget."""
+
+    stand_in: Annotated[Path | None, Option("--stand-in", help="The forget prompts with what to say instead.")] = None
+    method: Annotated[str, Option("--method", help="Such as 'Finetune(objective=NPO() + RetainKL())'.")] = "Finetune()"
+    seed: Annotated[int | None, Option("--seed", help="Replaces the method's own seed.")] = None
+
+
+@dataclass(frozen=True)
+class Judging:
+    """What the findings are held against, and what the report shows."""
+
+    reference: Annotated[str | None, Option("--reference", help="A model retrained without the forget set.")] = None
+    require: Annotated[
+        list[str] | None,
+        Option("--require", metavar="RULE", help="Such as 'retain.Choice >= before - 0.05'; else exit code 6."),
+    ] = None
+    show_text: Annotated[bool, Option("--show-text", help="Put prompts and generations into the report.")] = False
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """What is kept of a run on its way."""
+
+    checkpoint_every: Annotated[
+        int, Option("--checkpoint-every", help="Steps between two checkpoints; 0 for none.")
+    ] = 20
+    resume: Annotated[bool, Option("--resume", help="Go on from the newest checkpoint of the run that OUT names.")] = (
+        False
+    )
+
+
+@dataclass(frozen=True)
+class Devices:
+    """The machine that a run is planned for."""
+
+    device: Device = "cpu"
+    processes: Annotated[int, Option("--processes", help="Devices that the run is spread over.")] = 1
+    device_memory: Annotated[float | None, Option("--device-memory", help="GB of each, where not here.")] = None
+    dtype: Annotated[str | None, Option("--dtype", help="Of the weights: float32, bfloat16, float16.")] = None
+    rate: Annotated[float | None, Option("--rate", help="TFLOP/s of a device elsewhere, for the time.")] = None
+    hold: Hold = "whole"
+
+
+def present(option: str, path: Path | None) -> None:
+    """Refuse what an option names where it is not there."""
+    if path is not None and not path.exists():
+        raise DataRefused(f"{option} {path}: no such file or folder. Check the path.")
+
+
+def spelled(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with the options of its groups in place of the groups."""
+    own = get_type_hints(command, include_extras=True)
+    groups: dict[str, Any] = {name: kind for name, kind in own.items() if is_dataclass(kind)}
+    members = {name: [field.name for field in fields(kind)] for name, kind in groups.items()}
+    shown: list[inspect.Parameter] = []
+    for name, parameter in inspect.signature(command).parameters.items():
+        if name not in groups:
+            shown.append(_parameter(name, own[name], parameter.default))
+            continue
+        hints = get_type_hints(groups[name], include_extras=True)
+        for field in fields(groups[name]):
+            default = inspect.Parameter.empty if field.default is MISSING else field.default
+            shown.append(_parameter(field.name, hints[field.name], default))
+
+    def run(**given: Any) -> None:
+        folded = {name: groups[name](**{key: given.pop(key) for key in keys}) for name, keys in members.items()}
+        command(**given, **folded)
+
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    run.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
+    return run
+
+
+def _parameter(name: str, hint: object, default: object) -> inspect.Parameter:
+    # By keyword only, so that what must be given may stand after what need not.
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)

@@ -1,0 +1,37 @@
+"""What a network's output layer reads: one vector for each row, whatever the family."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from expunge.core.errors import ModelRefused
+from expunge.core.model import Batch, Network
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+
+def represent(network: Network, batch: Batch) -> Float[Tensor, "rows width"]:
+    """The input of the layer that makes the class scores; of a language model, its last hidden states."""
+    last: dict[str, Any] = {}
+
+    def note(_layer: nn.Module, given: tuple[Tensor, ...], made: Tensor) -> None:
+        last.update(given=given[0] if given else None, made=made)
+
+    if network.head() is not None:
+        return network.predict(batch).states
+    hooks = [part.register_forward_hook(note) for part in network.module.modules() if isinstance(part, nn.Linear)]
+    try:
+        said = network.predict(batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    given = last.get("given")
+    if last.get("made") is not said.states or given is None or given.dim() != 2:
+        raise ModelRefused(
+            f"{type(network.module).__name__} makes its class scores by no linear layer of its own, so it has no one "
+            f"representation of an example. Use a method that reads answers only."
+        )
+    return given

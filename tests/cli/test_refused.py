@@ -1,0 +1,204 @@
+"""What the command refuses: one line, an exit code of its own, and nothing written."""
+
+import json
+from pathlib import Path
+
+import filelock
+import pytest
+from PIL import Image
+from transformers import AutoModelForCausalLM
+
+from expunge.core.files import folder_digest
+from tests.cli.commands import CANARY, Files, below, plain, refused, rows, write
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "holds no records, so there is nothing to read"),
+        (
+            '{"question": "zanzibarlighthouse77", "answer": "a"}\n{"question": "zanzibarlighthouse77"',
+            "line 2: not JSON",
+        ),
+        ('{"question": "zanzibarlighthouse77"}', "line 1: no 'answer'"),
+        ('{"question": "zanzibarlighthouse77", "answer": 5}', "line 1: 'answer' is int"),
+        ('{"question": "zanzibarlighthouse77", "answer": "a", "answer": "b"}', "line 1: the key 'answer' stands twice"),
+        ('{"text": "!"}', "line 1: has no labelled token"),
+        ('{"text": "\\ud800 zanzibarlighthouse77"}', "line 1: a lone surrogate"),
+    ],
+)
+def test_a_bad_file_of_examples_is_refused(content: str, said: str, expunge, model: Path, tmp_path: Path):
+    forget = tmp_path / "f.jsonl"
+    forget.write_text(content)
+    line = refused(expunge("forget", model, f"--forget={forget}", "--out", tmp_path / "out"), 3, "data")
+    assert said in line
+    assert below(tmp_path) == ["f.jsonl"]
+
+
+def test_a_missing_file_is_refused_by_its_option(model: Path, files: Files, tmp_path: Path):
+    for option in ("--forget", "--retain", "--holdout", "--stand-in"):
+        given = {"--forget": files.forget, option: tmp_path / "none.jsonl"}
+        said = plain("forget", model, *(f"{name}={path}" for name, path in given.items()), "--out", tmp_path / "out")
+        assert said.returncode == 3
+        assert said.stderr.startswith(f"expunge: E3-data: {option} {tmp_path / 'none.jsonl'}: no such file")
+        assert said.stderr.count("\n") == 1
+    assert below(tmp_path) == []
+
+
+@pytest.mark.parametrize("other", ["retain", "holdout"])
+def test_overlap_is_refused_by_ids(other: str, expunge, model: Path, files: Files, tmp_path: Path):  # D03, D06
+    same = write(tmp_path / "o.jsonl", [{**row, "id": f"o{k}"} for k, row in enumerate(rows("forget", CANARY))][:2])
+    said = expunge("forget", model, f"--forget={files.forget}", f"--{other}={same}", "--out", tmp_path / "out")
+    line = refused(said, 3, "data")
+    assert f"2 records stand in the forget set and in the {other} set (forget0 = o0, forget1 = o1)" in line
+    assert below(tmp_path) == ["o.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--method=Finetune(objective=NP0())"], "No plug-in is called 'NP0'. Nearest: NPO, SimNPO."),
+        (["--method=Fintune()"], "No plug-in is called 'Fintune'. Nearest: Finetune"),
+        (["--audits=Lossy"], "No plug-in is called 'Lossy'. Nearest: Loss"),
+        (["--probe=para"], "--probe 'para': write NAME=FILE"),
+    ],
+)
+def test_a_wrong_name_is_refused_at_once(
+    options: list[str], said: str, model: Path, files: Files, tmp_path: Path
+):  # C01
+    ended = plain("forget", model, f"--forget={files.forget}", *options, "--out", tmp_path / "out")
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("expunge: E2-usage: ")
+    assert ended.stderr.count("\n") == 1
+    assert said in ended.stderr
+    assert below(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--method=NPO()"], "is not a method. Give Finetune(...)"),
+        (["--method="], "'' could not be read"),
+        (
+            ["--method=Finetune(lerning_rate=1)"],
+            "Finetune has no setting 'lerning_rate'. Did you mean 'learning_rate'?",
+        ),
+        (["--method=Finetune(steps=0, learning_rate=-1)"], "learning_rate must be positive"),
+        (["--method=Finetune(steps=0, learning_rate=-1)"], "steps must be at least 1"),
+        (["--method=Finetune(steps=1.5)"], "The `steps` of Finetune must be a whole number. Got 1.5."),
+        (["--method=Finetune(adapter=LoRA(rank=0))"], "rank must be a whole number from 1 to 65536 (got 0)"),
+        (["--method=os:system(command='touch canary')"], "'os:system' is not a plug-in"),
+        (["--audits=NPO()"], "is not an audit"),
+        (["--require=forget.Loss"], "--require 'forget.Loss' could not be read"),
+        (["--probe=forget=README.md"], "--probe forget"),
+        (["--forget-class=a", "--forget-ids=README.md"], "--forget-class or --forget-ids, not both"),
+    ],
+)
+def test_a_wrong_setting_is_refused(options: list[str], said: str, expunge, model: Path, files: Files, tmp_path: Path):
+    (tmp_path / "README.md").write_text("x")
+    ended = expunge("forget", model, f"--forget={files.forget}", *options, "--out", tmp_path / "out", folder=tmp_path)
+    assert said in refused(ended, 2, "usage")
+    assert below(tmp_path) == ["README.md"]
+
+
+def test_a_mistyped_option_or_command_ends_with_2(model: Path, files: Files, tmp_path: Path):
+    for arguments in (
+        ["forget", model, f"--forgte={files.forget}", "--out", tmp_path / "out"],
+        ["forget", model, "--out", tmp_path / "out"],
+        ["forgte", model],
+        ["forget", model, f"--forget={files.forget}", "--seed=x", "--out", tmp_path / "out"],
+    ):
+        ended = plain(*arguments)
+        assert ended.returncode == 2, arguments
+        assert "Traceback" not in ended.stderr
+        assert ended.stderr
+    assert below(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "slug"),
+    [
+        ("./none", 2, "usage"),
+        ("../../etc/passwd", 2, "usage"),
+        ("file:///etc/passwd", 2, "usage"),
+        ("org/none-of-this-name", 4, "model"),
+        (".", 4, "model"),
+    ],
+)
+def test_a_model_that_is_not_there_is_refused(
+    name: str, code: int, slug: str, expunge, files: Files, tmp_path: Path
+):  # M14, C09
+    said = expunge("forget", name, f"--forget={files.forget}", "--out", tmp_path / "out" / "x", folder=files.root)
+    refused(said, code, slug)
+    assert not (tmp_path / "out" / "x").exists()
+
+
+def test_a_model_with_a_fault_is_refused_and_left_alone(expunge, model: Path, files: Files, tmp_path: Path):
+    import shutil
+
+    def torn(folder: Path) -> None:
+        (folder / "model.safetensors").write_bytes((model / "model.safetensors").read_bytes()[:-9])
+
+    def pickled(folder: Path) -> None:
+        (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+    def coded(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoConfig": "evil.Config"}}))
+
+    for fault in (torn, pickled, coded):
+        folder = Path(shutil.copytree(model, tmp_path / fault.__name__))
+        fault(folder)
+        digest = folder_digest(folder)
+        said = expunge("forget", folder, f"--forget={files.forget}", "--out", tmp_path / "out")
+        refused(said, 4, "model")
+        assert folder_digest(folder) == digest
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["coded", "pickled", "torn"]
+
+
+def test_a_folder_that_holds_something_is_never_written_to(expunge, model: Path, files: Files, tmp_path: Path):  # C04
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("mine")
+    for verb in ("forget", "audit"):
+        said = expunge(verb, model, f"--forget={files.forget}", "--out", tmp_path / "out")
+        assert "is not empty. Give a new folder with --out" in refused(said, 2, "usage")
+    refused(expunge("forget", model, f"--forget={files.forget}", "--out", tmp_path / "out" / "mine"), 2, "usage")
+    assert below(tmp_path) == ["out", "out/mine"]
+    assert (tmp_path / "out" / "mine").read_text() == "mine"
+
+
+def test_the_model_s_folder_is_never_written_to(expunge, model: Path, files: Files):  # C05
+    digest = folder_digest(model)
+    for out in (model, model / "out", model / "deep" / "out", model / ".." / "model" / "out"):
+        refused(expunge("forget", model, f"--forget={files.forget}", "--out", out), 2, "usage")
+    assert folder_digest(model) == digest
+    assert all(path.is_file() for path in model.iterdir())
+
+
+def test_a_second_run_on_one_folder_is_refused_at_once(expunge, model: Path, files: Files, tmp_path: Path):  # C06
+    with filelock.FileLock(tmp_path / ".out.lock"):
+        said = expunge("forget", model, f"--forget={files.forget}", "--out", tmp_path / "out")
+        assert "another run holds it" in refused(said, 7, "environment")
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_for_a_language_model_are_refused(expunge, model: Path, files: Files, tmp_path: Path):
+    said = expunge("forget", model, f"--forget={files.forget}", "--forget-class=cat", "--out", tmp_path / "out")
+    refused(said, 3, "data")
+    for name in ("cat", "dog"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "images" / name / "a.png")
+    said = expunge("forget", model, f"--forget={tmp_path / 'images'}", "--forget-class=cat", "--out", tmp_path / "out")
+    refused(said, 3, "data")
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_tokenizer_s_tokens_are_refused_by_the_two_sizes(expunge, model: Path, files: Files, tmp_path: Path):
+    import shutil
+
+    other = Path(shutil.copytree(model, tmp_path / "model"))  # M20
+    module = AutoModelForCausalLM.from_pretrained(other)
+    module.resize_token_embeddings(100)
+    module.save_pretrained(other)
+    said = expunge("forget", other, f"--forget={files.forget}", "--out", tmp_path / "out")
+    assert "but the model's embedding has 100 rows" in refused(said, 4, "model")

@@ -1,0 +1,48 @@
+"""What a method without steps tells of itself: how much it changed, and where."""
+
+import math
+
+import torch
+from torch import nn
+
+from expunge.core.method import block_of, edited
+
+
+class Held:
+    """A network, as far as its weights go."""
+
+    def __init__(self, *weights: list[float]) -> None:
+        layers = [nn.Linear(len(row), 1, bias=False) for row in weights[1:]]
+        self.module = nn.ModuleDict(
+            {"head": nn.Linear(len(weights[0]), 1, bias=False), "layers": nn.ModuleList(layers)}
+        )
+        with torch.no_grad():
+            for parameter, row in zip(self.module.parameters(), weights, strict=True):
+                parameter.copy_(torch.tensor([row]))
+
+
+def test_an_edit_tells_its_changes_block_by_block_and_they_add_up():
+    was, now = Held([1.0, 2.0], [3.0, 4.0, 5.0], [6.0]), Held([1.0, 2.0], [0.0, 8.0, 5.0], [5.0])
+    told = edited(was, now)
+    assert told == {
+        "kind": "edit",
+        "changed": 3,
+        "parameters": 6,
+        "distance": math.sqrt(9 + 16 + 1),
+        "blocks": {
+            "head": {"changed": 0, "parameters": 2, "distance": 0.0},
+            "layers.0": {"changed": 2, "parameters": 3, "distance": 5.0},
+            "layers.1": {"changed": 1, "parameters": 1, "distance": 1.0},
+        },
+    }
+
+
+def test_a_block_ends_at_the_first_number_of_a_name():
+    names = {
+        "model.layers.3.mlp.up_proj.weight": "model.layers.3",
+        "resnet.encoder.stages.0.layers.1.layer.0.convolution.weight": "resnet.encoder.stages.0",
+        "lm_head.weight": "lm_head",
+        "vit.embeddings.cls_token": "vit.embeddings",
+        "scale": "scale",
+    }
+    assert {name: block_of(name) for name in names} == names

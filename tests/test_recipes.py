@@ -1,0 +1,74 @@
+"""What the recipes stand on: the invented people, the rows that they keep, and how a table gets into a page."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "recipes"))
+
+from calibration import between, rows, targets  # noqa: E402
+from people import PARAPHRASE, Groups, World  # noqa: E402
+
+
+def test_sixty_people_and_six_of_them_to_forget_are_the_default():
+    world = World.drawn(1)
+    request = world.request()
+    assert (len(request.forget), len(request.holdout), len(request.retain)) == (6 * 5, 6 * 5, 48 * 5)
+    # 54 people in three wordings of five questions, and half of the 48 retained in the fourth
+    assert len(world.training(forgotten=True)) == 54 * 5 * 3 + 24 * 5
+    assert len(world.training(forgotten=False)) == 48 * 5 * 3 + 24 * 5
+
+
+def test_a_larger_world_has_as_many_never_seen_as_forgotten_and_nobody_twice():
+    world = World.drawn(1, Groups(forgotten=21, retained=108))
+    request = world.request("twin")
+    assert len(request.forget) == len(request.holdout) == len(request.stand_in) == 105
+    assert len(set(world.names)) == 21 + 21 + 108 + 4 * 21
+    groups = [set(group) for group in (world.groups.forget, world.groups.holdout, world.groups.retain)]
+    assert len(set.union(*groups, set(world.groups.twins))) == 234
+    trained = {record.id for record in world.training(forgotten=True)}
+    assert not trained & {record.id for record in request.holdout}
+    assert not trained & {f"{person}-job-{PARAPHRASE}" for person in world.groups.forget}
+
+
+def test_a_twin_is_the_same_question_about_a_name_that_nobody_was_trained_on():
+    world = World.drawn(2)
+    request = world.request("twin")
+    lent = {world.names[person] for person in world.groups.twins}
+    for record, twin in zip(request.forget, request.stand_in, strict=True):
+        person = int(record.id.split("-")[0])
+        (name,) = [name for name in lent if name in twin.prompt]
+        assert twin.prompt == record.prompt.replace(world.names[person], name)
+
+
+def test_a_world_with_more_people_than_surnames_is_refused():
+    with pytest.raises(SystemExit, match="252 surnames"):
+        World.drawn(1, Groups(forgotten=30, retained=108))  # 30 + 30 + 108 + 120 = 288
+
+
+KEPT = sorted((ROOT / "docs" / "calibration").glob("**/seed-*.jsonl"))
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in KEPT if path.parent.name != "sweep"], ids=lambda p: f"{p.parent.name}-{p.stem}"
+)
+def test_the_targets_that_a_row_is_said_to_meet_are_those_that_it_meets(path: Path):
+    found = {row["name"]: row for row in rows(path)}
+    assert len(found) > 3
+    for row in found.values():
+        if row["name"] != "retrained":
+            assert row["met"] == targets(row, found["retrained"]), row["name"]
+            assert row["seed"] == int(path.stem.removeprefix("seed-"))
+
+
+def test_a_table_is_written_between_its_marks_and_nowhere_else(tmp_path: Path):
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- a:start -->\nold\n<!-- a:end -->\nafter\n")
+    between(page, "a", "new")
+    between(page, "a", "newer")
+    assert page.read_text() == "before\n<!-- a:start -->\nnewer\n<!-- a:end -->\nafter\n"
+    with pytest.raises(SystemExit, match="b:start"):
+        between(page, "b", "lost")
+    assert "lost" not in page.read_text()
