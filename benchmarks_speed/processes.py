@@ -4,8 +4,8 @@
 
 A random Llama of 4 M parameters, float32, records of TOFU's lengths, 8 to forget and 16 to retain in a step, bounded
 adapters on every MLP layer. The contenders take turns, each run in processes of its own; a run's figure is the median
-second of its steps after the third, starting up left out. By then one process has read the reference of every example
-and remembers it; several read it again in each step, which the second objective shows.
+second of its steps after the third, starting up left out. By then the model before has been asked about every example,
+and all processes remember what it said: the second objective asks it, the first does not.
 """
 
 from __future__ import annotations

@@ -366,7 +366,25 @@ def show(path: Path) -> None:
     spent = sum(each.get("seconds", 0.0) for each in found)
     last = f"{spent:.0f} CPU seconds for all of it, on one thread."
     RESULTS.write_text(head + START + "\n".join([*tables(found), last]) + "\n" + END + tail, encoding="utf-8")
-    print(RESULTS)
+    shown = path.with_name("experts_evidence.jsonl")
+    shown.write_text("".join(json.dumps(each) + "\n" for each in evidence(found)), encoding="utf-8")
+    print(RESULTS, shown)
+
+
+def evidence(found: list[dict]) -> Iterator[dict]:
+    """The points of the proof that each parted mixture met, for the table of docs/methods.md (see `tools/docs.py`)."""
+    for seed in sorted({each["seed"] for each in found}):
+        mine = {each["name"]: each for each in found if each["seed"] == seed and each["parted"]}
+        held, uniform = mine[HELD], TOP / EXPERTS
+        met = {
+            "routing is specialised": mine["before"]["share"] >= 1.5 * uniform,
+            "overlap": held["overlap"] >= 0.9 and held["overlap"] > mine[ONE]["overlap"],
+            "retain above all weights'": held["retain"] > mine[ALL]["retain"],
+            "one expert and router": held["trainable"] == mine["before"]["expert and router"],
+            "more than a random expert": held["forget"] < mine[OTHER]["forget"],
+        }
+        method = "Finetune(objective=Ascent() + Anchor(), adapter=SEUF())"
+        yield {"recipe": "experts", "method": method, "family": "mixture of experts", "seed": seed, "met": met}
 
 
 def main() -> None:

@@ -23,7 +23,42 @@ def write(rows: Path, page: Path) -> None:
     before, _, rest = text.partition(START)
     _, _, after = rest.partition(END)
     page.write_text(before + START + "\n".join(tables(found)) + "\n" + END + after, encoding="utf-8")
-    print(page)
+    evidence_file = rows.with_name("vision_evidence.jsonl")
+    evidence_file.write_text("".join(json.dumps(row) + "\n" for row in evidence(found)), encoding="utf-8")
+    print(page, evidence_file)
+
+
+def evidence(rows: list[Row]) -> Iterator[Row]:
+    """What each method met of its bounds, case by case, for the table of docs/methods.md (see `tools/docs.py`)."""
+    for case in cases(rows, "class"):
+        case["SSD, chosen"] = chosen(case)
+        for name, method in (("LFSSD", "LFSSD()"), ("SSD, chosen", "SSD()"), ("LAF", "LAF()")):
+            row, most = case[name], 10 if name == "LAF" else 5
+            drop = case["original"]["retain"] - row["retain"]
+            met = {"forget": row["forget"] < most, "retain": drop < (2 if name == "LAF" else 3)}
+            if name != "LAF":
+                met["attacker"] = row["mia"] <= case["retrained"]["mia"] + 10
+            yield _shown(method, "CNN", row["seed"], met)
+    for case in cases(rows, "random"):
+        loss = {name: row["loss"] for name, row in case.items()}
+        apart = {name: abs(case[name]["forget"] - case["retrained"]["forget"]) for name in ("original", "IAU")}
+        met = {
+            "forget loss": loss["IAU"] >= 3 * loss["random signs"],
+            "direction": loss["IAU"] > loss["retain gradient alone"],
+            "closer to retrained": apart["IAU"] < apart["original"],
+            "test accuracy": abs(case["retrained"]["test"] - case["IAU"]["test"]) <= 2,
+        }
+        yield _shown("IAU()", "CNN", case["IAU"]["seed"], met)
+    for row in rows:
+        if row["proof"] == "in turn" and row["model"] in ("GS-LoRA", "GS-LoRA++") and "task" in row:
+            drop = row["retain_before"] - row["retain"]
+            met = {"forget": row["forget"] <= 5, "earlier": row["earlier"] <= 5, "retain": drop <= 3}
+            method = "GSLoRA()" if row["model"] == "GS-LoRA" else "GSLoRAPlus()"
+            yield _shown(method, "vision transformer", row["seed"], met)
+
+
+def _shown(method: str, family: str, seed: int, met: dict[str, bool]) -> Row:
+    return {"recipe": "vision_proofs", "method": method, "family": family, "seed": seed, "met": met}
 
 
 def tables(rows: list[Row]) -> Iterator[str]:

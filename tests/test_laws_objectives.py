@@ -9,10 +9,11 @@ import torch
 
 from expunge.adapters.full import Full
 from expunge.core.errors import ModelRefused
-from expunge.core.model import Network, View
+from expunge.core.model import Network
 from expunge.core.notation import Plugin, parse
 from expunge.core.objective import Objective, Sum
 from expunge.core.predictions import Share
+from expunge.core.view import Run, View
 from expunge.objectives.ascent import Ascent
 from expunge.objectives.retain_nll import RetainNLL
 from tests.families import (
@@ -37,7 +38,7 @@ def views(family: str, **options) -> tuple[View, View, Network, Network]:
     if options.pop("padded", False):
         now, before = (dataclasses.replace(network, trees=0) for network in (now, before))
     sets = {name: request.sets()[name] for name in ("forget", "retain", "stand_in")}
-    return View(now, sets, level=LEVEL, **options), View(before, sets, gradients=False), now, before
+    return View(now, sets, run=Run(level=LEVEL)), View(before, sets, gradients=False), now, before
 
 
 def objective_of(plugin: Plugin, family: str) -> Objective:
@@ -64,7 +65,7 @@ def read(view: View) -> set[str]:
 
 
 def reordered(view: View) -> View:
-    return View(view.model, {name: batch[::-1] for name, batch in view.sets.items()}, level=view.level)
+    return View(view.model, {name: batch[::-1] for name, batch in view.sets.items()}, run=view.run)
 
 
 @FAMILY
@@ -109,7 +110,7 @@ def test_parts_of_a_step_with_its_shares_add_up_to_the_whole_with_its_gradient(p
     parts, summed = 0.0, [torch.zeros_like(weight) for weight in weights]
     for cut in (slice(0, 2), slice(2, None)):  # two examples of six, then four, of unequal lengths
         sets = {name: batch[cut] for name, batch in now.sets.items()}
-        options = {"level": LEVEL, "whole": now.sets}
+        options = {"run": Run(level=LEVEL, whole=now.sets)}
         part = objective(
             View(now.model, sets, shares, **options), View(before.model, sets, shares, gradients=False, **options)
         )
@@ -151,7 +152,7 @@ def test_a_set_that_an_objective_does_not_read_costs_no_forward_pass(plugin: Plu
     value = objective(now, before).item()
     assert passes == [sum(map(len, (v.said, v.felt, v.heard, v.swept))) for v in (now, before)]
     # What was not read was not needed either: without those sets the value is the same.
-    only_now = View(now.model, {name: now.sets[name] for name in read(now)}, level=LEVEL)
+    only_now = View(now.model, {name: now.sets[name] for name in read(now)}, run=Run(level=LEVEL))
     only_before = View(before.model, {name: before.sets[name] for name in read(before)}, gradients=False)
     assert objective(only_now, only_before).item() == value
 

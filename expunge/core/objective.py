@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from torch import Tensor
 
-from expunge.core.model import View
+from expunge.core.view import View
 
 if TYPE_CHECKING:
     from jaxtyping import Float

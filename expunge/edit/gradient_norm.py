@@ -15,8 +15,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from expunge.core.errors import ModelRefused, UsageRefused
-from expunge.core.model import Network, View
+from expunge.core.model import Network
 from expunge.core.objective import Objective, Scalar
+from expunge.core.view import View
 
 
 @dataclass(frozen=True)

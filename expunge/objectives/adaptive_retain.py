@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import ClassVar, cast
 
 from expunge.core.errors import UsageRefused
-from expunge.core.model import View
 from expunge.core.objective import Objective, Scalar
+from expunge.core.view import View
 from expunge.objectives.lagged import last_step
 
 
@@ -58,8 +58,10 @@ class AdaptiveRetain(Objective):
         return min(self.high, max(self.low, self.scale * self.base ** min(rise, 100.0) + self.offset))
 
     def _weight(self, now: View, loss: float) -> float:
-        kept = cast(dict[str, float], now.memory.setdefault(repr(self), {"weight": self.low, "steps": 0, "mean": 0.0}))
-        over = last_step(kept, now.step, loss)
+        kept = cast(
+            dict[str, float], now.run.memory.setdefault(repr(self), {"weight": self.low, "steps": 0, "mean": 0.0})
+        )
+        over = last_step(kept, now.run.step, loss)
         if over is not None and kept["steps"] < self.measure:
             kept["steps"] += 1
             kept["mean"] += (over - kept["mean"]) / kept["steps"]

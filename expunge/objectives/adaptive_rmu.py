@@ -12,9 +12,9 @@ scale 5 with a retain weight of 1 left 0.17 of the forget set and 0.65 of the re
 from dataclasses import dataclass
 from typing import ClassVar
 
-from expunge.core.model import View
 from expunge.core.objective import Objective, Scalar
 from expunge.core.rows import widened
+from expunge.core.view import View
 from expunge.objectives.directions import positive_unit
 
 

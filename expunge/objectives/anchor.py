@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from expunge.core.experts import affinity, the_mixtures
-from expunge.core.model import Network, View
+from expunge.core.model import Network
 from expunge.core.objective import Objective, Scalar
+from expunge.core.view import View
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,10 @@ class Anchor(Objective):
 
     def _at(self, now: View, before: View) -> tuple[int, tuple[int, ...]]:
         """The block and its experts; the same at every step."""
-        known: Any = now.memory.get(repr(self))
+        known: Any = now.run.memory.get(repr(self))
         if known is None:
             layer, experts = self._moving(now) or affinity(before.tour("forget", self.tokens)).top()
-            known = now.memory[repr(self)] = {"layer": layer, **{f"expert {n}": e for n, e in enumerate(experts)}}
+            known = now.run.memory[repr(self)] = {"layer": layer, **{f"expert {n}": e for n, e in enumerate(experts)}}
         return known["layer"], tuple(value for key, value in known.items() if key != "layer")
 
     def _moving(self, now: View) -> tuple[int, tuple[int, ...]] | None:

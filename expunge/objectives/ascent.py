@@ -8,8 +8,8 @@ It has no lower bound: the loss falls for as long as the weights let it. Use it 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from expunge.core.model import View
 from expunge.core.objective import Objective, Scalar
+from expunge.core.view import View
 
 
 @dataclass(frozen=True)

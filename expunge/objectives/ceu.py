@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from expunge.core.errors import UsageRefused
-from expunge.core.model import View
 from expunge.core.objective import Objective, Scalar
 from expunge.core.predictions import Rows
+from expunge.core.view import View
 
 
 @dataclass(frozen=True)

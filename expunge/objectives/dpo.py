@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from expunge.core.errors import DataRefused, UsageRefused
-from expunge.core.model import View
 from expunge.core.objective import Objective, Scalar
 from expunge.core.predictions import Predictions
+from expunge.core.view import View
 
 
 @dataclass(frozen=True)

@@ -36,9 +36,9 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from expunge.core.errors import UsageRefused
-from expunge.core.model import View
 from expunge.core.objective import Objective, Scalar
 from expunge.core.predictions import Predictions
+from expunge.core.view import View
 
 Divergence = Literal["tv", "kl", "pearson", "js", "reverse_kl", "hellinger", "jeffrey", "neyman"]
 

@@ -19,8 +19,9 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, Partial
 
 from expunge.core.errors import ModelRefused, UsageRefused
-from expunge.core.model import Network, View
+from expunge.core.model import Network
 from expunge.core.objective import Objective, Scalar
+from expunge.core.view import View
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class GroupPenalty(Objective):
             raise ModelRefused("GroupPenalty finds no block in which a weight may move. Use an adapter of the blocks.")
         # The norm of a zero matrix has the slope 0 here, where a root of a sum of squares would have none.
         norms = [torch.linalg.vector_norm(torch.stack([w.norm() for w in group])) for group in groups.values()]
-        awake = now.step > self.warmup or not self.warmup
+        awake = now.run.step > self.warmup or not self.warmup
         return awake * now.fraction("forget") * torch.stack(norms).sum()
 
 

@@ -9,8 +9,8 @@ forgotten beyond what a model that never saw it would not know. GS-LoRA sets the
 from dataclasses import dataclass
 from typing import ClassVar
 
-from expunge.core.model import View
 from expunge.core.objective import Objective, Scalar
+from expunge.core.view import View
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class HingedAscent(Objective):
     has none either, this is ascent without an end."""
 
     def __call__(self, now: View, before: View) -> Scalar:
-        level = self.level if self.level is not None else now.level
+        level = self.level if self.level is not None else now.run.level
         losses = now.forget.mean(-now.forget.log_prob())
         short = -losses if level is None else (level - losses).clamp(min=0)
         return now.forget.over_examples(short)

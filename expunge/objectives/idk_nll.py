@@ -11,8 +11,8 @@ both with weight 1.
 from dataclasses import dataclass
 from typing import ClassVar
 
-from expunge.core.model import View
 from expunge.core.objective import Objective, Scalar
+from expunge.core.view import View
 
 
 @dataclass(frozen=True)

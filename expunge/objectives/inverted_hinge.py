@@ -16,8 +16,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from expunge.core.model import View
 from expunge.core.objective import Objective, Scalar
+from expunge.core.view import View
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from typing import ClassVar, cast
 from torch import Tensor
 
 from expunge.core.errors import UsageRefused
-from expunge.core.model import View
 from expunge.core.objective import Objective, Scalar
+from expunge.core.view import View
 from expunge.objectives.lagged import last_step
 
 
@@ -53,8 +53,10 @@ class PDU(Objective):
 
     def _weight(self, now: View, loss: float) -> float:
         """The multiplier of this step, which the losses of the steps before have made."""
-        kept = cast(dict[str, float], now.memory.setdefault(repr(self), {"multiplier": self.multiplier, "steps": 0}))
-        over = last_step(kept, now.step, loss)
+        kept = cast(
+            dict[str, float], now.run.memory.setdefault(repr(self), {"multiplier": self.multiplier, "steps": 0})
+        )
+        over = last_step(kept, now.run.step, loss)
         if over is not None:
             kept["steps"] += 1
             limit = kept.setdefault("limit", over + self.slack)

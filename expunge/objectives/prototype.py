@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from expunge.core.errors import UsageRefused
-from expunge.core.model import View
 from expunge.core.objective import Objective, Scalar
 from expunge.core.rows import divergence, widened
+from expunge.core.view import View
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class Prototype(Objective):
 
     def __call__(self, now: View, before: View) -> Scalar:
         key = repr(self)
-        if key not in now.memory:
-            now.memory[key] = _prototypes(before)
-        classes, table = cast(tuple[Tensor, Tensor], now.memory[key])
+        if key not in now.run.memory:
+            now.run.memory[key] = _prototypes(before)
+        classes, table = cast(tuple[Tensor, Tensor], now.run.memory[key])
         said = now.forget
         typical = replace(said, states=table[torch.searchsorted(classes, said.labels)].log(), head=None)
         away = said.mean(said.each_row(divergence, typical))

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from expunge.core.errors import UsageRefused
-from expunge.core.model import View
 from expunge.core.objective import Objective, Scalar
 from expunge.core.request import Example
+from expunge.core.view import View
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ Needs the retain set's hidden states, now and in the reference. Meant as retenti
 from dataclasses import dataclass
 from typing import ClassVar
 
-from expunge.core.model import View
 from expunge.core.objective import Objective, Scalar
 from expunge.core.rows import widened
+from expunge.core.view import View
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ Only labelled rows count, not prompts or padding. At the start it is 0, and so i
 from dataclasses import dataclass
 from typing import ClassVar
 
-from expunge.core.model import View
 from expunge.core.objective import Objective, Scalar
 from expunge.core.rows import divergence
+from expunge.core.view import View
 
 
 @dataclass(frozen=True)

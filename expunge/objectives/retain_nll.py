@@ -6,8 +6,8 @@ loss = CE(y_r | x_r),   mean over labelled rows, in nats
 from dataclasses import dataclass
 from typing import ClassVar
 
-from expunge.core.model import View
 from expunge.core.objective import Objective, Scalar
+from expunge.core.view import View
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ rest. `AdaptiveRMU` measures that length.
 from dataclasses import dataclass
 from typing import ClassVar
 
-from expunge.core.model import View
 from expunge.core.objective import Objective, Scalar
 from expunge.core.rows import widened
+from expunge.core.view import View
 from expunge.objectives.directions import positive_unit
 
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from expunge.core.errors import UsageRefused
-from expunge.core.model import View
 from expunge.core.objective import Objective, Scalar
+from expunge.core.view import View
 
 
 @dataclass(frozen=True)

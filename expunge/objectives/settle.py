@@ -9,8 +9,8 @@ the forgotten as surely as one far below. This one pulls it back. (Of our own ma
 from dataclasses import dataclass
 from typing import ClassVar
 
-from expunge.core.model import View
 from expunge.core.objective import Objective, Scalar
+from expunge.core.view import View
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Settle(Objective):
     none either, this is ascent without an end."""
 
     def __call__(self, now: View, before: View) -> Scalar:
-        level = self.level if self.level is not None else now.level
+        level = self.level if self.level is not None else now.run.level
         losses = now.forget.mean(-now.forget.log_prob())
         away = -losses if level is None else (level - losses).abs()
         return now.forget.over_examples(away)

@@ -18,8 +18,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from expunge.core.errors import UsageRefused
-from expunge.core.model import View
 from expunge.core.objective import Objective, Scalar
+from expunge.core.view import View
 
 
 @dataclass(frozen=True)

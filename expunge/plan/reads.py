@@ -16,8 +16,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from expunge.core.model import View
 from expunge.core.request import Request
+from expunge.core.view import Run, View
 from expunge.models.language import ROOM, ROOMS
 from expunge.models.tree import grown
 from expunge.models.writing import WRITES
@@ -237,8 +237,9 @@ def ask(small: LanguageModel, method: Finetune, request: Request) -> Asked:
     cut = {"forget": 1, "retain": 2, "stand_in": 3}
     sets = {n: [_short(getattr(request, n)[0], rows)] for n, rows in cut.items() if getattr(request, n)}
     adapted = method.adapter(small, request)
+    run = Run(level=1.0, step=1, whole=sets)
     views = {
-        name: View(model, sets, gradients=name == "now", level=1.0, step=1, whole=sets)
+        name: View(model, sets, gradients=name == "now", run=run)
         for name, model in (("now", adapted), ("before", small))
     }
     matrix = small.module.get_output_embeddings().weight

@@ -21,11 +21,12 @@ from expunge.adapters.layers import Kind, kind_of, kinds
 from expunge.core.adapter import Adapter
 from expunge.core.errors import EnvironmentRefused, RunFailed, UsageRefused
 from expunge.core.method import Method, unwatched
-from expunge.core.model import Batch, Network, View, Watch
+from expunge.core.model import Batch, Network, Watch
 from expunge.core.objective import Objective
 from expunge.core.predictions import Share
 from expunge.core.request import Request
 from expunge.core.room import tried
+from expunge.core.view import Run, View
 from expunge.objectives.retain_kl import RetainKL
 from expunge.objectives.retain_nll import RetainNLL
 from expunge.objectives.settle import Settle
@@ -143,9 +144,8 @@ class _Run:
         self.moving = self.now.trainable()
         self.kinds: dict[str, Kind] = kinds(self.before.module)
         self.norms = Norms()
-        self.level: float | None = None
+        self.run = Run(whole=self.request.sets())
         self.reads: dict[str, tuple[str, ...]] = {"now": (), "before": ()}
-        self.memory: dict[str, object] = {}
         self.events: list[dict[str, object]] = []
         self.parts = Parts([(1, self.plan.accumulate)])
         self.optimizer = torch.optim.AdamW(
@@ -156,7 +156,7 @@ class _Run:
         plan = self.plan
         draw = Draw(self.request, plan.batch, plan.retain_batch, plan.seed)
         keeper = plan.stop.keeper(spread(self.before, parts=self.reference), self.request)
-        self.level = keeper.level
+        self.run.level = keeper.level
         layers = [name for name, _ in self.changes()]
         self.watch(
             {
@@ -222,11 +222,11 @@ class _Run:
 
     def slope(self, step: int, sets: Mapping[str, Batch]) -> dict[str, float]:
         """A step's gradient and losses, in as many parts as memory needs."""
-        memory = self.memory
+        self.run.step, memory = step, self.run.memory
         while True:
             self.optimizer.zero_grad(set_to_none=True)
             # A reading that breaks off has told objectives a part of the step already.
-            self.memory = {key: dict(kept) if isinstance(kept, dict) else kept for key, kept in memory.items()}
+            self.run.memory = {key: dict(kept) if isinstance(kept, dict) else kept for key, kept in memory.items()}
             try:
                 read = tried(lambda: self.added(step, sets))
             except UsageRefused as error:  # an objective that is no mean cannot be read in parts
@@ -248,12 +248,10 @@ class _Run:
 
     def descend(self, step: int, sets: Mapping[str, Batch], shares: Mapping[str, Share]) -> dict[str, float]:
         """Gradients of one part of a step, added to those of the parts before; its losses."""
-        whole = {name: getattr(self.request, name) for name in sets}
-        lasting = {"step": step, "whole": whole, "memory": self.memory}
         mine, absent = part(sets)
-        lasting |= {"absent": absent}
-        now = View(self.now, mine, shares, level=self.level, together=self.reads["now"], **lasting)
-        before = View(dealt(self.known, sets), mine, shares, gradients=False, together=self.reads["before"], **lasting)
+        known = dealt(self.known, sets)
+        now = View(self.now, mine, shares, run=self.run, together=self.reads["now"], absent=absent)
+        before = View(known, mine, shares, gradients=False, run=self.run, together=self.reads["before"], absent=absent)
         terms = [(weight, term, term(now, before)) for weight, term in self.plan.objective.terms()]
         loss = sum(weight * value for weight, _, value in terms)
         # Which sets an objective reads does not depend on what they say, so from now on one call reads them all.
@@ -296,7 +294,7 @@ class _Run:
 
     def state(self, keeper: Keeper) -> dict[str, object]:
         """What a checkpoint holds beside tensors; objectives' tensors are worked out anew from the model before."""
-        memory = {key: dict(numbers) for key, numbers in self.memory.items() if isinstance(numbers, dict)}
+        memory = {key: dict(numbers) for key, numbers in self.run.memory.items() if isinstance(numbers, dict)}
         for numbers in memory.values():
             if "sum" in numbers:  # each process's part of a step's loss
                 numbers["sum"] = float(summed(torch.tensor(numbers["sum"], dtype=torch.float64)))
@@ -318,8 +316,8 @@ class _Run:
         torch.set_rng_state(tensors["rng"])
         self.norms.directions = {key[10:]: t for key, t in tensors.items() if key.startswith("direction.")}
         keeper.take(state["keeper"])
-        self.memory = state["memory"]
-        for numbers in () if first() else self.memory.values():
+        self.run.memory = state["memory"]
+        for numbers in () if first() else self.run.memory.values():
             numbers |= {"sum": 0.0} if "sum" in numbers else {}
         for text in passed:
             self.watch({"kind": "phase", "what": f"Passed over: {text}"})

@@ -17,9 +17,10 @@ from expunge.adapters.lora import LoRA
 from expunge.adapters.maps import Form
 from expunge.adapters.relative_fisher import factors
 from expunge.core.errors import DataRefused
-from expunge.core.model import Network, View
+from expunge.core.model import Network
 from expunge.core.objective import Objective, Scalar
 from expunge.core.request import Request
+from expunge.core.view import View
 from expunge.data.text import Passage
 from expunge.models.language import LanguageModel
 from expunge.objectives.ascent import Ascent

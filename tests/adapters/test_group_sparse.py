@@ -10,8 +10,9 @@ from expunge.adapters.bounded import Bounded
 from expunge.adapters.group_sparse import GroupSparse
 from expunge.adapters.lora import LoRA
 from expunge.core.errors import UsageRefused
-from expunge.core.model import Network, View
+from expunge.core.model import Network
 from expunge.core.request import Request
+from expunge.core.view import View
 from expunge.data.images import Picture
 from expunge.models.vision import ImageClassifier
 from expunge.objectives.group_penalty import GroupPenalty

@@ -198,14 +198,8 @@ def test_an_edit_tells_what_it_changed():
     SSD(alpha=2.0, batch=1)(NETWORK, REQUEST, events.append)
     (told,) = events
     # two of four numbers, each from 3 to 3/4
-    assert told == {
-        "kind": "edit",
-        "changed": 2,
-        "parameters": 4,
-        "distance": pytest.approx(math.sqrt(2) * 9 / 4),
-        "selected": 2,
-        "alpha": 2.0,
-    }
+    counts = {"changed": 2, "parameters": 4, "distance": pytest.approx(math.sqrt(2) * 9 / 4)}
+    assert told == {"kind": "edit", **counts, "blocks": {"weight": counts}, "selected": 2, "alpha": 2.0}
 
 
 # IAU

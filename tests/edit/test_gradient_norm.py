@@ -8,9 +8,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, ViTConfig, ViTForImageCl
 
 from expunge.adapters.full import Full
 from expunge.core.errors import ModelRefused, UsageRefused
-from expunge.core.model import Network, View
+from expunge.core.model import Network
 from expunge.core.notation import parse
 from expunge.core.request import Request
+from expunge.core.view import View
 from expunge.data.images import Picture
 from expunge.data.text import Passage
 from expunge.edit.gradient_norm import GradientNorm

@@ -25,9 +25,9 @@ from transformers import (
 from expunge.adapters.bounded import Bounded
 from expunge.core.blocks import blocks
 from expunge.core.errors import ModelRefused, UsageRefused
-from expunge.core.model import View
 from expunge.core.predictions import Share
 from expunge.core.request import Request
+from expunge.core.view import View
 from expunge.data.images import Picture
 from expunge.data.text import Passage
 from expunge.models.language import LanguageModel

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from expunge.core import rows
-from expunge.core.model import Batch, View
+from expunge.core.model import Batch
 from expunge.core.predictions import Predictions
 from expunge.core.rows import Head
+from expunge.core.view import View
 
 LENGTHS = (1, 4, 2)
 CLASSES = 7
@@ -22,6 +23,7 @@ class Asked:
 
     id: str
     set: str
+    size: int = 1
 
 
 class Says:

@@ -7,9 +7,9 @@ from transformers import AutoModelForCausalLM, MixtralConfig
 from expunge.adapters.full import Full
 from expunge.adapters.seuf import SEUF
 from expunge.core.experts import Routes, affinity, mixtures, tour
-from expunge.core.model import View
 from expunge.core.predictions import Share
 from expunge.core.request import Request
+from expunge.core.view import Run, View
 from expunge.data.text import Passage
 from expunge.models.language import LanguageModel
 from expunge.objectives.anchor import Anchor
@@ -137,7 +137,7 @@ def test_it_is_found_once_for_all_steps_and_kept_where_checkpoints_keep_numbers(
     network = mixture()
     memory: dict[str, object] = {}
     for step in (1, 2):
-        now = View(Full()(network, REQUEST), {"forget": REQUEST.forget}, step=step, memory=memory)
+        now = View(Full()(network, REQUEST), {"forget": REQUEST.forget}, run=Run(step=step, memory=memory))
         before = View(network, {"forget": REQUEST.forget}, gradients=False)
         Anchor()(now, before)
         assert before.swept == (["forget"] if step == 1 else [])

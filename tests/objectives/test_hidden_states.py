@@ -8,8 +8,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, ViTConfig, ViTForImageClassification
 
 from expunge.core.blocks import blocks
-from expunge.core.model import Network, View
+from expunge.core.model import Network
 from expunge.core.objective import Objective
+from expunge.core.view import View
 from expunge.data.images import Picture
 from expunge.data.text import Passage
 from expunge.models.language import LanguageModel

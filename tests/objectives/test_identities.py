@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from expunge.core.model import View
 from expunge.core.objective import Objective
 from expunge.core.predictions import Predictions
+from expunge.core.view import View
 from expunge.objectives.ascent import Ascent
 from expunge.objectives.ceu import CEU
 from expunge.objectives.dpo import DPO

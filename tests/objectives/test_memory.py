@@ -10,11 +10,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, ViTConfig, ViTForImageCl
 from expunge.adapters.full import Full
 from expunge.adapters.lora import LoRA
 from expunge.core.errors import ModelRefused, UsageRefused
-from expunge.core.model import View
 from expunge.core.notation import parse
 from expunge.core.objective import Objective
 from expunge.core.predictions import Share
 from expunge.core.request import Request
+from expunge.core.view import Run, View
 from expunge.data.images import Picture
 from expunge.data.text import Passage
 from expunge.models.language import LanguageModel
@@ -142,7 +142,7 @@ def steps(given: Callable[..., View], objective: Objective, losses: list[float])
     for step, loss in enumerate(losses, start=1):
         p = math.exp(-loss)
         now = given(forget=[[[0.0, 0.0]]], retain=[[[math.log(p), math.log(1 - p)]]])
-        now.step, now.memory = step, memory
+        now.run.step, now.run.memory = step, memory
         values.append(objective(now, now).item())
     return values
 
@@ -208,7 +208,9 @@ def test_the_penalty_waits_for_its_warmup_and_is_shared_out_among_the_parts_of_a
     full = GroupPenalty()(View(network, {"forget": batch}), None).item()
     part = View(network, {"forget": batch[:1]}, {"forget": Share(rows=4, examples=4)})
     assert GroupPenalty()(part, None).item() == pytest.approx(full / 4, rel=1e-6)
-    values = [GroupPenalty(warmup=2)(View(network, {"forget": batch}, step=step), None).item() for step in (1, 2, 3)]
+    values = [
+        GroupPenalty(warmup=2)(View(network, {"forget": batch}, run=Run(step=step)), None).item() for step in (1, 2, 3)
+    ]
     assert values == [0.0, 0.0, pytest.approx(full)]
 
 
@@ -228,16 +230,16 @@ def test_gs_lora_is_its_sum_and_reads_back():
 
 def test_a_prototype_is_the_mean_answer_of_a_class_over_the_whole_forget_set():
     network, whole = vit(), pictures(6, 0)  # classes 0 1 2 3 0 1
-    before = View(network, {"forget": whole[:2]}, gradients=False, whole={"forget": whole})
-    now = View(network, {"forget": whole[:2]}, whole={"forget": whole})
+    before = View(network, {"forget": whole[:2]}, gradients=False, run=Run(whole={"forget": whole}))
+    now = View(network, {"forget": whole[:2]}, run=Run(whole={"forget": whole}))
     with torch.no_grad():
         p = network.predict(whole).logits.softmax(-1).double()
     typical = [(p[0] + p[4]) / 2, (p[1] + p[5]) / 2]
     away = [float((t * (t / q).log()).sum()) for t, q in zip(typical, p[:2], strict=True)]
     assert Prototype()(now, before).item() == pytest.approx(sum(18 - one for one in away) / 2, abs=1e-5)
     assert before.swept == ["forget"]
-    again = View(network, {"forget": whole[2:4]}, gradients=False, whole={"forget": whole})
-    Prototype()(View(network, {"forget": whole[2:4]}, memory=now.memory), again)
+    again = View(network, {"forget": whole[2:4]}, gradients=False, run=Run(whole={"forget": whole}))
+    Prototype()(View(network, {"forget": whole[2:4]}, run=now.run), again)
     assert again.swept == []  # worked out once
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from expunge.core.errors import DataRefused
-from expunge.core.model import View
 from expunge.core.predictions import Predictions, Share
+from expunge.core.view import View
 from expunge.objectives.ascent import Ascent
 from expunge.objectives.grad_diff import GradDiff
 from expunge.objectives.hinged_ascent import HingedAscent
@@ -144,7 +144,7 @@ def test_settle_pulls_back_what_is_above_the_level():
 def test_without_a_level_both_are_ascent_on_examples(objective):
     now = view(forget=RAGGED)
     assert objective(now, now).item() == pytest.approx(-sum(means()) / 2, abs=1e-12)
-    now.level = 1.0
+    now.run.level = 1.0
     assert objective(now, now).item() > 0
 
 

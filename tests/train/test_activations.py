@@ -5,9 +5,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from expunge.core.errors import ModelRefused, UsageRefused
-from expunge.core.model import View
 from expunge.core.notation import parse
 from expunge.core.request import Request
+from expunge.core.view import View
 from expunge.data.text import Passage
 from expunge.models.language import LanguageModel
 from expunge.train.activations import managed

@@ -11,9 +11,9 @@ from expunge.adapters.bounded import Bounded
 from expunge.adapters.full import Full
 from expunge.adapters.lora import LoRA
 from expunge.core.errors import RunFailed
-from expunge.core.model import View
 from expunge.core.objective import Objective, Scalar
 from expunge.core.request import Request
+from expunge.core.view import View
 from expunge.objectives.grad_diff import GradDiff
 from expunge.objectives.hinged_ascent import HingedAscent
 from expunge.objectives.npo import NPO

@@ -7,9 +7,9 @@ import pytest
 
 from expunge.audits.loss import Loss
 from expunge.core.errors import UsageRefused
-from expunge.core.model import View
 from expunge.core.objective import Objective, Scalar
 from expunge.core.request import Request
+from expunge.core.view import View
 from expunge.objectives.ascent import Ascent
 from expunge.objectives.hinged_ascent import HingedAscent
 from expunge.train.keeper import sample
