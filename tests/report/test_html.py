@@ -210,7 +210,7 @@ def test_values_that_are_no_numbers_are_named():
 
 
 def verdict(*met):
-    return {"verdict": {"met": all(met), "rules": [rule("a.B <= 1", 0.5, 1.0, each) for each in met]}}
+    return {"verdict": {"met": all(met), "rules": [rule("forget.B <= 1", 0.5, 1.0, each) for each in met]}}
 
 
 def test_the_outcome_counts_what_was_not_met():
@@ -218,6 +218,17 @@ def test_the_outcome_counts_what_was_not_met():
     assert html.outcome(report(**verdict(True, False, False, True, True))).words == "2 of 5 thresholds were not met"
     assert html.outcome(report(**verdict(False))).words == "1 of 1 threshold was not met"
     assert html.outcome(report(**verdict())).words == "No thresholds were set"
+
+
+def test_a_model_that_merely_changed_is_not_called_forgetful():
+    for told in ("numbers of the model changed >= 1 (something changed)", "retain.Choice >= before"):
+        rules = [rule(told, 9.0, 1.0, True)]
+        said = html.outcome(report(verdict={"met": True, "rules": rules}))
+        assert said == html.Headline("Changed, but no threshold asks whether it forgot", "open")
+    rules.append(
+        rule("forget examples short of 4.70 nats (that of the holdout set), on average <= slack", 0, 0.25, True)
+    )
+    assert html.outcome(report(verdict={"met": True, "rules": rules})).mark == "met"
 
 
 def test_a_bound_that_was_just_missed_does_not_look_met():
