@@ -17,12 +17,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from expunge.audits.states import Inside
-from expunge.audits.vectors import cav, random_cavs, sample
+from expunge.audits.vectors import cav, mean_of, present, random_cavs, sample
 from expunge.core.audit import Finding, WhiteBoxAudit
 from expunge.core.errors import UsageRefused
 from expunge.core.model import Batch, Network
 from expunge.core.request import Request
-from expunge.core.statistics import mean_interval
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -61,11 +60,7 @@ class ConceptInference(WhiteBoxAudit):
 
     def look(self, network: Network, request: Request) -> tuple[Finding, ...]:
         sets = request.sets()
-        missing = [name for name in self.concepts if name not in sets]
-        if missing:
-            raise UsageRefused(
-                f"ConceptInference: there is no set '{missing[0]}'. Sets: {', '.join(sets)}. Give it as a probe."
-            )
+        present(self.name, self.concepts, sets)
         if len(sets.get(self.against, ())) < 2:
             return ()
         return tuple(self._findings(Inside.of(network, self.layer), request))
@@ -104,20 +99,8 @@ class ConceptInference(WhiteBoxAudit):
         """In an order of their own, so that the order of a file changes nothing that is drawn."""
         return sorted(examples, key=lambda example: example.content())
 
-    def _finding(self, name: str, scores: "Float[np.ndarray, ' examples']") -> Finding:
-        values = scores.tolist()
-        value = float(np.mean(values))
-        low, high = mean_interval(values)
-        return Finding(
-            self.name,
-            name,
-            value,
-            min(low, value),
-            max(high, value),
-            len(values),
-            self.definition,
-            scores=tuple(values),
-        )
+    def _finding(self, name: str, scores: "Float[np.ndarray, ' scores']") -> Finding:
+        return mean_of(self, name, scores)
 
 
 def _along(

@@ -19,12 +19,11 @@ import numpy as np
 from scipy.stats import ttest_ind_from_stats
 
 from expunge.audits.states import Inside
-from expunge.audits.vectors import cav, random_cavs, sample
+from expunge.audits.vectors import cav, mean_of, present, random_cavs, sample
 from expunge.core.audit import Finding, WhiteBoxAudit
 from expunge.core.errors import UsageRefused
 from expunge.core.model import Network
 from expunge.core.request import Request
-from expunge.core.statistics import mean_interval
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -61,9 +60,7 @@ class TCAV(WhiteBoxAudit):
 
     def look(self, network: Network, request: Request) -> tuple[Finding, ...]:
         sets = request.sets()
-        missing = [name for name in self.concepts if name not in sets]
-        if missing:
-            raise UsageRefused(f"TCAV: there is no set '{missing[0]}'. Sets: {', '.join(sets)}. Give it as a probe.")
+        present(self.name, self.concepts, sets)
         if len(sets.get(self.against, ())) < 2:
             return ()
         inside = Inside.of(network, self.layer)
@@ -89,19 +86,7 @@ class TCAV(WhiteBoxAudit):
         return tuple(found)
 
     def _finding(self, name: str, scores: "Float[np.ndarray, ' scores']") -> Finding:
-        values = scores.tolist()
-        value = float(np.mean(values))
-        low, high = mean_interval(values)
-        return Finding(
-            self.name,
-            name,
-            value,
-            min(low, value),
-            max(high, value),
-            len(values),
-            self.definition,
-            scores=tuple(values),
-        )
+        return mean_of(self, name, scores)
 
 
 def _p(one: "Float[np.ndarray, ' draws']", other: "Float[np.ndarray, ' draws']") -> float:

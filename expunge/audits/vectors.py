@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.svm import LinearSVC
+
+from expunge.core.audit import Audit, Finding
+from expunge.core.errors import UsageRefused
+from expunge.core.statistics import mean_interval
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -88,3 +92,30 @@ def remaining(
     basis = np.linalg.qr(np.stack(directions, axis=1))[0]
     left: np.ndarray = states - (states - middle) @ basis @ basis.T
     return left
+
+
+# What audits of concepts share
+
+
+def present(audit: str, concepts: Sequence[str], sets: Mapping[str, object]) -> None:
+    """Refuse a concept that no set of the request shows."""
+    missing = [name for name in concepts if name not in sets]
+    if missing:
+        raise UsageRefused(f"{audit}: there is no set '{missing[0]}'. Sets: {', '.join(sets)}. Give it as a probe.")
+
+
+def mean_of(audit: Audit, name: str, scores: Float[np.ndarray, " scores"]) -> Finding:
+    """The mean of `scores` with its interval, which holds it."""
+    values = scores.tolist()
+    value = float(np.mean(values))
+    low, high = mean_interval(values)
+    return Finding(
+        audit=audit.name,
+        set=name,
+        value=value,
+        low=min(low, value),
+        high=max(high, value),
+        n=len(values),
+        definition=audit.definition,
+        scores=tuple(values),
+    )
