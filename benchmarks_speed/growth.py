@@ -16,8 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from side_by_side import machine, random_records, settings, show, spread, table
-from torch.utils.flop_counter import FlopCounterMode
+from side_by_side import counting, machine, random_records, settings, show, spread, table
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from expunge.adapters.bounded import Bounded
@@ -76,7 +75,7 @@ def flops_of(network: LanguageModel) -> float:
     """Of two steps: those of a run of three, less those of a run of one, which has the same checks."""
     counted = []
     for steps in (1, 3):
-        with FlopCounterMode(display=False) as counter:
+        with counting() as counter:
             seconds_of(network, 16, steps)
         counted.append(float(counter.get_total_flops()))
     return counted[1] - counted[0]

@@ -3,9 +3,9 @@
     python benchmarks_speed/step.py --write
 
 A model of SmolLM2-135M's shape with random weights, float32; records of TOFU's lengths, packed as the product packs
-them; a step is forward, backward and AdamW. Time and matmul FLOPs (torch's counter, attention included) give the rate
-that a step reaches, beside the rate of plain 1,024-squares in the same process. Memory is measured in processes of
-their own (--memory), one for each contender.
+them; a step is forward, backward and AdamW. Time and matmul FLOPs (torch's counter; attention included, with what its
+backward makes again) give the rate that a step reaches, beside the rate of plain 1,024-squares in the same process.
+Memory is measured in processes of their own (--memory), one for each contender.
 """
 
 from __future__ import annotations
@@ -17,8 +17,19 @@ import sys
 from collections.abc import Callable
 
 import torch
-from side_by_side import machine, matmul_rate, peak_memory, race, random_records, ratio, settings, show, spread, table
-from torch.utils.flop_counter import FlopCounterMode
+from side_by_side import (
+    counting,
+    machine,
+    matmul_rate,
+    peak_memory,
+    race,
+    random_records,
+    ratio,
+    settings,
+    show,
+    spread,
+    table,
+)
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from expunge.adapters.bounded import Bounded
@@ -97,7 +108,7 @@ def main() -> None:
         seconds = race(steps, repeats)
         rate = matmul_rate()
         for name in names:
-            with FlopCounterMode(display=False) as counter:
+            with counting() as counter:
                 steps[name]()
             flops = counter.get_total_flops() / 1e9
             plain = "LoRA, checkpointed" if "checkpointed" in name else "LoRA"

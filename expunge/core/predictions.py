@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from expunge.core.rows import Head, Read, chunks, each_row, judged, right_log_prob, widened
+from expunge.core.rows import Head, Read, each_row, judged, right_log_prob, widened
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -149,18 +149,14 @@ class Predictions(Rows):
 
     def answers(self) -> Answers:
         """What an audit needs, without the class scores, which are large."""
-        log_probs, right = [], []
-        for part in chunks(self.labels, (self.states, self.head)):
-            value, best = judged(*part)
-            log_probs.append(value)
-            right.append(best)
+        log_probs, right = judged(self.labels, (self.states, self.head))
         return Answers(
             labels=self.labels,
             example=self.example,
             examples=self.examples,
             share=self.share,
-            log_probs=torch.cat(log_probs),
-            right=torch.cat(right),
+            log_probs=log_probs,
+            right=right,
         )
 
 

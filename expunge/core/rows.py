@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 CHUNK = {"cpu": 1 << 23, "cuda": 1 << 26}
 """Class scores that exist at one time: 32 MB in float32 on a CPU, 256 MB on a GPU."""
 
+BLOCK = {"cpu": 1 << 19, "cuda": 1 << 26}
+"""The same where rows need not see all their scores at once: 2 MB on a CPU, which its cache holds."""
+
+ROWS = 1024
+"""Rows whose scores are made together at most; fewer classes are then read for more rows."""
+
 
 @dataclass(frozen=True)
 class Head:
@@ -34,6 +40,10 @@ class Head:
 
     def __call__(self, states: Float[Tensor, "rows width"]) -> Float[Tensor, "rows classes"]:
         return linear(states, self.weight, self.bias)
+
+    def cut(self, classes: slice) -> Head:
+        """The rows of the matrix that belong to these classes."""
+        return Head(self.weight[classes], None if self.bias is None else self.bias[classes])
 
     def detach(self) -> Head:
         """The same matrix, through which no gradient flows."""
@@ -65,8 +75,11 @@ def divergence(
 
 def _right_slope(labels: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
     """`right_log_prob` and its gradient, written over `logits`: the right class's 1, less every class's probability."""
-    value, total = _softened(labels, logits, logits.amax(-1, keepdim=True))
-    return value, logits.div_(-total).scatter_add_(1, labels[:, None], torch.ones_like(total))
+    logits -= logits.amax(-1, keepdim=True)
+    value = logits.gather(-1, labels[:, None])
+    total = logits.exp_().sum(-1, keepdim=True)
+    slope = logits.div_(-total).scatter_add_(1, labels[:, None], torch.ones_like(total))
+    return (value - total.log()).squeeze(-1), slope
 
 
 def _divergence_slope(labels: Tensor, now: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,18 +98,33 @@ SLOPES: dict[Read, Callable[..., tuple[Tensor, Tensor]]] = {
 """Value and gradient at once, in place, of what every step reads; of all else autograd finds the gradient."""
 
 
-def judged(labels: Int[Tensor, " rows"], logits: Float[Tensor, "rows classes"]) -> tuple[Tensor, Tensor]:
-    """Log-probability of the right class, and whether it scores highest; writes over `logits`."""
-    highest = logits.max(-1, keepdim=True)
-    return _softened(labels, logits, highest.values)[0], highest.indices[:, 0] == labels
+def judged(labels: Int[Tensor, " rows"], scores: Scores) -> tuple[Tensor, Tensor]:
+    """Log-probability of the right class of each row, and whether it scores highest; without gradients.
 
-
-def _softened(labels: Tensor, logits: Tensor, highest: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probability of the right class; `logits` become exp(logits - highest), whose sums are returned too."""
-    logits -= highest
-    value = logits.gather(-1, labels[:, None])
-    total = logits.exp_().sum(-1, keepdim=True)
-    return (value - total.log()).squeeze(-1), total
+    Rows whose states are equal to the bit (the answers to one question begin where it ends) meet the matrix once. They
+    meet it a block of classes at a time, whose scores never leave the processor's cache: what is kept of each row is
+    its highest score so far and the sum of exp(score - highest).
+    """
+    states, head = scores[0].detach(), scores[1]
+    if head is None:
+        highest = (logits := widened(states)).max(-1)
+        return right_log_prob(labels, logits), highest.indices == labels
+    states, row = torch.unique(states, dim=0, return_inverse=True)
+    value = torch.empty(len(labels), device=states.device, dtype=widened(states[:0]).dtype)
+    total = torch.zeros(len(states), device=states.device, dtype=value.dtype)
+    top, best = torch.full_like(total, -torch.inf), torch.zeros_like(row[:1]).repeat(len(states))
+    for rows in _runs(len(states), ROWS):
+        asked = ((row >= rows.start) & (row < rows.stop)).nonzero()[:, 0]
+        for classes in _runs(len(head.weight), max(1, _room(BLOCK, states) // (rows.stop - rows.start))):
+            part = widened(head.cut(classes)(states[rows]))
+            here = asked[(labels[asked] >= classes.start) & (labels[asked] < classes.stop)]
+            value[here] = part[row[here] - rows.start, labels[here] - classes.start]
+            peak, place = part.max(-1)
+            best[rows] = torch.where(peak > top[rows], place + classes.start, best[rows])
+            peak = torch.maximum(peak, top[rows])
+            total[rows] = total[rows] * (top[rows] - peak).exp() + part.sub_(peak[:, None]).exp_().sum(-1)
+            top[rows] = peak
+    return value - (top + total.log())[row], best[row] == labels
 
 
 def widened(logits: Tensor) -> Tensor:
@@ -191,6 +219,13 @@ def _slices(count: int, scores: Scores) -> Iterator[slice]:
     if head is None or count == 0:
         yield slice(0, count)
         return
-    step = max(1, CHUNK.get(states.device.type, CHUNK["cpu"]) // len(head.weight))
+    yield from _runs(count, max(1, _room(CHUNK, states) // len(head.weight)))
+
+
+def _room(most: dict[str, int], states: Tensor) -> int:
+    return most.get(states.device.type, most["cpu"])
+
+
+def _runs(count: int, step: int) -> Iterator[slice]:
     for start in range(0, count, step):
         yield slice(start, min(count, start + step))

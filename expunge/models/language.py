@@ -18,24 +18,21 @@ from expunge.core.model import Network, Speaker
 from expunge.core.predictions import Hidden, Predictions
 from expunge.core.room import fitted
 from expunge.core.rows import Head
+from expunge.models.attention import without_trees, with_trees
 from expunge.models.experts import Routing
 from expunge.models.hidden import Below
 from expunge.models.source import Source, load_module, settled
-from expunge.models.tree import Woods, grown
+from expunge.models.tree import Tree, grown
 from expunge.models.writing import ends, generated, greedy, side_by_side
 
 if TYPE_CHECKING:
     from expunge.core.model import Batch
 
-ROOM = 512
-"""Nodes of one tree (or tokens of one padded row) at most, where examples are short: its mask has the square of that
-many entries, and attention the cost."""
-
-ROOMS = {"cpu": 2, "cuda": 16}
-"""Trees that a call reads side by side at most, where no gradient is wanted."""
+ROOM = {"cpu": 1024, "cuda": 8192}
+"""Nodes of a tree (or tokens of padded rows) that a call reads at most, where no gradient is wanted."""
 
 LARGEST = 4096
-"""Nodes of the largest tree, for one long text (a mask of 64 MB)."""
+"""Tokens of the longest text that is read as a tree's path (a mask of 64 MB)."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,7 @@ class LanguageModel(Network, Speaker):
 
     tokenizer: Any = field(repr=False)
     trees: int = 0
-    """Largest tree that the architecture reads rightly (0: none); probed when it is loaded."""
+    """Tokens of the longest sequence that is rightly read as a path of a tree (0: none); probed when it is loaded."""
     headed: bool = False
     """Whether class scores are the output matrix times the last hidden state, and nothing more; probed too."""
 
@@ -114,7 +111,7 @@ class LanguageModel(Network, Speaker):
 
     def batches(self, examples: Batch) -> Iterator[list[int]]:
         sequences = [example.tokens for example in examples]
-        room = ROOM * ROOMS.get(self.device.type, 1)
+        room = ROOM.get(self.device.type, ROOM["cpu"])
         if self.trees:
             yield from grown(sequences, room)
             return
@@ -163,9 +160,7 @@ class LanguageModel(Network, Speaker):
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         words = backend.to_str() if backend else f"{type(self.tokenizer).__name__} {self.tokenizer.get_vocab()!r}"
         generation = getattr(self.module, "generation_config", None)
-        return "\n".join(
-            (settled(self.module.config), settled(generation), words, f"{self.trees} {self.headed} {ROOM}")
-        )
+        return "\n".join((settled(self.module.config), settled(generation), words, f"{self.trees} {self.headed}"))
 
     def save(self, folder: Path) -> None:
         self.module.config.use_cache = True  # the folder is for serving, where the cache is wanted
@@ -180,35 +175,22 @@ class LanguageModel(Network, Speaker):
     def _read(self, sequences: Sequence[Sequence[int]], firsts: Sequence[int]) -> tuple[Tensor, Tensor, Head | None]:
         """Last states (or class scores) of some positions; for each labelled row the one that predicts it; the head."""
         if self.trees and max(map(len, sequences)) <= self.trees:
-            return self._woods(self.woods(sequences), firsts)
+            return self._tree(Tree.of(sequences), firsts)
         return self._padded(sequences, firsts)
 
-    def woods(self, sequences: Sequence[Sequence[int]]) -> Woods:
-        """The sequences as trees of the size that is cheapest to read."""
-        return Woods.of(sequences, ROOM, self._thrift())
-
-    def inputs(self, woods: Woods) -> dict[str, Tensor]:
-        """What the module is called with to read trees."""
-        dtype = self.module.get_input_embeddings().weight.dtype
+    def inputs(self, tree: Tree) -> dict[str, Tensor]:
+        """What the module is called with to read a tree."""
         return {
-            "input_ids": woods.tokens.to(self.device),
-            "position_ids": woods.depth.to(self.device),
-            "attention_mask": woods.mask(dtype, self.device),
+            "input_ids": tree.tokens.to(self.device),
+            "position_ids": tree.depth.to(self.device),
+            "attention_mask": tree.ends.to(self.device),
         }
 
-    def _thrift(self) -> int:
-        """Entries of attention's square that cost as much as all other work on a token, in a layer of this width.
-
-        A token takes 2 * 12 * width**2 FLOPs in a layer and 4 * width for each entry; with the rates that attention,
-        products and elementwise work reach on a CPU at width 576 (measured), that makes about 2.5 * width.
-        """
-        return int(self.module.get_input_embeddings().weight.shape[1] * 5 // 2)
-
-    def _woods(self, woods: Woods, firsts: Sequence[int]) -> tuple[Tensor, Tensor, Head | None]:
-        asked = [node for path, first in zip(woods.paths, firsts, strict=True) for node in path[first - 1 : -1]]
+    def _tree(self, tree: Tree, firsts: Sequence[int]) -> tuple[Tensor, Tensor, Head | None]:
+        asked = [node for path, first in zip(tree.paths, firsts, strict=True) for node in path[first - 1 : -1]]
         keep, row = torch.unique(torch.tensor(asked), return_inverse=True)
-        states, head = self.states(**self.inputs(woods))
-        return states.flatten(0, 1)[keep.to(self.device)], row.to(self.device), head
+        states, head = self.states(**self.inputs(tree))
+        return states[0, keep.to(self.device)], row.to(self.device), head
 
     def _padded(self, sequences: Sequence[Sequence[int]], firsts: Sequence[int]) -> tuple[Tensor, Tensor, Head | None]:
         width = max(map(len, sequences))
@@ -270,14 +252,14 @@ def ends_in_head(module: Any) -> bool:
 
 
 def reads_trees(module: Any) -> int:
-    """The largest tree that is answered as its branches alone are: 0 where a probe of three branches is not.
+    """The longest sequence that is answered as a path of a tree as it is alone: 0 where a probe of three paths is not.
 
-    Architectures that make their own positions or masks (GPT-Neo's local layers) answer otherwise, and are read in
-    padded batches. A tree's mask replaces that of local attention, so no tree may outgrow a window.
+    Architectures with an attention of their own (Falcon's, GPT-Neo's local layers) are read in padded batches. What a
+    node sees replaces the window of local attention, so no path may outgrow one.
     """
     text = module.config.get_text_config()
     window = getattr(text, "sliding_window", None) or getattr(text, "window_size", None) or LARGEST
-    if "position_ids" not in inspect.signature(module.forward).parameters:
+    if "position_ids" not in inspect.signature(module.forward).parameters or not with_trees(module):
         return 0
     draw = torch.Generator().manual_seed(0)
     stem, *tips = (torch.randint(text.vocab_size, (n,), generator=draw).tolist() for n in (5, 4, 3, 6))
@@ -285,11 +267,14 @@ def reads_trees(module: Any) -> int:
     probe = LanguageModel(module, None)
     with torch.inference_mode():
         try:
-            one, row, _ = probe._woods(Woods.of(sequences, ROOM), [1, 1, 1])
+            one, row, _ = probe._tree(Tree.of(sequences), [1, 1, 1])
             other, place, _ = probe._padded(sequences, [1, 1, 1])
         except (RuntimeError, ValueError, TypeError, IndexError):
+            without_trees(module)
             return 0
     a, b = one[row].float(), other[place].float()
     scale = float((b - b.mean(-1, keepdim=True)).abs().max())
     close = float((a - b).abs().max()) <= (1e-3 if one.dtype in (torch.float32, torch.float64) else 5e-2) * scale
+    if not close:
+        without_trees(module)
     return min(int(window), LARGEST) if close else 0

@@ -1,157 +1,130 @@
-"""A batch of token sequences as trees, so that a shared beginning is read once and nothing is padded.
+"""A batch of token sequences as a tree, so that a shared beginning is read once and nothing is padded.
 
 Chat templates open every example with the same words, and the options of one question share its whole prompt. Each
 distinct beginning becomes one node; a node attends to its ancestors only, and its position is its depth. A causal
 transformer that takes its positions and mask from its caller answers for each node exactly as if the node's sequence
 had been read alone, gradients included.
 
-Attention costs the square of a row, so a large batch grows several trees of about the same size side by side.
+The nodes lie in one row, each before its children and its whole subtree before its next sibling. So one number for each
+node, the place where its subtree ends, says who sees whom, and attention is worked out piece by piece (`attention.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Int
+    from jaxtyping import Int
 
 
 @dataclass(frozen=True)
-class Woods:
-    """Trees side by side, each with its parents first, filled up to the largest with nodes that see themselves only."""
+class Tree:
+    """The distinct beginnings of some sequences; several roots where they have no token in common."""
 
-    tokens: Int[Tensor, "trees nodes"]
-    depth: Int[Tensor, "trees nodes"]
-    sees: Bool[Tensor, "trees nodes nodes"]
-    """`sees[t, i, j]`: in tree t, j is i or an ancestor of i."""
+    tokens: Int[Tensor, "1 nodes"]
+    depth: Int[Tensor, "1 nodes"]
+    ends: Int[Tensor, "1 1 1 nodes"]
+    """Node i sees node j if and only if j <= i < ends[j]."""
     paths: tuple[tuple[int, ...], ...]
-    """The nodes of each sequence, in the order of its tokens; node i of tree t is t * nodes + i."""
+    """The nodes of each sequence, in the order of its tokens."""
 
     @staticmethod
-    def of(sequences: Sequence[Sequence[int]], room: int, thrift: int = 0) -> Woods:
-        """The trees of `sequences`, of at most `room` nodes each, or of the longest sequence's.
-
-        `thrift` is how many entries of a node's row of the mask cost as much as the node's other work: with it, trees
-        are as small as makes the whole cheapest; without, as few as `room` allows.
-        """
-        groups = _cheapest(_Order.of(sequences), room, thrift)
-        trees = [_Tree([sequences[k] for k in group]) for group in groups]
-        width = max(len(tree.tokens) for tree in trees)
-        sees = np.zeros((len(trees), width, width), dtype=bool)
-        sees[:, np.arange(width), np.arange(width)] = True
+    def of(sequences: Sequence[Sequence[int]]) -> Tree:
+        """The tree of `sequences`."""
+        tokens: list[int] = []
+        depth: list[int] = []
+        ends: list[int] = []
+        path: list[int] = []
         paths: list[tuple[int, ...]] = [()] * len(sequences)
-        for place, (group, tree) in enumerate(zip(groups, trees, strict=True)):
-            tree.draw(sees[place])
-            for index, path in zip(group, tree.paths, strict=True):
-                paths[index] = tuple(place * width + node for node in path)
-        return Woods(
-            tokens=torch.tensor([tree.tokens + [0] * (width - len(tree.tokens)) for tree in trees]),
-            depth=torch.tensor([tree.depth + [0] * (width - len(tree.depth)) for tree in trees]),
-            sees=torch.from_numpy(sees),
-            paths=tuple(paths),
-        )
-
-    def mask(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
-        """What is added to attention scores: 0 where a node may look, the lowest number elsewhere; [trees, 1, n, n]."""
-        sees = self.sees.to(device)
-        shut = torch.full(sees.shape, torch.finfo(dtype).min, dtype=dtype, device=device)
-        return shut.masked_fill_(sees, 0.0)[:, None]
-
-
-class _Tree:
-    """The distinct beginnings of some sequences, parents first."""
-
-    def __init__(self, sequences: Sequence[Sequence[int]]) -> None:
-        nodes: dict[tuple[int, int], int] = {}
-        self.parents: list[int] = []
-        self.paths: list[list[int]] = []
-        for sequence in sequences:
-            at, path = -1, []
-            for token in sequence:
-                if (at, token) not in nodes:
-                    nodes[at, token] = len(self.parents)
-                    self.parents.append(at)
-                at = nodes[at, token]
-                path.append(at)
-            self.paths.append(path)
-        self.tokens = [token for _, token in nodes]
-        self.depth = [0] * len(self.tokens)
-        for node, parent in enumerate(self.parents):
-            self.depth[node] = self.depth[parent] + 1 if parent >= 0 else 0
-
-    def draw(self, sees: np.ndarray) -> None:
-        """Enter who sees whom into a square that has its diagonal."""
-        for node, parent in enumerate(self.parents):
-            if parent >= 0:
-                sees[node, :node] = sees[parent, :node]
+        for index in _sorted(sequences):
+            own = sequences[index]
+            shared = _shared([tokens[node] for node in path], own)
+            for node in path[shared:]:
+                ends[node] = len(tokens)
+            del path[shared:]
+            for token in own[shared:]:
+                path.append(len(tokens))
+                tokens.append(token)
+                depth.append(len(path) - 1)
+                ends.append(0)
+            paths[index] = tuple(path)
+        for node in path:
+            ends[node] = len(tokens)
+        return Tree(torch.tensor([tokens]), torch.tensor([depth]), torch.tensor(ends)[None, None, None], tuple(paths))
 
 
 @dataclass(frozen=True)
-class _Order:
-    """Sequences sorted, with what each adds to the tree of those before it."""
+class Piece:
+    """Nodes next to each other whose attention is worked out at once."""
 
-    indices: list[int]
-    lengths: list[int]
-    added: list[int]
-    """Tokens after those that it begins with in common with the one before."""
+    start: int
+    stop: int
+    above: tuple[int, ...] = ()
+    """The pieces, by their place, that hold what the nodes see beside each other."""
 
-    @staticmethod
-    def of(sequences: Sequence[Sequence[int]]) -> _Order:
-        indices = sorted(range(len(sequences)), key=lambda k: tuple(sequences[k]))
-        ordered = [sequences[k] for k in indices]
-        shared = [_shared(one, other) for one, other in zip([(), *ordered], ordered, strict=False)]
-        lengths = [len(sequence) for sequence in ordered]
-        return _Order(indices, lengths, [n - s for n, s in zip(lengths, shared, strict=True)])
+    @property
+    def size(self) -> int:
+        """How many nodes there are."""
+        return self.stop - self.start
 
-    def cut(self, room: int) -> tuple[list[list[int]], int]:
-        """Groups whose trees have at most `room` nodes, and the nodes of the largest."""
-        groups: list[list[int]] = []
-        used = largest = 0
-        for index, length, added in zip(self.indices, self.lengths, self.added, strict=True):
-            if not groups or used + added > room:
-                groups.append([])
-                used, added = 0, length
-            used += added
-            largest = max(largest, used)
-            groups[-1].append(index)
-        return groups, largest
+
+def pieces(ends: Sequence[int], most: int) -> list[Piece]:
+    """All nodes of a tree in pieces of whole subtrees that have at most `most` nodes together.
+
+    Of a larger subtree the path from its root to where it forks is a piece, which those after it see; a path that never
+    forks is one piece, however long.
+    """
+    made: list[Piece] = []
+    waiting: list[tuple[int, int, tuple[int, ...]]] = [(0, len(ends), ())]
+    while waiting:
+        start, end, above = waiting.pop()
+        if start == end:
+            continue
+        stop = ends[start]
+        if stop - start <= most:
+            while stop < end and ends[stop] - start <= most:
+                stop = ends[stop]
+            waiting.append((stop, end, above))
+        else:
+            waiting.append((stop, end, above))
+            fork = start + 1
+            while fork < stop and ends[fork] == stop:
+                fork += 1
+            waiting.append((fork, stop, (*above, len(made))))
+            stop = fork
+        made.append(Piece(start, stop, above))
+    return made
+
+
+def pairs(cut: Sequence[Piece]) -> int:
+    """Pairs of a node and one that it may see, as attention works them out."""
+    return sum(piece.size * (piece.size + sum(cut[k].size for k in piece.above)) for piece in cut)
 
 
 def grown(sequences: Sequence[Sequence[int]], room: int) -> list[list[int]]:
     """Indices of `sequences` in groups whose trees have at most `room` nodes, neighbours in sorted order together."""
-    return _Order.of(sequences).cut(room)[0]
+    groups: list[list[int]] = []
+    used = 0
+    before: Sequence[int] = ()
+    for index in _sorted(sequences):
+        own = sequences[index]
+        added = len(own) - _shared(before, own)
+        if not groups or used + added > room:
+            groups.append([])
+            used, added = 0, len(own)
+        used += added
+        groups[-1].append(index)
+        before = own
+    return groups
 
 
-def _cheapest(order: _Order, room: int, thrift: int) -> list[list[int]]:
-    """The groups whose trees, filled up to the largest, cost least."""
-    best, least = _even(order, room)
-    if thrift:
-        low = max(order.lengths)
-        for smaller in sorted({max(low, room * k // 8) for k in range(1, 8)}):
-            groups, width = _even(order, smaller)
-            if len(groups) * width * (thrift + width) < len(best) * least * (thrift + least):
-                best, least = groups, width
-    return best
-
-
-def _even(order: _Order, room: int) -> tuple[list[list[int]], int]:
-    """As few groups as `room` allows, cut where they come out about equally large, so that little is filled up."""
-    count = len(order.cut(room)[0])
-    low, high = ceil(room / 2), room
-    while low < high:  # the smallest room that needs no more groups
-        middle = (low + high) // 2
-        if len(order.cut(middle)[0]) > count:
-            low = middle + 1
-        else:
-            high = middle
-    return order.cut(high)
+def _sorted(sequences: Sequence[Sequence[int]]) -> list[int]:
+    return sorted(range(len(sequences)), key=lambda k: tuple(sequences[k]))
 
 
 def _shared(one: Sequence[int], other: Sequence[int]) -> int:

@@ -1,8 +1,9 @@
 """Greedy continuations of many sequences side by side.
 
 What the sequences begin with in common is read once, as a tree (see `tree.py`), and each sequence takes its keys and
-values from it. A step of writing then reads every weight once for all of them; who has ended leaves the batch. What is
-written is the highest-scoring token at each place, nothing else: no sampling, no penalty, no forced token.
+values from it, into memory that has room for all that it will write. A step of writing then reads every weight once
+for all of them; who has ended leaves the batch. What is written is the highest-scoring token at each place, nothing
+else: no sampling, no penalty, no forced token.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from expunge.models.tree import Tree
 
 if TYPE_CHECKING:
     from expunge.core.rows import Head
@@ -56,7 +59,7 @@ def greedy(network: LanguageModel, begun: Sequence[Sequence[int]], most: Sequenc
         return said
     stop = ends(network.module)
     with torch.inference_mode():
-        cache, scores = _read(network, [begun[k] for k in alive])
+        cache, scores = _read(network, [begun[k] for k in alive], max(most))
         lengths = torch.tensor([len(begun[k]) for k in alive])
         mask = (torch.arange(int(lengths.max())) >= int(lengths.max()) - lengths[:, None]).long().to(network.device)
         place = lengths.to(network.device)
@@ -68,9 +71,11 @@ def greedy(network: LanguageModel, begun: Sequence[Sequence[int]], most: Sequenc
             if not stay:
                 return said
             if len(stay) < len(alive):
-                alive = [alive[row] for row in stay]
-                rows = torch.tensor(stay, device=network.device)
-                cache.batch_select_indices(rows)
+                taken = _moved_up(stay)
+                for layer in cache.layers:
+                    layer.keep(taken)
+                alive = [alive[row] for row in taken]
+                rows = torch.tensor(taken, device=network.device)
                 token, mask, place = token[rows], mask[rows], place[rows]
             mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
             states, head = network.states(
@@ -84,25 +89,33 @@ def greedy(network: LanguageModel, begun: Sequence[Sequence[int]], most: Sequenc
             place = place + 1
 
 
-def _read(network: LanguageModel, sequences: Sequence[Sequence[int]]) -> tuple[Any, Tensor]:
-    """The keys and values of each sequence, padded on the left, and the scores of what comes after it."""
+def _moved_up(stay: Sequence[int]) -> list[int]:
+    """The rows that stay, in such an order that all but the last few lie where they lay."""
+    there = set(stay)
+    late = iter([row for row in reversed(stay) if row >= len(stay)])
+    return [row if row in there else next(late) for row in range(len(stay))]
+
+
+def _read(network: LanguageModel, sequences: Sequence[Sequence[int]], more: int) -> tuple[Any, Tensor]:
+    """The keys and values of each sequence, padded on the left, with room for `more`; the scores of what comes next."""
     from transformers import DynamicCache
 
-    woods = network.woods(sequences)
+    from expunge.models.cache import InPlace
+
+    tree = Tree.of(sequences)
     cache = DynamicCache()
-    states, head = network.states(**network.inputs(woods), past_key_values=cache, use_cache=True)
-    last = torch.tensor([path[-1] for path in woods.paths], device=states.device)
+    states, head = network.states(**network.inputs(tree), past_key_values=cache, use_cache=True)
+    last = torch.tensor([path[-1] for path in tree.paths], device=states.device)
     longest = max(map(len, sequences))
-    paths = torch.tensor([(0,) * (longest - len(path)) + path for path in woods.paths], device=states.device)
-    for layer in cache.layers:
-        layer.keys, layer.values = (_along(kept, paths) for kept in (layer.keys, layer.values))
-    return cache, _scores(states.flatten(0, 1)[last], head)
+    paths = torch.tensor([(0,) * (longest - len(path)) + path for path in tree.paths], device=states.device)
+    for place, layer in enumerate(cache.layers):
+        cache.layers[place] = InPlace(_along(layer.keys, paths), _along(layer.values, paths), more)
+    return cache, _scores(states[0, last], head)
 
 
 def _along(kept: Tensor, paths: Tensor) -> Tensor:
-    """Keys or values [trees, heads, nodes, width] of the nodes along each path: [paths, heads, length, width]."""
-    nodes = kept.transpose(1, 2).flatten(0, 1)
-    return nodes[paths].transpose(1, 2)
+    """Keys or values [1, heads, nodes, width] of the nodes along each path: [paths, heads, length, width]."""
+    return kept[0].transpose(0, 1)[paths].transpose(1, 2)
 
 
 def _scores(states: Tensor, head: Head | None) -> Tensor:

@@ -14,6 +14,8 @@ ROWS, WIDTH, CLASSES = 7, 5, 11
 @pytest.fixture(autouse=True)
 def three_rows_a_chunk(monkeypatch):
     monkeypatch.setattr(rows, "CHUNK", {"cpu": 3 * CLASSES})
+    monkeypatch.setattr(rows, "BLOCK", {"cpu": 3 * 4})  # and answers: 3 rows by 4 classes
+    monkeypatch.setattr(rows, "ROWS", 3)
 
 
 def says(seed: int, dtype=torch.float64, moves: bool = False) -> Predictions:
@@ -109,3 +111,32 @@ def test_a_log_of_the_loss_does_not_meet_the_output_matrix_again(monkeypatch):
     assert len(met) == 1
     assert said.nll().requires_grad  # with gradients it is worked out anew: a graph serves one backward
     assert len(met) == 2
+
+
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_answers_are_those_of_the_whole_matrix(dtype, close):
+    said = says(4, dtype)
+    twice = Predictions(
+        torch.cat([said.labels, said.labels.flip(0)]),  # two answers to each question: the states stand there twice
+        torch.zeros(2 * ROWS, dtype=torch.long),
+        1,
+        None,
+        torch.cat([said.states, said.states]),
+        said.head,
+    )
+    whole = (twice.states.double() @ said.head.weight.double().T + said.head.bias.double()).log_softmax(-1)
+    answers = twice.answers()
+    assert torch.allclose(
+        answers.log_probs.double(), whole.gather(-1, twice.labels[:, None])[:, 0], atol=close, rtol=close
+    )
+    assert answers.log_probs.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert answers.right.tolist() == (whole.argmax(-1) == twice.labels).tolist()
+
+
+def test_of_equal_scores_the_first_comes_first():
+    states, weight = torch.ones(1, 2), torch.ones(9, 2)  # nine equal scores, in blocks of four, four and one
+
+    def right(label: int) -> bool:
+        return bool(Predictions(torch.tensor([label]), torch.zeros(1), 1, None, states, Head(weight)).answers().right)
+
+    assert [right(label) for label in range(9)] == [True] + [False] * 8

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -19,8 +21,9 @@ from transformers import (
 )
 
 from expunge.data.text import Passage
+from expunge.models.attention import MOST
 from expunge.models.language import LanguageModel
-from expunge.models.tree import Woods, grown
+from expunge.models.tree import Piece, Tree, grown, pairs, pieces
 
 V = 60
 SHAPE = {
@@ -152,42 +155,84 @@ def test_a_cap_after_the_output_matrix_is_noticed(name, headed):
 
 
 def test_a_tree_holds_each_beginning_once():
-    woods = Woods.of([(1, 2, 3), (1, 2, 4, 5), (1, 2, 3)], 10)
-    assert woods.tokens.tolist() == [[1, 2, 3, 4, 5]]
-    assert woods.depth.tolist() == [[0, 1, 2, 2, 3]]
-    assert woods.paths == ((0, 1, 2), (0, 1, 3, 4), (0, 1, 2))
-    assert woods.sees[0, 4].tolist() == [True, True, False, True, True]
+    tree = Tree.of([(1, 2, 3), (1, 2, 4, 5), (1, 2, 3)])
+    assert tree.tokens.tolist() == [[1, 2, 3, 4, 5]]
+    assert tree.depth.tolist() == [[0, 1, 2, 2, 3]]
+    assert tree.paths == ((0, 1, 2), (0, 1, 3, 4), (0, 1, 2))
+    assert tree.ends.flatten().tolist() == [5, 5, 3, 5, 5]  # the subtree of node 2 is itself; nodes 3 and 4 are a path
 
 
-def test_trees_side_by_side_are_about_equally_large():
-    sequences = [(k, *range(5)) for k in range(100, 114)]  # 14 sequences of 6 tokens without a common beginning
-    woods = Woods.of(sequences, 48)  # 8 would fit in one; two trees of 7 leave nothing to fill up
-    assert woods.tokens.shape == (2, 42)
-    assert sorted(node for path in woods.paths for node in path) == list(range(84))
-    filled = Woods.of([(1, 2, 3, 4), (9, 8)], 4)
-    assert filled.sees[1].tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
+def seen(cut, place):
+    """The nodes that a piece looks at, by their place."""
+    return [node for k in (*cut[place].above, place) for node in range(cut[k].start, cut[k].stop)]
 
 
-def test_trees_are_as_small_as_makes_the_whole_cheapest():
-    sequences = [(0, 1, *(100 * k + j for j in range(10))) for k in range(1, 17)]  # 2 tokens shared, 10 of their own
-    # One tree has 2 + 16 * 10 = 162 nodes; eight trees of two sequences have 8 * (2 + 20) = 176, but narrow masks.
-    assert Woods.of(sequences, 176, 10**6).tokens.shape == (1, 162)
-    assert Woods.of(sequences, 176, 1).tokens.shape == (8, 22)
+def test_a_tree_that_is_small_is_one_piece():
+    ends = Tree.of([(1, 2, 3), (1, 2, 4, 5)]).ends.flatten().tolist()
+    assert pieces(ends, 5) == [Piece(0, 5)]
 
 
-def test_answers_do_not_depend_on_how_trees_are_cut(monkeypatch):
+def test_a_larger_tree_is_cut_below_what_its_sequences_share():
+    sequences = [(0, 1, *(100 * k + j for j in range(10))) for k in range(1, 5)]  # 2 tokens shared, 10 of their own
+    cut = pieces(Tree.of(sequences).ends.flatten().tolist(), 20)
+    # 2 + 4 * 10 = 42 nodes: the 2 that all see, and twice two sequences of 10
+    assert cut == [Piece(0, 2), Piece(2, 22, (0,)), Piece(22, 42, (0,))]
+    assert pairs(cut) == 2 * 2 + 2 * 20 * 22  # of 42 * 42 = 1,764
+
+
+def test_a_path_longer_than_a_piece_stays_whole():
+    cut = pieces(Tree.of([tuple(range(50)), (99, 98)]).ends.flatten().tolist(), 10)
+    assert cut == [Piece(0, 50), Piece(50, 52)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sequences=st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=8).map(tuple), min_size=1, max_size=12),
+    most=st.integers(1, 12),
+)
+def test_every_node_sees_its_ancestors_however_a_tree_is_cut(sequences, most):
+    tree = Tree.of(sequences)
+    ends = tree.ends.flatten().tolist()
+    assert [tuple(tree.tokens[0, list(path)].tolist()) for path in tree.paths] == sequences
+    cut = pieces(ends, most)
+    assert [node for piece in cut for node in range(piece.start, piece.stop)] == list(range(len(ends)))
+    above = {node: path[: place + 1] for path in tree.paths for place, node in enumerate(path)}
+    for place, piece in enumerate(cut):
+        for node in range(piece.start, piece.stop):
+            assert {j for j in seen(cut, place) if j <= node < ends[j]} == set(above[node])
+            assert not [j for j in set(range(len(ends))) - set(seen(cut, place)) if j <= node < ends[j]]
+
+
+@pytest.mark.parametrize("most", [1, 3, 6])
+def test_answers_and_gradients_do_not_depend_on_how_trees_are_cut(monkeypatch, most):
     network = model("llama")
+    weight = network.module.model.layers[0].self_attn.k_proj.weight.requires_grad_(True)
     whole = network.predict(BATCH).log_prob()
-    monkeypatch.setattr("expunge.models.language.ROOM", 10)
-    assert len(Woods.of([p.tokens for p in BATCH], 10).tokens) > 1
-    assert torch.allclose(network.predict(BATCH).log_prob(), whole, atol=1e-5)
+    slope = torch.autograd.grad(whole.sum(), weight)[0]
+    monkeypatch.setitem(MOST, "cpu", most)
+    cut = network.predict(BATCH).log_prob()
+    assert torch.allclose(cut, whole, atol=1e-5)
+    assert torch.allclose(torch.autograd.grad(cut.sum(), weight)[0], slope, atol=1e-4 * float(slope.abs().max()))
+
+
+def test_a_model_that_is_asked_otherwise_answers_as_it_did():
+    network = model("llama")
+    plain = AutoModelForCausalLM.from_config(CONFIGS["llama"]).eval()
+    plain.load_state_dict(network.module.state_dict())
+    tokens = torch.tensor([[1, 5, 6, 7], [0, 1, 5, 6]])
+    mask = torch.tensor([[1, 1, 1, 1], [0, 1, 1, 1]])
+    with torch.inference_mode():
+        for given in ({}, {"attention_mask": mask}):
+            assert torch.equal(
+                network.module(input_ids=tokens, **given).logits, plain(input_ids=tokens, **given).logits
+            )
 
 
 def test_groups_keep_within_their_room_and_lose_nobody():
     sequences = [(1, 2, k, k + 1) for k in range(10, 30)]
     groups = grown(sequences, 10)
     assert sorted(index for group in groups for index in group) == list(range(20))
-    assert all(Woods.of([sequences[k] for k in group], 10).tokens.numel() <= 10 for group in groups)
+    assert all(Tree.of([sequences[k] for k in group]).tokens.numel() <= 10 for group in groups)
     assert grown([(1,) * 50], 10) == [[0]]
 
 
