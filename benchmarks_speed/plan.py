@@ -3,6 +3,7 @@
     python benchmarks_speed/plan.py --paper --write        computed, in some minutes
     python benchmarks_speed/plan.py --write --threads 1    small random Llamas, planned, run and counted
     python benchmarks_speed/plan.py --memory --write --threads 1 --repeats 1 --steps 8    their peak memory alone
+    python benchmarks_speed/plan.py --kinds --write --threads 1 --steps 8 [--gguf FILE]   edits, images, a GGUF file
 
 Tables go between their marks in docs/scale.md.
 """
@@ -21,10 +22,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from side_by_side import HEAD, TAIL, machine, random_records, settings, table
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+    ResNetConfig,
+    ViTConfig,
+    ViTImageProcessorPil,
+)
 
 from expunge.core.notation import parse
 from expunge.core.request import Request
@@ -189,6 +199,77 @@ def peak_rows(steps: int, threads: int) -> Iterator[list[str]]:
                 print(row, flush=True)
 
 
+EDITS = ("SSD()", "ASSD(batch=16)", "IAU()")
+TRAINED = "Finetune(objective=RetainNLL(), adapter={adapter}, steps={steps}, stop=Stop(level=None, budget=None))"
+
+
+def kind_rows(steps: int, threads: int, gguf: str) -> Iterator[list[str]]:
+    """A row for each kind of model and method that is no fine-tuning of a language model in a folder."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = recorded(Path(place))
+        texts = [f"--{kind}={folder / kind}.jsonl" for kind in ("forget", "retain", "holdout")]
+        images = [f"--forget={pictured(folder / 'images')}", "--forget-class=two"]
+        llama = saved(folder / "llama", SMALL["10 M"])
+        full = TRAINED.format(adapter="Full()", steps=steps)
+        learn = f"Negate(learn=Finetune(objective=-1.0 * Ascent(), adapter=Full(), steps={steps}))"
+        cases = [("Llama, 10 M", llama, texts, method) for method in (*EDITS, learn)]
+        cases += [
+            (name, classifier(folder / name, config), images, method)
+            for name, config in IMAGES.items()
+            for method in (full, TRAINED.format(adapter="Bounded()", steps=steps), "SSD()")
+            if "Bounded" not in method or name.startswith("ViT")
+        ]
+        if gguf:
+            bounded = f"Finetune(steps={steps}, batch=4, retain_batch=4, stop=Stop(level=None, budget=None))"
+            cases.append(("GGUF file", Path(gguf), texts, bounded))
+        for name, model, data, method in cases:
+            made = [str(model), *data, "--method", method, "--audits", "Loss"]
+            said = json.loads(_command(["plan", *made, "--out", f"{place}/out", "--json"], threads))
+            with tempfile.TemporaryDirectory(dir=folder) as out:
+                _command(["forget", *made, "--out", f"{out}/out"], threads)
+                cost = json.loads(Path(f"{out}/out/report.json").read_text())["cost"]
+            memory = said["memory"]["peak"], float(cost["peak_memory_bytes"])
+            seconds = sum(said["seconds"].values()), cost["seconds"]["total"]
+            read = said["tokens"]["of the examples"], cost["tokens"]
+            row = [name, f"`{method.partition('(')[0]}`" + (" Full" if "Full" in method else "")]
+            row += [f"{read[0]:,.0f} / {read[1]:,}", *(f"{x / 1e6:,.0f}" for x in memory)]
+            row += [f"{memory[0] / memory[1]:.2f}", *(f"{x:.1f}" for x in seconds), f"{seconds[0] / seconds[1]:.2f}"]
+            yield row
+            print(row, flush=True)
+
+
+IMAGES = {
+    "ViT, 3 M": ViTConfig(
+        hidden_size=192, num_hidden_layers=6, num_attention_heads=3, intermediate_size=768, image_size=64, patch_size=8
+    ),
+    "ResNet, 11 M": ResNetConfig(
+        embedding_size=64, hidden_sizes=[64, 128, 256, 512], depths=[2, 2, 2, 2], layer_type="basic"
+    ),
+}
+CLASSES = ("one", "two", "three", "four")
+
+
+def classifier(folder: Path, config: Any) -> Path:
+    """A random image classifier of four classes, with a processor that makes 64 x 64 pixels."""
+    config.id2label = dict(enumerate(CLASSES))
+    config.label2id = {name: number for number, name in enumerate(CLASSES)}
+    torch.manual_seed(0)
+    AutoModelForImageClassification.from_config(config).save_pretrained(folder)
+    ViTImageProcessorPil(size={"height": 64, "width": 64}).save_pretrained(folder)
+    return folder
+
+
+def pictured(folder: Path, count: int = 64) -> Path:
+    """Images of noise, of four classes."""
+    draw = torch.Generator().manual_seed(0)
+    for name in CLASSES:
+        (folder / name).mkdir(parents=True)
+        for k in range(count):
+            pixels = torch.randint(256, (64, 64, 3), generator=draw, dtype=torch.uint8)
+            Image.fromarray(pixels.numpy()).save(folder / name / f"{k}.png")
+    return folder
+
+
 def recorded(folder: Path) -> Path:
     """The folder, with the records of each set."""
     for kind, count in (("forget", 64), ("retain", 64), ("holdout", 32)):
@@ -209,7 +290,7 @@ def _flops(model: Path, sets: dict[str, Path], method: str) -> int:
     """Counted by torch in the steps of a run, with attention written out as products, which is what it can count."""
     network = open_network(str(model))
     module = AutoModelForCausalLM.from_pretrained(model, attn_implementation="eager").requires_grad_(False).eval()
-    eager = LanguageModel(module, network.tokenizer, network.trees, network.headed)
+    eager = LanguageModel.of(module, network.tokenizer)
     request = Inputs(**sets).read().request(eager)
     total, last = 0, 0
     with FlopCounterMode(display=False) as counter:
@@ -256,6 +337,8 @@ def main() -> None:
         __doc__,
         ("--paper", {"action": "store_true", "help": "models of 125 M to 70 B, computed"}),
         ("--memory", {"action": "store_true", "help": "peak memory alone"}),
+        ("--kinds", {"action": "store_true", "help": "edits, images, and a GGUF file where one is given"}),
+        ("--gguf", {"default": "", "help": "a GGUF file to plan and run"}),
         ("--steps", {"type": int, "default": 20}),
     )
     if asked.paper:
@@ -263,6 +346,12 @@ def main() -> None:
         head += ["8 devices, each", "activations kept / recomputed", "GB in audits, 1 device", "cut over 8, each"]
         head += ["GB on the host to merge", "GB on disk"]
         put("paper", table(head, list(paper_rows())), asked.write)
+        return
+    if asked.kinds:
+        head = ["model", "method", "read by steps, planned / run", "planned, MB", "measured, MB", "ratio"]
+        head += ["planned, s", "measured, s", "ratio"]
+        found = table(head, list(kind_rows(asked.steps, asked.threads, asked.gguf)))
+        put("kinds", f"{machine()}; {asked.steps} steps, one run each\n\n{found}", asked.write)
         return
     if asked.memory:
         head = ["model", "adapter", "planned, MB", "measured, MB", "planned / measured"]

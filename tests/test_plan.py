@@ -22,6 +22,7 @@ from expunge.inputs import Inputs
 from expunge.job import Job
 from expunge.models.language import LanguageModel
 from expunge.plan.cost import Call, widths
+from expunge.plan.course import course_of
 from expunge.plan.machine import Machine
 from expunge.plan.memory import held
 from expunge.plan.pace import _grown
@@ -127,7 +128,7 @@ def counted(method_text: str, request_: Request, plain) -> tuple[int, list[int],
     paper = on_paper("tiny", LLAMA, plain, torch.float32, "cpu", None)
     sizes, _ = widths(paper.network, method.adapter)
     planned = reads(paper.network, paper.small, method, request_, [], "cpu", 1)
-    total = flops(sizes, planned, method)
+    total = flops(sizes, planned, course_of(method))
     return told[-1] - told[0], read, total.total - total.audits - total.checks, planned
 
 
@@ -327,7 +328,9 @@ def test_a_machine_that_nothing_fits_into_is_said_to_be_too_small(expunge, model
         (["--device-memory", "-1"], 2, "usage", "positive"),
         (["--rate", "0"], 2, "usage", "positive"),
         (["--method", "Finetune(steps=0)"], 2, "usage", "steps must be at least 1"),
-        (["--method", "SSD()"], 2, "usage", "counts Finetune(...) only"),
+        (["--method", "LAF()"], 2, "usage", "cannot count LAF. It counts Finetune, SSD, ASSD, LFSSD, IAU, and Negate"),
+        (["--method", "SSD()", "--hold", "cut", "--device", "cuda"], 2, "usage", "SSD works on the whole model"),
+        (["--method", "Quantize()"], 2, "usage", "cannot count Quantize"),
         (["--method", "Finetune(objective=DPO())"], 3, "data", "the request has none"),
         (["--out", "/"], 2, "usage", "not empty"),
     ],
@@ -343,13 +346,15 @@ def test_models_that_cannot_be_planned_are_refused(expunge, model, files, tmp_pa
 
     gguf = tmp_path / "model.gguf"
     gguf.write_bytes(b"GGUF")
-    assert "Give `plan` the folder" in told(gguf, 2, "usage")
+    assert "could not be loaded" in told(gguf, 4, "model")
     torn = shutil.copytree(model, tmp_path / "torn")
     (torn / "model.safetensors").write_bytes(b"\xff" * 64)
     assert "its header is not that of a safetensors file" in told(torn, 4, "model")
     other = shutil.copytree(model, tmp_path / "other")
+    (other / "config.json").write_text('{"model_type": "bert", "architectures": ["BertForMaskedLM"]}')
+    assert "neither a causal language model nor an image classifier" in told(other, 4, "model")
     (other / "config.json").write_text('{"model_type": "vit", "architectures": ["ViTForImageClassification"]}')
-    assert "not a causal language model" in told(other, 4, "model")
+    assert "its image processor could not be loaded" in told(other, 4, "model")
     (other / "config.json").unlink()
     assert "config.json" in told(other, 4, "model")
 

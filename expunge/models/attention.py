@@ -19,7 +19,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from expunge.models.tree import Piece, pieces
 
-MOST = {"cpu": 128, "cuda": 2048}
+MOST = {"cpu": 128, "cuda": 512}
 """Nodes of a piece at most, where it may be cut: a GPU does a large square sooner than many small ones."""
 
 NAMES = {"sdpa": "expunge_sdpa", "eager": "expunge_eager"}
@@ -93,10 +93,7 @@ def attend(
     if attention_mask is None or attention_mask.dtype != torch.int64 or attention_mask.dim() != 4:
         return theirs(module, query, key, value, attention_mask, **settings)
     cut = cut_of(attention_mask)
-    masks = cut.masks.get(query.dtype)
-    if masks is None:
-        made = (_mask(cut.pieces, place, attention_mask, query.dtype) for place in range(len(cut.pieces)))
-        masks = cut.masks[query.dtype] = list(made)
+    masks = masks_of(attention_mask, query.dtype)
     sizes = [piece.size for piece in cut.pieces]
     queries, keys, values = (part.split(sizes, 2) for part in (query, key, value))
     said = []
@@ -117,6 +114,14 @@ def cut_of(ends: Tensor) -> Cut:
 def most_on(device: str) -> int:
     """Nodes of a piece at most, on a kind of device."""
     return MOST.get(device, MOST["cpu"])
+
+
+def masks_of(ends: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    """For each piece of a tree, what is added to its attention scores."""
+    cut = cut_of(ends)
+    if dtype not in cut.masks:
+        cut.masks[dtype] = [_mask(cut.pieces, place, ends, dtype) for place in range(len(cut.pieces))]
+    return cut.masks[dtype]
 
 
 def known(ends: Tensor, cut: Sequence[Piece]) -> None:

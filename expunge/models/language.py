@@ -18,7 +18,7 @@ from expunge.core.model import Network, Speaker
 from expunge.core.predictions import Hidden, Predictions
 from expunge.core.room import fitted
 from expunge.core.rows import Head
-from expunge.models.attention import without_trees, with_trees
+from expunge.models.attention import with_trees, without_trees
 from expunge.models.experts import Routing
 from expunge.models.hidden import Below
 from expunge.models.source import Source, load_module, settled

@@ -26,15 +26,18 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers.pytorch_utils import Conv1D
 
-from expunge.adapters.full import Full
 from expunge.adapters.layers import blocks, kinds
-from expunge.core.adapter import Adapter
+from expunge.models.tree import Piece, pairs
 
 if TYPE_CHECKING:
+    from expunge.core.model import Network
     from expunge.models.language import LanguageModel
+    from expunge.plan.course import Opened
 
 How = Literal["frozen", "bounded", "low-rank", "full"]
 PREFIX = "base_model.model."
+KINDS: dict[How, str] = {"bounded": "bounded_A", "low-rank": "lora_A"}
+"""How an adapted layer calls the factor of [rank, in]."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,13 @@ class Call:
     nodes: int
     rows: int
     """Labelled rows."""
+    cut: tuple[Piece, ...] = ()
+    """The pieces of a tree, whose attention is worked out one after the other."""
+
+    @property
+    def pairs(self) -> int:
+        """Pairs of a position and one that it may look at, as attention works them out."""
+        return pairs(self.cut) if self.cut else self.trees * self.nodes**2
 
     @property
     def tokens(self) -> int:
@@ -123,7 +133,7 @@ class Widths:
     def forward(self, call: Call) -> float:
         """A pass up to the last hidden state, as if nothing were adapted."""
         linear = sum(2 * call.tokens * layer.share * layer.size for layer in self.linears)
-        return linear + sum(4 * call.trees * call.nodes**2 * a.width for a in self.attention)
+        return linear + sum(4 * call.pairs * a.width for a in self.attention)
 
     def silent(self, call: Call) -> float:
         """What the adapter adds to a pass without gradients."""
@@ -135,7 +145,7 @@ class Widths:
         for layer in self.linears:
             each = 2 * call.tokens * layer.share * layer.size
             total += each * ((layer.how == "full") + (layer.gradient or layer.how == "full" and layer.inside))
-        return total + sum(8 * call.trees * call.nodes**2 * a.width for a in self.attention if a.gradient)
+        return total + sum(8 * call.pairs * a.width for a in self.attention if a.gradient)
 
     def adapter(self, call: Call) -> float:
         """What the adapter adds to a pass with gradients, forward and backward."""
@@ -144,11 +154,15 @@ class Widths:
     def again(self, call: Call) -> float:
         """A second forward of the blocks, where activations are recomputed."""
         linear = sum(_again(layer, call.tokens * layer.share) for layer in self.linears if layer.inside)
-        return linear + sum(4 * call.trees * call.nodes**2 * a.width for a in self.attention)
+        return linear + sum(4 * call.pairs * a.width for a in self.attention)
 
     def scores(self, rows: float) -> float:
         """Class scores of some rows."""
         return 2 * rows * self.classes * self.width
+
+    def widest(self, call: Call) -> float:
+        """Numbers of the widest tensor of a pass."""
+        return float(call.tokens * max((max(layer.out, layer.width) for layer in self.linears), default=0))
 
     def norms(self) -> float:
         """The update of every adapted layer, made once more for its norms, and met with a direction there and back."""
@@ -178,19 +192,18 @@ def _adapting(layer: Linear, tokens: float) -> float:
     return 0.0
 
 
-def widths(network: LanguageModel, adapter: Adapter) -> tuple[Widths, LanguageModel]:
+def widths(network: LanguageModel, adapter: Opened) -> tuple[Widths, LanguageModel]:
     """The sizes of `network` under `adapter`, and the adapted network; both on the meta device.
 
     Two tokens are sent through, which on the meta device costs nothing, to see where gradients would begin.
     """
     with torch.device("meta"):
-        adapted = adapter(network, None)  # type: ignore[arg-type]  # no adapter of ours reads the request
+        adapted = adapter(network, None)  # no adapter that is planned with reads the request
     seen = _seen(adapted)
     base = network.module
     head = base.get_output_embeddings()
-    full = isinstance(adapter, Full)
+    full = all(p.requires_grad for p in adapted.module.parameters())
     moving = [p for p in adapted.module.parameters() if p.requires_grad]
-    rank = int(getattr(adapter, "rank", 0))
     inside = kinds(base)
     ends = [[n for n in seen if n.startswith(f"{block}.") and n in inside][-1:] for block in blocks(base)]
     last = {name for end in ends for name in end}
@@ -201,7 +214,7 @@ def widths(network: LanguageModel, adapter: Adapter) -> tuple[Widths, LanguageMo
         shape = layer.weight.shape
         out, width = shape[::-1] if isinstance(layer, Conv1D) else shape
         linears.append(
-            Linear(out, width, *_how(adapted, name, full, rank), seen[name], inside=name in inside, last=name in last)
+            Linear(out, width, *how(adapted, name, full), seen[name], inside=name in inside, last=name in last)
         )
     linears += _experts(base, full, network.module.config)
     classes, width = head.weight.shape
@@ -216,13 +229,15 @@ def widths(network: LanguageModel, adapter: Adapter) -> tuple[Widths, LanguageMo
     return found, adapted
 
 
-def _how(adapted: LanguageModel, name: str, full: bool, rank: int) -> tuple[How, int]:
+def how(adapted: Network, name: str, full: bool) -> tuple[How, int]:
+    """What training does to the layer of that name, and the rank where it has one."""
     if full:
         return "full", 0
     found: Any = dict(adapted.module.named_modules()).get(PREFIX + name)
-    if hasattr(found, "bounded_A"):
-        return "bounded", rank
-    return ("low-rank", rank) if hasattr(found, "lora_A") else ("frozen", 0)
+    for kind, factor in KINDS.items():
+        if hasattr(found, factor):
+            return kind, next(p.shape[0] for part in [getattr(found, factor)] for p in part.parameters())
+    return "frozen", 0
 
 
 def _seen(adapted: LanguageModel) -> dict[str, bool]:

@@ -8,16 +8,17 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from expunge.adapters.bounded import Bounded
 from expunge.adapters.full import Full
 from expunge.core.errors import UsageRefused
+from expunge.train.finetune import Finetune
 
 if TYPE_CHECKING:
-    from expunge.train.finetune import Finetune
+    from expunge.core.method import Method
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PROCESSES = 64
@@ -86,7 +87,7 @@ def room_of(device: str, processes: int) -> float:
 # What would fit
 
 
-def remedy(method: Finetune, machine: Machine, fits: Callable[[Finetune, Machine], bool]) -> list[str]:
+def remedy(method: Method, machine: Machine, fits: Callable[[Method, Machine], bool]) -> list[str]:
     """The settings with which a run fits, as a user writes them: one if one is enough, else as few as were found."""
     changes = _changes(method, machine)
     for change in changes:
@@ -102,21 +103,17 @@ def remedy(method: Finetune, machine: Machine, fits: Callable[[Finetune, Machine
 @dataclass(frozen=True)
 class _Change:
     said: str
-    method: Callable[[Finetune], Finetune] = lambda method: method
+    method: Callable[[Any], Any] = lambda method: method
     machine: Callable[[Machine], Machine] = lambda machine: machine
 
 
-def _changes(method: Finetune, machine: Machine) -> list[_Change]:
+def _changes(method: Method, machine: Machine) -> list[_Change]:
     """From what costs least to what costs most."""
-    found = []
-    if method.accumulate < method.batch:
-        found.append(_Change(f"accumulate={method.batch}", lambda m: replace(m, accumulate=m.batch)))
-    if method.activations == "kept":
-        found.append(_Change("activations='recomputed'", lambda m: replace(m, activations="recomputed")))
-    if isinstance(method.adapter, Full):
-        found.append(_Change("adapter=Bounded() in place of Full()", lambda m: replace(m, adapter=Bounded())))
+    found = _settings(method) if isinstance(method, Finetune) else []
     if machine.device == "cuda" and machine.dtype != "bfloat16":
         found.append(_Change("--dtype bfloat16", machine=lambda m: replace(m, dtype="bfloat16")))
+    if not isinstance(method, Finetune):
+        return found  # it works on the whole
     if machine.device == "cuda" and machine.hold != "cut":
         found.append(_Change("--hold cut", machine=lambda m: replace(m, hold="cut")))
     count = 2 * machine.processes
@@ -126,14 +123,25 @@ def _changes(method: Finetune, machine: Machine) -> list[_Change]:
     return found
 
 
-def _changed(method: Finetune, machine: Machine, changes: list[_Change]) -> tuple[Finetune, Machine]:
+def _settings(method: Finetune) -> list[_Change]:
+    found = []
+    if method.accumulate < method.batch:
+        found.append(_Change(f"accumulate={method.batch}", lambda m: replace(m, accumulate=m.batch)))
+    if method.activations == "kept":
+        found.append(_Change("activations='recomputed'", lambda m: replace(m, activations="recomputed")))
+    if isinstance(method.adapter, Full):
+        found.append(_Change("adapter=Bounded() in place of Full()", lambda m: replace(m, adapter=Bounded())))
+    return found
+
+
+def _changed(method: Method, machine: Machine, changes: list[_Change]) -> tuple[Method, Machine]:
     for change in changes:
         method, machine = change.method(method), change.machine(machine)
     return method, machine
 
 
 def _needed(
-    method: Finetune, machine: Machine, changes: list[_Change], fits: Callable[[Finetune, Machine], bool]
+    method: Method, machine: Machine, changes: list[_Change], fits: Callable[[Method, Machine], bool]
 ) -> list[_Change]:
     """The changes without those that may be left out."""
     for change in changes:

@@ -20,21 +20,24 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from expunge.core.audit import WhiteBoxAudit
+from expunge.core.gradients import gradient, loss
 from expunge.core.memory import Remembered
 from expunge.core.model import Speaker
 from expunge.core.predictions import Answers, Predictions
 from expunge.core.request import Request
-from expunge.models.language import LanguageModel
 from expunge.models.writing import WRITES
 from expunge.plan.cost import Call, Widths
 from expunge.plan.paper import sketch
-from expunge.plan.reads import groups, part_of, shape
+from expunge.plan.reads import Part, groups, part_of, shape
 
 if TYPE_CHECKING:
     from expunge.core.audit import Audit
-    from expunge.core.model import Batch
+    from expunge.core.method import Method
+    from expunge.core.model import Batch, Network
+    from expunge.plan.course import Course
+    from expunge.plan.images import Pictures
     from expunge.plan.paper import Paper
-    from expunge.plan.reads import Part, Reads
+    from expunge.plan.reads import Reads
     from expunge.train.finetune import Finetune
 
 SECONDS = 10.0
@@ -48,7 +51,9 @@ class Pace:
     """Seconds of one unit of each kind of work, on this machine."""
 
     step: float
-    """Of a training step of the size of the run's mean one."""
+    """Of a training step of the size of the run's mean one, or of all of an edit's gradients."""
+    edit: float
+    """Of what an edit does beside, to every number."""
     read: float
     """For each FLOP of reading without gradients."""
     first: float
@@ -62,7 +67,7 @@ class Pace:
     blocks: tuple[int, ...]
     """Blocks of the networks that were timed."""
     examples: tuple[int, int]
-    """Forget and retain examples of the timed step."""
+    """Forget and retain examples of the timed step, or those of the gradient that was timed."""
     took: float
     """Seconds of the measurement."""
 
@@ -70,36 +75,51 @@ class Pace:
 @dataclass(frozen=True)
 class _Times:
     step: float
+    edit: float
     read: float
     first: float
     token: float
 
 
 def pace(
-    paper: Paper, method: Finetune, widths: Widths, read: Reads, request: Request, device: str, room: float, folder: str
+    paper: Paper,
+    course: Course,
+    widths: Widths | Pictures,
+    read: Reads,
+    request: Request,
+    device: str,
+    room: float,
+    folder: str,
 ) -> Pace | None:
     """Time this machine; None where one block does not fit into half of `room` bytes, or into some seconds."""
     start = time.monotonic()
     rate = matmul(paper.dtype, device)
-    blocks = _blocks(paper, method, widths, read, rate, room)
+    blocks = _blocks(paper, widths, read, rate, room)
     if not blocks:
         return None
     fit = min(1.0, _allowed(rate) / max(1.0, _cost(paper, widths, read, blocks)))
-    if 3 * fit * min(method.batch, method.retain_batch) < 1:  # even one record of each set would take too long
-        return None
-    few = max(1, int(method.batch * fit)), max(1, int(method.retain_batch * fit))
-    small = _cut(request, *few)
     group = [request.forget[k] for k in groups(paper.network, request.forget, device)[0]]
+    method = course.trained
+    most = (method.batch, method.retain_batch) if method else (len(group), 0)
+    if 3 * fit * min(each for each in most if each) < 1:  # even one record of each set would take too long
+        return None
+    few = max(1, int(most[0] * fit)), max(min(1, most[1]), int(most[1] * fit))
+    small = _cut(request, *few)
     group = group[: max(1, int(len(group) * fit))]
-    timed = [_timed(paper, method, small, few, group, count, device, start) for count in blocks]
+    timed = [_timed(paper, course, small, few, group, count, device) for count in blocks]
     whole = _Times(*(_grown([getattr(t, f) for t in timed], blocks, paper.blocks) for f in _Times.__annotations__))
-    part = _flops_of(paper, read, small, widths)
+    part = (
+        _flops_of(paper, read, small, widths, device)
+        if method
+        else _flops((_gradient(paper, read, group, device),), widths)
+    )
     mean = sum(_flops(parts, widths) for parts in read.steps) / len(read.steps)
     prompts = [e for e in group if getattr(e, "asked", ())][:WRITES]
     width = max((len(e.asked) for e in prompts), default=1)  # type: ignore[attr-defined]
-    called = shape(paper.network, group)
+    called = shape(paper.network, group, device)
     return Pace(
         step=whole.step * mean / part,
+        edit=whole.edit,
         read=whole.read / (widths.forward(called) + widths.scores(called.rows)),
         first=whole.first / max(1.0, widths.forward(Call(max(1, len(prompts)), width, 0))),
         token=whole.token,
@@ -178,22 +198,26 @@ def _allowed(rate: float) -> float:
     return SECONDS * rate / 3
 
 
-def _cost(paper: Paper, widths: Widths, read: Reads, blocks: tuple[int, ...]) -> float:
+def _cost(paper: Paper, widths: Widths | Pictures, read: Reads, blocks: tuple[int, ...]) -> float:
     """FLOPs of the measurement on networks of `blocks` blocks: three steps, two readings and some writing."""
-    inside = 3 * _flops(read.steps[0], widths)
-    outside = 3 * sum(widths.scores(part.head) for part in read.steps[0])
+    step = read.steps[0] if read.tokens else read.steps[0][:1]  # of an edit one pass
+    inside = 3 * _flops(step, widths)
+    outside = 3 * sum(widths.scores(part.head) for part in step)
     for call in read.audit[:1]:
         inside += 3 * widths.forward(call)
         outside += 3 * widths.scores(call.rows)
     return sum((inside - outside) * count / paper.blocks + outside for count in blocks)
 
 
-def _blocks(paper: Paper, method: Finetune, widths: Widths, read: Reads, rate: float, room: float) -> tuple[int, ...]:
-    """How many blocks the timed networks have: all, or one and three, or one and two; none where that has no room."""
+def _blocks(paper: Paper, widths: Widths | Pictures, read: Reads, rate: float, room: float) -> tuple[int, ...]:
+    """How many blocks the timed networks have: all, or one and three, or one and two; none where that has no room.
+    An image classifier is timed whole."""
     outside = 2 * widths.classes * widths.width
     block = max(0, paper.parameters - outside) / paper.blocks
     size = torch.empty((), dtype=paper.dtype).element_size()
     times = size + (24 if widths.head_moves else 0)
+    if paper.shape:
+        return (paper.blocks,) if paper.parameters * times < room / 2 else ()
     for blocks in ((paper.blocks,), (1, 3), (1, 2)):
         fits = (outside + max(blocks) * block) * times < room / 2
         if fits and max(blocks) <= paper.blocks:
@@ -204,12 +228,11 @@ def _blocks(paper: Paper, method: Finetune, widths: Widths, read: Reads, rate: f
 
 
 def _cut(request: Request, batch: int, retain_batch: int) -> Request:
-    return Request(
-        forget=request.forget[:batch], retain=request.retain[:retain_batch], stand_in=request.stand_in[:batch]
-    )
+    retain = request.retain[: max(1, retain_batch)]
+    return Request(forget=request.forget[:batch], retain=retain, stand_in=request.stand_in[:batch])
 
 
-def _flops(parts: tuple[Part, ...], widths: Widths) -> float:
+def _flops(parts: tuple[Part, ...], widths: Widths | Pictures) -> float:
     """A step's, as far as they tell how long it takes."""
     total = 0.0
     for part in parts:
@@ -219,11 +242,17 @@ def _flops(parts: tuple[Part, ...], widths: Widths) -> float:
     return total
 
 
-def _flops_of(paper: Paper, read: Reads, request: Request, widths: Widths) -> float:
+def _gradient(paper: Paper, read: Reads, group: list[Any], device: str) -> Part:
+    """The timed gradient of an edit."""
+    call = shape(paper.network, group, device)
+    return Part((call,), (), (), read.asked.head.get("forget", 0.0) * call.rows)
+
+
+def _flops_of(paper: Paper, read: Reads, request: Request, widths: Widths | Pictures, device: str) -> float:
     """The timed step's."""
     sets = {n: getattr(request, n) for n in ("forget", "retain", "stand_in") if getattr(request, n)}
     known = {id(example) for examples in sets.values() for example in examples}
-    return _flops((part_of(paper.network, read.asked, sets, known, 1),), widths)
+    return _flops((part_of(paper.network, read.asked, sets, known, device, 1),), widths)
 
 
 # Timing
@@ -238,16 +267,25 @@ def _grown(values: list[float], blocks: tuple[int, ...], all_blocks: int) -> flo
 
 
 def _timed(
-    paper: Paper,
-    method: Finetune,
-    request: Request,
-    few: tuple[int, int],
-    group: list[Any],
-    count: int,
-    device: str,
-    start: float,
+    paper: Paper, course: Course, request: Request, few: tuple[int, int], group: list[Any], count: int, device: str
 ) -> _Times:
     network = _random(paper, count, device)
+    if course.trained:
+        step, edit = _step(network, course.trained, request, few), 0.0
+    else:
+        step, edit = _edit(network, course.method, request, group)
+    with torch.inference_mode():
+        read = _seconds(lambda: network.predict(group).answers(), 2)
+    prompts = [e for e in group if getattr(e, "asked", ())][:WRITES]
+    if not prompts or not isinstance(network, Speaker):
+        return _Times(step, edit, read, 0.0, 0.0)
+    network.generate(prompts[:1], 1)  # warms up
+    few_tokens, more = (_seconds(lambda new=new: network.generate(prompts, new), 1) for new in NEW)
+    token = max(0.0, more - few_tokens) / (NEW[1] - NEW[0])
+    return _Times(step, edit, read, max(0.0, few_tokens - NEW[0] * token), token)
+
+
+def _step(network: Network, method: Finetune, request: Request, few: tuple[int, int]) -> float:
     seconds: list[float] = []
 
     def watch(event: dict[str, object]) -> None:
@@ -258,18 +296,23 @@ def _timed(
     # The first step warms up, and asks the model before, which later steps only remember.
     trial = replace(method, steps=3, stop=stop, batch=few[0], retain_batch=few[1], accumulate=1)
     trial(network, request, watch)
-    with torch.inference_mode():
-        read = _seconds(lambda: network.predict(group).answers(), 2)
-    prompts = [e for e in group if getattr(e, "asked", ())][:WRITES]
-    if not prompts:
-        return _Times(statistics.median(seconds[1:]), read, 0.0, 0.0)
-    network.generate(prompts[:1], 1)  # warms up
-    few_tokens, more = (_seconds(lambda new=new: network.generate(prompts, new), 1) for new in NEW)
-    token = max(0.0, more - few_tokens) / (NEW[1] - NEW[0])
-    return _Times(statistics.median(seconds[1:]), read, max(0.0, few_tokens - NEW[0] * token), token)
+    return statistics.median(seconds[1:])
 
 
-def _random(paper: Paper, count: int, device: str) -> LanguageModel:
+def _edit(network: Network, method: Method, request: Request, group: list[Any]) -> tuple[float, float]:
+    """Of one gradient; and of an edit that reads two examples, less the gradients of those."""
+    few = Request(request.forget[:1], request.retain[:1])
+    sets = [few.forget, (*few.retain, *few.forget)]
+
+    def slope(examples: Batch) -> float:
+        return _seconds(lambda: gradient(network, loss, (1.0, examples)), 2)
+
+    slope(few.forget)  # warms up
+    whole = _seconds(lambda: method(network, few), 1)
+    return slope(group), max(0.0, whole - sum(slope(examples) for examples in sets))
+
+
+def _random(paper: Paper, count: int, device: str) -> Network:
     """A network of the same widths with `count` blocks; its weights repeat a million random numbers."""
     module: Any = sketch(paper.config, paper.dtype, count).to_empty(device=device)
     tile = torch.empty(1 << 20).uniform_(-0.05, 0.05)
@@ -280,4 +323,4 @@ def _random(paper: Paper, count: int, device: str) -> LanguageModel:
     for b in module.buffers():  # frequencies and positions: any that are finite and in range take the same time
         b.copy_(torch.full_like(b, 0.5) if b.is_floating_point() else torch.arange(b.numel()).view(b.shape))
     module.requires_grad_(False).eval()
-    return LanguageModel(module, paper.network.tokenizer, paper.network.trees, paper.network.headed)
+    return replace(paper.network, module=module)

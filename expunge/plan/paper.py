@@ -17,11 +17,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from expunge.core.errors import ModelRefused, UsageRefused
+from expunge.core.blocks import blocks as blocks_of
+from expunge.core.errors import ModelRefused
 from expunge.core.experts import mixtures
-from expunge.models.auto import LANGUAGE, family_of
+from expunge.models.attention import with_trees
+from expunge.models.auto import LANGUAGE, VISION, family_of
 from expunge.models.language import LARGEST, LanguageModel, load_tokenizer
 from expunge.models.source import Source, config_of, locate
+from expunge.models.vision import ImageClassifier, load_processor
+from expunge.plan.gguf import Packed, packed
 
 LONGEST_HEADER = 100 << 20
 """Bytes of a safetensors header at most, as the format has it."""
@@ -34,6 +38,12 @@ NARROW = {
     "head_dim": 8,
 }
 """Widths of the small network, where the architecture has a width of that name."""
+NARROW_STAGES: dict[str, Any] = {"embedding_size": 8, "hidden_sizes": [8], "depths": [1]}
+"""The same for networks of several stages: a width, and what each stage has."""
+
+
+Readable = LanguageModel | ImageClassifier
+"""What can be planned for."""
 
 
 @dataclass(frozen=True)
@@ -42,16 +52,20 @@ class Paper:
 
     name: str
     config: Any
-    network: LanguageModel
-    """On the meta device, with the tokenizer."""
+    network: Readable
+    """On the meta device, with the tokenizer or the image processor."""
     stored: torch.dtype
     """The precision of the weights' file; the configuration's where there is no file."""
     dtype: torch.dtype
     """The precision of a run: float32 on a CPU, the stored one elsewhere."""
-    small: LanguageModel | None
+    small: Readable | None
     """A random network of the same architecture, blocks and vocabulary, but narrow; None where none could be made."""
     took: float = 0.0
-    """Seconds that the tokenizer took to load."""
+    """Seconds that the tokenizer, or the image processor, took to load."""
+    shape: tuple[int, ...] = ()
+    """Of one image as the network reads it: channels, height and width; known once the images are read."""
+    packed: Packed | None = None
+    """The header of the GGUF file, where the model lies in one."""
 
     def at(self, dtype: torch.dtype) -> Paper:
         """The same with weights of another precision."""
@@ -64,12 +78,16 @@ class Paper:
 
     @property
     def blocks(self) -> int:
-        """How many blocks stand on one another."""
+        """How many blocks stand on one another; an image classifier without attention is one."""
+        if isinstance(self.network, ImageClassifier):
+            return max(1, len(blocks_of(self.network.module)))
         return int(self.config.get_text_config().num_hidden_layers)
 
     @property
     def width(self) -> int:
-        """Length of a hidden state."""
+        """Length of what is remembered of a row: a hidden state, or an image's class scores."""
+        if isinstance(self.network, ImageClassifier):
+            return len(self.network.classes)
         return int(self.config.get_text_config().hidden_size)
 
 
@@ -77,39 +95,50 @@ def opened(model: str, device: str, dtype: torch.dtype | None) -> Paper:
     """The model that `model` names, as a run on `device` would hold it. Reads no weight."""
     source = _source(model)
     config = config_of(source)
-    if family_of(config) != LANGUAGE:
+    family = family_of(config)
+    if not family:
         kind = ", ".join(config.architectures or [config.model_type])
-        raise ModelRefused(f"{model}: {kind} is not a causal language model, the one family that `plan` can count.")
+        raise ModelRefused(f"{model}: {kind} is neither a causal language model nor an image classifier.")
     start = time.monotonic()
-    tokenizer = load_tokenizer(source)
+    words = load_tokenizer(source) if family == LANGUAGE else load_processor(source)
     took = time.monotonic() - start
-    return replace(on_paper(Path(model).name, config, tokenizer, _stored(source, config), device, dtype), took=took)
+    file = packed(Path(source.name) / source.gguf) if source.gguf else None
+    stored = file.dtype if file else _stored(source, config)
+    paper = replace(on_paper(Path(model).name, config, words, stored, device, dtype), took=took, packed=file)
+    if file:
+        file.check(model, paper.parameters)
+    return paper
 
 
-def on_paper(
-    name: str, config: Any, tokenizer: Any, stored: torch.dtype, device: str, dtype: torch.dtype | None
-) -> Paper:
-    """A model from its configuration and tokenizer."""
-    config.use_cache = False
+def on_paper(name: str, config: Any, words: Any, stored: torch.dtype, device: str, dtype: torch.dtype | None) -> Paper:
+    """A model from its configuration and tokenizer, or image processor."""
     run = dtype or (torch.float32 if device == "cpu" else stored)
     small = _small(config)
-    trees, headed = (small.trees, small.headed) if small else (_window(config), True)
-    return Paper(name, config, LanguageModel(sketch(config, run), tokenizer, trees, headed), stored, run, small)
+    if family_of(config) == VISION:
+        return Paper(name, config, ImageClassifier.of(sketch(config, run), words), stored, run, small)
+    config.use_cache = False
+    trees, headed = (small.trees, small.headed) if isinstance(small, LanguageModel) else (_window(config), True)
+    return Paper(name, config, LanguageModel(sketch(config, run), words, trees, headed), stored, run, small)
 
 
 def sketch(config: Any, dtype: torch.dtype, blocks: int | None = None) -> nn.Module:
     """The network that a configuration describes, on the meta device, of `blocks` blocks where that is given."""
-    from transformers import AutoModelForCausalLM
-
     try:
         with torch.device("meta"):
-            module = AutoModelForCausalLM.from_config(_of_blocks(config, blocks), dtype=dtype)
+            module = _auto(config).from_config(_of_blocks(config, blocks), dtype=dtype)
     except Exception as error:  # a configuration is a stranger's, and each class checks it in its own way
         said = " ".join(str(error).split())[:200]
         raise ModelRefused(f"config.json describes no network: {type(error).__name__}: {said}") from error
     if mixtures(module):
         module.set_experts_implementation("batched_mm")  # what groups tokens refuses float32 on the meta device
+    with_trees(module)
     return module.requires_grad_(False).eval()
+
+
+def _auto(config: Any) -> Any:
+    from transformers import AutoModelForCausalLM, AutoModelForImageClassification
+
+    return AutoModelForImageClassification if family_of(config) == VISION else AutoModelForCausalLM
 
 
 def _of_blocks(config: Any, blocks: int | None) -> Any:
@@ -124,8 +153,6 @@ def _of_blocks(config: Any, blocks: int | None) -> Any:
 
 
 def _source(model: str) -> Source:
-    if model.endswith(".gguf"):
-        raise UsageRefused(f"{model}: a GGUF file's shapes are not read. Give `plan` the folder it was made from.")
     path = Path(model)
     weights = (*path.glob("*.safetensors"), *path.glob("*.bin"), *path.glob("*.gguf")) if path.is_dir() else ()
     if path.is_dir() and (path / "config.json").is_file() and not weights:
@@ -166,22 +193,25 @@ def _window(config: Any) -> int:
     return min(int(getattr(config.get_text_config(), "sliding_window", None) or LARGEST), LARGEST)
 
 
-def _small(config: Any) -> LanguageModel | None:
+def _small(config: Any) -> Readable | None:
     """A narrow network whose weights are large enough that its attention is felt."""
-    from transformers import AutoModelForCausalLM
-
     config = copy.deepcopy(config)
     text = config.get_text_config()
     for name, value in NARROW.items():
         if getattr(text, name, None):
             setattr(text, name, value)
+    for name, value in NARROW_STAGES.items():  # of convolutional networks
+        if getattr(config, name, None):
+            setattr(config, name, value if isinstance(value, int) else value * len(getattr(config, name)))
     try:
         with torch.random.fork_rng(devices=()):
             torch.manual_seed(0)
-            module = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            module = _auto(config).from_config(config, dtype=torch.float32)
             for p in module.parameters():
                 if p.dim() >= 2:
                     nn.init.normal_(p, std=p.shape[-1] ** -0.5)
+        if family_of(config) == VISION:
+            return ImageClassifier.of(module.requires_grad_(False), None)
         return LanguageModel.of(module.requires_grad_(False).eval(), None)
     except Exception:  # an architecture whose widths depend on one another in a way of its own
         return None

@@ -13,19 +13,23 @@ import torch
 from expunge.core.errors import EnvironmentRefused, ModelRefused, UsageRefused
 from expunge.core.notation import write
 from expunge.core.request import Request
-from expunge.job import AUDITS, audits_of, check_out, method_of
+from expunge.job import AUDITS, audits_of, check_out, family_name, method_of
+from expunge.models.language import LanguageModel
 from expunge.plan.cost import Call, Flops, Widths, widths
+from expunge.plan.course import Course, course_of
+from expunge.plan.edits import edit_reads, met
+from expunge.plan.images import Pictures, pictures
 from expunge.plan.machine import DTYPES, Machine, held, remedy, room_of
 from expunge.plan.memory import Memory, disk, memory
 from expunge.plan.pace import Pace, matmul, pace, statistics_of
 from expunge.plan.paper import Paper, opened
 from expunge.plan.reads import Reads, Writing, ask, reads
-from expunge.train.finetune import Finetune
 
 if TYPE_CHECKING:
     from expunge.core.audit import Audit
+    from expunge.core.method import Method
     from expunge.job import Job
-    from expunge.models.language import LanguageModel
+    from expunge.plan.paper import Readable
 
 HEADROOM = 1.1
 """A disk must have this many times what is written, as the run itself asks for."""
@@ -36,9 +40,9 @@ class Plan:
     """The answer."""
 
     paper: Paper
-    method: Finetune
+    course: Course
     machine: Machine
-    widths: Widths
+    widths: Widths | Pictures
     read: Reads
     flops: Flops
     memory: Memory
@@ -64,13 +68,14 @@ class Plan:
         return {
             "schema": 1,
             "model": {"name": self.paper.name, "parameters": self.paper.parameters, "blocks": self.paper.blocks},
-            "method": write(self.method),
+            "method": write(self.course.method),
             "machine": asdict(self.machine) | {"dtype": str(self.paper.dtype).removeprefix("torch.")},
             "reads": {
                 "now": list(asked.now),
                 "before": list(asked.before),
-                "steps": self.method.steps,
-                "trees": bool(self.paper.network.trees),
+                "steps": self.course.steps,
+                "trees": isinstance(self.paper.network, LanguageModel) and bool(self.paper.network.trees),
+                "images": bool(self.paper.shape),
             },
             "trainable": self.widths.trainable,
             "tokens": tokens(self.read),
@@ -88,19 +93,23 @@ def plan(job: Job, machine: Machine) -> Plan:
 
     Raises `EnvironmentRefused` where it cannot fit; the message names the settings with which it would.
     """
-    method = finetune_of(job)
-    audits = audits_of(job.audits or AUDITS["language"])
+    method = method_of(job)
+    course = course_of(method)
+    asked_for = audits_of(job.audits) if job.audits else None
     check_out(job)
-    if job.inputs.pictures:
-        raise UsageRefused("`plan` counts language models; runs on images are not counted yet. Give texts.")
+    if machine.hold == "cut" and course.trained is not method:
+        raise UsageRefused(f"--hold cut: {type(method).__name__} works on the whole model. Plan it with --hold whole.")
     records = job.inputs.read()
     paper = opened(job.model, machine.device, DTYPES[machine.dtype] if machine.dtype else None)
     request = records.request(paper.network)
+    audits = asked_for or audits_of(AUDITS[family_name(paper.network)])
+    if not isinstance(paper.network, LanguageModel):
+        paper = replace(paper, shape=tuple(request.forget[0].pixels.shape))  # type: ignore[attr-defined]
     if paper.small is None:
         raise ModelRefused(f"{job.model}: no small network of this architecture could be made to count with.")
-    base = rehearsed(paper.small, method, request, audits) if machine.device == "cpu" else 0.0
+    base = rehearsed(paper.small, course, request, audits) if machine.device == "cpu" else 0.0
 
-    def again(method: Finetune, machine: Machine) -> Plan:
+    def again(method: Method, machine: Machine) -> Plan:
         same = machine.dtype == asked.dtype
         return counted(
             paper if same else paper.at(DTYPES[str(machine.dtype)]), method, request, audits, machine, base, job.out
@@ -113,21 +122,16 @@ def plan(job: Job, machine: Machine) -> Plan:
     return _timed(found, request, audits, job.out)
 
 
-def rehearsed(small: LanguageModel, method: Finetune, request: Request, audits: list[Audit]) -> float:
+def rehearsed(small: Readable, course: Course, request: Request, audits: list[Audit]) -> float:
     """What this process holds once it has done each thing of a run in little: a library comes when it is needed."""
     few = {name: examples[:2] for name, examples in request.sets().items()}
     own = {name: few.pop(name) for name in ("forget", "retain", "holdout", "stand_in") if name in few}
     statistics_of(Request(**own, probes=few), audits)
-    ask(small, method, request)
+    if course.trained:
+        ask(small, course.trained, request)
+    else:
+        met(small, course.method, request)
     return held()
-
-
-def finetune_of(job: Job) -> Finetune:
-    """The job's method, of the kind that can be counted."""
-    method = method_of(job)
-    if not isinstance(method, Finetune):
-        raise UsageRefused(f"--method '{job.method}': `plan` counts Finetune(...) only.")
-    return method
 
 
 def tokens(read: Reads) -> dict[str, float]:
@@ -145,14 +149,14 @@ def tokens(read: Reads) -> dict[str, float]:
     }
 
 
-def flops(widths: Widths, read: Reads, method: Finetune) -> Flops:
+def flops(widths: Widths | Pictures, read: Reads, course: Course) -> Flops:
     """Matrix products of one process, by what they are for."""
     total = Flops()
     for step in read.steps:
         for part in step:
-            total += _of_part(widths, part, method.activations == "recomputed")
+            total += _of_part(widths, part, course.recomputed)
     total = total * read.times
-    norms = method.steps * widths.norms() if method.norms else 0.0
+    norms = course.norms * widths.norms()
     checks = sum(_reading(widths, c) for c in read.level)
     checks += read.checks * sum(_reading(widths, c) + widths.silent(c) for c in read.check)
     audits = 2 * sum(_reading(widths, c) for c in read.audit) + 2 * sum(written(widths, w) for w in read.writing)
@@ -160,7 +164,7 @@ def flops(widths: Widths, read: Reads, method: Finetune) -> Flops:
     return total + Flops(adapter=norms, checks=checks, audits=audits)
 
 
-def written(widths: Widths, writing: Writing) -> float:
+def written(widths: Widths | Pictures, writing: Writing) -> float:
     """A prompt's reading, and one row for each further token, with attention to all before it."""
     width = sum(a.width for a in widths.attention)
     linear = sum(2 * layer.share * layer.size for layer in widths.linears)
@@ -169,7 +173,7 @@ def written(widths: Widths, writing: Writing) -> float:
     return read + (writing.new - 1) * each + writing.new * widths.scores(writing.prompts)
 
 
-def _of_part(widths: Widths, part: Any, recomputed: bool) -> Flops:
+def _of_part(widths: Widths | Pictures, part: Any, recomputed: bool) -> Flops:
     made = Flops(reference=sum(widths.forward(c) for c in part.before), head=widths.scores(part.head))
     passes = [(c, 1.0) for c in part.now] + [(c, depth) for view, c, depth in part.hidden if view == "now"]
     for call, depth in passes:
@@ -180,28 +184,37 @@ def _of_part(widths: Widths, part: Any, recomputed: bool) -> Flops:
     return made + Flops(reference=before)
 
 
-def _reading(widths: Widths, call: Call) -> float:
+def _reading(widths: Widths | Pictures, call: Call) -> float:
     return widths.forward(call) + widths.scores(call.rows)
 
 
 def counted(
-    paper: Paper, method: Finetune, request: Request, audits: list[Audit], machine: Machine, base: float, out: Path
+    paper: Paper, method: Method, request: Request, audits: list[Audit], machine: Machine, base: float, out: Path
 ) -> Plan:
     """The plan without its time; `base` is what a process holds before it has loaded anything."""
     assert paper.small is not None
-    sizes, _ = widths(paper.network, method.adapter)
-    read = reads(paper.network, paper.small, method, request, audits, machine.device, machine.processes)
+    course = course_of(method)
+    sizes: Widths | Pictures
+    if isinstance(paper.network, LanguageModel):
+        sizes, _ = widths(paper.network, course.opened)
+    else:
+        sizes, _ = pictures(paper.network, course.opened, paper.shape, course.recomputed)
+    where = (request, audits, machine.device, machine.processes)
+    if course.trained:
+        read, gathered = reads(paper.network, paper.small, course.trained, *where), (0, 0)
+    else:
+        read, gathered = edit_reads(paper.network, paper.small, method, *where), course.gathered(request)
     parent = next(p for p in out.absolute().parents if p.exists())
     return Plan(
         paper=paper,
-        method=method,
+        course=course,
         machine=machine,
         widths=sizes,
         read=read,
-        flops=flops(sizes, read, method),
-        memory=memory(paper, method, sizes, read, machine, base),
+        flops=flops(sizes, read, course),
+        memory=memory(paper, course, sizes, read, machine, base, gathered),
         room=machine.memory or room_of(machine.device, machine.processes),
-        disk=disk(paper, sizes),
+        disk=disk(paper, sizes, course),
         free=float(shutil.disk_usage(parent).free),
         seconds={},
         pace=None,
@@ -219,7 +232,7 @@ def _timed(found: Plan, request: Request, audits: list[Audit], out: Path) -> Pla
     if not here or machine.memory is not None or machine.processes > 1:
         return found  # another machine's pace cannot be taken here
     parent = next(p for p in out.absolute().parents if p.exists())
-    made = pace(found.paper, found.method, sizes, read, request, machine.device, found.room, str(parent))
+    made = pace(found.paper, found.course, sizes, read, request, machine.device, found.room, str(parent))
     if made is None:
         rate = matmul(found.paper.dtype, machine.device)
         return replace(found, seconds={"matrix products at this machine's best": found.flops.total / rate})
@@ -231,19 +244,19 @@ def _timed(found: Plan, request: Request, audits: list[Audit], out: Path) -> Pla
     checks = sum(_reading(sizes, c) for c in read.level)
     checks += read.checks * sum(_reading(sizes, c) + sizes.silent(c) for c in read.check)
     merge = 4 * _reading(sizes, read.merge)
-    disk = sum(found.disk.values())
+    disk, packed = sum(found.disk.values()), found.paper.packed
     seconds = {
-        "load": found.paper.took + weights * made.hashed,
+        "load": found.paper.took + weights * made.hashed + (packed.seconds() if packed else 0.0),
         "audit before": reading + weights * made.hashed,
-        "forget": found.method.steps * made.step + checks * made.read,
+        "forget": (found.course.steps or 1) * made.step + made.edit + checks * made.read,
         "merge and save": merge * made.read + disk * made.written + weights * made.hashed,
-        "read back": found.paper.took + weights * made.hashed,
+        "read back": (0.0 if packed else found.paper.took) + weights * made.hashed,
         "audit after": reading + weights * made.hashed,
     }
     return replace(found, seconds=seconds, pace=made)
 
 
-def _refused(found: Plan, again: Callable[[Finetune, Machine], Plan], out: Path) -> str:
+def _refused(found: Plan, again: Callable[[Method, Machine], Plan], out: Path) -> str:
     if found.short == "disk":
         need = HEADROOM * sum(found.disk.values())
         return (
@@ -256,7 +269,14 @@ def _refused(found: Plan, again: Callable[[Finetune, Machine], Plan], out: Path)
         f"The run needs {found.memory.peak / 1e9:.3g} GB of memory on each device (most in: {worst}); "
         f"there are {found.room / 1e9:.3g} GB."
     )
-    other = remedy(found.method, found.machine, lambda method, machine: again(method, machine).short != "memory")
+
+    def fits(method: Method, machine: Machine) -> bool:
+        try:
+            return again(method, machine).short != "memory"
+        except ModelRefused:  # a setting that this architecture does not take
+            return False
+
+    other = remedy(found.course.method, found.machine, fits)
     if not other:
         return f"{said} No setting of the run would make it fit: give a machine with more, or a smaller model."
     return f"{said} It would fit with {', '.join(other)}."

@@ -18,8 +18,9 @@ from torch.utils._pytree import tree_leaves
 
 from expunge.core.request import Request
 from expunge.core.view import Run, View
-from expunge.models.language import ROOM, ROOMS
-from expunge.models.tree import grown
+from expunge.models.attention import most_on
+from expunge.models.language import ROOM, LanguageModel
+from expunge.models.tree import grown, pieces
 from expunge.models.writing import WRITES
 from expunge.plan.cost import Call
 from expunge.train.draw import Draw
@@ -27,8 +28,8 @@ from expunge.train.keeper import sample
 
 if TYPE_CHECKING:
     from expunge.core.audit import Audit
-    from expunge.core.model import Batch
-    from expunge.models.language import LanguageModel
+    from expunge.core.model import Batch, Network
+    from expunge.plan.paper import Readable
     from expunge.train.finetune import Finetune
 
 DRAWN = 256
@@ -100,8 +101,8 @@ class Reads:
 
 
 def reads(
-    network: LanguageModel,
-    small: LanguageModel,
+    network: Readable,
+    small: Readable,
     method: Finetune,
     request: Request,
     audits: Sequence[Audit],
@@ -115,10 +116,9 @@ def reads(
     drawn = [draw.sets() for _ in range(min(method.steps, DRAWN))]
     times = method.steps / len(drawn)
     steps = [
-        tuple(part_of(network, asked, part, known, processes) for part in parts(sets, method.accumulate))
+        tuple(part_of(network, asked, part, known, device, processes) for part in parts(sets, method.accumulate))
         for sets in drawn
     ]
-    texts = [t for examples in request.sets().values() for one in examples for t in (one, *one.alternatives)]
     checked = (*sample(request.forget), *sample(request.retain))
     every = method.stop.every
     level = request.holdout if method.stop.level == "holdout" else ()
@@ -129,12 +129,22 @@ def reads(
         level=spread(network, level, device, processes),
         check=spread(network, checked, device, processes),
         checks=1 + method.steps // every + (method.steps % every > 0),
-        audit=spread(network, texts, device, processes),
-        writing=tuple(_writing(request, audits, processes)),
-        merge=shape(network, [request.forget[k] for k in groups(network, request.forget, device)[0][:8]]),
-        examples=len(texts),
         tokens=round(times * sum(e.size for sets in drawn for batch in sets.values() for e in batch)),
+        **audited(network, request, audits, device, processes),
     )
+
+
+def audited(
+    network: Readable, request: Request, audits: Sequence[Audit], device: str, processes: int
+) -> dict[str, Any]:
+    """What is read beside the method's own passes, whatever the method: the fields of `Reads` for it."""
+    texts = [t for examples in request.sets().values() for one in examples for t in (one, *one.alternatives)]
+    return {
+        "audit": spread(network, texts, device, processes),
+        "writing": tuple(_writing(request, audits, processes)),
+        "merge": shape(network, [request.forget[k] for k in groups(network, request.forget, device)[0][:8]], device),
+        "examples": len(texts),
+    }
 
 
 def parts(sets: Mapping[str, Batch], accumulate: int) -> Iterator[dict[str, Batch]]:
@@ -149,10 +159,12 @@ def share(sets: Mapping[str, Batch], processes: int) -> dict[str, Batch]:
     return {name: batch[: -(-len(batch) // processes)] for name, batch in sets.items()}
 
 
-def groups(network: LanguageModel, examples: Batch, device: str) -> list[list[int]]:
+def groups(network: Readable, examples: Batch, device: str) -> list[list[int]]:
     """Indices of `examples` as the network reads them on `device`, without gradients."""
+    if not isinstance(network, LanguageModel):
+        return list(network.batches(examples))
     sequences = [example.tokens for example in examples]  # type: ignore[attr-defined]
-    room = ROOM * ROOMS.get(device, 1)
+    room = ROOM.get(device, ROOM["cpu"])
     if network.trees:
         return grown(sequences, room)
     made: list[list[int]] = []
@@ -163,19 +175,25 @@ def groups(network: LanguageModel, examples: Batch, device: str) -> list[list[in
     return made
 
 
-def shape(network: LanguageModel, examples: Batch) -> Call:
-    """The pass that reads `examples` in one call: the network's own code lays them out, and is stopped there."""
+def shape(network: Readable, examples: Batch, device: str) -> Call:
+    """The pass that reads `examples` in one call: the network's own code lays them out, and is stopped there.
+
+    Images are read side by side, each a tree of one node.
+    """
+    if not isinstance(network, LanguageModel):
+        return Call(len(examples), 1, len(examples))
     watched = replace(network, module=_Watched(network), headed=False)
     try:
         watched.predict(examples)
     except _Laid as laid:
-        return Call(*laid.shape, sum(example.rows for example in examples))
+        cut = pieces(laid.ends, most_on(device)) if laid.ends else []
+        return Call(*laid.shape, sum(example.rows for example in examples), tuple(cut))
     raise AssertionError("A pass that reads nothing.")
 
 
 class _Laid(Exception):  # noqa: N818 (it is no error: it ends a pass)
-    def __init__(self, shape: torch.Size) -> None:
-        self.shape = shape
+    def __init__(self, shape: torch.Size, ends: list[int]) -> None:
+        self.shape, self.ends = shape, ends
 
 
 class _Watched(nn.Module):
@@ -190,17 +208,19 @@ class _Watched(nn.Module):
         """A table of the same width."""
         return self.table
 
-    def forward(self, input_ids: torch.Tensor, **_: Any) -> None:
-        raise _Laid(input_ids.shape)
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **_: Any) -> None:
+        raise _Laid(input_ids.shape, attention_mask.flatten().tolist() if attention_mask.dim() == 4 else [])
 
 
-def spread(network: LanguageModel, examples: Batch, device: str, processes: int) -> tuple[Call, ...]:
+def spread(network: Readable, examples: Batch, device: str, processes: int) -> tuple[Call, ...]:
     """The passes over a set without gradients: one process's, of those that are dealt out."""
     mine = groups(network, examples, device)[::processes] if examples else []
-    return tuple(shape(network, [examples[k] for k in group]) for group in mine)
+    return tuple(shape(network, [examples[k] for k in group], device) for group in mine)
 
 
-def part_of(network: LanguageModel, asked: Asked, sets: Mapping[str, Batch], known: set[int], processes: int) -> Part:
+def part_of(
+    network: Readable, asked: Asked, sets: Mapping[str, Batch], known: set[int], device: str, processes: int
+) -> Part:
     """One process's share of a part of a step. The model before is asked of each example once, by one of them."""
     new = [e for name in asked.before for e in sets[_set(name)] if id(e) not in known]
     known |= {id(example) for example in new}
@@ -208,9 +228,9 @@ def part_of(network: LanguageModel, asked: Asked, sets: Mapping[str, Batch], kno
     sets = share(sets, processes)
     now = [example for name in asked.now for example in sets[_set(name)]]
     return Part(
-        now=(shape(network, now),) if now else (),
-        before=(shape(network, before),) if before else (),
-        hidden=tuple((view, shape(network, sets[_set(name)]), depth) for view, name, depth in asked.hidden),
+        now=(shape(network, now, device),) if now else (),
+        before=(shape(network, before, device),) if before else (),
+        hidden=tuple((view, shape(network, sets[_set(name)], device), depth) for view, name, depth in asked.hidden),
         head=sum(times * sum(e.rows for e in sets[name]) for name, times in asked.head.items()),
     )
 
@@ -232,30 +252,29 @@ def _writing(request: Request, audits: Sequence[Audit], processes: int) -> Itera
 # What an objective asks
 
 
-def ask(small: LanguageModel, method: Finetune, request: Request) -> Asked:
+def ask(small: Readable, method: Finetune, request: Request) -> Asked:
     """Ask the objective once, of a small network; each set has examples of a number of rows of its own."""
     cut = {"forget": 1, "retain": 2, "stand_in": 3}
-    sets = {n: [_short(getattr(request, n)[0], rows)] for n, rows in cut.items() if getattr(request, n)}
+    sets = {n: [short(getattr(request, n)[0], rows)] for n, rows in cut.items() if getattr(request, n)}
     adapted = method.adapter(small, request)
     run = Run(level=1.0, step=1, whole=sets)
     views = {
         name: View(model, sets, gradients=name == "now", run=run)
         for name, model in (("now", adapted), ("before", small))
     }
-    matrix = small.module.get_output_embeddings().weight
-    with _Scores(*matrix.shape) as scores:
+    with Scores.of(small) as scores:
         terms = [weight * term(views["now"], views["before"]) for weight, term in method.objective.terms()]
         with torch.no_grad():
             for said in views["now"].said.values():
                 said.nll()  # what a step tells of each set that it read
         sum(terms).backward()  # type: ignore[union-attr]
-    depth = int(small.module.config.get_text_config().num_hidden_layers)
+    depth = int(getattr(small.module.config.get_text_config(), "num_hidden_layers", 0))
     hidden = [(view, name, _blocks(layer, depth) / depth) for view, seen in views.items() for name, layer in seen.felt]
     rows = {sum(e.rows for e in batch): name for name, batch in sets.items()}
     head: dict[str, float] = {}
     for count, flops in scores.flops.items():
         name = rows.get(count, "forget")
-        head[name] = head.get(name, 0.0) + flops / (2 * count * matrix.numel())
+        head[name] = head.get(name, 0.0) + flops / (2 * count * scores.classes * scores.width)
     return Asked(tuple(views["now"].said), tuple(views["before"].said), tuple(hidden), head, scores.peak)
 
 
@@ -263,13 +282,15 @@ def _blocks(layer: int | None, depth: int) -> int:
     return (depth * 7 // 32 if layer is None else layer) + 1
 
 
-def _short(example: Any, rows: int) -> Any:
-    """The example with fewer labelled rows."""
+def short(example: Any, rows: int) -> Any:
+    """The example with fewer labelled rows; an image has one."""
+    if not hasattr(example, "tokens"):
+        return example
     return replace(example, tokens=example.tokens[: example.first + rows])
 
 
 @dataclass
-class _Scores(TorchDispatchMode):
+class Scores(TorchDispatchMode):
     """Counts products with the output matrix by the rows they are made for, and the class scores alive at a time."""
 
     classes: int
@@ -280,6 +301,12 @@ class _Scores(TorchDispatchMode):
 
     def __post_init__(self) -> None:
         super().__init__()
+
+    @staticmethod
+    def of(small: Network) -> Scores:
+        """Those of a network; of an image classifier none, since its scores are few and come of no matrix apart."""
+        matrix = small.module.get_output_embeddings().weight if isinstance(small, LanguageModel) else None  # type: ignore[operator]
+        return Scores(*matrix.shape) if matrix is not None else Scores(0, 0)
 
     def __torch_dispatch__(
         self, run: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -296,7 +323,12 @@ class _Scores(TorchDispatchMode):
                     rows = sides[0]
                     self.flops[rows] = self.flops.get(rows, 0.0) + 2.0 * rows * self.classes * self.width
         for tensor in tree_leaves(made):
-            if isinstance(tensor, torch.Tensor) and tensor.shape[-1:] == (self.classes,) and tensor.dim() == 2:
+            if (
+                isinstance(tensor, torch.Tensor)
+                and self.classes
+                and tensor.shape[-1:] == (self.classes,)
+                and tensor.dim() == 2
+            ):
                 self._born(tensor)
         return made
 

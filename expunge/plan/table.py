@@ -42,19 +42,29 @@ def show(plan: Plan, console: Console) -> None:
     paper, machine = plan.paper, plan.machine
     console.print(
         f"{paper.name}: {paper.parameters:,} parameters in {paper.blocks} blocks, {facts['machine']['dtype']} on "
-        f"{machine.processes} x {machine.device}; {plan.widths.trainable:,} move; {plan.method.steps} steps at most",
+        f"{machine.processes} x {machine.device}; {plan.widths.trainable:,} move; {_course(plan)}",
         soft_wrap=True,
     )
     reads = facts["reads"]
     console.print(
-        f"A step reads {', '.join(reads['now']) or 'hidden states'} with gradients"
+        f"{'A step' if plan.course.steps else 'The edit'} reads {', '.join(reads['now']) or 'hidden states'} with "
+        f"gradients"
         f"{' and asks the model before of ' + ', '.join(reads['before']) if reads['before'] else ''}.",
         soft_wrap=True,
     )
-    console.print(_table("tokens", {name: f"{count:,.0f}" for name, count in facts["tokens"].items()}))
+    console.print(
+        _table(
+            "images" if paper.shape else "tokens", {name: f"{count:,.0f}" for name, count in facts["tokens"].items()}
+        )
+    )
     counted = {WHAT[name]: getattr(plan.flops, name) for name in WHAT} | {"total": plan.flops.total}
     console.print(_table("matmul FLOPs, each process", {name: _scaled(count) for name, count in counted.items()}))
-    console.print(_table("memory in training, each device", _bytes(plan.memory.training)))
+    console.print(
+        _table(
+            f"memory {'in training' if plan.course.steps else 'for gradients'}, each device",
+            _bytes(plan.memory.training),
+        )
+    )
     console.print(_table("memory, each device", {**_bytes(plan.memory.phases), "there is": _size(plan.room)}))
     console.print(
         f"Activations: {_size(plan.memory.kept)} kept, {_size(plan.memory.recomputed)} recomputed.", soft_wrap=True
@@ -62,6 +72,10 @@ def show(plan: Plan, console: Console) -> None:
     free = {"total": sum(plan.disk.values()), "free": plan.free}
     console.print(_table("disk", _bytes({**plan.disk, **free})))
     _time(plan, console)
+
+
+def _course(plan: Plan) -> str:
+    return f"{plan.course.steps} steps at most" if plan.course.steps else "in one edit"
 
 
 def _time(plan: Plan, console: Console) -> None:
@@ -73,7 +87,11 @@ def _time(plan: Plan, console: Console) -> None:
     if plan.pace:
         console.print(
             f"Timed in {plan.pace.took:.1f} s on networks of {' and '.join(map(str, plan.pace.blocks))} blocks; "
-            f"a step takes {plan.pace.step:.2f} s. A run ends earlier when it has forgotten enough.",
+            + (
+                f"a step takes {plan.pace.step:.2f} s. A run ends earlier when it has forgotten enough."
+                if plan.course.steps
+                else f"gradients take {plan.pace.step:.2f} s."
+            ),
             soft_wrap=True,
         )
 
