@@ -22,6 +22,7 @@ from expunge.core.memory import Remembered
 from expunge.core.method import Method
 from expunge.core.model import Network
 from expunge.core.notation import parse, parse_list, write
+from expunge.core.objective import Objective
 from expunge.core.request import Example, Request
 from expunge.core.room import fitted
 from expunge.inputs import Inputs
@@ -129,7 +130,7 @@ def forget(job: Job, tell: Tell) -> dict[str, Any]:
         if saved:
             told(saved.check)
         clock = Clock()
-        network, request = opened(job, clock, tell)
+        network, request = opened(job, clock, tell, getattr(method, "objective", None))
         check_room(network.module.state_dict().values(), job.out)
         try:
             with shared(whole_folder(job.out)) as folder:
@@ -231,9 +232,11 @@ def audit(job: Job, tell: Tell) -> dict[str, Any]:
         return report
 
 
-def opened(job: Job, clock: Clock, tell: Tell) -> tuple[Network, Request]:
-    """The job's model and request; the files are checked before the model is loaded."""
+def opened(job: Job, clock: Clock, tell: Tell, objective: object = None) -> tuple[Network, Request]:
+    """The job's model and request; the files are checked before the model is loaded, by what `objective` reads too."""
     records = job.inputs.read()
+    if isinstance(objective, Objective):
+        job.inputs.supply(objective)
     with clock.part("load"):
         tell({"kind": "phase", "what": f"Loading {job.model}"})
         network = loaded(job, job.model)
@@ -347,6 +350,7 @@ def save(folder: Path, adapter: Adapter | None, network: Network, adapted: Netwo
     merged.save(folder / "model")
     dtype = next(merged.module.parameters()).dtype
     return {
+        "adapter": (folder / "adapter").is_dir(),
         "max_logit_difference": apart,
         "max_logit_change": moved,
         "format": f"{str(dtype).removeprefix('torch.')} safetensors",

@@ -14,15 +14,15 @@ what forgetting would look like. Use one thread (OMP_NUM_THREADS=1): the model i
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import torch
+from keeping import between, keep, rows
 from people import ATTRIBUTES, Groups, World, trained
 
 from expunge import Network, Request, open_network, parse
@@ -291,21 +291,6 @@ def shown(row: dict, method: str, seed: int, retrained: dict) -> dict:
     return {**row, "method": method, "family": "language model", "seed": seed, "met": targets(row, retrained)}
 
 
-def rows(path: Path) -> Iterator[dict]:
-    if path.exists():
-        yield from map(json.loads, path.read_text(encoding="utf-8").splitlines())
-
-
-def keep(path: Path, row: dict) -> None:
-    print(
-        path.stem,
-        {key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()},
-        flush=True,
-    )
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
-
-
 COLUMNS = ("acc", "para", "ret", "r_para", "FQ", "MIA", "relearn", "probe", "said")
 
 
@@ -373,16 +358,6 @@ def beside(small: list[Seed], large: list[Seed]) -> str:
             ]
             lines.append(f"| {name} | {study.batch} | {' | '.join(map(', '.join, cells))} |")
     return "\n".join(lines)
-
-
-def between(page: Path, name: str, text: str) -> None:
-    """Put a recipe's tables between its marks."""
-    start, end = f"<!-- {name}:start -->\n", f"<!-- {name}:end -->\n"
-    before, _, rest = page.read_text(encoding="utf-8").partition(start)
-    _, found, after = rest.partition(end)
-    if not found:
-        raise SystemExit(f"{page} lacks the marks {start.strip()} and {end.strip()}, each on a line: add them.")
-    page.write_text(f"{before}{start}{text}\n{end}{after}", encoding="utf-8")
 
 
 def spread(found: list[float]) -> str:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from keeping import add, between, rows
 from mnist import DEVIATION, MEAN, Mnist, cnn, features, trained
 from scipy import ndimage
 from sklearn.linear_model import LogisticRegression, SGDClassifier
@@ -293,15 +293,8 @@ def run(path: Path) -> None:
         retrained = trained(cnn(seed), [p for p in digits.train if p.label != FORGOTTEN], seed)
         made = [*poisoning(digits, original, retrained, seed), *inference(digits, original, seed)]
         made += significance(digits, original, seed) if seed == SEEDS[0] else ()
-        with path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps({"seed": seed, **row}) + "\n" for row in made)
+        add(path, ({"seed": seed, **row} for row in made))
         print(f"seed {seed}: {len(made)} rows, {time.process_time() - begun:.0f} CPU seconds", flush=True)
-
-
-def rows(path: Path) -> Iterator[dict[str, Any]]:
-    """What the file has."""
-    if path.exists():
-        yield from map(json.loads, path.read_text(encoding="utf-8").splitlines())
 
 
 def show(path: Path) -> None:
@@ -391,14 +384,6 @@ def bound(text: str, values: list[float], good: Callable[[float], bool]) -> str:
     met = sum(map(good, values))
     verdict = "met" if met == len(values) else f"**not met** ({met} of {len(values)} seeds)"
     return f"| {text} | {', '.join(f'{value:.1f}' for value in values)} | {verdict} |"
-
-
-def between(page: Path, name: str, text: str) -> None:
-    """Put the text between the page's marks."""
-    whole = page.read_text(encoding="utf-8")
-    start, end = f"<!-- {name}:start -->\n", f"<!-- {name}:end -->"
-    head, tail = whole.index(start) + len(start), whole.index(end)
-    page.write_text(f"{whole[:head]}{text}\n{whole[tail:]}", encoding="utf-8")
 
 
 def main() -> None:

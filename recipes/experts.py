@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from keeping import add, between, rows
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedTokenizerFast
 
@@ -45,7 +46,6 @@ TARGET = 0.125
 STEPS = 64
 """Steps of forgetting at most."""
 RESULTS = Path(__file__).parent.parent / "docs" / "results.md"
-START, END = "<!-- experts:start -->\n", "<!-- experts:end -->\n"
 
 NAMES = {
     "people": "Ada Bo Cleo Dan Eva Finn Gil Hana Ivo Jun Kaya Leo Mia Nils Ona Pia",
@@ -264,12 +264,7 @@ def run(path: Path, seeds: list[int], tried: list[Trial]) -> None:
             made[0]["seconds"] = time.process_time() - begun
             for each in made:
                 print(json.dumps(each), flush=True)
-            with path.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(each) + "\n" for each in made)
-
-
-def rows(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+            add(path, made)
 
 
 # What was found
@@ -359,13 +354,10 @@ def _spread(values: list[float]) -> str:
 
 def show(path: Path) -> None:
     """Write the tables between their marks."""
-    text = RESULTS.read_text(encoding="utf-8")
-    head, _, rest = text.partition(START)
-    _, _, tail = rest.partition(END)
-    found = rows(path)
+    found = list(rows(path))
     spent = sum(each.get("seconds", 0.0) for each in found)
     last = f"{spent:.0f} CPU seconds for all of it, on one thread."
-    RESULTS.write_text(head + START + "\n".join([*tables(found), last]) + "\n" + END + tail, encoding="utf-8")
+    between(RESULTS, "experts", "\n".join([*tables(found), last]))
     shown = path.with_name("experts_evidence.jsonl")
     shown.write_text("".join(json.dumps(each) + "\n" for each in evidence(found)), encoding="utf-8")
     print(RESULTS, shown)

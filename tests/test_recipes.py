@@ -8,7 +8,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "recipes"))
 
-from calibration import between, rows, targets  # noqa: E402
+from calibration import targets  # noqa: E402
+from keeping import between, rows  # noqa: E402
 from people import PARAPHRASE, Groups, World  # noqa: E402
 
 

@@ -7,7 +7,6 @@ It stands for `Full()`, and goes with any objective; the paper's own is `RandomL
 list of the chosen numbers and nothing else, so neither momentum nor weight decay ever reaches one that is not chosen,
 and the optimizer holds no state for it. The threshold is one for all tensors: some may keep all their numbers still. A
 number without any gradient is never chosen, so fewer than the share may move (a vocabulary's unused rows, for one).
-Runs in one process.
 """
 
 from __future__ import annotations
@@ -18,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import parametrize
 
 from expunge.core.adapter import Adapter
@@ -49,8 +49,6 @@ class Salient(Adapter):
                 "Salient chooses its weights by their gradients, which a plan does not have. Plan with adapter=Full(), "
                 "which needs more."
             )
-        if distributed.is_available() and distributed.is_initialized():
-            raise UsageRefused("Salient puts weights together that several processes share. Run it in one process.")
         masks = self.masks(network, request)
         fork = network.fork()
         if next(fork.module.parameters()).dtype in HALF:
@@ -107,6 +105,8 @@ class _Chosen(nn.Module):
         self.values = nn.Parameter(value[mask])
 
     def forward(self, value: Tensor) -> Tensor:
+        if isinstance(value, DTensor):  # cut over processes, and not its block's turn: only its type is looked at
+            return value
         return value.masked_scatter(self.mask, self.values)
 
 

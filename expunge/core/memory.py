@@ -15,7 +15,7 @@ from expunge.core.experts import Routes, routed
 from expunge.core.model import Batch, Model, Network, Speaker
 from expunge.core.predictions import Answers, Hidden, Predictions
 from expunge.core.request import Example
-from expunge.core.store import Entry, Store
+from expunge.core.store import Entry, Recall
 
 ROOM = 1 << 30
 """Bytes of last hidden states that are kept in memory at most; beyond that the model is asked again."""
@@ -35,7 +35,7 @@ class Remembered(Speaker):
     """
 
     model: Model
-    store: Store | None = None
+    store: Recall | None = None
     known: dict[int, tuple[Example, Answers]] = field(default_factory=dict)
     said: dict[tuple[int, int], tuple[Example, str]] = field(default_factory=dict)
     seen: dict[int, tuple[Example, Predictions]] = field(default_factory=dict)

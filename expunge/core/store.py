@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from safetensors import SafetensorError
@@ -29,6 +30,16 @@ PLACE = "EXPUNGE_CACHE"
 TABLE = "CREATE TABLE IF NOT EXISTS entries (name BLOB PRIMARY KEY, value BLOB, mark BLOB, bytes INTEGER, used REAL)"
 
 Entry = dict[str, Tensor]
+
+
+class Recall(Protocol):
+    """Where an earlier run's answers are found: a store of one's own, or one that processes share."""
+
+    def get(self, wanted: Sequence[bytes]) -> dict[bytes, Entry]:
+        """The entries that are there, by what they depend on."""
+
+    def put(self, entries: Mapping[bytes, Entry]) -> None:
+        """Keep `entries`."""
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ class Cut:
     """The pieces of a tree, and what each of them may see."""
 
     pieces: Sequence[Piece]
-    masks: dict[torch.dtype, list[Tensor]] = field(default_factory=dict)
+    masks: dict[tuple[torch.dtype, bool], list[Tensor | None]] = field(default_factory=dict)
 
 
 _cuts: Any = WeakTensorKeyDictionary()
@@ -71,17 +71,18 @@ def _registered() -> None:
 def _sdpa(module: Any, *given: Any, **settings: Any) -> tuple[Tensor, Any]:
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    return attend(sdpa_attention_forward, module, *given, **settings)
+    return attend(sdpa_attention_forward, True, module, *given, **settings)
 
 
 def _eager(module: Any, *given: Any, **settings: Any) -> tuple[Tensor, Any]:
     # Every architecture writes its own, with the caps and sinks that it needs, under one name.
     theirs = sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[attr-defined]
-    return attend(theirs, module, *given, **settings)
+    return attend(theirs, False, module, *given, **settings)
 
 
 def attend(
     theirs: Callable[..., tuple[Tensor, Any]],
+    causal: bool,
     module: Any,
     query: Tensor,
     key: Tensor,
@@ -89,18 +90,22 @@ def attend(
     attention_mask: Tensor | None,
     **settings: Any,
 ) -> tuple[Tensor, Any]:
-    """What `theirs` says of each piece of a tree; of anything else what it says of the whole."""
+    """What `theirs` says of each piece of a tree; of anything else what it says of the whole.
+
+    `causal`: whether it needs no mask for a sequence, and is then about twice as fast.
+    """
     if attention_mask is None or attention_mask.dtype != torch.int64 or attention_mask.dim() != 4:
         return theirs(module, query, key, value, attention_mask, **settings)
     cut = cut_of(attention_mask)
-    masks = masks_of(attention_mask, query.dtype)
+    masks = masks_of(attention_mask, query.dtype, causal)
     sizes = [piece.size for piece in cut.pieces]
     queries, keys, values = (part.split(sizes, 2) for part in (query, key, value))
     said = []
     for place, (piece, mask) in enumerate(zip(cut.pieces, masks, strict=True)):
         seen = [*piece.above, place]
         k, v = (parts[place] if len(seen) == 1 else torch.cat([parts[s] for s in seen], 2) for parts in (keys, values))
-        said.append(theirs(module, queries[place], k, v, mask, **settings)[0])
+        known = {"is_causal": True} if mask is None else {}
+        said.append(theirs(module, queries[place], k, v, mask, **(settings | known))[0])
     return (said[0] if len(said) == 1 else torch.cat(said, 1)), None
 
 
@@ -116,12 +121,15 @@ def most_on(device: str) -> int:
     return MOST.get(device, MOST["cpu"])
 
 
-def masks_of(ends: Tensor, dtype: torch.dtype) -> list[Tensor]:
-    """For each piece of a tree, what is added to its attention scores."""
+def masks_of(ends: Tensor, dtype: torch.dtype, causal: bool) -> list[Tensor | None]:
+    """For each piece of a tree, what is added to its attention scores; where `causal`, None for a sequence alone."""
     cut = cut_of(ends)
-    if dtype not in cut.masks:
-        cut.masks[dtype] = [_mask(cut.pieces, place, ends, dtype) for place in range(len(cut.pieces))]
-    return cut.masks[dtype]
+    if (dtype, causal) not in cut.masks:
+        cut.masks[dtype, causal] = [
+            None if causal and piece.path and not piece.above else _mask(cut.pieces, place, ends, dtype)
+            for place, piece in enumerate(cut.pieces)
+        ]
+    return cut.masks[dtype, causal]
 
 
 def known(ends: Tensor, cut: Sequence[Piece]) -> None:

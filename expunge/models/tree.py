@@ -66,6 +66,8 @@ class Piece:
     stop: int
     above: tuple[int, ...] = ()
     """The pieces, by their place, that hold what the nodes see beside each other."""
+    path: bool = False
+    """Whether each node sees all those before it, as the tokens of one sequence do."""
 
     @property
     def size(self) -> int:
@@ -97,7 +99,7 @@ def pieces(ends: Sequence[int], most: int) -> list[Piece]:
                 fork += 1
             waiting.append((fork, stop, (*above, len(made))))
             stop = fork
-        made.append(Piece(start, stop, above))
+        made.append(Piece(start, stop, above, path=all(end == ends[start] for end in ends[start:stop])))
     return made
 
 

@@ -1,10 +1,10 @@
 """Matrix products of a run, counted by formula: two FLOPs for each multiplication and addition.
 
-A call reads t trees of n nodes (or padded rows), T = t n tokens, of which k rows are labelled. For each linear layer of
-[out, in], with an adapter of rank r:
+A call reads T tokens, the nodes of a tree or padded rows, of which k are labelled; attention works out p pairs of a
+token and one that it may look at. For each linear layer of [out, in], with an adapter of rank r:
 
-    forward              2 T out in                    attention, of width w:   4 t n^2 w
-    backward, frozen     2 T out in                                             8 t n^2 w
+    forward              2 T out in                    attention, of width w:   4 p w
+    backward, frozen     2 T out in                                             8 p w
     backward, Full       4 T out in
     bounded, on top      2 T out in + 10 r out in      fold 2 r; in backward again 2 r, phase 2 r, dA and dB 4 r
     LoRA, on top         6 T r (out + in)
@@ -27,6 +27,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers.pytorch_utils import Conv1D
 
 from expunge.adapters.layers import blocks, kinds
+from expunge.core.experts import mixtures
 from expunge.models.tree import Piece, pairs
 
 if TYPE_CHECKING:
@@ -216,7 +217,7 @@ def widths(network: LanguageModel, adapter: Opened) -> tuple[Widths, LanguageMod
         linears.append(
             Linear(out, width, *how(adapted, name, full), seen[name], inside=name in inside, last=name in last)
         )
-    linears += _experts(base, full, network.module.config)
+    linears += _experts(adapted, base, full, seen)
     classes, width = head.weight.shape
     found = Widths(
         tuple(linears),
@@ -236,7 +237,7 @@ def how(adapted: Network, name: str, full: bool) -> tuple[How, int]:
     found: Any = dict(adapted.module.named_modules()).get(PREFIX + name)
     for kind, factor in KINDS.items():
         if hasattr(found, factor):
-            return kind, next(p.shape[0] for part in [getattr(found, factor)] for p in part.parameters())
+            return kind, next(p.shape[-2] for part in [getattr(found, factor)] for p in part.parameters())
     return "frozen", 0
 
 
@@ -277,9 +278,22 @@ def _attention(base: nn.Module, seen: dict[str, bool], inside: dict[str, str]) -
     return found
 
 
-def _experts(base: nn.Module, full: bool, config: Any) -> list[Linear]:
-    """Experts kept as one tensor [experts, out, in], of which each token meets a few."""
-    few = int(getattr(config.get_text_config(), "num_experts_per_tok", 0) or 0)
-    stacked = [p for part in base.modules() if "Expert" in type(part).__name__ for p in part.parameters(recurse=False)]
-    how: How = "full" if full else "frozen"
-    return [Linear(p.shape[1], p.shape[2], how, share=float(few)) for p in stacked if few and p.dim() == 3]
+def _experts(adapted: LanguageModel, base: nn.Module, full: bool, seen: dict[str, bool]) -> list[Linear]:
+    """Experts kept as one tensor [experts, out, in], of which each token meets a few; adapted, each is folded alone."""
+    config: Any = base.config
+    few = float(getattr(config.get_text_config(), "num_experts_per_tok", 0) or 0)
+    found: list[Linear] = []
+    for name, part in base.named_modules():
+        if not few or "Expert" not in type(part).__name__:
+            continue
+        method, rank = how(adapted, name, full)
+        gradient = seen.get(name, True)
+        for p in (p for p in part.parameters(recurse=False) if p.dim() == 3):
+            count = len(p) if method == "bounded" else 1
+            found += count * [Linear(p.shape[1], p.shape[2], method, rank, gradient, share=few / count)]
+            gradient |= method != "frozen"  # the second matrix reads what the first has made
+    for mixture in mixtures(base).values():  # a router reads what its experts do
+        weight: Any = mixture.gate.weight
+        gradient = seen.get(f"{mixture.name}.experts", True)
+        found.append(Linear(*weight.shape, "full" if full else "frozen", gradient=gradient))
+    return found

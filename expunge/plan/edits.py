@@ -17,6 +17,7 @@ from torch import nn
 from expunge.core.model import Network
 from expunge.core.predictions import Hidden, Predictions
 from expunge.core.request import Request
+from expunge.models.language import LanguageModel
 from expunge.plan.reads import Asked, Part, Reads, Scores, audited, groups, shape, short
 
 if TYPE_CHECKING:
@@ -24,11 +25,12 @@ if TYPE_CHECKING:
     from expunge.core.method import Method
     from expunge.core.model import Batch
     from expunge.plan.cost import Call
+    from expunge.plan.paper import Readable
 
 
 def edit_reads(
-    network: Network,
-    small: Network,
+    network: Readable,
+    small: Readable,
     method: Method,
     request: Request,
     audits: Sequence[Audit],
@@ -50,15 +52,17 @@ def edit_reads(
     )
 
 
-def noted(network: Network, method: Method, request: Request, device: str) -> list[Call]:
+def noted(network: Readable, method: Method, request: Request, device: str) -> list[Call]:
     """Every pass that the method makes over the network."""
     notes: list[Call] = []
     method(_Notes(_Point(), network, device, notes), request)
     return notes
 
 
-def met(small: Network, method: Method, request: Request) -> tuple[float, float]:
+def met(small: Readable, method: Method, request: Request) -> tuple[float, float]:
     """How often a row meets the output matrix, there or back; and the tensors of class scores alive at one time."""
+    if not isinstance(small, LanguageModel):
+        return 0.0, 0.0
     cut = {"forget": 1, "retain": 2}
     few = Request(**{n: (short(getattr(request, n)[0], rows),) for n, rows in cut.items() if getattr(request, n)})
     with Scores.of(small) as scores:
@@ -79,18 +83,18 @@ class _Point(nn.Module):
 class _Notes(Network):
     """Stands where the network would, is asked as it would be, and writes down the passes."""
 
-    stands_for: Network
+    stands_for: Readable
     lies: str
     notes: list[Call] = field(repr=False)
 
     def predict(self, batch: Batch) -> Predictions:
-        self.notes.append(shape(self.stands_for, batch, self.lies))  # type: ignore[arg-type]
+        self.notes.append(shape(self.stands_for, batch, self.lies))
         owner = torch.tensor([k for k, example in enumerate(batch) for _ in range(example.rows)])
         states: Any = self.module.weight
         return Predictions(torch.zeros_like(owner), owner, len(batch), None, states.expand(len(owner), 2))
 
     def batches(self, examples: Batch) -> Iterator[list[int]]:
-        yield from groups(self.stands_for, examples, self.lies)  # type: ignore[arg-type]
+        yield from groups(self.stands_for, examples, self.lies)
 
     def head(self) -> None:
         """None: it has two classes."""

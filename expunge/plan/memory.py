@@ -245,8 +245,9 @@ def _activations(paper: Paper, adapter: Opened, part: Part) -> tuple[float, floa
 def held(paper: Paper, adapter: Opened, call: Call, recompute: bool) -> Held:
     """What a training pass holds."""
     if paper.shape:
-        whole, work = _pass(paper, adapter, call, paper.blocks, recompute and bool(blocks(paper.network.module)))
-        each = whole // paper.blocks
+        stacked = bool(blocks(paper.network.module))
+        whole, work = _pass(paper, adapter, call, paper.blocks, recompute and stacked)
+        each = whole // paper.blocks if stacked else 0
         return Held(whole - (paper.blocks - 1) * each, each, work)
     one, two = (_pass(paper, adapter, call, count, recompute) for count in (1, 2))
     # Computed again, the second block's workspace holds a whole block's activations, which are counted elsewhere.
@@ -275,7 +276,7 @@ def _pass(paper: Paper, adapter: Opened | None, call: Call, count: int, recomput
         if base.trees:
             ends = torch.zeros(1, 1, 1, call.nodes, dtype=torch.long)
             attention.known(ends, call.cut or (Piece(0, call.nodes),))
-            masks = attention.masks_of(ends, dtype)  # counted by themselves
+            masks = [m for m in attention.masks_of(ends, dtype, True) if m is not None]  # counted by themselves
             given |= {"position_ids": torch.zeros_like(tokens), "attention_mask": ends}
         else:
             given |= {"attention_mask": torch.ones_like(tokens)}

@@ -144,7 +144,7 @@ def _auto(config: Any) -> Any:
 def _of_blocks(config: Any, blocks: int | None) -> Any:
     config = copy.deepcopy(config)
     text = config.get_text_config()
-    if blocks is not None:
+    if blocks is not None and family_of(config) != VISION:  # those are run whole
         kinds = getattr(text, "layer_types", None)
         if kinds:
             text.layer_types = list(kinds)[:blocks]
@@ -195,14 +195,13 @@ def _window(config: Any) -> int:
 
 def _small(config: Any) -> Readable | None:
     """A narrow network whose weights are large enough that its attention is felt."""
+    if family_of(config) == VISION:
+        return _small_classifier(config)
     config = copy.deepcopy(config)
     text = config.get_text_config()
     for name, value in NARROW.items():
         if getattr(text, name, None):
             setattr(text, name, value)
-    for name, value in NARROW_STAGES.items():  # of convolutional networks
-        if getattr(config, name, None):
-            setattr(config, name, value if isinstance(value, int) else value * len(getattr(config, name)))
     try:
         with torch.random.fork_rng(devices=()):
             torch.manual_seed(0)
@@ -210,8 +209,24 @@ def _small(config: Any) -> Readable | None:
             for p in module.parameters():
                 if p.dim() >= 2:
                     nn.init.normal_(p, std=p.shape[-1] ** -0.5)
-        if family_of(config) == VISION:
-            return ImageClassifier.of(module.requires_grad_(False), None)
         return LanguageModel.of(module.requires_grad_(False).eval(), None)
     except Exception:  # an architecture whose widths depend on one another in a way of its own
         return None
+
+
+def _small_classifier(config: Any) -> ImageClassifier:
+    """A narrow image classifier; of an architecture whose widths depend on one another, one as wide as it is."""
+    narrow = copy.deepcopy(config)
+    for name, value in {**NARROW, **NARROW_STAGES}.items():
+        if getattr(narrow, name, None):
+            setattr(narrow, name, value if isinstance(value, int) else value * len(getattr(narrow, name)))
+    side, channels = getattr(config, "image_size", None) or 64, getattr(config, "num_channels", 3)
+    height, width = side if isinstance(side, list | tuple) else (side, side)
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        try:
+            made = _auto(narrow).from_config(narrow, dtype=torch.float32).requires_grad_(False).eval()
+            made(pixel_values=torch.zeros(1, channels, height, width))
+        except Exception:  # each architecture checks its widths in its own way, some only when they are used
+            made = _auto(config).from_config(config, dtype=torch.float32).requires_grad_(False)
+    return ImageClassifier.of(made, None)

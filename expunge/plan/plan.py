@@ -123,7 +123,10 @@ def plan(job: Job, machine: Machine) -> Plan:
 
 
 def rehearsed(small: Readable, course: Course, request: Request, audits: list[Audit]) -> float:
-    """What this process holds once it has done each thing of a run in little: a library comes when it is needed."""
+    """What this process holds once it has done each thing of a run in little: a library comes when it is needed.
+
+    The small network is not counted, since a run has none.
+    """
     few = {name: examples[:2] for name, examples in request.sets().items()}
     own = {name: few.pop(name) for name in ("forget", "retain", "holdout", "stand_in") if name in few}
     statistics_of(Request(**own, probes=few), audits)
@@ -131,7 +134,7 @@ def rehearsed(small: Readable, course: Course, request: Request, audits: list[Au
         ask(small, course.trained, request)
     else:
         met(small, course.method, request)
-    return held()
+    return held() - sum(p.numel() * p.element_size() for p in small.module.parameters())
 
 
 def tokens(read: Reads) -> dict[str, float]:

@@ -161,7 +161,8 @@ def _judged(rule: dict) -> dict:
     if not (finite(value) and finite(bound)):
         result = "met" if met else "not met: not measured"
     else:
-        gap = f"{round(abs(value - bound), 9):.2g}"
+        off = round(abs(value - bound), 9)
+        gap = f"{off:.2g}" if off < 100 else short(off)
         result = f"met, {gap} to spare" if met else f"not met, by {gap}"
     return {"rule": rule.get("rule"), "value": value, "bound": bound, "met": met, "result": result}
 
@@ -288,7 +289,6 @@ def about_run(run: dict) -> list[Fact]:
     source = f", from {run['level_source']}" if run.get("level_source") else ""
     layers = f" in {adapter['layers']} layers" if finite(adapter.get("layers")) else ""
     share = f", {adapter['share']:.2%} of the model" if finite(adapter.get("share")) else ""
-    gap = (run.get("merge") or {}).get("max_logit_difference")
     facts = {
         "Why it stopped": run.get("stopped"),
         "Kept": _told(run.get("kept_step"), "step ", f" of {number(run.get('steps'))}"),
@@ -296,10 +296,30 @@ def about_run(run: dict) -> list[Fact]:
         "Budget for the retain loss": _told(run.get("budget")),
         "Numbers that could move": _told(adapter.get("trainable"), after=layers + share),
         "Read in parts": _told(run.get("parts"), after=" a step, since memory ran out"),
-        "Merged model against adapter": _told(gap, "logits within "),
+        **_left(run),
+        **_merged(run.get("merge") or {}, "edit" not in run),
         **_edited(run.get("edit") or {}),
     }
     return [(name, said) for name, said in facts.items() if said]
+
+
+def _left(run: dict) -> dict[str, str]:
+    """Which blocks still change, of an adapter that switches some off when a run ends."""
+    left, groups = run.get("blocks_left"), run.get("groups")
+    if not isinstance(left, list):
+        return {}
+    many = f"{len(left)} of {len(groups)}" if isinstance(groups, list) else str(len(left))
+    which = f" (from 0: {', '.join(map(str, left))})" if left else ""
+    return {"Blocks that still change": many + which}
+
+
+def _merged(merge: dict, usual: bool) -> dict[str, str]:
+    """How far the model that was written is from the one that was trained; where both are one, nothing. Whether there
+    was an adapter is taken as `usual` where it is not told."""
+    gap = merge.get("max_logit_difference")
+    if merge.get("adapter", usual):
+        return {"Merged model against adapter": _told(gap, "logits within ")}
+    return {"Saved model against the trained one": _told(gap, "logits within ")} if gap else {}
 
 
 def _edited(edit: dict) -> dict[str, str]:

@@ -38,7 +38,12 @@ from expunge.core.rows import Head
 PATIENCE = timedelta(seconds=45)
 """How long a process waits in the middle of a step for one that does not answer."""
 
+LONG = timedelta(days=365)
+"""How long it waits between steps, where one may have much to do that the others have not, for one that is alive."""
+
 _meeting = itertools.count()
+_lines: list[dist.ProcessGroup] = []
+"""Connections that nothing goes through but waiting: they break when a process dies."""
 T = TypeVar("T")
 
 
@@ -74,6 +79,7 @@ def processes(device: str) -> Iterator[str]:
     try:
         backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
         dist.init_process_group(backend, timeout=PATIENCE)
+        _lines.append(dist.new_group(backend="gloo", timeout=LONG))
         yield device
         meet()  # torchrun ends all as soon as one has failed: nobody leaves before the first has said what it has to
         _ending()
@@ -115,16 +121,23 @@ def _lost(error: Exception | None) -> NoReturn:
     ) from error
 
 
-# Waiting for one another, for as long as it takes: through torchrun's store, whose waiting is not a collective
+# Waiting for one another, for as long as it takes: who is there stands in torchrun's store. Beside that a barrier is on
+# its way, in which nobody waits, so signals are heard: it fails as soon as a process dies that has not come to it.
 
 
 def _store() -> Any:
     return dist.distributed_c10d._get_default_store()
 
 
+def _barrier() -> Any:
+    return dist.barrier(_lines[-1], async_op=True)
+
+
 def _until(ready: Callable[[], bool]) -> None:
-    pause = 0.001
+    barrier, pause = _barrier(), 0.001
     while not ready():
+        if barrier.is_completed() and not ready():  # who is through may have left already
+            barrier.wait()  # raises where it failed
         if _store().check(["ended"]):
             _lost(None)
         time.sleep(pause)
@@ -146,7 +159,9 @@ def told(make: Callable[[], T]) -> T:
     key = f"told/{next(_meeting)}"
     if first():
         _store().set(key, json.dumps(make()))
-    _until(lambda: _store().check([key]))
+        _barrier()
+    else:
+        _until(lambda: _store().check([key]))
     made: T = json.loads(_store().get(key))
     return made
 

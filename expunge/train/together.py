@@ -23,7 +23,7 @@ from expunge.core.memory import Remembered
 from expunge.core.model import Batch, Model, Network, Speaker
 from expunge.core.predictions import Answers, Hidden, Predictions
 from expunge.core.rows import Head, widened
-from expunge.core.store import Entry, Store, kept
+from expunge.core.store import Entry, Recall, Store, kept
 from expunge.train.distributed import count, cut, first, meet, place, summed
 
 Hold = Literal["whole", "cut"]
@@ -231,7 +231,7 @@ class Common:
             self.store.put(entries)
 
 
-def common() -> Store | Common | None:
+def common() -> Recall | None:
     """The store that the environment names, read by one process for all."""
     store = kept()
     return store if store is None or count() == 1 else Common(store)
@@ -249,7 +249,7 @@ def _handed(data: bytes) -> bytes:
 
 def remembered(before: Network, reference: Network) -> Remembered:
     """The model before, asked about each example once: by one process or by all."""
-    return Remembered(spread(before, parts=reference), common())  # type: ignore[arg-type]
+    return Remembered(spread(before, parts=reference), common())
 
 
 @dataclass(frozen=True)

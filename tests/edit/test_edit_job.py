@@ -64,6 +64,7 @@ def test_an_edit_writes_a_model_and_tells_what_it_changed(expunge, model, files,
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Where it changed" in page
     assert "model.layers.1" in page
+    assert "Merged model against adapter" not in page  # nothing was merged
     assert not (tmp_path / "out" / "adapter").exists()
 
 
@@ -124,3 +125,34 @@ def test_a_probe_of_hidden_states_can_be_asked_for(expunge, model, files, tmp_pa
     beyond = expunge("audit", model, *files, "--audits", "LinearProbe(layer=9)", "--out", tmp_path / "other")
     assert beyond.code == 2
     assert "from 0 to 1. Got 9" in beyond.err
+
+
+NARROW = """
+import torch
+from expunge import cli
+from torch import nn
+
+whole = nn.Embedding.forward
+
+
+def forward(self, tokens):
+    if torch.is_grad_enabled() and tokens.numel() > 30:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    return whole(self, tokens)
+
+
+nn.Embedding.forward = forward
+cli.main()
+"""
+
+
+def test_an_edit_that_outgrows_its_memory_goes_on_in_parts_and_says_so(expunge, model, files, tmp_path):  # R04
+    program = tmp_path / "narrow.py"
+    program.write_text(NARROW)
+    asked = ["forget", model, *files, "--method", "IAU(learning_rate=0.01, step='sgd')", "--audits", "Loss", "--out"]
+    whole, cut = expunge(*asked, tmp_path / "whole"), expunge(*asked, tmp_path / "cut", program=str(program))
+    assert whole.code == cut.code == 0, cut.err
+    assert "Out of memory on cpu: " not in whole.err
+    assert "tokens (or images) at most are read at once from here on" in cut.err
+    was, now = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "cut"))
+    assert max(float((was[name] - now[name]).abs().max()) for name in was) < 1e-6

@@ -80,9 +80,9 @@ BATCH = [
 ]
 
 
-def model(name: str) -> LanguageModel:
+def model(name: str, attention: str | None = None) -> LanguageModel:
     torch.manual_seed(0)
-    module = AutoModelForCausalLM.from_config(CONFIGS[name]).eval()
+    module = AutoModelForCausalLM.from_config(CONFIGS[name], attn_implementation=attention).eval()
     for parameter in module.parameters():
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.2)  # far from the start, where everything looks alike
@@ -176,13 +176,13 @@ def test_a_larger_tree_is_cut_below_what_its_sequences_share():
     sequences = [(0, 1, *(100 * k + j for j in range(10))) for k in range(1, 5)]  # 2 tokens shared, 10 of their own
     cut = pieces(Tree.of(sequences).ends.flatten().tolist(), 20)
     # 2 + 4 * 10 = 42 nodes: the 2 that all see, and twice two sequences of 10
-    assert cut == [Piece(0, 2), Piece(2, 22, (0,)), Piece(22, 42, (0,))]
+    assert cut == [Piece(0, 2, path=True), Piece(2, 22, (0,)), Piece(22, 42, (0,))]
     assert pairs(cut) == 2 * 2 + 2 * 20 * 22  # of 42 * 42 = 1,764
 
 
 def test_a_path_longer_than_a_piece_stays_whole():
     cut = pieces(Tree.of([tuple(range(50)), (99, 98)]).ends.flatten().tolist(), 10)
-    assert cut == [Piece(0, 50), Piece(50, 52)]
+    assert cut == [Piece(0, 50, path=True), Piece(50, 52, path=True)]
 
 
 @settings(max_examples=60, deadline=None)
@@ -203,9 +203,11 @@ def test_every_node_sees_its_ancestors_however_a_tree_is_cut(sequences, most):
             assert not [j for j in set(range(len(ends))) - set(seen(cut, place)) if j <= node < ends[j]]
 
 
+@pytest.mark.parametrize("own", ["sdpa", "eager"])
 @pytest.mark.parametrize("most", [1, 3, 6])
-def test_answers_and_gradients_do_not_depend_on_how_trees_are_cut(monkeypatch, most):
-    network = model("llama")
+def test_answers_and_gradients_do_not_depend_on_how_trees_are_cut(monkeypatch, most, own):
+    network = model("llama", own)
+    assert network.module.config._attn_implementation == f"expunge_{own}"
     weight = network.module.model.layers[0].self_attn.k_proj.weight.requires_grad_(True)
     whole = network.predict(BATCH).log_prob()
     slope = torch.autograd.grad(whole.sum(), weight)[0]

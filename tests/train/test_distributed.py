@@ -1,26 +1,23 @@
-"""Two processes do what one does: the same steps, answers and files, and they end together.
+"""Two processes do what one does: the same steps and gradients, and the same answers in the same order.
 
 The file is a program, too: each process of `torchrun test_distributed.py FOLDER` writes what it found into FOLDER.
 """
 
 import json
 import os
-import signal
-import socket
-import subprocess
 import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
-from expunge.core.errors import ModelRefused, RunFailed, UsageRefused
+from expunge.core.errors import ModelRefused, UsageRefused
 from expunge.core.memory import Remembered
 from expunge.core.notation import parse, plugins
 from expunge.core.request import Request
@@ -42,8 +39,16 @@ METHODS = {
     "lora": f"Finetune(adapter=LoRA(rank=3, targets='all'), batch=3, retain_batch=5, clip=0.5, {STEPS})",
     "full": f"Finetune(adapter=Full(), batch=3, retain_batch=5, {STEPS})",
     "uneven": f"Finetune(objective=NPO() + RetainKL(), batch=1, retain_batch=1, {STEPS})",
+    "salient": f"Finetune(adapter=Salient(quantile=0.7), batch=3, retain_batch=5, weight_decay=0.1, {STEPS})",
+    "one expert": f"Finetune(objective=GradDiff() + Anchor(), adapter=SEUF(), batch=3, retain_batch=5, {STEPS})",
+    "experts": f"Finetune(adapter=Bounded(rank=3), batch=3, retain_batch=5, {STEPS})",
+    "lora experts": "Finetune(objective=NPO() + RetainKL(), adapter=LoRA(targets='all'), batch=2, retain_batch=1, "
+    f"activations='recomputed', {STEPS})",
     "accumulated": f"Finetune(batch=5, retain_batch=7, accumulate=3, activations='recomputed', {STEPS})",
 }
+OF_EXPERTS = {METHODS[name] for name in ("one expert", "experts", "lora experts")}
+SLOPES = ["bounded", "lora", "full", "salient"]
+"""Methods whose first gradients are compared."""
 HOLDS = ["whole", "cut"]
 EPOCHS = f"Finetune(objective=RetainKL() + NPO(), batch=4, retain_batch=5, {STEPS})"
 OBJECTIVES = [plugin.name for plugin in plugins() if plugin.folder == "objectives"]
@@ -65,6 +70,18 @@ def tiny(dtype: torch.dtype = torch.float32) -> LanguageModel:
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.2)
     return LanguageModel.of(module.to(dtype), Letters())
+
+
+def mixed() -> LanguageModel:
+    """A mixture of four experts a block."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
+    experts = {"num_key_value_heads": 4, "num_local_experts": 4, "experts_implementation": "eager"}
+    module = MixtralForCausalLM(MixtralConfig(vocab_size=V, eos_token_id=0, **shape, **experts)).eval()
+    for parameter in module.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.2)
+    return LanguageModel.of(module, Letters())
 
 
 class Letters:
@@ -104,7 +121,7 @@ def numbers(event: dict[str, Any]) -> list[float]:
 
 def run(method: str, request: Request = REQUEST) -> list[list[float]]:
     events: list[dict[str, Any]] = []
-    parse(method)(tiny(), request, events.append)
+    parse(method)(mixed() if method in OF_EXPERTS else tiny(), request, events.append)
     return [numbers(event) for event in events if event["kind"] in ("step", "check")]
 
 
@@ -189,13 +206,6 @@ def asked_before(method: str) -> list[int]:
     return counts
 
 
-class Said(Protocol):
-    """What a process left."""
-
-    code: int
-    err: str
-
-
 def work(folder: Path) -> None:
     """What each process finds."""
     found = {name: run(method) for name, method in METHODS.items()}
@@ -203,19 +213,8 @@ def work(folder: Path) -> None:
     found |= {hold: answers(hold) for hold in HOLDS} | {"asked before": asked_before(EPOCHS)}
     found |= {f"cache, {hold}": recalled(folder / hold, hold) for hold in HOLDS}
     (folder / f"{place()}.json").write_text(json.dumps(found))
-    for name in ("bounded", "lora", "full"):
+    for name in SLOPES:
         save_file(first_gradients(METHODS[name]), folder / f"{name}-{place()}.safetensors")
-
-
-def dies() -> None:
-    """Both write; one is killed before its fifth pass."""
-    model: Any = spread(tiny(), "cut")
-    passes = iter(range(4))
-    if place() == 1:
-        model.asked.module.register_forward_pre_hook(
-            lambda *_: None if next(passes, None) is not None else os.kill(os.getpid(), signal.SIGKILL)
-        )
-    model.generate([replace(example, asked=example.tokens[:2]) for example in REQUEST.retain], 30)
 
 
 def half() -> list[str]:
@@ -225,25 +224,6 @@ def half() -> list[str]:
     made.step(1, Draw(REQUEST, 4, 4, 0).sets())
     kinds = {str(p.dtype) for p in made.moving.values()} | {str(p.grad.dtype) for p in made.moving.values()}
     return sorted(kinds | {str(slot["exp_avg"].dtype) for slot in made.optimizer.state.values()})
-
-
-def torchrun(*command: object) -> list[str]:
-    """The command line that starts `command` in two processes, over the loopback alone."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", 2]
-    return [*map(str, (*launcher, "--master-addr", "127.0.0.1", "--master-port", port, *command))]
-
-
-ENVIRONMENT = {
-    **os.environ,
-    "PYTHONPATH": str(ROOT),
-    "OMP_NUM_THREADS": "1",
-    "GLOO_SOCKET_IFNAME": "lo",
-    "HF_HUB_OFFLINE": "1",
-    "EXPUNGE_CACHE": "off",
-}
 
 
 @pytest.fixture(scope="module")
@@ -284,7 +264,7 @@ def one() -> dict[str, Any]:
     return every_objective()
 
 
-@pytest.mark.parametrize("name", ["bounded", "lora", "full"])
+@pytest.mark.parametrize("name", SLOPES)
 def test_gradients_are_those_of_one_process_and_equal_in_both(two: Path, name: str):
     alone = first_gradients(METHODS[name])
     first, second = (load_file(two / f"{name}-{process}.safetensors") for process in (0, 1))
@@ -341,150 +321,10 @@ def test_the_adapter_of_a_bfloat16_model_is_trained_in_float32(two: Path):
     assert found(two)["bfloat16"] == ["torch.float32"] == half()
 
 
-# The command
-
-
-CLI = "Finetune(adapter=Bounded(rank=2), learning_rate=0.003, steps=4, batch=3, stop=Stop(level=None, every=2))"
-ENDLESS = (
-    "Finetune(adapter=LoRA(rank=2), learning_rate=1e-9, steps=100000, stop=Stop(level=None, budget=None, every=2))"
-)
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory) -> list[str]:
-    folder = tmp_path_factory.mktemp("data")
-    for kind in ("forget", "retain", "holdout"):
-        rows = [
-            {"id": f"{kind}{k}", "question": f"What is {kind} {k}?", "answer": f"It is {kind} Veldt {'so ' * k}."}
-            for k in range(5)
-        ]
-        (folder / f"{kind}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return [f"--{kind}={folder / kind}.jsonl" for kind in ("forget", "retain", "holdout")]
-
-
-def test_the_command_writes_what_one_process_writes(expunge, model: Path, files: list[str], tmp_path: Path):
-    asked = ["forget", model, *files, "--audits", "Loss, Rouge, LossMembership", "--method", CLI]
-    alone = expunge(*asked, "--out", tmp_path / "one")
-    assert alone.code == 0, alone.err
-    command = torchrun("-m", "expunge", *asked, "--out", tmp_path / "two")
-    said = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
-    assert said.returncode == 0, said.stderr
-    assert said.stdout.replace("two/", "one/") == alone.out  # once, and the same table
-    assert said.stderr.count("Merging and saving") == 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]  # no lock, no scratch, no checkpoint
-    one, two = tmp_path / "one", tmp_path / "two"
-    names = [sorted(str(p.relative_to(folder)) for p in folder.rglob("*")) for folder in (one, two)]
-    assert names[0] == names[1]
-    for name in ("model/model.safetensors", "adapter/adapter_model.safetensors"):
-        was, now = load_file(one / name), load_file(two / name)
-        assert set(was) == set(now)
-        for key, tensor in was.items():
-            torch.testing.assert_close(now[key], tensor, rtol=0, atol=1e-5)
-    assert scores(one) == pytest.approx(scores(two), abs=1e-5)
-    assert len((two / "steps.jsonl").read_text().splitlines()) == 4 + 3
-
-
-AUDITS = "Loss, ExactMatch, MinK, Rouge(max_new_tokens=12), LinearProbe"
-
-
-def scores(folder: Path) -> list[float]:
-    """The scores of all examples by all audits."""
-    report = json.loads((folder / "report.json").read_text())
-    return [score for finding in report["findings"] for score in finding["scores"]]
-
-
-@pytest.mark.parametrize("hold", HOLDS)
-def test_an_audit_is_shared_and_its_verdict_is_that_of_all(
-    start, model: Path, files: list[str], tmp_path: Path, hold: str
-):
-    asked = ["audit", model, *files, "--audits", AUDITS, "--require", "forget.Loss >= 99"]
-    [alone] = start(*asked, "--out", tmp_path / "one").end()
-    said = start(*asked, "--out", tmp_path / "two", "--hold", hold, processes=2).end()
-    assert [each.code for each in (alone, *said)] == [6, 6, 6]
-    assert "Auditing" in said[0].err
-    assert not said[1].out
-    assert "Auditing" not in said[1].err
-    assert said[0].out.replace("two/", "one/") == alone.out
-    assert scores(tmp_path / "one") == pytest.approx(scores(tmp_path / "two"), abs=1e-5)
-
-
-def test_a_model_that_no_process_holds_whole_forgets_as_one_does(start, model: Path, files: list[str], tmp_path: Path):
-    asked = ["forget", model, *files, "--method", CLI, "--audits", "Loss, Rouge", "--reference", model, "--hold", "cut"]
-    [alone] = start(*asked, "--out", tmp_path / "one").end()
-    said = start(*asked, "--out", tmp_path / "two", processes=2).end()
-    assert {each.code for each in (alone, *said)} == {alone.code} <= {0, 6}
-    assert scores(tmp_path / "two") == pytest.approx(scores(tmp_path / "one"), abs=1e-5)
-
-
-def test_a_process_that_dies_while_all_write_ends_the_others(start, tmp_path: Path):
-    """Nobody waits at the next token for one that will not come."""
-    said = start(tmp_path, "dies", processes=2, program=__file__).end()
-    assert [each.code for each in said] == [99, -9]
-    assert (tmp_path / "0.txt").read_text().startswith("Process 0 of 2 lost another one")
-
-
-def refusals(*said: Said) -> list[str]:
-    return [line for each in said for line in each.err.splitlines() if line.startswith("expunge: ")]
-
-
-@pytest.mark.parametrize("dead", [0, 1])
-def test_a_dead_process_ends_the_run_with_one_line(start, model: Path, files: list[str], tmp_path: Path, dead: int):
-    asked = ["forget", model, *files, "--method", ENDLESS, "--audits", "Loss", "--out", tmp_path / "out"]
-    run = start(*asked, "--checkpoint-every", 2, processes=2)  # S08
-    run.wait_for("step 4:")
-    os.kill(run.children[dead], signal.SIGKILL)
-    said = run.end()
-    assert [each.code for each in said] == ([-9, 5] if dead == 0 else [5, -9])
-    [line] = refusals(*said)
-    assert line.startswith(f"expunge: E5-run: Process {1 - dead} of 2 lost another one")
-    assert not (tmp_path / "out").exists()
-    assert list((tmp_path / "out.checkpoints").glob("step-*"))
-
-
-def test_ctrl_c_ends_all_and_is_said_once(start, model: Path, files: list[str], tmp_path: Path):  # R12
-    asked = ["forget", model, *files, "--method", ENDLESS, "--audits", "Loss", "--out", tmp_path / "out"]
-    run = start(*asked, "--checkpoint-every", 0, processes=2)
-    run.wait_for("step 4:")
-    for child in run.children:
-        os.kill(child, signal.SIGINT)
-    said = run.end()
-    assert [each.code for each in said] == [130, 130]
-    assert refusals(*said) == ["expunge: interrupted; no result was written."]
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_failure_of_all_is_said_once_and_keeps_the_last_good_adapter(
-    start, model: Path, files: list[str], tmp_path: Path
-):
-    method = "Finetune(objective=GradDiff(), adapter=LoRA(rank=2), learning_rate=1e30, batch=2, stop=Stop(level=None))"
-    asked = ["forget", model, *files, "--method", method, "--audits", "Loss", "--out", tmp_path / "out"]
-    said = start(*asked, processes=2).end()
-    assert [each.code for each in said] == [5, 5]
-    [line] = refusals(*said)
-    assert line.startswith("expunge: E5-run: step 2: the term Ascent() is NaN or infinite (records forget: forget")
-    kept = tmp_path / "out.failed"
-    assert [path.name for path in tmp_path.iterdir()] == [kept.name]
-    weights = load_file(kept / "adapter" / "adapter_model.safetensors")
-    assert all(torch.isfinite(tensor).all() for tensor in weights.values())
-
-
-def test_a_refusal_of_all_is_said_once(start, model: Path, files: list[str], tmp_path: Path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "mine").write_text("")
-    said = start("forget", model, *files, "--out", tmp_path / "out", processes=2).end()
-    assert [each.code for each in said] == [2, 2]
-    assert len(refusals(*said)) == 1
-
-
 if __name__ == "__main__":
     warnings.simplefilter("error")
     for text in ("torch", "transformers"):  # as pyproject.toml has it
         for category in (DeprecationWarning, FutureWarning):
             warnings.filterwarnings("ignore", category=category, module=f"{text}.*")
-    home = Path(sys.argv[1])
-    try:
-        with processes("cpu"):
-            dies() if "dies" in sys.argv else work(home)
-    except RunFailed as error:
-        (home / f"{os.environ['RANK']}.txt").write_text(str(error))
-        raise
+    with processes("cpu"):
+        work(Path(sys.argv[1]))

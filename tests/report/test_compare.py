@@ -1,0 +1,51 @@
+"""The comparison of several runs: what they share, what they began from, which is best."""
+
+from expunge.report import compare
+from tests.report.told import STEPS, Page, assert_inert, finding, findings, report
+
+
+def test_a_comparison_has_a_column_for_each_run_and_shares_what_they_share():
+    runs = [("gentle", report(), []), ("harsh", report(findings=findings(0.02, 0.7)), [])]
+    found = assert_inert(compare.render(runs))
+    assert "Audit Before A gentle B harsh Reference Ideal" in found.text
+    shown = "0.97 0.92 – 1.02 n = 24 0.20 0.15 – 0.25 n = 24 best 0.02 -0.03 – 0.07 n = 24 0.29 0.24 – 0.34 n = 24 0.25"
+    assert shown in found.text  # before, A, B, reference, ideal
+    assert "Not all runs" not in found.text
+
+
+def test_the_best_run_is_the_nearest_to_the_ideal_not_the_lowest():
+    def best(better, *values):
+        return compare._best([{"after": finding("X", "forget", "after", v, ideal=0.25, better=better)} for v in values])
+
+    assert best("ideal", 0.02, 0.2, 0.9) == 1  # |0.20 - 0.25| = 0.05, |0.02 - 0.25| = 0.23
+    assert best("lower", 0.02, 0.2, 0.9) == 0
+    assert best("higher", 0.02, 0.2, 0.9) == 2
+    assert best("lower", 0.2, 0.2) is None  # a tie
+    assert best("lower", 0.2) is None  # nothing to choose from
+
+
+def test_different_beginnings_are_told_apart_and_warned_of():
+    other = report(model=report()["model"] | {"fingerprint": "b" * 64})
+    other["findings"] = [f | {"value": 0.5} if f["model"] == "before" else f for f in findings()]
+    text = Page(compare.render([("one", report(), []), ("two", other, []), ("three", report(), [])])).text
+    assert "Not all runs began with the same model: A, C (9f86d081884c) against B (bbbbbbbbbbbb)." in text
+    assert "A, C 0.97" in text
+    assert "B 0.50" in text
+
+
+def test_limits_that_bind_some_runs_name_them():
+    text = Page(
+        compare.render([("one", report(limits=["All.", "Mine."]), []), ("two", report(limits=["All."]), [])])
+    ).text
+    assert "What this does not show All. A: Mine." in text
+
+
+def test_runs_are_lettered_beyond_the_alphabet():
+    assert [compare.letter(n) for n in (0, 25, 26, 51, 52)] == ["A", "Z", "AA", "AZ", "BA"]
+
+
+def test_a_dozen_runs_and_their_curves_fit_one_page():
+    runs = [(f"run {n}", report(findings=findings(0.05 * n)), STEPS) for n in range(12)]
+    page = compare.render(runs)
+    assert_inert(page)
+    assert len(page.encode()) < 1_000_000
