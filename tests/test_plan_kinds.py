@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForCausalLM, AutoModelForImageClassification, LlamaConfig
+from transformers import AutoModelForCausalLM, AutoModelForImageClassification, LlamaConfig, SwinConfig
 
-from expunge.core.errors import ModelRefused, UsageRefused
+from expunge.core.errors import EnvironmentRefused, ModelRefused, UsageRefused
 from expunge.core.notation import parse
 from expunge.core.request import Request
 from expunge.inputs import Inputs
@@ -156,13 +156,27 @@ RUNS = [
     ("vit", "objective=RetainNLL() + Ascent(), adapter=LoRA(), accumulate=2"),
     ("resnet", "objective=Ascent(), adapter=Full()"),
     ("resnet", "objective=NPO() + RetainNLL(), adapter=Full()"),
+    ("swin", "objective=Ascent(), adapter=Full()"),
+    ("swin", "objective=Ascent(), adapter=Full(), activations='recomputed'"),
 ]
+
+
+def swin() -> ImageClassifier:
+    """Attention within windows, and stages of different widths that follow from one another."""
+    config = SwinConfig(image_size=16, patch_size=2, embed_dim=8, depths=[2, 2], num_heads=[2, 4], window_size=4)
+    config.id2label = {number: str(number) for number in range(4)}
+    return ImageClassifier.of(AutoModelForImageClassification.from_config(config), None)
+
+
+def asked(family: str) -> tuple[ImageClassifier, Request]:
+    """A small network and ten images of each set for it."""
+    made = {"vit": vit, "resnet": resnet, "swin": swin}[family]()
+    return real_images(made), picture_request(10, side=8 if family == "vit" else 16)
 
 
 @pytest.mark.parametrize(("family", "settings"), RUNS)
 def test_a_run_on_images_costs_what_was_planned(family: str, settings: str):
-    network, request_ = (vit(), picture_request(10)) if family == "vit" else (resnet(), picture_request(10, side=16))
-    network = real_images(network)
+    network, request_ = asked(family)
     rest = f"learning_rate=0.00001, steps=3, batch=4, retain_batch=4, norms=False, {STOP}"
     method = parse(f"Finetune({settings}, {rest})")
     read: list[int] = []
@@ -195,7 +209,7 @@ def test_a_run_on_images_costs_what_was_planned(family: str, settings: str):
 
 
 def test_an_edit_of_an_image_classifier_costs_what_was_planned():
-    network, request_ = real_images(resnet()), picture_request(10, side=16)
+    network, request_ = asked("resnet")
     method = parse("SSD(batch=4)")
     with FlopCounterMode(display=False) as counter:
         method(network, request_)
@@ -309,8 +323,18 @@ def records(tmp_path_factory) -> Inputs:
     return Inputs(**made)
 
 
-def planned(model: Path, records: Inputs, machine: Machine):
-    return plan(Job(str(model), records, model.parent / "never-written", "Finetune(steps=3)", "Loss"), machine)
+def planned(model: Path, records: Inputs, machine: Machine, method: str = "Finetune(steps=3)"):
+    return plan(Job(str(model), records, model.parent / "never-written", method, "Loss"), machine)
+
+
+def test_an_edit_that_does_not_fit_is_told_of_what_an_edit_can_change(model, records):
+    machine = Machine("cuda", memory=80e9, dtype="float32")
+    peaks = [planned(model, records, replace(machine, dtype=d), "SSD()").memory.peak for d in ("float32", "bfloat16")]
+    assert peaks[1] < peaks[0]
+    with pytest.raises(EnvironmentRefused, match=r"It would fit with --dtype bfloat16\.$"):
+        planned(model, records, replace(machine, memory=sum(peaks) / 2), "SSD()")
+    with pytest.raises(EnvironmentRefused, match="No setting of the run would make it fit"):
+        planned(model, records, replace(machine, memory=peaks[1] / 2), "SSD()")
 
 
 def test_a_gguf_file_is_planned_as_the_folder_it_was_made_from(model, file, records):

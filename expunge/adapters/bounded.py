@@ -5,10 +5,14 @@
 With sine, tanh, sigmoid or hardtanh no entry of the update ever exceeds (alpha / r) / gain, so ascent on a
 cross-entropy cannot carry the weights away. Near zero the update is LoRA's, steeper by omega / gain.
 What is known of the paper tells neither gain nor alpha: sqrt(in_features) is that of Sine-Low-Rank (Ji et al.,
-2403.19243), alpha = 2r that of LoKU (Cha et al., 2025).
+2403.19243), alpha = 2r that of LoKU (Cha et al., 2025). Each expert of a mixture has an update of its own; its router,
+and the gate of a shared expert, stay.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from peft import PeftConfig
 
@@ -16,6 +20,9 @@ from expunge.adapters.bounded_peft import BoundedConfig
 from expunge.adapters.layers import Targets
 from expunge.adapters.maps import check
 from expunge.adapters.peft_adapter import PeftAdapter
+
+if TYPE_CHECKING:
+    from expunge.core.model import Network
 
 
 @dataclass(frozen=True)
@@ -33,7 +40,7 @@ class Bounded(PeftAdapter):
     gain: float | None = None
     """Divides step size and bound; None takes sqrt(in_features) of each layer."""
     targets: Targets = "mlp"
-    """Which linear layers of each block: mlp, attention or all."""
+    """Which linear layers of each block: mlp (a mixture's experts, too), attention or all."""
     layers: tuple[int, ...] | None = None
     """Which blocks, from 0, such as those that tracing found; None: all."""
 
@@ -44,7 +51,10 @@ class Bounded(PeftAdapter):
     def where(self) -> tuple[Targets, tuple[int, ...] | None]:
         return self.targets, self.layers
 
-    def config(self, names: list[str]) -> PeftConfig:
+    def config(self, names: list[str], experts: list[str]) -> PeftConfig:
         return BoundedConfig(
             target_modules=names, r=self.rank, alpha=self.alpha, map=self.map, omega=self.omega, gain=self.gain
         )
+
+    def portable(self, adapted: Network) -> Network:
+        return adapted

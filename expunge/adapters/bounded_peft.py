@@ -17,7 +17,9 @@ from peft.utils import register_peft_method
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from expunge.adapters.bounded_experts import BoundedExperts
 from expunge.adapters.fold import Start, bounded_linear
+from expunge.adapters.layers import fused
 from expunge.adapters.maps import Form, check
 
 NAME = "BOUNDED"
@@ -180,15 +182,25 @@ class BoundedModel(BaseTuner):
         current_key: str,
         **_: Any,
     ) -> None:
-        if isinstance(target, BoundedLayer):
+        if isinstance(target, BoundedLayer | BoundedExperts):
             target.update_layer(adapter_name, peft_config)
             return
-        if not isinstance(target, (nn.Linear, Conv1D)):
+        new: BoundedLayer | BoundedExperts
+        if isinstance(target, (nn.Linear, Conv1D)):
+            new = BoundedLayer(target, adapter_name, peft_config)
+        elif fused(target):
+            new = BoundedExperts(target, adapter_name, peft_config)
+        else:
             raise TypeError(f"{current_key} is a {type(target).__name__}; bounded adapters take linear layers.")
-        new = BoundedLayer(target, adapter_name, peft_config)
         if adapter_name not in self.active_adapters:
             new.requires_grad_(False)
         self._replace_module(parent, target_name, new, target)
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        if isinstance(child, BoundedExperts):  # experts have no `weight`, which peft hands from layer to layer
+            setattr(parent, child_name, new_module)
+        else:
+            super()._replace_module(parent, child_name, new_module, child)
 
 
 register_peft_method(name=NAME.lower(), config_cls=BoundedConfig, model_cls=BoundedModel)

@@ -25,12 +25,13 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
 from expunge.adapters.bounded import Bounded
+from expunge.adapters.bounded_experts import BoundedExperts
 from expunge.adapters.bounded_peft import BoundedLayer
 from expunge.adapters.lora import LoRA
 from expunge.adapters.peft_adapter import quiet
 from expunge.adapters.relative_fisher import factors, lies_in_out, row_weights
 from expunge.core.adapter import Adapter
-from expunge.core.errors import UsageRefused
+from expunge.core.errors import ModelRefused, UsageRefused
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,6 +66,11 @@ class Fila(Adapter):
 
     def __call__(self, network: Network, request: Request) -> Network:
         adapted = self.adapter(network, request)
+        if any(isinstance(part, BoundedExperts) for part in adapted.module.modules()):
+            raise ModelRefused(
+                f"Fila: {type(network.module).__name__} keeps its experts in one tensor, which have no start of their "
+                f"own. Use adapter={self.adapter!r} alone, or targets='attention' in it."
+            )
         if network.device.type == "meta":  # a plan asks for sizes, which a start does not change
             return adapted
         parts = {

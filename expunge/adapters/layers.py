@@ -1,7 +1,8 @@
 """Which layers of a network are its MLP layers and which its attention, found by structure and not by names.
 
 Of a block's linear layers (see `core/blocks.py`), those inside an attention module are attention's, and the others are
-the feed-forward (MLP) part's. A mixture's experts belong to it too; they are no linear layers but slices of one tensor.
+the feed-forward (MLP) part's. A mixture's experts belong to it too, where they are slices of one tensor as well; its
+router does not, nor does the gate of a shared expert, which says one number for each token.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -16,12 +18,14 @@ from expunge.core.blocks import blocks, is_attention
 from expunge.core.errors import ModelRefused, UsageRefused
 from expunge.core.experts import mixtures
 
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+"""What weights may be that an update is added to."""
 Kind = Literal["mlp", "attention"]
 Targets = Literal["mlp", "attention", "all"]
 
 
 def kinds(module: nn.Module) -> dict[str, Kind]:
-    """Every linear layer of every block, by name, and the part of the block that it belongs to."""
+    """Every linear layer of every block, by name, and its fused experts: the part of the block that each belongs to."""
     found: dict[str, Kind] = {}
     for block_name, block in blocks(module).items():
         attention = [name for name, part in block.named_modules() if is_attention(part)]
@@ -29,7 +33,21 @@ def kinds(module: nn.Module) -> dict[str, Kind]:
             if isinstance(part, (nn.Linear, Conv1D)):
                 inside = any(name == a or name.startswith(f"{a}.") for a in attention)
                 found[f"{block_name}.{name}"] = "attention" if inside else "mlp"
-    return found
+    return found | dict.fromkeys(stacks(module), "mlp")
+
+
+def stacks(module: nn.Module) -> dict[str, nn.Module]:
+    """The experts of each mixture whose matrices lie in one tensor [experts, ...], by name."""
+    return {f"{mixture.name}.experts": mixture.experts for mixture in mixtures(module).values()}
+
+
+def fused(experts: nn.Module) -> bool:
+    """Whether experts answer through transformers' experts interface, which tells how their tensors are laid out."""
+    told = all(hasattr(experts, key) for key in ("has_gate", "has_bias", "is_transposed", "has_post_expert_norm"))
+    if not told or getattr(experts, "_is_expert_parallel", False):
+        return False
+    names = ("gate_up_proj" if experts.has_gate else "up_proj", "down_proj")
+    return all(getattr(experts, name).dim() == 3 and getattr(experts, name).dtype in DTYPES for name in names)
 
 
 def chosen(module: nn.Module, targets: Targets, only: Sequence[int] | None = None) -> list[str]:
@@ -37,19 +55,23 @@ def chosen(module: nn.Module, targets: Targets, only: Sequence[int] | None = Non
     if targets not in ("mlp", "attention", "all"):
         raise UsageRefused(f"targets must be 'mlp', 'attention' or 'all'. Got {targets!r}.")
     names = list(blocks(module))
-    mixed = mixtures(module)
-    if mixed and targets != "attention":
+    strange = [name for name, experts in stacks(module).items() if not fused(experts)]
+    if strange and targets != "attention":
         raise ModelRefused(
-            f"{type(module).__name__}: the experts of {len(mixed)} of {len(names)} blocks lie in one tensor each, "
-            f"which low-rank adapters do not take. Use adapter=SEUF(), which moves one expert and its router, "
-            f"adapter=Full(), or targets='attention'."
+            f"{type(module).__name__}: {len(strange)} of {len(names)} blocks have experts of a form that low-rank "
+            f"adapters do not take: quantized, split over processes, or none of transformers' experts interface "
+            f"(first: {strange[0]}). Use targets='attention', or adapter=Full()."
         )
     if not names:
         raise ModelRefused(
             f"{type(module).__name__} has no transformer blocks, so no {targets} linear layers to adapt. "
             f"Use adapter=Full(), which moves every weight."
         )
-    layers = [name for name, kind in kinds(module).items() if targets in ("all", kind)]
+    layers = [
+        name
+        for name, kind in kinds(module).items()
+        if targets in ("all", kind) and not _gate(module.get_submodule(name))
+    ]
     empty = [block for block in names if not any(layer.startswith(f"{block}.") for layer in layers)]
     if empty:
         raise ModelRefused(
@@ -61,6 +83,11 @@ def chosen(module: nn.Module, targets: Targets, only: Sequence[int] | None = Non
     if not only or not set(only) <= set(range(len(names))):
         raise UsageRefused(f"layers must be blocks, from 0 to {len(names) - 1}, or None for all. Got {only!r}.")
     return [layer for layer in layers if any(layer.startswith(f"{names[number]}.") for number in only)]
+
+
+def _gate(layer: nn.Module) -> bool:
+    """Whether a layer says one number only, for an update of which no low rank is low."""
+    return isinstance(layer, nn.Linear) and layer.out_features == 1
 
 
 def kind_of(parameter: str, known: dict[str, Kind]) -> str:

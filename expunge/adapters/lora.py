@@ -2,16 +2,34 @@
 
     delta W = (alpha / r) * B A,   A Kaiming-uniform, B zero
 
-The update is unbounded: the baseline that bounded adapters are compared with.
+The update is unbounded: the baseline that bounded adapters are compared with. The experts of a mixture, where they are
+fused, are adapted one by one by our own layers, for peft's would make the update of all experts at every step; what is
+written is peft's LoRA all the same, wherever peft has one for that model, and else `Bounded(map='identity')`.
 """
 
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from peft import LoraConfig, PeftConfig
+import torch
+from peft import LoraConfig, PeftConfig, get_peft_model
+from peft.tuners.lora.layer import LoraLayer, ParamWrapper
+from torch import Tensor, nn
 
+from expunge.adapters.bounded_experts import BoundedExperts
+from expunge.adapters.bounded_peft import BoundedConfig, BoundedLayer
 from expunge.adapters.layers import Targets
 from expunge.adapters.maps import check
-from expunge.adapters.peft_adapter import PeftAdapter
+from expunge.adapters.peft_adapter import PeftAdapter, quiet
+
+if TYPE_CHECKING:
+    from expunge.core.model import Network
+
+NAME = "default"
+"""peft's name of the adapter."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +41,7 @@ class LoRA(PeftAdapter):
     alpha: float = 16.0
     """Raises the step size: the update is scaled by alpha / r."""
     targets: Targets = "mlp"
-    """Which linear layers of each block: mlp, attention or all."""
+    """Which linear layers of each block: mlp (a mixture's experts, too), attention or all."""
     layers: tuple[int, ...] | None = None
     """Which blocks, from 0, such as those that tracing found; None: all."""
 
@@ -34,5 +52,59 @@ class LoRA(PeftAdapter):
     def where(self) -> tuple[Targets, tuple[int, ...] | None]:
         return self.targets, self.layers
 
-    def config(self, names: list[str]) -> PeftConfig:
+    def config(self, names: list[str], experts: list[str]) -> PeftConfig:
+        if experts:
+            return BoundedConfig(target_modules=names, r=self.rank, alpha=self.alpha, map="identity", omega=1.0)
         return LoraConfig(target_modules=names, r=self.rank, lora_alpha=self.alpha, lora_dropout=0.0, bias="none")
+
+    def portable(self, adapted: Network) -> Network:
+        if not any(isinstance(part, BoundedExperts) for part in adapted.module.modules()):
+            return adapted
+        factors = dict(_factors(adapted.module))
+        stacked = [name for name, (a, _) in factors.items() if a.dim() == 3]
+        config = LoraConfig(
+            target_modules=[name for name in factors if name not in stacked],
+            target_parameters=stacked,
+            r=self.rank,
+            lora_alpha=self.alpha,
+            lora_dropout=0.0,
+            bias="none",
+        )
+        module: Any = adapted.fork().module
+        try:
+            # For some models peft takes names of linear layers for those that their experts had in older transformers;
+            # it then warns, refuses, or adapts something else.
+            with quiet(), warnings.catch_warnings():
+                warnings.simplefilter("ignore", RuntimeWarning)
+                theirs = get_peft_model(module.unload(), config)
+        except ValueError:
+            return adapted
+        places = dict(_places(theirs))
+        if places.keys() != factors.keys():
+            return adapted
+        with torch.no_grad():
+            for name, (a, b) in factors.items():
+                into_a, into_b = places[name]
+                into_a.copy_(a.flatten(0, -2))
+                into_b.copy_(b if b.dim() == 2 else b.permute(1, 2, 0).flatten(1))  # [out, r experts], experts within r
+        return adapted.fork(theirs)
+
+
+def _factors(module: nn.Module) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
+    """Our A and B of each layer, and of each tensor of experts, by the name that it has in the plain network."""
+    for peft_name, part in module.named_modules():
+        name = peft_name.removeprefix("base_model.model.")
+        if isinstance(part, BoundedExperts):
+            yield from ((f"{name}.{which}", part.factors(NAME, which)) for which in part.matrices)
+        elif isinstance(part, BoundedLayer):
+            yield name, (part.bounded_A[NAME], part.bounded_B[NAME])
+
+
+def _places(module: nn.Module) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
+    """The same of peft's layers."""
+    for peft_name, part in module.named_modules():
+        if isinstance(part, LoraLayer):
+            name = peft_name.removeprefix("base_model.model.")
+            if isinstance(part, ParamWrapper):  # one about another, where there are several tensors
+                name = f"{name.replace('.base_layer', '')}.{part.parameter_name}"
+            yield name, (part.lora_A[NAME].weight, part.lora_B[NAME].weight)

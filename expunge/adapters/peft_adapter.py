@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from peft import PeftConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from expunge.adapters.layers import Targets, chosen
+from expunge.adapters.bounded_experts import BoundedExperts
+from expunge.adapters.layers import Targets, chosen, stacks
 from expunge.core.adapter import Adapter
 
 if TYPE_CHECKING:
@@ -38,8 +39,12 @@ class PeftAdapter(Adapter):
     """An adapter in peft's form. Its module is a `PeftModel` over the network's own storage."""
 
     @abstractmethod
-    def config(self, names: list[str]) -> PeftConfig:
-        """peft's configuration for the named layers."""
+    def config(self, names: list[str], experts: list[str]) -> PeftConfig:
+        """peft's configuration for the named layers, of which those in `experts` are a mixture's fused experts."""
+
+    @abstractmethod
+    def portable(self, adapted: Network) -> Network:
+        """The same update, in the form that is written."""
 
     @property
     @abstractmethod
@@ -49,7 +54,9 @@ class PeftAdapter(Adapter):
     def __call__(self, network: Network, request: Request) -> Network:
         fork = network.fork()
         with quiet():
-            module = get_peft_model(fork.module, self.config(chosen(network.module, *self.where)))  # type: ignore[arg-type]
+            names = chosen(network.module, *self.where)
+            experts = [name for name in names if name in stacks(network.module)]
+            module = get_peft_model(fork.module, self.config(names, experts))  # type: ignore[arg-type]
         return fork.fork(module.eval())
 
     def merge(self, adapted: Network) -> Network:
@@ -57,13 +64,15 @@ class PeftAdapter(Adapter):
         return adapted.fork(copy.merge_and_unload(safe_merge=True))
 
     def deltas(self, adapted: Network, before: Network) -> Iterator[tuple[str, Float[Tensor, "out in"]]]:
-        for name, part in adapted.module.named_modules():
-            if isinstance(part, BaseTunerLayer):
-                delta = sum(map(part.get_delta_weight, part.active_adapters)).detach()  # a start is an adapter too
-                yield name.removeprefix("base_model.model."), delta
+        for peft_name, part in adapted.module.named_modules():
+            name = peft_name.removeprefix("base_model.model.")
+            if isinstance(part, BoundedExperts):
+                yield from ((f"{name}.{which}", delta) for which, delta in part.changes())
+            elif isinstance(part, BaseTunerLayer):
+                yield name, sum(map(part.get_delta_weight, part.active_adapters)).detach()  # a start is an adapter too
 
     def save(self, adapted: Network, folder: Path) -> None:
-        module: Any = adapted.module
+        module: Any = self.portable(adapted).module
         module.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
         for path in folder.iterdir():
             path.chmod(0o644)  # safetensors writes through a temporary file that only its owner may read

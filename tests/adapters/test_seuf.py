@@ -4,12 +4,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, MixtralConfig, OlmoeConfig, Qwen2MoeConfig
 
-from expunge.adapters.bounded import Bounded
 from expunge.adapters.full import Full
 from expunge.adapters.layers import chosen
 from expunge.adapters.lora import LoRA
 from expunge.adapters.seuf import SEUF
-from expunge.core.errors import ModelRefused, UsageRefused
+from expunge.core.errors import UsageRefused
 from expunge.core.experts import affinity, mixtures, routed, tour
 from expunge.core.model import Network
 from expunge.core.request import Request
@@ -204,15 +203,6 @@ def test_what_is_no_mixture_or_no_expert_of_it_is_refused_in_one_line():
         SEUF(expert=1)
     with pytest.raises(UsageRefused, match="at least 1. Got 0"):
         SEUF(experts=0)
-
-
-@pytest.mark.parametrize("adapter", [Bounded(), LoRA(), LoRA(targets="all")], ids=repr)
-@KIND
-def test_a_low_rank_adapter_says_that_it_takes_no_stacked_experts_and_what_does(adapter, kind: str):
-    with pytest.raises(
-        ModelRefused, match="experts of 2 of 2 blocks lie in one tensor each.*SEUF.*targets='attention'"
-    ):
-        adapter(mixture(kind), REQUEST)
 
 
 @KIND
