@@ -6,6 +6,7 @@ import os
 import shlex
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -34,12 +35,13 @@ if TYPE_CHECKING:
     from expunge.job import Job
 
 INTERRUPTED = 130
+STARTED = time.monotonic()
+"""What a run's clock counts from: it includes the seconds in which torch is loaded."""
 
 app = typer.Typer(
     name="expunge",
     help="Makes trained networks forget chosen data, and shows how far they did.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,  # a traceback could hold text that was to be forgotten
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 done, 2 usage, 3 data refused, 4 model refused, 5 run failed, 6 thresholds not met, "
@@ -47,7 +49,12 @@ app = typer.Typer(
 )
 
 
-@app.command()
+@app.command(
+    epilog="Examples, of texts and of images:\n\n"
+    "expunge forget ./my-model --forget forget.jsonl --retain retain.jsonl --holdout holdout.jsonl --out forgotten\n\n"
+    "expunge forget ./my-vit --forget ./pictures --forget-class cat --method 'Finetune(stop=Stop(level=3.0))'\n\n"
+    "`expunge list` shows what --method and --audits can name, `expunge list NPO` the settings of one."
+)
 @spelled
 def forget(
     model: Model,
@@ -66,7 +73,9 @@ def forget(
     _do("forget", job, judging.show_text, device)
 
 
-@app.command()
+@app.command(
+    epilog="Example:\n\nexpunge audit ./my-model --forget forget.jsonl --holdout holdout.jsonl --audits 'Loss, MinK()'"
+)
 @spelled
 def audit(
     model: Model,
@@ -82,7 +91,7 @@ def audit(
     _do("audit", _job(model, sets, audits, out, images, judging=judging, hold=hold), judging.show_text, device)
 
 
-@app.command()
+@app.command(epilog="Example:\n\nexpunge report forgotten another-run --out comparison.html")
 def report(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders that hold a report.json.")],
     out: Annotated[Path | None, typer.Option("--out", help="HTML file to write.")] = None,
@@ -93,28 +102,28 @@ def report(
     typer.echo(f"Wrote {write_page(folders, out, lambda told: typer.echo(told, err=True))}")
 
 
-@app.command("list")
-def list_(
-    kind: Annotated[str | None, typer.Argument(metavar="[KIND]", help="methods, objectives, audits, ...")] = None,
-) -> None:
-    """List what can be named in a method or an audit, with a line on each."""
-    from expunge.core.notation import FOLDERS, plugins
+def _nameable(begun: str) -> list[str]:
+    from expunge.listing import nameable
 
-    titles = {"train": "methods", **{folder: folder for folder in FOLDERS if folder != "train"}}
-    wanted = {folder: title for folder, title in titles.items() if kind in (None, folder, title)}
-    if not wanted:
-        filled = {plugin.folder for plugin in plugins()}
-        kinds = ", ".join(title for folder, title in titles.items() if folder in filled)
-        raise UsageRefused(f"There is no kind '{kind}'. Kinds: {kinds}.")
-    for folder, title in wanted.items():
-        found = [plugin for plugin in plugins() if plugin.folder == folder]
-        if found:
-            typer.secho(title, bold=True)
-            for plugin in found:
-                typer.echo(f"  {plugin.name:<16} {plugin.summary}")
-                if plugin.intention:
-                    needs = ", ".join(plugin.needs) or "nothing but the weights"
-                    typer.echo(f"  {'':<16} {plugin.intention}; needs {needs}")
+    return [name for name in nameable() if name.startswith(begun)]
+
+
+@app.command("list", epilog="Examples:\n\nexpunge list objectives\n\nexpunge list NPO")
+def list_(
+    what: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[KIND|NAME]",
+            help="methods, objectives, audits, ...; or a name, for its formula and settings.",
+            autocompletion=_nameable,
+        ),
+    ] = None,
+) -> None:
+    """List what can be named in a method or an audit with a line on each, or tell all of one."""
+    from expunge.listing import TITLES, told
+
+    for line in told(what):
+        typer.secho(line, bold=line in TITLES.values())
 
 
 @app.command()
@@ -138,6 +147,7 @@ def cache(clear: Annotated[bool, typer.Option("--clear", help="Remove all of it.
 def plan(
     model: Model,
     sets: Sets,
+    images: Images,
     training: Training,
     devices: Devices,
     audits: Audits = None,
@@ -145,7 +155,7 @@ def plan(
     json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
     """Say what `forget` with the same options will cost: tokens, FLOPs, memory, disk, time. Runs and loads nothing."""
-    job = _job(model, sets, audits, out, training=training, hold=devices.hold)
+    job = _job(model, sets, audits, out, images, training, hold=devices.hold)
     from expunge.plan.machine import Machine
     from expunge.plan.table import say
 
@@ -191,6 +201,7 @@ def _job(
     sets.check()
     present("--stand-in", training.stand_in)
     probes = sets.probes()
+    _starting(model)
     from expunge.inputs import Inputs
     from expunge.job import Job
 
@@ -210,6 +221,14 @@ def _job(
     )
 
 
+def _starting(model: str) -> None:
+    """Tell who waits at a terminal what is going on before anything can show its progress."""
+    if sys.stderr.isatty() and os.environ.get("RANK", "0") == "0":
+        typer.secho("Starting torch and transformers ...", dim=True, err=True)
+        if not Path(model).exists() and not model.startswith((".", "/", "~")):
+            typer.echo(f"No folder here is called {model}: it will be looked up on the hub.", err=True)
+
+
 def _do(verb: str, job: Job, show_text: bool, device: str) -> None:
     from dataclasses import replace
 
@@ -225,7 +244,7 @@ def _do(verb: str, job: Job, show_text: bool, device: str) -> None:
 
     line = shlex.join(["expunge", *sys.argv[1:]])
     with processes(device) as own:
-        with Progress(None if first() else Console(quiet=True)) as progress, heard(progress.say):
+        with Progress(None if first() else Console(quiet=True), STARTED) as progress, heard(progress.say):
             made: dict[str, Any] = getattr(jobs, verb)(
                 replace(job, show_text=show_text, device=own, line=line), progress
             )
@@ -240,6 +259,7 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # a line for each of five tries, before ours says what is wrong
     os.environ.setdefault("TQDM_DISABLE", "1")  # the bars of libraries below; ours is not of that kind
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up and end with 130, as on Ctrl-C
     debug = bool(os.environ.get("EXPUNGE_DEBUG"))
@@ -263,7 +283,8 @@ def _guarded(run: Callable[[], object], debug: bool) -> int:
     except Exception as error:  # the last line of defence: a traceback can hold text that was to be forgotten
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # the parser's own: a wrong option or argument
             said = error.format_message() if hasattr(error, "format_message") else str(error)
-            _say(UsageRefused(said).line())
+            if said:  # nothing was asked at all, and the help that was printed says it all
+                _say(UsageRefused(said).line())
             return int(error.exit_code)
         if debug:
             raise

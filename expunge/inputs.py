@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from expunge.core.errors import DataRefused, UsageRefused
+from expunge.core.objective import Objective
 from expunge.core.request import Example, Repeat, Request
 from expunge.data import images, near, text
 from expunge.data.records import columns
@@ -55,6 +56,18 @@ class Inputs:
         if self.only_class is not None or self.only_ids is not None or self.forget.is_dir():
             return True
         return self.forget.suffix.lower() == ".parquet" and bool(columns(self.forget) & set(images.IMAGE_COLUMNS))
+
+    def supply(self, objective: Objective) -> None:
+        """Refuse an objective that reads a set which no file gives, before a model is loaded for it."""
+        given = {*self.paths, *(("retain",) if self.only_class is not None or self.only_ids is not None else ())}
+        for name in ("retain", "stand_in"):
+            readers = [type(term).__name__ for _, term in objective.terms() if name in getattr(term, "needs", ())]
+            if readers and name not in given:
+                of, kind = ", ".join(dict.fromkeys(readers)), name.replace("_", "-")
+                raise DataRefused(
+                    f"The objective reads the {kind} set (for {of}), and none was given. Give --{kind} FILE; "
+                    f"`expunge list objectives` shows what each one needs."
+                )
 
     def read(self) -> Records:
         """The records of every file. Raises `DataRefused` for the first file that cannot be used."""

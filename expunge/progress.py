@@ -11,11 +11,14 @@ from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
 
+from expunge.report.html import outcome
+from expunge.report.words import number
+
 
 class Progress:
     """Shows a job's events: phases as lines, steps as a bar. Without a terminal, checks are printed as lines."""
 
-    def __init__(self, console: Console | None = None) -> None:
+    def __init__(self, console: Console | None = None, since: float | None = None) -> None:
         self.console = console or Console(stderr=True, highlight=False)
         self.bars = Bars(
             TextColumn("{task.description}"),
@@ -26,14 +29,16 @@ class Progress:
             transient=True,
         )
         self.task: TaskID | None = None
-        self.start = time.monotonic()
+        self.start = time.monotonic() if since is None else since
 
     def __enter__(self) -> Self:
-        self.bars.start()
+        if self.console.is_interactive:  # elsewhere the bars show nothing, and leave an empty line at their end
+            self.bars.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.bars.stop()
+        if self.console.is_interactive:
+            self.bars.stop()
 
     def __call__(self, event: dict[str, Any]) -> None:
         getattr(self, f"_{event['kind']}", lambda _: None)(event)
@@ -52,6 +57,11 @@ class Progress:
         )
         if event["level"] is not None:
             self.say(f"The forget loss is to reach {event['level']:.2f} nats ({event['level_source']})")
+        else:
+            self.say(
+                "No level to reach (no holdout set, or a Stop without a level): nothing says when it is enough, and "
+                "the run goes on until its steps or its budget are spent"
+            )
         self.task = self.bars.add_task("Forgetting", total=event["steps"], losses="")
 
     def _step(self, event: dict[str, Any]) -> None:
@@ -62,7 +72,8 @@ class Progress:
 
     def _check(self, event: dict[str, Any]) -> None:
         retain = f", retain loss {event['retain']:.2f}" if event["retain"] is not None else ""
-        short = f" ({event['short']:.2f} short of the level)" if event["level"] is not None else ""
+        # Each example by itself: those beyond the level do not make up for the others, as they do in the mean.
+        short = f" (examples {event['short']:.2f} short of the level)" if event["level"] is not None else ""
         self.say(f"step {event['step']}: forget loss {event['forget']:.2f}{short}{retain}")
 
     def _end(self, event: dict[str, Any]) -> None:
@@ -73,35 +84,57 @@ class Progress:
     def summary(self, report: dict[str, Any], out: Path) -> None:
         """The findings as a table, the verdict, and where everything lies."""
         console = Console(highlight=False, soft_wrap=False)
-        names = [n for n in ("before", "after", "reference") if any(f["model"] == n for f in report["findings"])]
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for column in ("set", "audit", *names, "ideal"):
-            table.add_column(column, justify="left" if column in ("set", "audit") else "right")
-        values = {(f["set"], f["audit"], f["model"]): f for f in report["findings"]}
-        last = ""
-        for set_, audit in dict.fromkeys((f["set"], f["audit"]) for f in _by_set(report["findings"])):
-            found = [values.get((set_, audit, name)) for name in names]
-            ideal = next((f["ideal"] for f in found if f and f["ideal"] is not None), None)
-            numbers = [f"{f['value']:.2f}" if f else "" for f in found]
-            shown = "" if set_ == last else set_
-            table.add_row(shown, audit, *numbers, "" if ideal is None else f"{ideal:.2f}")
-            last = set_
-        console.print(table)
+        if not console.is_terminal:
+            console.width = max(console.width, 120)  # a file has no width that the table would have to be folded into
+        console.print(_table(report["findings"]))
         verdict = report.get("verdict")
         if verdict:
             console.print()
             for rule in verdict["rules"]:
-                value = "" if rule["value"] is None else f"  ({rule['value']:.3f}, bound {_number(rule['bound'])})"
-                console.print(f"{'met    ' if rule['met'] else 'NOT MET'}  {rule['rule']}{value}", soft_wrap=True)
-        console.print(f"\nReport: {out / 'report.html'}", soft_wrap=True)
+                console.print(
+                    f"{'met    ' if rule['met'] else 'NOT MET'}  {rule['rule']}  {_outcome(rule)}", soft_wrap=True
+                )
+        console.print(f"\n{outcome(report).words}.", soft_wrap=True)
+        console.print(f"Report: {out / 'report.html'}", soft_wrap=True)
         if (out / "model").is_dir():
             console.print(f"Model:  {out / 'model'}", soft_wrap=True)
 
 
-def _number(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:.3f}"
+def _table(findings: list[dict[str, Any]]) -> Table:
+    """A line for each set and audit: its value of each model, the interval of the last, and the ideal."""
+    names = [n for n in ("before", "after", "reference") if any(f["model"] == n for f in findings)]
+    last = "after" if "after" in names else "before"
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("set", "audit", "n", *names, f"95 % of {last}", "ideal"):
+        table.add_column(column, justify="left" if column in ("set", "audit") else "right")
+    values = {(f["set"], f["audit"], f["model"]): f for f in findings}
+    shown = ""
+    for set_, audit in dict.fromkeys((f["set"], f["audit"]) for f in _by_set(findings)):
+        found = [values.get((set_, audit, name)) for name in names]
+        of = next(f for f in (values.get((set_, audit, last)), *found) if f)
+        ideal = "" if of["ideal"] is None else number(of["ideal"])
+        numbers = [number(f["value"]) if f else "" for f in found]
+        table.add_row(
+            "" if set_ == shown else set_,
+            audit,
+            str(of["n"]),
+            *numbers,
+            f"{number(of['low'])} to {number(of['high'])}",
+            ideal,
+        )
+        shown = set_
+    return table
+
+
+def _outcome(rule: dict[str, Any]) -> str:
+    if rule["value"] is None:
+        return "(not measured: no record of this set has what the audit needs)"
+    bound = "unknown" if rule["bound"] is None else f"{rule['bound']:.4g}"
+    return f"({rule['value']:.4g}, bound {bound})"
 
 
 def _by_set(findings: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    order = {name: place for place, name in enumerate(dict.fromkeys(f["set"] for f in findings))}
+    """What should be gone first, then what should stay, then the others as they come."""
+    sets = dict.fromkeys(["forget", "retain", "holdout", *(f["set"] for f in findings)])
+    order = {name: place for place, name in enumerate(sets)}
     return sorted(findings, key=lambda f: order[f["set"]])

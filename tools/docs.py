@@ -26,11 +26,11 @@ import statistics
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from expunge.core.notation import FOLDERS, Plugin, plugins
+from expunge.listing import Setting, made_by, settings
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = Path("docs/methods.md")
@@ -43,16 +43,6 @@ Made by `make docs` from the files of `expunge/`; do not edit it. Every name bel
 `Finetune(objective=NPO(beta=0.1) + 2.0 * RetainKL(), adapter=Bounded(rank=4), steps=40)`: names, values, calls with
 keywords, `+` and `*`, and nothing else. [concepts.md](concepts.md) tells what the kinds are.
 """
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A field of a plug-in."""
-
-    name: str
-    default: str
-    """As its file has it; empty where it must be given."""
-    doc: str
 
 
 METHODS = ("train", "edit", "exact", "guard")
@@ -159,8 +149,7 @@ def _kind(root: Path, title: str, members: list[Plugin]) -> Iterator[str]:
 
 
 def _entry(root: Path, plugin: Plugin) -> str:
-    tree = ast.parse(_file(root, plugin).read_text(encoding="utf-8"))
-    made = next(n for n in tree.body if isinstance(n, ast.ClassDef | ast.FunctionDef) and n.name == plugin.name)
+    tree, made = made_by(plugin, root / "expunge")
     # Not cleaned: cleaning takes the indent of a docstring's only formula away.
     parts = [f"### {plugin.name}", "", (ast.get_docstring(tree, clean=False) or "").strip(), ""]
     definition = _definition(made)
@@ -176,33 +165,11 @@ def _file(root: Path, plugin: Plugin) -> Path:
     return root.joinpath(*plugin.module.split(".")).with_suffix(".py")
 
 
-def settings(made: ast.ClassDef | ast.FunctionDef) -> list[Setting]:
-    """The fields of a dataclass with the string under each, or the arguments of a function."""
-    if isinstance(made, ast.FunctionDef):
-        names = [*made.args.posonlyargs, *made.args.args]
-        given = [None] * (len(names) - len(made.args.defaults)) + made.args.defaults
-        pairs = [*zip(names, given, strict=True), *zip(made.args.kwonlyargs, made.args.kw_defaults, strict=True)]
-        return [Setting(name.arg, ast.unparse(value) if value else "", "") for name, value in pairs]
-    found = []
-    for node, after in pairwise([*made.body, ast.Pass()]):
-        if isinstance(node, ast.AnnAssign) and "ClassVar" not in ast.unparse(node.annotation):
-            default = ast.unparse(node.value) if node.value else ""
-            found.append(Setting(ast.unparse(node.target), default, _text(after)))
-    return found
-
-
 def _definition(made: ast.ClassDef | ast.FunctionDef) -> str:
     """What an audit's number is, in its own words."""
     for node in made.body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "definition":
             return str(ast.literal_eval(node.value))
-    return ""
-
-
-def _text(node: ast.stmt) -> str:
-    """The string that a statement is; empty where it is none."""
-    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
-        return node.value.value
     return ""
 
 

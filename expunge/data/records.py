@@ -18,6 +18,8 @@ LINE_LIMIT = 16_000_000
 """Bytes of the longest line that is read."""
 SHOWN = 20
 """Faults that a refusal names at most."""
+SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
+"""What other programs write between columns."""
 NAMES = ("id", "question", "answer", "text", "options", "lead", "image", "img", "label")
 """Columns that a refusal may name."""
 
@@ -45,7 +47,8 @@ def read(path: Path) -> list[Record]:
         raise DataRefused(f"{path}: no such file. Give a .jsonl, .csv or .parquet file.")
     readers = {".jsonl": _json_lines, ".csv": _csv, ".parquet": _parquet}
     if path.suffix.lower() not in readers:
-        raise DataRefused(f"{path}: '{path.suffix}' files are not read. Allowed: .jsonl, .csv, .parquet.")
+        lines = " Write each record on a line of its own, into a .jsonl file." if path.suffix.lower() == ".json" else ""
+        raise DataRefused(f"{path}: '{path.suffix}' files are not read. Allowed: .jsonl, .csv, .parquet.{lines}")
     records: list[Record] = []
     faults: list[Fault] = []
     for row in readers[path.suffix.lower()](path):
@@ -57,9 +60,12 @@ def read(path: Path) -> list[Record]:
 
 
 def refuse(path: Path, faults: list[Fault]) -> None:
-    """Raise for the faults of a file, if there are any, the first ones named."""
+    """Raise for the faults of a file, if there are any, the first ones named; a fault of many lines is told once."""
     if faults:
-        shown = "; ".join(f"line {fault.line}: {fault.what}" for fault in faults[:SHOWN])
+        lines: dict[str, list[str]] = {}
+        for fault in faults[:SHOWN]:
+            lines.setdefault(fault.what, []).append(str(fault.line))
+        shown = "; ".join(f"line{'s' * (len(at) > 1)} {', '.join(at)}: {what}" for what, at in lines.items())
         more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
         raise DataRefused(f"{path}: {shown}{more}. Mend the file; nothing was written.")
 
@@ -120,6 +126,10 @@ def _csv(path: Path) -> Iterator[Record | Fault]:
     reader = csv.DictReader(io.StringIO("".join(text), newline=""), strict=True)
     try:
         header = reader.fieldnames or ()
+        other = next((sign for sign in SEPARATORS if len(header) == 1 and sign in header[0]), None)
+        if other:
+            yield Fault(1, f"the header's columns are separated by {SEPARATORS[other]}, but must be by commas")
+            return
         if len(set(header)) < len(header):
             yield Fault(1, "two columns of the header have one name")
             return

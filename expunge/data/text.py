@@ -20,6 +20,12 @@ PLAIN_PROMPT = "Question: {question}\nAnswer: "
 """Used where the tokenizer has no chat template."""
 
 LONGEST_ID = 200
+ALSO = {
+    "question": ("prompt", "instruction", "input"),
+    "answer": ("completion", "response", "output"),
+    "text": (),
+}
+"""What others call these columns."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,7 @@ def _wrong(columns: dict[str, Any]) -> str:
     wanted = ("text",) if "text" in columns else ("question", "answer")
     missing = [name for name in wanted if name not in columns]
     if missing:
-        return f"no '{missing[0]}' (needed: question and answer, or text)"
+        return f"no '{missing[0]}' (needed: question and answer, or text{_renamed(columns, missing)})"
     bad = next((n for n in wanted if not isinstance(columns[n], str) or not columns[n].strip()), "")
     if bad:
         empty = columns[bad] is None or isinstance(columns[bad], str)
@@ -107,6 +113,14 @@ def _wrong(columns: dict[str, Any]) -> str:
     if "answer" in columns and columns["answer"] in options:
         return "'options' holds the right answer; list only wrong ones"
     return ""
+
+
+def _renamed(columns: dict[str, Any], missing: list[str]) -> str:
+    """Which columns seem to be those that are missing. Only known names are told: others may be text of a record."""
+    known = {name.strip().lower(): name for name in columns}
+    seen = {wanted: [known[name] for name in (wanted, *ALSO[wanted]) if name in known] for wanted in missing}
+    pairs = [(names[0], wanted) for wanted, names in seen.items() if names]
+    return f"; rename {' and '.join(f'{name!r} to {wanted!r}' for name, wanted in pairs)}" if pairs else ""
 
 
 def _is_id(value: object) -> bool:

@@ -27,11 +27,11 @@ from tests.cli.commands import CANARY, Files, below, plain, refused, rows, write
         ('{"text": "\\ud800 zanzibarlighthouse77"}', "line 1: a lone surrogate"),
     ],
 )
-def test_a_bad_file_of_examples_is_refused(content: str, said: str, expunge, model: Path, tmp_path: Path):
+def test_a_bad_file_of_examples_is_refused(content: str, said: str, expunge, model: Path, files: Files, tmp_path: Path):
     forget = tmp_path / "f.jsonl"
     forget.write_text(content)
-    line = refused(expunge("forget", model, f"--forget={forget}", "--out", tmp_path / "out"), 3, "data")
-    assert said in line
+    ended = expunge("forget", model, f"--forget={forget}", f"--retain={files.retain}", "--out", tmp_path / "out")
+    assert said in refused(ended, 3, "data")
     assert below(tmp_path) == ["f.jsonl"]
 
 
@@ -48,7 +48,8 @@ def test_a_missing_file_is_refused_by_its_option(model: Path, files: Files, tmp_
 @pytest.mark.parametrize("other", ["retain", "holdout"])
 def test_overlap_is_refused_by_ids(other: str, expunge, model: Path, files: Files, tmp_path: Path):  # D03, D06
     same = write(tmp_path / "o.jsonl", [{**row, "id": f"o{k}"} for k, row in enumerate(rows("forget", CANARY))][:2])
-    said = expunge("forget", model, f"--forget={files.forget}", f"--{other}={same}", "--out", tmp_path / "out")
+    sets = {"forget": files.forget, "retain": files.retain, other: same}
+    said = expunge("forget", model, *(f"--{name}={path}" for name, path in sets.items()), "--out", tmp_path / "out")
     line = refused(said, 3, "data")
     assert f"2 records stand in the forget set and in the {other} set (forget0 = o0, forget1 = o1)" in line
     assert below(tmp_path) == ["o.jsonl"]
@@ -128,7 +129,7 @@ def test_a_mistyped_option_or_command_ends_with_2(model: Path, files: Files, tmp
 def test_a_model_that_is_not_there_is_refused(
     name: str, code: int, slug: str, expunge, files: Files, tmp_path: Path
 ):  # M14, C09
-    said = expunge("forget", name, f"--forget={files.forget}", "--out", tmp_path / "out" / "x", folder=files.root)
+    said = expunge("forget", name, *files.options, "--out", tmp_path / "out" / "x", folder=files.root)
     refused(said, code, slug)
     assert not (tmp_path / "out" / "x").exists()
 
@@ -150,7 +151,7 @@ def test_a_model_with_a_fault_is_refused_and_left_alone(expunge, model: Path, fi
         folder = Path(shutil.copytree(model, tmp_path / fault.__name__))
         fault(folder)
         digest = folder_digest(folder)
-        said = expunge("forget", folder, f"--forget={files.forget}", "--out", tmp_path / "out")
+        said = expunge("forget", folder, *files.options, "--out", tmp_path / "out")
         refused(said, 4, "model")
         assert folder_digest(folder) == digest
     assert sorted(path.name for path in tmp_path.iterdir()) == ["coded", "pickled", "torn"]
@@ -200,5 +201,29 @@ def test_another_tokenizer_s_tokens_are_refused_by_the_two_sizes(expunge, model:
     module = AutoModelForCausalLM.from_pretrained(other)
     module.resize_token_embeddings(100)
     module.save_pretrained(other)
-    said = expunge("forget", other, f"--forget={files.forget}", "--out", tmp_path / "out")
+    said = expunge("forget", other, *files.options, "--out", tmp_path / "out")
     assert "but the model's embedding has 100 rows" in refused(said, 4, "model")
+
+
+def test_a_set_that_the_objective_reads_is_asked_for_before_the_model_is_loaded(expunge, files: Files, tmp_path: Path):
+    for method, said in {
+        "Finetune()": "the retain set (for RetainNLL, RetainKL), and none was given. Give --retain FILE",
+        "Finetune(objective=2.0 * DPO())": "the stand-in set (for DPO), and none was given. Give --stand-in FILE",
+    }.items():
+        # No model lies there: had it been looked for first, that would be what is said.
+        ended = expunge("forget", "./none", f"--forget={files.forget}", "--method", method, "--out", tmp_path / "out")
+        assert said in refused(ended, 3, "data")
+    assert below(tmp_path) == []
+
+
+def test_the_command_alone_shows_its_help_and_no_empty_refusal():
+    said = plain()
+    assert (said.returncode, said.stderr) == (2, "")
+    assert "Commands" in said.stdout
+
+
+def test_a_refusal_is_the_one_line_that_is_told(model: Path, tmp_path: Path):
+    empty = write(tmp_path / "f.jsonl", [])
+    said = plain("forget", model, f"--forget={empty}", "--out", tmp_path / "out")
+    told = "holds no records, so there is nothing to read. Give at least one."
+    assert said.stderr == f"expunge: E3-data: {empty}: {told}\n"

@@ -1,12 +1,15 @@
 """Audits and reports, what is listed, and the help."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 from expunge import __version__
 from expunge.core.files import check_manifest
+from expunge.listing import nameable, told
+from expunge.objectives.npo import NPO
 from tests.cli.commands import Done, Files, plain, refused
 
 
@@ -55,6 +58,34 @@ def test_what_can_be_named_is_listed():
         assert f"\n  {name} " in said.stdout
     assert "\n  NPO " in plain("list", "objectives").stdout
     assert "MinK" not in plain("list", "objectives").stdout
+
+
+def test_a_plugin_is_told_with_its_formula_and_what_each_setting_does():
+    said = plain("list", "npo")  # case and underscores do not matter
+    assert said.returncode == 0
+    assert said.stdout.startswith("NPO (objectives)\n\nNegative preference optimisation")
+    assert "    loss = (2 / beta) * E[" in said.stdout
+    assert "Intention: removal; needs forget, reference.\n" in said.stdout
+    assert f"\n  beta = {NPO().beta}\n      How soon " in said.stdout
+    lost = plain("list", "NP0")
+    assert (lost.returncode, lost.stdout) == (2, "")
+    assert "There is no kind and no plug-in 'NP0'. Nearest: NPO" in lost.stderr
+
+
+def test_every_plugin_and_kind_can_be_told():
+    for name in nameable():
+        lines = list(told(name))
+        assert lines[0].startswith(name), name
+        assert len(lines) > 1, name
+
+
+def test_a_shell_completes_what_can_be_listed():
+    asked = {"_EXPUNGE_COMPLETE": "complete_bash", "COMP_WORDS": "expunge list RetainN", "COMP_CWORD": "2"}
+    code = "from expunge.cli import app; app(prog_name='expunge')"
+    said = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **asked}, capture_output=True, text=True, check=True
+    )
+    assert said.stdout.split() == ["RetainNLL"]
 
 
 def test_the_version_is_the_package_s():

@@ -162,9 +162,9 @@ def test_an_integer_of_five_thousand_digits_is_refused(tmp_path: Path):  # D09
 
 def test_ids_must_differ_from_one_another_and_from_line_numbers(tmp_path: Path):
     said = refusal(lines(tmp_path, {"text": CANARY, "id": 7}, {"text": "b"}, {"text": "c", "id": "7"}))
-    assert "line 1: its id stands twice; line 3: its id stands twice." in said
+    assert "lines 1, 3: its id stands twice." in said
     said = refusal(lines(tmp_path, {"text": CANARY, "id": "line-2"}, {"text": "b"}))
-    assert "line 1: its id stands twice; line 2: its id stands twice." in said
+    assert "lines 1, 2: its id stands twice." in said
     assert len(load(lines(tmp_path, {"text": "a", "id": "None"}, {"text": "b"}))) == 2
 
 
@@ -175,8 +175,9 @@ def test_thirty_thousand_ids_are_checked_in_a_moment(tmp_path: Path):
 
 def test_twenty_faults_are_named_and_the_others_are_counted(tmp_path: Path):  # D07
     said = refusal(file(tmp_path, "x\n" * 25))
-    assert "line 20: not JSON at column 1" in said
-    assert "line 21" not in said
+    assert ", 19, 20: not JSON at column 1" in said
+    assert ", 21" not in said
+    assert said.count("not JSON") == 1  # a fault of many lines is told once
     assert "; and 5 more. Mend the file; nothing was written." in said
 
 
@@ -267,3 +268,24 @@ def test_any_bytes_are_read_or_refused(content: bytes, tmp_path_factory):
         except DataRefused as refused:
             found, said = [], str(refused)
         assert found or str(path) in said
+
+
+@pytest.mark.parametrize(("sign", "called"), [(";", "semicolons"), ("\t", "tabs"), ("|", "bars")])
+def test_a_table_separated_by_something_else_is_refused_by_its_header(sign: str, called: str, tmp_path: Path):
+    said = refusal(file(tmp_path, f"id{sign}question{sign}answer\n1{sign}{CANARY}{sign}b\n", "f.csv"))
+    assert f"line 1: the header's columns are separated by {called}, but must be by commas." in said
+
+
+def test_columns_that_others_call_differently_are_told_by_their_known_names(tmp_path: Path):
+    said = refusal(lines(tmp_path, {"prompt": CANARY, "completion": "b"}))
+    assert "no 'question' (needed: question and answer, or text; rename 'prompt' to 'question' and " in said
+    assert "'completion' to 'answer')" in said
+    assert "rename 'Answer' to 'answer')" in refusal(lines(tmp_path, {"question": "a", "Answer": CANARY}))
+    both = refusal(lines(tmp_path, {"instruction": CANARY, "prompt": "a", "answer": "b"}))
+    assert "rename 'prompt' to 'question')" in both  # one of the two, not both
+    # A name that nobody uses may be text of the record, and is not told.
+    assert "rename" not in refusal(lines(tmp_path, {CANARY: "a"}))
+
+
+def test_a_json_file_is_told_how_its_records_must_stand(tmp_path: Path):
+    assert "Write each record on a line of its own" in refusal(file(tmp_path, "[]", "f.json"))
