@@ -131,6 +131,8 @@ def forget(job: Job, tell: Tell) -> dict[str, Any]:
             told(saved.check)
         clock = Clock()
         network, request = opened(job, clock, tell, getattr(method, "objective", None))
+        if saved:
+            told(lambda: saved.compare(method, network, request))
         check_room(network.module.state_dict().values(), job.out)
         try:
             with shared(whole_folder(job.out)) as folder:

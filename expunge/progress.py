@@ -94,7 +94,10 @@ class Progress:
                 console.print(
                     f"{'met    ' if rule['met'] else 'NOT MET'}  {rule['rule']}  {_outcome(rule)}", soft_wrap=True
                 )
-        console.print(f"\n{outcome(report).words}.", soft_wrap=True)
+        said = outcome(report)
+        console.print(f"\n{said.words}.", soft_wrap=True)
+        if said.outside:
+            console.print(f"{said.outside}.", soft_wrap=True)
         console.print(f"Report: {out / 'report.html'}", soft_wrap=True)
         if (out / "model").is_dir():
             console.print(f"Model:  {out / 'model'}", soft_wrap=True)

@@ -61,3 +61,11 @@ def test_a_run_without_a_level_is_told_that_nothing_says_when_it_is_enough():
     assert len(lines) == 3  # and no empty line, since no bar was drawn
     assert "nothing says when it is enough" in lines[1]
     assert lines[2].endswith("step 0: forget loss 2.00, retain loss 1.50")
+
+
+def test_what_lies_outside_the_interval_of_its_ideal_is_told_under_the_verdict(capsys):
+    met = {"rule": "forget.Probability <= 0.25", "value": 0.01, "bound": 0.25, "met": True}
+    found = [finding("forget", "before", 0.5, 0.1), finding("forget", "after", 0.01, 0.1)]  # 0.005 to 0.02
+    lines = shown({"findings": found, "verdict": {"rules": [met]}, "run": {"steps": 1}}, capsys)
+    at = lines.index("Forgotten within every threshold.")
+    assert lines[at + 1] == "Outside the interval of its ideal: forget Probability (below)."

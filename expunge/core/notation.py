@@ -113,7 +113,9 @@ def foreign(reference: str) -> object:
         made = getattr(importlib.import_module(module), name)
     except Exception as error:  # a stranger's module fails in any way it likes
         reason = f"{type(error).__name__}: {error}"
-        raise UsageRefused(f"The plug-in '{reference}' could not be loaded: {reason}.") from error
+        absent = isinstance(error, ModuleNotFoundError)
+        advice = " Install it, or set PYTHONPATH to the folder that holds it." if absent else ""
+        raise UsageRefused(f"The plug-in '{reference}' could not be loaded: {reason}.{advice}") from error
     if not (isinstance(made, type) and getattr(getattr(made, "__dataclass_params__", None), "frozen", False)):
         raise UsageRefused(f"'{reference}' is not a plug-in: package.module:Class must name a frozen dataclass.")
     return made

@@ -21,7 +21,7 @@ from expunge.core.rows import Head
 from expunge.models.attention import with_trees, without_trees
 from expunge.models.experts import Routing
 from expunge.models.hidden import Below
-from expunge.models.source import Source, load_module, settled
+from expunge.models.source import Source, load_module, settled, whole
 from expunge.models.tree import Tree, grown
 from expunge.models.writing import ends, generated, greedy, side_by_side
 
@@ -163,6 +163,7 @@ class LanguageModel(Network, Speaker):
         return "\n".join((settled(self.module.config), settled(generation), words, f"{self.trees} {self.headed}"))
 
     def save(self, folder: Path) -> None:
+        whole(self.module)
         self.module.config.use_cache = True  # the folder is for serving, where the cache is wanted
         try:
             self.module.save_pretrained(folder, safe_serialization=True)

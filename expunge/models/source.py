@@ -130,6 +130,8 @@ def config_of(source: Source) -> Any:
     from transformers import AutoConfig
 
     gguf = {"gguf_file": source.gguf} if source.gguf else {}
+    if not source.local and "/" not in source.name:
+        _look_up(source)
     try:
         config = AutoConfig.from_pretrained(**source.arguments, **gguf)
     except Exception as error:  # a configuration is a stranger's, and each class checks it in its own way
@@ -140,6 +142,32 @@ def config_of(source: Source) -> Any:
     if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
         raise ModelRefused(f"{source.name}: 'architectures' of config.json must be a list of names. Fetch it again.")
     return config
+
+
+def _look_up(source: Source) -> None:
+    """Ask the hub once for a name without a slash, which may well be a folder's with a slip of the pen.
+
+    transformers would ask again and again for half a minute.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(source.name, "config.json", revision=source.revision), str):
+        return
+    try:
+        get_hf_file_metadata(hf_hub_url(source.name, "config.json", revision=source.revision))
+    except Exception as error:  # whatever the way to the hub, or the hub, says
+        raise ModelRefused(
+            f"{source.name}: there is no such folder here, and the hub has no such model or was not reached "
+            f"({type(error).__name__}). Give a folder, or a hub id such as org/name."
+        ) from error
+
+
+def whole(module: Any) -> Any:
+    """`module`, refused where an adapter is still in it: what was written would not load without one."""
+    inside = (getattr(part, "parametrizations", None) for part in module.modules())
+    if hasattr(module, "peft_config") or any(each is not None for each in inside):
+        raise UsageRefused("This network still has its adapter. Save adapter.merge(network).")
+    return module
 
 
 def load_module(source: Source, auto: Any, dtype: Any) -> Any:

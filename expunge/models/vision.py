@@ -14,7 +14,7 @@ from expunge.core.errors import EnvironmentRefused, ModelRefused
 from expunge.core.model import Network
 from expunge.core.predictions import Hidden, Predictions
 from expunge.models.hidden import Below
-from expunge.models.source import Source, config_of, load_module, settled
+from expunge.models.source import Source, config_of, load_module, settled, whole
 
 if TYPE_CHECKING:
     from expunge.core.model import Batch
@@ -100,7 +100,7 @@ class ImageClassifier(Network):
         return settled(self.module.config)
 
     def save(self, folder: Path) -> None:
-        self.module.save_pretrained(folder, safe_serialization=True)
+        whole(self.module).save_pretrained(folder, safe_serialization=True)
         self.processor.save_pretrained(folder)
 
 

@@ -15,6 +15,8 @@ from expunge.report.html import (
     any_of,
     better_of,
     by_set,
+    changed,
+    in_order,
     name_of,
     note_of,
     notes_of,
@@ -25,6 +27,9 @@ from expunge.report.html import (
 )
 from expunge.report.plots import finite
 from expunge.report.words import number
+
+BESIDE = (("before", "before"), ("reference", "reference"))
+"""Models beside a run's own, and what they are called in a plot."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,13 @@ class Run:
     findings: Findings
     report: dict
     steps: list[dict]
+    shown: str
+    """Which model stands under the letter: the one after, or before, where it was only looked at."""
+
+    @property
+    def looked(self) -> bool:
+        """Whether nothing was done to its model."""
+        return self.shown == "before"
 
 
 def render(runs: list[tuple[str, dict, list[dict]]]) -> str:
@@ -56,14 +68,18 @@ def render(runs: list[tuple[str, dict, list[dict]]]) -> str:
         notes=notes,
         tradeoff=_tradeoff(told, *chosen) if chosen else "",
         axes=chosen,
+        untouched=[run.letter for run in told if run.looked],
+        only_looked=all(run.looked for run in told),
         curves=plots.overlay([(run.letter, run.steps) for run in told]),
         limits=_limits(told),
     )
 
 
 def _run(position: int, name: str, report: dict, steps: list[dict]) -> Run:
+    looked = bool(report.get("findings")) and not (changed(report) or report.get("method"))
+    shown = "before" if looked else "after"
     colour = f"run-{position % len(plots.RUN_COLOURS)}"
-    return Run(letter(position), name, colour, name_of(report), outcome(report), by_set(report), report, steps)
+    return Run(letter(position), name, colour, name_of(report), outcome(report), by_set(report), report, steps, shown)
 
 
 def letter(position: int) -> str:
@@ -130,14 +146,16 @@ def _lines(runs: Sequence[Run], notes: Sequence[str]) -> dict[str, list[Line]]:
     for where, audit in dict.fromkeys((where, audit) for run in runs for where, audit, _ in rows_of(run.findings)):
         rows = [run.findings.get(where, {}).get(audit, {}) for run in runs]
         lines.setdefault(where, []).append(_line(audit, rows, runs, notes))
-    return lines
+    return {where: lines[where] for where in in_order(lines)}
 
 
 def _line(audit: str, rows: Sequence[Row], runs: Sequence[Run], notes: Sequence[str]) -> Line:
     first = next(row for row in rows if row)
     same, best = any_of(first), _best(rows)
-    before, reference = _agreed(rows, runs, "before"), _agreed(rows, runs, "reference")
-    after = [Cell("", row["after"], place == best) if "after" in row else None for place, row in enumerate(rows)]
+    begun = [{} if run.looked else row for row, run in zip(rows, runs, strict=True)]
+    before, reference = _agreed(begun, runs, "before"), _agreed(rows, runs, "reference")
+    under = [row.get(run.shown) for row, run in zip(rows, runs, strict=True)]
+    after = [Cell("", found, place == best) if found else None for place, found in enumerate(under)]
     return Line(
         audit=audit,
         note=note_of(first, notes),
@@ -209,10 +227,11 @@ def _chosen(runs: Sequence[Run]) -> tuple[str, str] | None:
 def _tradeoff(runs: Sequence[Run], forget: str, retain: str) -> str:
     points: dict[object, plots.Point] = {}
     for place, run in enumerate(runs):
-        for model, label in (("before", "before"), ("reference", "reference"), ("after", run.letter)):
+        own = (run.shown, run.letter)
+        for model, label in (own, ("reference", "reference")) if run.looked else (*BESIDE, own):
             spans = [_span(run, "forget", forget, model), _span(run, "retain", retain, model)]
             if all(finite(span.value) for span in spans):
-                point = plots.Point(label, *spans, run=place if model == "after" else None)
+                point = plots.Point(label, *spans, run=place if label == run.letter else None)
                 points.setdefault((label, *spans), point)  # runs on one model share their before
     if not points:
         return ""

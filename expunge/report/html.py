@@ -5,14 +5,16 @@ control characters) are spelled out. The same report gives the same bytes.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from expunge.core.request import goes
 from expunge.report import plots
 from expunge.report.plots import finite
+from expunge.report.run import Fact, about_run, blocks_of
 from expunge.report.words import duration, moment, number, precise, short, storage, visible
 
 MODELS = ("before", "after", "reference")
@@ -27,10 +29,9 @@ MEANINGS = {
 }
 COLOURS = {"forget": "gone", "paraphrase": "gone", "retain": "kept", "general": "kept"}
 
-SHOWN = 60
-"""Blocks of a model that the page names at most."""
+ABOVE, BELOW = "after is above it", "after is below it"
+ORDER = ("forget", "retain", "holdout")
 
-Fact = tuple[str, str]
 Row = dict[str, dict]  # findings of one audit on one set, by model
 Findings = dict[str, dict[str, Row]]  # by set, then by audit
 
@@ -84,10 +85,16 @@ class Headline:
 
     words: str
     mark: str
+    outside: str = ""
+    """What of the forgotten lies elsewhere than in a model that never saw it; a threshold may not have asked."""
 
 
 def outcome(report: dict) -> Headline:
     """The verdict; what was only audited is not said to have been forgotten."""
+    return replace(_headline(report), outside=outside(by_set(report)))
+
+
+def _headline(report: dict) -> Headline:
     rules = rules_of(report)
     missed = sum(not rule["met"] for rule in rules)
     if not rules:
@@ -105,6 +112,17 @@ def outcome(report: dict) -> Headline:
 def changed(report: dict) -> bool:
     """Whether a model was made to forget, rather than looked at."""
     return bool(report.get("run")) or any("after" in row for _, _, row in rows_of(by_set(report)))
+
+
+def outside(findings: Findings) -> str:
+    """What should be gone and, after forgetting, does not have its ideal in its interval; on which side of it it is."""
+    sides = {ABOVE: "above", BELOW: "below"}
+    far = [
+        f"{where} {audit} ({sides[reach]})"
+        for where, audit, row in rows_of(findings)
+        if goes(where) and (reach := _reach(row.get("after") or {}, any_of(row).get("ideal"))) in sides
+    ]
+    return f"Outside the interval of its ideal: {', '.join(far)}" if far else ""
 
 
 def sentence(findings: Findings) -> str:
@@ -171,12 +189,17 @@ def _judged(rule: dict) -> dict:
 
 
 def by_set(report: dict) -> Findings:
-    """Findings by set, audit and model, in the order of the report."""
+    """Findings by set, audit and model: what should be gone first, what should stay, the others as they come."""
     findings: Findings = {}
     for finding in report.get("findings") or []:
         audits = findings.setdefault(finding.get("set") or "–", {})
         audits.setdefault(finding.get("audit") or "–", {})[finding.get("model") or "before"] = finding
-    return findings
+    return {where: findings[where] for where in in_order(findings)}
+
+
+def in_order(sets: Iterable[str]) -> list[str]:
+    """Sets as they are read on a page."""
+    return sorted(sets, key=lambda where: ORDER.index(where) if where in ORDER else len(ORDER))
 
 
 def rows_of(findings: Findings) -> list[tuple[str, str, Row]]:
@@ -242,7 +265,7 @@ def _reach(after: dict, ideal: float | None) -> str:
     low, high = after.get("low"), after.get("high")
     if not (finite(low) and finite(high) and finite(ideal)):
         return ""
-    return "after is above it" if ideal < low else "after is below it" if ideal > high else "within the interval"
+    return ABOVE if ideal < low else BELOW if ideal > high else "within the interval"
 
 
 def better_of(row: Row) -> str:
@@ -276,96 +299,11 @@ def colour(where: str) -> str:
     return COLOURS.get(where.split(" ")[0], "other")
 
 
-# The run and its samples
+# The model's name and the samples
 
 
 def name_of(report: dict) -> str:
     return (report.get("model") or {}).get("name") or "a model without a name"
-
-
-def about_run(run: dict) -> list[Fact]:
-    """How the run went, as far as it was recorded."""
-    adapter = run.get("adapter") or {}
-    source = f", from {run['level_source']}" if run.get("level_source") else ""
-    layers = f" in {adapter['layers']} layers" if finite(adapter.get("layers")) else ""
-    share = f", {adapter['share']:.2%} of the model" if finite(adapter.get("share")) else ""
-    facts = {
-        "Why it stopped": run.get("stopped"),
-        "Kept": _told(run.get("kept_step"), "step ", f" of {number(run.get('steps'))}"),
-        "Forget loss to reach": _told(run.get("level"), after=source),
-        "Budget for the retain loss": _told(run.get("budget")),
-        "Numbers that could move": _told(adapter.get("trainable"), after=layers + share),
-        "Read in parts": _told(run.get("parts"), after=" a step, since memory ran out"),
-        **_left(run),
-        **_merged(run.get("merge") or {}, "edit" not in run),
-        **_edited(run.get("edit") or {}),
-    }
-    return [(name, said) for name, said in facts.items() if said]
-
-
-def _left(run: dict) -> dict[str, str]:
-    """Which blocks still change, of an adapter that switches some off when a run ends."""
-    left, groups = run.get("blocks_left"), run.get("groups")
-    if not isinstance(left, list):
-        return {}
-    many = f"{len(left)} of {len(groups)}" if isinstance(groups, list) else str(len(left))
-    which = f" (from 0: {', '.join(map(str, left))})" if left else ""
-    return {"Blocks that still change": many + which}
-
-
-def _merged(merge: dict, usual: bool) -> dict[str, str]:
-    """How far the model that was written is from the one that was trained; where both are one, nothing. Whether there
-    was an adapter is taken as `usual` where it is not told."""
-    gap = merge.get("max_logit_difference")
-    if merge.get("adapter", usual):
-        return {"Merged model against adapter": _told(gap, "logits within ")}
-    return {"Saved model against the trained one": _told(gap, "logits within ")} if gap else {}
-
-
-def _edited(edit: dict) -> dict[str, str]:
-    """How much of the model a method without steps changed."""
-    changed, count = edit.get("changed"), edit.get("parameters")
-    share = f" of {short(count)} ({changed / count:.2%})" if finite(changed) and finite(count) and count else ""
-    alpha = _told(edit.get("alpha"), ", each more than ", " times as important to the forget set as to all data")
-    return {
-        "Numbers changed": f"{short(changed)}{share}" if finite(changed) else "",
-        "Numbers dampened": f"{short(edit['selected'])}{alpha}" if finite(edit.get("selected")) else "",
-        "Length of the change": _told(edit.get("distance")),
-    }
-
-
-@dataclass(frozen=True)
-class Block:
-    """A part of the model, and how much of it was changed."""
-
-    name: str
-    changed: int
-    parameters: int
-    share: float
-    distance: float | None
-    width: float
-    """Of its bar, in per cent of the block of which the largest share was changed."""
-
-
-def blocks_of(run: dict) -> list[Block]:
-    """The blocks that a method without steps changed, as far as that was recorded; at most 60, the most changed."""
-    told = {
-        name: of
-        for name, of in ((run.get("edit") or {}).get("blocks") or {}).items()
-        if finite(of.get("changed")) and finite(of.get("parameters")) and of["parameters"] > 0
-    }
-    shares = {name: of["changed"] / of["parameters"] for name, of in told.items()}
-    shown = set(sorted(shares, key=lambda name: -shares[name])[:SHOWN])
-    most = max(shares.values(), default=0) or 1
-    return [
-        Block(name, of["changed"], of["parameters"], shares[name], of.get("distance"), 100 * shares[name] / most)
-        for name, of in told.items()
-        if name in shown
-    ]
-
-
-def _told(value: object, before: str = "", after: str = "") -> str:
-    return f"{before}{number(value)}{after}" if finite(value) else ""
 
 
 @dataclass(frozen=True)

@@ -90,8 +90,9 @@ def with_ideals(findings: list[Finding]) -> list[Finding]:
 def row(finding: Finding) -> dict[str, Any]:
     """A finding as the report has it. Beyond the ideal is no better than short of it: over-forgetting is a trace."""
     kept = "lower" if finding.audit in ("Loss", "Perplexity") else "higher"
+    lost = {"lower": "higher", "higher": "lower"}[kept]
     known = finding.ideal is not None
-    better = ("ideal" if known else "lower") if goes(finding.set) else "ideal" if "holdout" in finding.set else kept
+    better = ("ideal" if known else lost) if goes(finding.set) else "ideal" if "holdout" in finding.set else kept
     return {**asdict(finding), "scores": [round(score, 6) for score in finding.scores], "better": better}
 
 

@@ -8,12 +8,17 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from expunge.core.audit import Audit, Finding
+from expunge.core.audit import Audit, Finding, MembershipAudit, ScoreAudit
 from expunge.core.errors import UsageRefused
 from expunge.core.request import Request
 from expunge.report.quality import DERIVED
 
 RULE = re.compile(r"\s*([\w -]+?)\s*\.\s*(\w+)\s*(<=|>=|<|>)\s*(.+?)\s*")
+
+BOTH = "forget vs holdout"
+
+NEEDS = {"Choice": "options: wrong answers", "TruthRatio": "options: wrong answers", "Rouge": "a question"}
+"""What a record must have for an audit, as a user would name it."""
 
 
 @dataclass(frozen=True)
@@ -75,13 +80,31 @@ class Rule:
 
 def check_rules(rules: list[Rule], audits: Sequence[Audit], request: Request, referenced: bool) -> None:
     """Refuse a rule about a set or an audit that this job does not have, before the work rather than after."""
-    sets, names = [*request.sets(), "forget vs holdout"], [audit.name for audit in audits]
+    sets, names = [*request.sets(), BOTH], [audit.name for audit in audits]
     names += DERIVED if referenced and "TruthRatio" in names else ()
     for rule in rules:
         if rule.set not in sets:
             raise UsageRefused(f"--require '{rule.text}': there is no set '{rule.set}'. Sets: {', '.join(sets)}.")
         if rule.audit not in names:
             raise UsageRefused(f"--require '{rule.text}': {rule.audit} is not run. Audits: {', '.join(names)}.")
+        lacks = [_lack(audit, rule.set, request) for audit in audits if audit.name == rule.audit]
+        if lacks and all(lacks):
+            raise UsageRefused(f"--require '{rule.text}' could never be measured: {lacks[0]}.")
+
+
+def _lack(audit: Audit, where: str, request: Request) -> str:
+    """Why an audit will have no finding of a set; empty where it will, as far as the records show that."""
+    if isinstance(audit, MembershipAudit) and not (where == BOTH and request.holdout):
+        return f"{audit.name} is of the set '{BOTH}', and needs --holdout"
+    if not isinstance(audit, ScoreAudit) and audit.name != "TruthRatio":
+        return ""
+    if where == BOTH:
+        return f"{audit.name} is of one set at a time"
+    can = [audit.applies(e) if isinstance(audit, ScoreAudit) else bool(e.alternatives) for e in request.sets()[where]]
+    if not any(can):
+        needs = f" ({NEEDS[audit.name]})" if audit.name in NEEDS else ""
+        return f"no record of the set '{where}' has what {audit.name} needs{needs}"
+    return ""
 
 
 def _value(node: ast.expr, names: dict[str, float]) -> float:

@@ -63,6 +63,19 @@ class Checkpoints:
         found = self.folder.glob("step-*") if self.folder.is_dir() else ()
         return sorted((path for path in found if path.name[5:].isdigit()), key=lambda p: int(p.name[5:]), reverse=True)
 
+    def compare(self, method: object, network: Network, request: Request) -> None:
+        """Refuse to go on with another run, before anything is worked out.
+
+        Only the manifests are read: whether a checkpoint is whole shows when it is.
+        """
+        for path in self.steps() if self.resume else ():
+            try:
+                manifest = check_manifest(path, lambda name: False)
+            except ModelRefused:
+                continue
+            _match(path, manifest, facts(method, network, request))
+            return
+
     def write(self, step: int, facts: Mapping[str, str], tensors: Mapping[str, Tensor], state: object) -> None:
         """Write the state after `step`; `facts` are what the run depends on."""
         with shared(whole_folder(self.folder / f"step-{step:06}")) as folder:
@@ -82,12 +95,7 @@ class Checkpoints:
         Tensors that only the checkpoint knows of are added.
         """
         name, manifest, passed = told(lambda: self._newest())
-        differ = [key for key, value in facts.items() if manifest["run"].get(key) != value]
-        if differ:
-            raise ModelRefused(
-                f"{self.folder / name} is of another run: its {' and its '.join(differ)} differ. "
-                f"Give what the run was begun with, or begin anew in another --out."
-            )
+        _match(self.folder / name, manifest, facts)
         reader = HuggingFaceStorageReader(path=str(self.folder / name))
         for key, there in reader.read_metadata().state_dict_metadata.items():
             tensors.setdefault(key, torch.empty(there.size, dtype=there.properties.dtype))
@@ -122,6 +130,17 @@ def facts(method: object, network: Network, request: Request) -> dict[str, str]:
         for example in examples:
             digest.update(example.exact())  # in their order, which the steps' draw depends on
     return {"method": repr(method), "model": network.fingerprint(), "data": digest.hexdigest()}
+
+
+def _match(folder: Path, manifest: Mapping[str, Any], facts: Mapping[str, str]) -> None:
+    """Refuse a checkpoint that was begun with something else than `facts`."""
+    run = manifest.get("run")
+    differ = [key for key, value in facts.items() if not isinstance(run, dict) or run.get(key) != value]
+    if differ:
+        raise ModelRefused(
+            f"{folder} is of another run: its {' and its '.join(differ)} {'differ' if differ[1:] else 'differs'}. "
+            f"Give what the run was begun with, or begin anew in another --out."
+        )
 
 
 @contextmanager

@@ -138,7 +138,7 @@ def _until(ready: Callable[[], bool]) -> None:
     while not ready():
         if barrier.is_completed() and not ready():  # who is through may have left already
             barrier.wait()  # raises where it failed
-        if _store().check(["ended"]):
+        if _store().check(["ended"]) and not ready():  # it may have come in time, and ended after that
             _lost(None)
         time.sleep(pause)
         pause = min(0.1, 2 * pause)

@@ -96,8 +96,10 @@ def test_a_plugin_of_somebody_else_is_named_by_module_and_class(tmp_path: Path, 
         parse("strangers.plug:Mine(size='a')")
     with pytest.raises(UsageRefused, match=r"'strangers.plug:Gone' could not be loaded"):
         parse("strangers.plug:Gone")
-    with pytest.raises(UsageRefused, match=r"'nowhere.plug:Mine' could not be loaded"):
+    with pytest.raises(UsageRefused, match=r"'nowhere.plug:Mine' could not be loaded") as refused:
         parse("nowhere.plug:Mine")
+    said = "No module named 'nowhere'. Install it, or set PYTHONPATH to the folder that holds it."
+    assert str(refused.value).endswith(said)
 
 
 @pytest.mark.parametrize("text", ["os:system(command='touch {}')", "subprocess:Popen(args='touch {}', shell=True)"])

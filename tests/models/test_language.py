@@ -20,6 +20,8 @@ from transformers import (
     Qwen3Config,
 )
 
+from expunge.adapters.lora import LoRA
+from expunge.core.errors import UsageRefused
 from expunge.data.text import Passage
 from expunge.models.attention import MOST
 from expunge.models.language import LanguageModel
@@ -254,6 +256,9 @@ def test_a_saved_network_reads_back_with_equal_answers(tmp_path, tiny_tokenizer)
     torch.manual_seed(0)
     config = LlamaConfig(**{**SHAPE, "vocab_size": len(tiny_tokenizer)}, tie_word_embeddings=True)
     network = LanguageModel.of(AutoModelForCausalLM.from_config(config).eval(), tiny_tokenizer)
+    with pytest.raises(UsageRefused, match=r"^This network still has its adapter. Save adapter.merge\(network\)\.$"):
+        LoRA()(network, None).save(tmp_path)
+    assert list(tmp_path.iterdir()) == []
     network.save(tmp_path)
     from expunge.models.auto import open_network
 

@@ -5,7 +5,9 @@ import os
 import pickle
 import shutil
 import struct
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
@@ -230,6 +232,32 @@ def test_a_hub_id_that_cannot_be_reached_is_refused_as_a_model():  # C09
         ModelRefused, match=r"^org/none \(not a folder here, so it was looked up on the hub\): could not"
     ):
         config_of(Source("org/none"))
+
+
+def test_a_name_without_a_slash_is_looked_up_once(monkeypatch):
+    asked = []
+
+    class Busy(BaseHTTPRequestHandler):
+        """A hub that is always too busy, which its own library answers by asking again."""
+
+        def do_HEAD(self):
+            asked.append(self.path)
+            self.send_response(503)
+            self.end_headers()
+
+        def log_message(self, *told):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Busy) as hub:
+        Thread(target=hub.serve_forever, daemon=True).start()
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        place = f"http://127.0.0.1:{hub.server_port}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", place)
+        with pytest.raises(ModelRefused, match=r"^smolm2: there is no such folder here, and the hub has no such"):
+            config_of(locate("smolm2"))
+        hub.shutdown()
+    assert asked == ["/smolm2/resolve/main/config.json"]
 
 
 @pytest.mark.parametrize(

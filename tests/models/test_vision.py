@@ -23,7 +23,8 @@ from transformers import (
     ViTModel,
 )
 
-from expunge.core.errors import ModelRefused
+from expunge.adapters.last_layer import LastLayer
+from expunge.core.errors import ModelRefused, UsageRefused
 from expunge.data.images import Picture, encode, load
 from expunge.models.source import Source
 from expunge.models.vision import ImageClassifier
@@ -101,6 +102,9 @@ def test_cross_entropy_is_the_models_own(tmp_path, family):
 def test_a_saved_folder_answers_the_same_in_plain_transformers_and_here(tmp_path, family):
     network = ImageClassifier.of(*family())
     pictures = pictures_of(tmp_path, network)
+    with pytest.raises(UsageRefused, match="^This network still has its adapter"):
+        LastLayer()(network, None).save(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
     network.save(tmp_path / "model")
     plain = AutoModelForImageClassification.from_pretrained(tmp_path / "model").eval()
     processor = AutoImageProcessor.from_pretrained(tmp_path / "model", backend="pil")

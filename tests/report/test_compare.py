@@ -33,6 +33,40 @@ def test_different_beginnings_are_told_apart_and_warned_of():
     assert "B 0.50" in text
 
 
+def looked(value: float) -> dict:
+    """The report of an audit alone."""
+    found = [f | {"value": value} for f in findings() if f["model"] == "before"]
+    return report(findings=found, method="", run=None, verdict=None)
+
+
+def test_a_model_that_was_only_audited_stands_under_its_letter_and_is_said_to_be_as_it_was():
+    page = compare.render([("gentle", report(), []), ("retrained", looked(0.31), [])])
+    text = assert_inert(page).text
+    assert "Audit Before A gentle B retrained nothing done Reference Ideal" in text
+    assert "0.97 0.92 – 1.02 n = 24 0.20 0.15 – 0.25 n = 24 0.31 " in text  # before (of A alone), A, B
+    assert "Each lettered dot is a model after forgetting, but for B: nothing was done to it, audited as it is." in text
+    assert "B: forget 0.31, retain 0.31" in page  # the plot's own words for its dots
+    assert "Nothing was done to this model: it was audited as it is" in text
+    assert 'class="best"' not in page  # there is but one model that forgot
+
+
+def test_audits_alone_are_compared_without_a_column_of_dashes():
+    text = Page(compare.render([("one", looked(0.9), []), ("two", looked(0.3), [])])).text
+    assert "Audit A one nothing done B two nothing done Reference Ideal" in text
+    assert "but for A, B: nothing was done to them" in text
+
+
+def test_sets_are_read_in_one_order_whatever_each_run_began_with():
+    found = [finding("Loss", where, "after", 1.0) for where in ("world", "holdout", "retain", "forget")]
+    text = Page(compare.render([("one", report(findings=found), [])])).text
+    places = [text.index(f"{where} {what}") for where, what in compare_heads()]
+    assert places == sorted(places)
+
+
+def compare_heads():
+    return [("forget", "what should be gone"), ("retain", "what should stay"), ("holdout", "never seen in training")]
+
+
 def test_limits_that_bind_some_runs_name_them():
     text = Page(
         compare.render([("one", report(limits=["All.", "Mine."]), []), ("two", report(limits=["All."]), [])])

@@ -21,7 +21,7 @@ def test_a_page_says_everything_it_was_told_in_the_order_it_is_read():
     order = [
         "Forgotten within every threshold", "fell from 0.97 to 0.20 (ideal 0.25)", "Key facts", "134.5 M",
         "What was asked", "expunge forget ./smollm2", "Thresholds", "✓ met, 0.05 to spare", "Results",
-        "Choice 1", "0.15 – 0.25", "MinK 2", "How MinK is defined.", "The run", "step 22 of 24", "1.2e-05",
+        "Choice 1", "0.15 – 0.25", "Loss 2", "MinK 3", "How MinK is defined.", "The run", "step 22 of 24", "1.2e-05",
         "Samples", "--show-text", "forget-01", "Cost and environment", "1 min 20 s", "2.4 GB",
         "What this does not show", "Outputs only", "Fingerprints", "9f86d081884c7d65", "60303ae22b998861",
     ]  # fmt: skip
@@ -109,6 +109,43 @@ def test_a_model_that_merely_changed_is_not_called_forgetful():
         rule("forget examples short of 4.70 nats (that of the holdout set), on average <= slack", 0, 0.25, True)
     )
     assert html.outcome(report(verdict={"met": True, "rules": rules})).mark == "met"
+
+
+def test_what_is_forgotten_but_not_as_if_never_seen_stands_under_the_verdict():
+    found = [
+        finding("Rouge", "forget", "before", 0.9, ideal=0.3, better="ideal"),
+        finding("Rouge", "forget", "after", 0.4, ideal=0.3, better="ideal"),  # 0.35 to 0.45
+        finding("Choice", "forget", "after", 0.1, ideal=0.25, better="ideal"),  # 0.05 to 0.15
+        finding("Choice", "paraphrase", "after", 0.24, ideal=0.25, better="ideal"),  # 0.19 to 0.29
+        finding("MinK", "forget vs holdout", "after", 0.3, ideal=0.5, better="ideal"),  # 0.25 to 0.35
+        finding("Loss", "forget", "after", 9.0),  # no ideal is known
+        finding("Choice", "retain", "after", 0.5, ideal=0.9),  # is to stay, so nobody calls it forgotten
+    ]
+    said = html.outcome(report(findings=found))
+    assert said.words == "Forgotten within every threshold"
+    told = "forget Rouge (above), forget Choice (below), forget vs holdout MinK (below)"
+    assert said.outside == f"Outside the interval of its ideal: {told}"
+    assert f"{said.words} {said.outside}" in Page(html.render(report(findings=found), [])).text
+    assert said.outside in Page(compare.render([("one", report(findings=found), [])])).text
+    assert html.outcome(report()).outside == ""
+    before = [each for each in found if each["model"] == "before"]
+    assert html.outcome(report(findings=before, run=None)).outside == ""  # an audit claims nothing
+
+
+def test_what_should_be_gone_is_read_first_then_what_should_stay():
+    names = ["world", "holdout", "paraphrase", "retain", "forget"]
+    found = [finding("Loss", where, "after", 1.0) for where in names]
+    assert list(html.by_set({"findings": found})) == ["forget", "retain", "holdout", "world", "paraphrase"]
+    assert [tile.where for tile in html.tiles(html.by_set({"findings": found}))] == [
+        "forget", "retain", "holdout", "world",
+    ]  # fmt: skip
+
+
+def test_each_number_of_a_threshold_is_named_where_the_table_is_stacked():
+    page = html.render(report(), [])
+    thresholds = page[page.index("<h2>Thresholds") : page.index("<h2>Results")]
+    assert '<table class="stack rules">' in thresholds
+    assert [thresholds.count(f'data-label="{name}"') for name in ("Measured", "Bound")] == [1, 1]
 
 
 def test_a_bound_that_was_just_missed_does_not_look_met():

@@ -4,9 +4,17 @@ import math
 
 import pytest
 
+from expunge.audits.choice import Choice
+from expunge.audits.loss import Loss
+from expunge.audits.min_k import MinK
+from expunge.audits.rouge import Rouge
+from expunge.audits.truth_ratio import TruthRatio
 from expunge.core.audit import Finding
 from expunge.core.errors import UsageRefused
-from expunge.report.verdict import Rule
+from expunge.core.request import Request
+from expunge.data.text import Passage
+from expunge.report.record import row
+from expunge.report.verdict import Rule, check_rules
 
 
 def found(
@@ -85,6 +93,60 @@ def test_a_value_that_is_no_number_never_meets_a_rule(sign: str):
     assert not Rule.parse(f"forget.Choice {sign} 0.5").read(findings).met
     findings = [found(0.5, "after"), found(math.nan, "before")]
     assert not Rule.parse(f"forget.Choice {sign} before").read(findings).met
+
+
+def asked(name: str, *options: Passage) -> tuple[Passage, ...]:
+    return (Passage(name, (1, 2), 1, "", name, f"What is {name}?", asked=(1,), alternatives=options),)
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        ("forget.Choice <= 0.5", "no record of the set 'forget' has what Choice needs (options: wrong answers)"),
+        (
+            "forget.TruthRatio >= 0.5",
+            "no record of the set 'forget' has what TruthRatio needs (options: wrong answers)",
+        ),
+        ("para.Rouge <= 0.5", "no record of the set 'para' has what Rouge needs (a question)"),
+        ("forget vs holdout.Loss <= 1", "Loss is of one set at a time"),
+        ("forget.MinK <= 0.6", "MinK is of the set 'forget vs holdout', and needs --holdout"),
+        ("forget vs holdout.MinK <= 0.6", "and needs --holdout"),
+    ],
+)
+def test_a_rule_on_what_no_record_has_is_refused_before_the_work(rule: str, said: str):
+    text = Passage("text", (1, 2, 3), 1, "", "a plain text")
+    request = Request(asked("forget"), asked("retain", text), probes={"para": (text,)})
+    audits = [Choice(), TruthRatio(), Rouge(), Loss(), MinK()]
+    with pytest.raises(UsageRefused) as refused:
+        check_rules([Rule.parse(rule)], audits, request, False)
+    assert refused.value.line().startswith(f"expunge: E2-usage: --require '{rule}' could never be measured: ")
+    assert said in refused.value.line()
+    known = (
+        "retain.Choice >= 0.5",
+        "retain.TruthRatio >= 0.5",
+        "forget.Rouge <= 0.5",
+        "forget.Loss >= 1",
+        "para.Loss >= 1",
+    )
+    check_rules([Rule.parse(text) for text in known], audits, request, False)
+    seen = Request(request.forget, holdout=asked("holdout"))
+    check_rules([Rule.parse("forget vs holdout.MinK <= 0.6")], audits, seen, False)
+
+
+@pytest.mark.parametrize(
+    ("audit", "where", "better"),
+    [
+        ("Loss", "forget", "higher"),
+        ("Perplexity", "paraphrase", "higher"),
+        ("Rouge", "forget", "lower"),
+        ("Loss", "retain", "lower"),
+        ("Rouge", "retain", "higher"),
+    ],
+)
+def test_where_no_ideal_is_known_a_lost_answer_is_better_for_what_should_be_gone(audit: str, where: str, better: str):
+    assert row(found(1.0, "after", audit, where))["better"] == better
+    if where in ("forget", "paraphrase"):  # beyond the ideal is no better than short of it
+        assert row(found(1.0, "after", audit, where, ideal=0.3))["better"] == "ideal"
 
 
 def test_a_value_before_alone_does_not_count_as_the_value_after():

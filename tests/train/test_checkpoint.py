@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from expunge.core.errors import ModelRefused, RunFailed, UsageRefused
-from expunge.core.files import check_manifest
+from expunge.core.files import check_manifest, write_manifest
 from expunge.core.model import Network
 from expunge.core.notation import parse
 from expunge.core.request import Request
@@ -156,8 +156,13 @@ def test_another_run_s_checkpoint_is_refused_by_what_differs(tmp_path: Path, dif
         network = tiny(seed=1)
     else:  # the same records in another order, which the draw depends on
         request = replace(REQUEST, retain=REQUEST.retain[::-1])
-    with pytest.raises(ModelRefused, match=f"is of another run: its {differs} differ"):
+    with pytest.raises(ModelRefused, match=f"is of another run: its {differs} differs\\. Give"):
         method(network, request, Watcher(), saved)
+    with pytest.raises(ModelRefused, match=f"is of another run: its {differs} differs\\. Give"):
+        saved.compare(method, network, request)  # what a command asks before its first audit
+    with pytest.raises(ModelRefused, match="its method and its model and its data differ\\. Give"):
+        saved.compare(replace(method, batch=1), tiny(seed=2), replace(REQUEST, retain=REQUEST.retain[:3]))
+    assert saved.compare(parse(f"Finetune(adapter=Bounded(rank=2), {SETTINGS})"), tiny(), REQUEST) is None
 
 
 def test_going_on_from_nothing_and_beginning_over_a_checkpoint_are_refused(tmp_path: Path):  # C08
@@ -231,10 +236,16 @@ def test_a_command_says_what_to_do_about_checkpoints(expunge, asked: list[object
     said = expunge(*asked, "--out", tmp_path / "out", "--resume")
     assert said.code == 2
     assert "out.checkpoints holds no checkpoint to go on from. Leave out --resume." in said.err
-    (tmp_path / "out.checkpoints" / "step-000002").mkdir(parents=True)
+    torn = tmp_path / "out.checkpoints" / "step-000002"
+    torn.mkdir(parents=True)
     said = expunge(*asked, "--out", tmp_path / "out")
     assert said.code == 2
     assert "Give --resume, or remove the folder." in said.err
     said = expunge(*asked, "--out", tmp_path / "out", "--resume")
     assert said.code == 4
     assert "No checkpoint in" in said.err
+    write_manifest(torn, step=2, processes=1, run={"method": "another"})
+    said = expunge(*asked, "--out", tmp_path / "out", "--resume")
+    assert said.code == 4
+    assert "step-000002 is of another run: its method and its model and its data differ." in said.err
+    assert "Loss" not in said.err.split("Loading")[1]  # no audit had begun
