@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from expunge.adapters import fold
-from expunge.adapters.maps import Form
+from expunge.adapters import _fold as fold
+from expunge.adapters._maps import Form
 
 SHAPES = {"up, gate": (14336, 4096), "down": (4096, 14336)}
 LORA, TORCH = "LoRA (peft, bfloat16 factors)", "sine, torch's path"

@@ -23,13 +23,13 @@ from torch.nn.functional import cross_entropy, softplus
 from expunge.adapters.lora import LoRA
 from expunge.core.request import Request
 from expunge.data.text import Passage
-from expunge.models.auto import open_network
+from expunge.methods.finetune import Finetune
+from expunge.methods.stop import Stop
 from expunge.models.language import LanguageModel
+from expunge.models.open import open_network
 from expunge.objectives.npo import NPO
 from expunge.objectives.retain_nll import RetainNLL
-from expunge.train.draw import Draw
-from expunge.train.finetune import Finetune
-from expunge.train.stop import Stop
+from expunge.train.batches import Batches
 
 RATE, BETA = 1e-4, 0.1
 
@@ -41,7 +41,7 @@ def plainly(network: LanguageModel, request: Request, steps: int, batch: int) ->
     model = LoRA()(network, request).module
     moving = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(moving, lr=RATE, weight_decay=0.0)
-    draw, losses = Draw(request, batch, batch, 0), []
+    draw, losses = Batches(request, batch, batch, 0), []
     start = time.perf_counter()
     for _ in range(steps):
         sets = draw.sets()

@@ -27,13 +27,13 @@ from expunge.audits.min_k import MinK
 from expunge.audits.probability import Probability
 from expunge.audits.rouge import Rouge
 from expunge.audits.truth_ratio import TruthRatio
-from expunge.core.memory import Remembered
 from expunge.core.request import Request
-from expunge.core.store import Store
 from expunge.data.text import Passage
-from expunge.job import examine
-from expunge.models.auto import open_network
 from expunge.models.language import LanguageModel
+from expunge.models.open import open_network
+from expunge.run.unlearn import examine
+from expunge.runtime.answer_store import Store
+from expunge.runtime.cached_model import CachedModel
 
 AT_ONCE, NEW = 16, 48
 AUDITS = [Probability(), TruthRatio(), ExactMatch(), Loss(), LossMembership(), MinK(), Rouge(max_new_tokens=NEW)]
@@ -124,7 +124,7 @@ def teach(network: LanguageModel, records: list[Passage], epochs: int) -> None:
 def audited(network: LanguageModel, forget: list[Passage], holdout: list[Passage], store: Store) -> dict[str, float]:
     """The product's audits."""
     request = Request(forget=tuple(forget), holdout=tuple(holdout))
-    found = examine(Remembered(network, store), request, AUDITS, "before", lambda event: None)
+    found = examine(CachedModel(network, store), request, AUDITS, "before", lambda event: None)
     return {f.audit: f.value for f in found if f.set == "forget"}
 
 

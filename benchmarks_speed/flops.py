@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn.functional import linear
 from torch.utils.flop_counter import FlopCounterMode
 
-from expunge.adapters.fold import bounded_linear
-from expunge.adapters.maps import Form
+from expunge.adapters._fold import bounded_linear
+from expunge.adapters._maps import Form
 
 OUT, WIDTH, TOKENS, RANK = 1024, 3584, 4096, 8
 

@@ -21,10 +21,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from expunge.adapters.bounded import Bounded
 from expunge.core.request import Request
+from expunge.methods.finetune import Finetune
+from expunge.methods.stop import Stop
 from expunge.models.language import LanguageModel
 from expunge.objectives.grad_diff import GradDiff
-from expunge.train.finetune import Finetune
-from expunge.train.stop import Stop
 
 SHAPES = {  # width, MLP width, layers, heads, vocabulary
     "3 M": (128, 384, 8, 4, 8192),

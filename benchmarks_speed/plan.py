@@ -36,14 +36,14 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
-from expunge.core.notation import parse
 from expunge.core.request import Request
-from expunge.inputs import Inputs
-from expunge.models.auto import open_network
 from expunge.models.language import LanguageModel
+from expunge.models.open import open_network
+from expunge.notation.parse import parse
 from expunge.plan.machine import Machine
 from expunge.plan.paper import on_paper
 from expunge.plan.plan import Plan, counted
+from expunge.run.prepare import Inputs
 
 PAGE = Path(__file__).parent.parent / "docs" / "scale.md"
 ADAPTERS = ("Bounded()", "LoRA()", "Full()")
@@ -295,13 +295,13 @@ def _flops(model: Path, sets: dict[str, Path], method: str) -> int:
     total, last = 0, 0
     with FlopCounterMode(display=False) as counter:
 
-        def watch(event: dict[str, object]) -> None:
+        def on_event(event: dict[str, object]) -> None:
             nonlocal total, last
             now = counter.get_total_flops()
             total += now - last if event["kind"] == "step" else 0
             last = now
 
-        parse(method)(eager, request, watch)
+        parse(method)(eager, request, on_event)
     return total
 
 

@@ -22,10 +22,10 @@ import torch
 from side_by_side import machine, random_records, ratio, settings, show, spread, table
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from expunge.core.notation import parse
 from expunge.core.request import Request
 from expunge.models.language import LanguageModel
-from expunge.train.distributed import first, processes
+from expunge.notation.parse import parse
+from expunge.runtime.processes import is_main, processes
 
 SHAPE = LlamaConfig(
     vocab_size=8192,
@@ -55,7 +55,7 @@ def work(objective: str) -> None:
     events: list[dict] = []
     with processes("cpu"):
         parse(METHOD.format(objective))(network, request, events.append)
-        if first():
+        if is_main():
             print(json.dumps([(e["seconds"], e["loss"]) for e in events if e["kind"] == "step"]))
 
 

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from expunge.adapters.lora import LoRA
     from expunge.core.audit import Audit, Finding
     from expunge.core.model import Model, Network
-    from expunge.core.notation import parse
     from expunge.core.objective import Objective
     from expunge.core.request import Request
-    from expunge.inputs import Inputs
-    from expunge.models.auto import open_network
-    from expunge.train.finetune import Finetune
-    from expunge.train.stop import Stop
+    from expunge.methods.finetune import Finetune
+    from expunge.methods.stop import Stop
+    from expunge.models.open import open_network
+    from expunge.notation.parse import parse
+    from expunge.run.prepare import Inputs
 
 __version__ = "0.1.0"
 

@@ -1,5 +1,5 @@
 """`python -m expunge`."""
 
-from expunge.cli import main
+from expunge.cli.main import main
 
 main()

@@ -13,7 +13,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-REGISTERING = "expunge.adapters.bounded_peft"
+REGISTERING = "expunge.adapters._bounded_peft"
 
 
 class _AfterPeft:

@@ -28,9 +28,9 @@ from expunge import Bounded, Finetune, LoRA, Network, Request, Stop, parse
 from expunge.audits.loss_membership import LossMembership
 from expunge.core.adapter import Adapter
 from expunge.core.errors import RunFailed
-from expunge.core.memory import Remembered
-from expunge.core.notation import plugins
 from expunge.core.objective import Objective
+from expunge.notation.parse import plugins
+from expunge.runtime.cached_model import CachedModel
 
 STUDY = (
     *("GA", "NPO alone", "GradDiff", "0.05 NPO + NLL", "SimNPO 2.5 + NLL", "IdkDPO + NLL", "IdkNLL + NLL", "LLMU"),
@@ -152,14 +152,14 @@ def perform(setting: Setting, original: Network, request: Request) -> dict[str, 
     steps: list[dict[str, Any]] = []
     checks: list[dict[str, Any]] = []
 
-    def watch(event: dict[str, Any]) -> None:
+    def on_event(event: dict[str, Any]) -> None:
         {"step": steps, "check": checks}.get(event["kind"], []).append(event)
 
     method = setting.method()
     found: dict[str, float | None] = dict.fromkeys(("acc", "ret", "r_para", "MIA", "forget", "retain", "size", "entry"))
     finite = True
     try:
-        after = method(original, request, watch)
+        after = method(original, request, on_event)
     except RunFailed:  # a run that ends in NaN is a result of the study, not a fault of it
         finite = False
     else:
@@ -180,7 +180,7 @@ def perform(setting: Setting, original: Network, request: Request) -> dict[str, 
 def ends(method: Finetune, after: Network, original: Network, request: Request) -> dict[str, float]:
     """What the run's last state knows, and how far its weights are from where they were."""
     changes = [delta for _, delta in method.adapter.deltas(after, original)]
-    model = Remembered(method.adapter.merge(after))
+    model = CachedModel(method.adapter.merge(after))
     return {
         "acc": knows(model, request.forget),
         "ret": knows(model, request.retain),

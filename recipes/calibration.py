@@ -30,12 +30,12 @@ from expunge.attack.relearn import Relearn
 from expunge.audits.linear_probe import LinearProbe
 from expunge.audits.loss_membership import LossMembership
 from expunge.audits.truth_ratio import TruthRatio
-from expunge.core.files import whole_folder
-from expunge.core.memory import Remembered
 from expunge.core.statistics import ks
 from expunge.data.text import Passage
+from expunge.methods.finetune import Finetune
 from expunge.models.language import LanguageModel
-from expunge.train.finetune import Finetune
+from expunge.runtime.atomic_files import whole_folder
+from expunge.runtime.cached_model import CachedModel
 
 VALUE = 3
 """The row of an answer that holds the value: first name, surname, attribute, value, full stop, end."""
@@ -161,7 +161,7 @@ noise: what a model that never saw them scores against another that never did.""
 
 def judged(network: Network, case: Case) -> dict[str, float]:
     """Every column of the table for one model."""
-    model, request = Remembered(network), case.request
+    model, request = CachedModel(network), case.request
     ratios = TruthRatio().ratios(model, request.forget)
     against = ks(ratios.tolist(), case.ratios)
     return {
@@ -179,13 +179,13 @@ def judged(network: Network, case: Case) -> dict[str, float]:
     }
 
 
-def values(model: Remembered, records: tuple[Passage, ...]) -> torch.Tensor:
+def values(model: CachedModel, records: tuple[Passage, ...]) -> torch.Tensor:
     """Log-probability of each record's value."""
     said = model.answers(records)
     return torch.stack([rows[VALUE] for rows in said.split(said.log_probs)])
 
 
-def knows(model: Remembered, records: tuple[Passage, ...]) -> float:
+def knows(model: CachedModel, records: tuple[Passage, ...]) -> float:
     """Share of records whose value scores highest, the words before it given."""
     said = model.answers(records)
     return statistics.mean(float(rows[VALUE]) for rows in said.split(said.right.double()))
@@ -202,7 +202,7 @@ def relearnt(network: Network, case: Case) -> float:
     count = len(case.world.groups.forget) // 3 * len(ATTRIBUTES)
     learn = replace(Relearn().learn, retain_batch=count, learning_rate=5e-4)
     attacked = Relearn(steps=10, items=count, learn=learn)(network, case.request)
-    return knows(Remembered(attacked), case.request.forget[count:])
+    return knows(CachedModel(attacked), case.request.forget[count:])
 
 
 def probed(network: Network, case: Case) -> float:
@@ -236,7 +236,7 @@ class Case:
             name: kept(folder / "models" / f"{seed}-{name}", partial(trained, world, saw, seed + add, study.training))
             for name, (saw, add) in MODELS.items()
         }
-        ratios = TruthRatio().ratios(Remembered(models["retrained"]), request.forget).tolist()
+        ratios = TruthRatio().ratios(CachedModel(models["retrained"]), request.forget).tolist()
         return Case(world, request, models, ratios)
 
 
@@ -275,12 +275,12 @@ def tried(trial: Trial, case: Case, seed: int, study: Study) -> dict[str, float]
     start = time.process_time()
     largest = [0.0]
 
-    def watch(event: dict[str, object]) -> None:
+    def on_event(event: dict[str, object]) -> None:
         if event["kind"] == "step":
             largest[0] = max(largest[0], *event["gradient"].values())  # type: ignore[attr-defined]
 
     method = trial.method(seed, study.batch)
-    merged = method.adapter.merge(method(case.models["original"], case.world.request(trial.stand_in), watch))
+    merged = method.adapter.merge(method(case.models["original"], case.world.request(trial.stand_in), on_event))
     return {**judged(merged, case), "gradient": largest[0], "seconds": time.process_time() - start}
 
 

@@ -25,9 +25,9 @@ from typing import Any
 from expunge import Bounded, Finetune, Inputs, LoRA, Network, Request, Stop, open_network
 from expunge.core.adapter import Adapter
 from expunge.core.errors import RunFailed
-from expunge.core.memory import Remembered
-from expunge.core.notation import parse_list
+from expunge.notation.parse import parse_list
 from expunge.objectives.grad_diff import GradDiff
+from expunge.runtime.cached_model import CachedModel
 
 RATES = (1e-4, 1e-3, 1e-2)
 SEEDS = (0, 1, 2)
@@ -118,7 +118,7 @@ def vision(seed: int) -> Case:
 
 def measure(model: Network, case: Case) -> dict[str, float]:
     """The case's audits of the forget set, the kept probe and membership."""
-    asked = Remembered(model)
+    asked = CachedModel(model)
     slim = Request(case.request.forget, holdout=case.request.holdout, probes=case.request.probes)
     found = [f for audit in parse_list(case.audits) for f in audit(asked, slim)]  # type: ignore[operator]
     return {f"{f.set}.{f.audit}": f.value for f in found}

@@ -32,13 +32,13 @@ from sklearn.preprocessing import StandardScaler
 
 from expunge import Network, Request, parse
 from expunge.attack.relearn import Relearn
+from expunge.audits._concept_vectors import remaining
 from expunge.audits.accuracy import Accuracy
 from expunge.audits.concept_inference import ConceptInference
-from expunge.audits.states import Inside
 from expunge.audits.tcav import TCAV
-from expunge.audits.vectors import remaining
 from expunge.data.images import Picture
-from expunge.train.poison import Poison
+from expunge.internals.states import Inside
+from expunge.methods.poison import Poison
 
 SEEDS = (31, 32, 33)
 """Never used while the methods were written; seed 91 was, for the default of `Poison.learn`."""

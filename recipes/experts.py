@@ -30,15 +30,15 @@ from expunge import Request
 from expunge.adapters.full import Full
 from expunge.adapters.seuf import SEUF
 from expunge.core.adapter import Adapter
-from expunge.core.experts import affinity, the_mixtures, tour
 from expunge.core.model import Network
 from expunge.core.objective import Objective
 from expunge.data.text import Passage
+from expunge.internals.mixtures import affinity, the_mixtures, tour
+from expunge.methods.finetune import Finetune
+from expunge.methods.stop import Stop
 from expunge.models.language import LanguageModel
 from expunge.objectives.anchor import Anchor
 from expunge.objectives.ascent import Ascent
-from expunge.train.finetune import Finetune
-from expunge.train.stop import Stop
 
 EXPERTS, TOP = 8, 2
 TARGET = 0.125
@@ -302,7 +302,7 @@ def points(mine: list[dict], before: list[dict]) -> Iterator[str]:
     uniform = TOP / EXPERTS
     routed = all(share >= 1.5 * uniform for share in shares)
     yield (
-        f"1. *Routing is specialised* {_verdict(routed)}: the expert with the highest affinity reads "
+        f"1. *UpToRouter is specialised* {_verdict(routed)}: the expert with the highest affinity reads "
         f"{_spread(shares)} of the forget tokens ({uniform} if all were called alike; the bound is {1.5 * uniform}) "
         f"and {_spread([each['share of the kept'] for each in before])} of the retained ones."
     )

@@ -27,7 +27,7 @@ from people import World, trained
 from expunge import Full, Network, Request
 from expunge.attack.quantize import Quantize
 from expunge.core.adapter import Adapter
-from expunge.core.memory import Remembered
+from expunge.runtime.cached_model import CachedModel
 
 SEEDS = (1, 2, 3)
 SIMNPO = "SimNPO(beta=2.5) + RetainNLL()"
@@ -107,7 +107,7 @@ def attacked(after: Network, start: Network, request: Request) -> dict[str, floa
     """What is known of the forgotten and the retained at full precision, at 8 bits and at 4."""
     found: dict[str, float] = {}
     for bits, network in (("", after), ("8", Quantize(8)(after, request)), ("4", Quantize(4)(after, request))):
-        model = Remembered(network)
+        model = CachedModel(network)
         found |= {
             f"acc{bits}": knows(model, request.forget),
             f"P{bits}": float(values(model, request.forget).exp().mean()),

@@ -57,14 +57,14 @@ def run(folder: Path, models: Path, seeds: list[int]) -> None:
                 continue
             method, largest = trial.method(seed), [0.0]
 
-            def watch(event: dict[str, object], largest: list[float] = largest) -> None:
+            def on_event(event: dict[str, object], largest: list[float] = largest) -> None:
                 if event["kind"] == "step":
                     largest[0] = max(largest[0], *event["gradient"].values())  # type: ignore[attr-defined]
 
             begun = time.process_time()
             method.adapter(case.models["original"], case.request)
             start = time.process_time() - begun
-            merged = method.adapter.merge(method(case.models["original"], case.request, watch))
+            merged = method.adapter.merge(method(case.models["original"], case.request, on_event))
             keep(path, {"name": trial.name, **judged(merged, case), "gradient": largest[0], "start": start})
 
 

@@ -22,7 +22,7 @@ import torch
 from calibration import between
 
 from expunge import open_network
-from expunge.models.tracing import ROLES, Fact, Trace, Tracer, by_role, strongest
+from expunge.internals.tracing import ROLES, Fact, Trace, Tracer, by_role, strongest
 from expunge.report.plots import COLOURS, STYLE
 
 CAPITALS = {

@@ -26,20 +26,20 @@ from sklearn.linear_model import LogisticRegression
 
 from expunge import Finetune, Network, Request, Stop
 from expunge.adapters.lora import LoRA
-from expunge.core.gradients import Gradient, gradient, loss
 from expunge.core.objective import Objective
 from expunge.data.images import Picture
-from expunge.edit.dampen import dampened, everything
-from expunge.edit.fisher import copied, squared
+from expunge.edit._dampen import dampened, everything
+from expunge.edit._fisher import copied, squared
 from expunge.edit.gradient_norm import GradientNorm
 from expunge.edit.iau import IAU
 from expunge.edit.lfssd import LFSSD
 from expunge.edit.ssd import SSD
+from expunge.internals.gradients import Gradient, gradient, loss
+from expunge.methods._representation import represent
+from expunge.methods.laf import LAF
 from expunge.objectives.gs_lora import GSLoRA
 from expunge.objectives.gs_lora_plus import GSLoRAPlus
 from expunge.objectives.retain_nll import RetainNLL
-from expunge.train.laf import LAF
-from expunge.train.representation import represent
 
 CLASS_SEEDS, RANDOM_SEEDS, VIT_SEEDS = (11, 12), (11, 12, 13), (11, 12)
 FORGOTTEN = (0, 3, 8)

@@ -21,8 +21,8 @@ from people import World
 
 from expunge import open_network
 from expunge.audits.truth_ratio import TruthRatio
-from expunge.core.memory import Remembered
 from expunge.core.statistics import ks
+from expunge.runtime.cached_model import CachedModel
 
 UNSEEN_BY = {"forget": ("retrained", "retrained again"), "holdout": tuple(MODELS)}
 """Which of a seed's models never saw a set."""
@@ -38,7 +38,7 @@ def pairs(folder: Path, study: Study) -> list[dict]:
             records = getattr(request, name)
             ratios = {
                 model: TruthRatio().ratios(
-                    Remembered(open_network(str(folder / "models" / f"{seed}-{model}"))), records
+                    CachedModel(open_network(str(folder / "models" / f"{seed}-{model}"))), records
                 )
                 for model in models
             }

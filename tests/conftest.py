@@ -99,7 +99,7 @@ class Said:
 SERVER = """
 import json, os, runpy, sys
 import peft, torch, transformers
-import expunge.cli, expunge.job, expunge.report.pages
+import expunge.cli.main, expunge.run.unlearn, expunge.report.pages
 torch.set_num_threads(1)
 for line in sys.stdin:
     asked = json.loads(line)
@@ -115,7 +115,7 @@ for line in sys.stdin:
         sys.argv = ["expunge", *asked["arguments"]]
         code = 99
         try:
-            runpy.run_path(asked["program"], run_name="__main__") if asked["program"] else expunge.cli.main()
+            runpy.run_path(asked["program"], run_name="__main__") if asked["program"] else expunge.cli.main.main()
             code = 0
         except SystemExit as end:
             code = int(end.code or 0)

@@ -21,14 +21,14 @@ from transformers import (
 )
 
 from expunge.core.model import Network
-from expunge.core.notation import Plugin, parse, plugins
 from expunge.core.request import Request
 from expunge.data.images import Picture
 from expunge.data.records import Record
 from expunge.data.text import encode
+from expunge.methods.stop import Stop
 from expunge.models.language import LanguageModel
 from expunge.models.vision import ImageClassifier
-from expunge.train.stop import Stop
+from expunge.notation.parse import Plugin, parse, plugins
 
 ENTRIES = ["bread", "copper", "violet", "harbour", "seven", "winter", "amber", "north", "cellar", "lantern", "salt"]
 PLACES = [
@@ -168,7 +168,7 @@ def each(*folders: str) -> pytest.MarkDecorator:
 
 
 OBJECTIVE, ADAPTER, AUDIT = each("objectives"), each("adapters"), each("audits")
-METHOD = each("edit", "attack", "train")
+METHOD = each("edit", "attack", "methods")
 
 
 def made(plugin: Plugin, kind: type) -> object:

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 import typer.main
 
-from expunge.cli import app
+from expunge.cli.main import app
 from expunge.core import errors
-from expunge.core.notation import parse, parse_list, plugins
+from expunge.notation.parse import parse, parse_list, plugins
 from expunge.report.verdict import Rule
 
 ROOT = Path(__file__).parent.parent

@@ -6,12 +6,12 @@ import torch
 from expunge.core.adapter import Adapter
 from expunge.core.errors import ModelRefused
 from expunge.core.model import Network
-from expunge.core.notation import Plugin
 from expunge.core.request import Request
+from expunge.methods.finetune import Finetune
 from expunge.models.language import LanguageModel
+from expunge.notation.parse import Plugin
 from expunge.objectives.ascent import Ascent
 from expunge.objectives.retain_nll import RetainNLL
-from expunge.train.finetune import Finetune
 from tests.families import (
     ADAPTER,
     EVERY_STEP,

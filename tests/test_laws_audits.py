@@ -6,10 +6,10 @@ from expunge.adapters.full import Full
 from expunge.core.audit import Audit, WhiteBoxAudit
 from expunge.core.errors import ModelRefused
 from expunge.core.model import Network, Speaker
-from expunge.core.notation import Plugin
 from expunge.core.request import Request
+from expunge.methods.finetune import Finetune
+from expunge.notation.parse import Plugin
 from expunge.objectives.retain_nll import RetainNLL
-from expunge.train.finetune import Finetune
 from tests.families import (
     ANSWERING,
     AUDIT,

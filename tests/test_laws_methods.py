@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from expunge.core.method import Method
-from expunge.core.notation import Plugin, parse
+from expunge.notation.parse import Plugin, parse
 from tests.families import ANSWERING, FAMILY, METHOD, assert_as_found, family_of, logits, moved, state
 
 FITTING = {

@@ -10,10 +10,10 @@ import torch
 from expunge.adapters.full import Full
 from expunge.core.errors import ModelRefused
 from expunge.core.model import Network
-from expunge.core.notation import Plugin, parse
 from expunge.core.objective import Objective, Sum
 from expunge.core.predictions import Share
 from expunge.core.view import Run, View
+from expunge.notation.parse import Plugin, parse
 from expunge.objectives.ascent import Ascent
 from expunge.objectives.retain_nll import RetainNLL
 from tests.families import (

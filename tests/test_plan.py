@@ -15,12 +15,10 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 from expunge.adapters.bounded import Bounded
 from expunge.adapters.full import Full
 from expunge.adapters.lora import LoRA
-from expunge.core.notation import parse
 from expunge.core.request import Request
 from expunge.data.text import encode, load
-from expunge.inputs import Inputs
-from expunge.job import Job
 from expunge.models.language import LanguageModel
+from expunge.notation.parse import parse
 from expunge.plan.cost import Call, widths
 from expunge.plan.course import course_of
 from expunge.plan.machine import Machine
@@ -29,6 +27,8 @@ from expunge.plan.pace import _grown
 from expunge.plan.paper import on_paper
 from expunge.plan.plan import flops, plan
 from expunge.plan.reads import Reads, Writing, ask, groups, reads
+from expunge.run.prepare import Inputs
+from expunge.run.unlearn import Job
 
 CANARY = "zanzibarlighthouse77"
 PLACES = ["Aldoria", "Brenn", "Corvane", "Dunmere", "Elsin", "Farrow", "Galt", "Hess", "Iver", "Jarn"]
@@ -119,11 +119,13 @@ def counted(method_text: str, request_: Request, plain) -> tuple[int, list[int],
     told: list[int] = []
     with FlopCounterMode(display=False) as counter:
 
-        def watch(event) -> None:
+        def on_event(event) -> None:
             if event["kind"] == "step" or (event["kind"] == "check" and event["step"] == 0):
                 told.append(counter.get_total_flops())
 
-        method(network, request_, watch)  # the check before the first step, then the steps, and no check between them
+        method(
+            network, request_, on_event
+        )  # the check before the first step, then the steps, and no check between them
     hook.remove()
     paper = on_paper("tiny", LLAMA, plain, torch.float32, "cpu", None)
     sizes, _ = widths(paper.network, method.adapter)

@@ -13,12 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, AutoModelForImageClassification, LlamaConfig, SwinConfig
 
 from expunge.core.errors import EnvironmentRefused, ModelRefused, UsageRefused
-from expunge.core.notation import parse
 from expunge.core.request import Request
-from expunge.inputs import Inputs
-from expunge.job import Job
 from expunge.models.language import LanguageModel
 from expunge.models.vision import ImageClassifier
+from expunge.notation.parse import parse
 from expunge.plan.cost import Call, widths
 from expunge.plan.course import course_of
 from expunge.plan.edits import edit_reads
@@ -29,6 +27,8 @@ from expunge.plan.memory import held
 from expunge.plan.paper import Paper, on_paper
 from expunge.plan.plan import counted, flops, plan, tokens
 from expunge.plan.reads import reads
+from expunge.run.prepare import Inputs
+from expunge.run.unlearn import Job
 from tests.families import picture_request, resnet, text_request, vit
 
 LLAMA = LlamaConfig(
@@ -189,11 +189,11 @@ def test_a_run_on_images_costs_what_was_planned(family: str, settings: str):
     hook = network.module.register_forward_pre_hook(note, with_kwargs=True)
     with FlopCounterMode(display=False) as counter:
 
-        def watch(event) -> None:
+        def on_event(event) -> None:
             if event["kind"] == "step" or (event["kind"] == "check" and event["step"] == 0):
                 told.append(counter.get_total_flops())
 
-        method(network, request_, watch)
+        method(network, request_, on_event)
     hook.remove()
     paper = pictured(network, request_)
     course = course_of(method)

@@ -29,12 +29,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from expunge.core.notation import FOLDERS, Plugin, plugins
-from expunge.listing import Setting, made_by, settings
+from expunge.cli.listing import Setting, made_by, settings
+from expunge.notation.parse import FOLDERS, Plugin, plugins
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = Path("docs/methods.md")
-TITLES = {"train": "Methods", **{folder: folder.capitalize() for folder in FOLDERS if folder != "train"}}
+TITLES = {folder: folder.capitalize() for folder in FOLDERS}
 """Heading of each plug-in folder, in the order of `expunge list`."""
 HEAD = """\
 # What can be named in a method or an audit
@@ -45,7 +45,7 @@ keywords, `+` and `*`, and nothing else. [concepts.md](concepts.md) tells what t
 """
 
 
-METHODS = ("train", "edit", "exact", "guard")
+METHODS = ("methods", "edit", "exact", "guard")
 """Folders whose methods forget, beside the objectives that do not mean retention."""
 SHOWN = """\
 ## What was shown to work, and on what

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 
 from peft import PeftConfig
 
-from expunge.adapters.bounded_peft import BoundedConfig
-from expunge.adapters.layers import Targets
-from expunge.adapters.maps import check
-from expunge.adapters.peft_adapter import PeftAdapter
+from expunge.adapters._bounded_peft import BoundedConfig
+from expunge.adapters._layers import Targets
+from expunge.adapters._maps import check
+from expunge.adapters._peft_adapter import PeftAdapter
 
 if TYPE_CHECKING:
     from expunge.core.model import Network

@@ -24,12 +24,12 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
+from expunge.adapters._bounded_experts import BoundedExperts
+from expunge.adapters._bounded_peft import BoundedLayer
+from expunge.adapters._peft_adapter import quiet
+from expunge.adapters._relative_fisher import factors, lies_in_out, row_weights
 from expunge.adapters.bounded import Bounded
-from expunge.adapters.bounded_experts import BoundedExperts
-from expunge.adapters.bounded_peft import BoundedLayer
 from expunge.adapters.lora import LoRA
-from expunge.adapters.peft_adapter import quiet
-from expunge.adapters.relative_fisher import factors, lies_in_out, row_weights
 from expunge.core.adapter import Adapter
 from expunge.core.errors import ModelRefused, UsageRefused
 

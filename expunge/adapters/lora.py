@@ -19,11 +19,11 @@ from peft import LoraConfig, PeftConfig, get_peft_model
 from peft.tuners.lora.layer import LoraLayer, ParamWrapper
 from torch import Tensor, nn
 
-from expunge.adapters.bounded_experts import BoundedExperts
-from expunge.adapters.bounded_peft import BoundedConfig, BoundedLayer
-from expunge.adapters.layers import Targets
-from expunge.adapters.maps import check
-from expunge.adapters.peft_adapter import PeftAdapter, quiet
+from expunge.adapters._bounded_experts import BoundedExperts
+from expunge.adapters._bounded_peft import BoundedConfig, BoundedLayer
+from expunge.adapters._layers import Targets
+from expunge.adapters._maps import check
+from expunge.adapters._peft_adapter import PeftAdapter, quiet
 
 if TYPE_CHECKING:
     from expunge.core.model import Network

@@ -23,7 +23,7 @@ from torch.nn.utils import parametrize
 
 from expunge.core.adapter import Adapter
 from expunge.core.errors import ModelRefused, UsageRefused
-from expunge.core.gradients import HALF, gradient, loss
+from expunge.internals.gradients import HALF, gradient, loss
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float

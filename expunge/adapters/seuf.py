@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from expunge.adapters.moving_experts import MovingExperts, MovingRouter
+from expunge.adapters._moving_experts import MovingExperts, MovingRouter
 from expunge.core.adapter import Adapter
 from expunge.core.errors import UsageRefused
-from expunge.core.experts import Mixture, affinity, mixtures, the_mixtures, tour
+from expunge.internals.mixtures import Mixture, affinity, mixtures, the_mixtures, tour
 
 if TYPE_CHECKING:
     from jaxtyping import Float

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from expunge.core.errors import ModelRefused, UsageRefused
-from expunge.core.method import Method, edited, unwatched
-from expunge.core.model import Network, Watch
+from expunge.core.method import Method, edited, ignore_event
+from expunge.core.model import Network, OnEvent
 from expunge.core.request import Request
 
 if TYPE_CHECKING:
@@ -37,13 +37,13 @@ class Quantize(Method):
         if not 2 <= self.bits <= 16:
             raise UsageRefused(f"The `bits` of Quantize must lie between 2 and 16. Got {self.bits!r}.")
 
-    def __call__(self, network: Network, request: Request, watch: Watch = unwatched) -> Network:
+    def __call__(self, network: Network, request: Request, on_event: OnEvent = ignore_event) -> Network:
         result = network.fork(copy.deepcopy(network.module))
         with torch.no_grad():
             for parameter in filter(_is_matrix, result.module.parameters()):
                 codes, step = self._codes(parameter)
                 parameter.copy_((codes * step).view(parameter.shape))
-        watch(edited(network, result))
+        on_event(edited(network, result))
         return result
 
     def equal_codes(self, network: Network, original: Network) -> float:

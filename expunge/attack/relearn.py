@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 
 from expunge.core.audit import Audit, Finding
 from expunge.core.errors import DataRefused, UsageRefused
-from expunge.core.method import Method, unwatched
-from expunge.core.model import Batch, Network, Watch
-from expunge.core.notation import parse
+from expunge.core.method import Method, ignore_event
+from expunge.core.model import Batch, Network, OnEvent
 from expunge.core.request import Request
-from expunge.train.finetune import Finetune
+from expunge.methods.finetune import Finetune
+from expunge.notation.parse import parse
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class Relearn(Method):
         if self.steps < 1 or self.items < 1:
             raise UsageRefused(f"Relearn: steps and items must be at least 1. Got {self.steps!r}, {self.items!r}.")
 
-    def __call__(self, network: Network, request: Request, watch: Watch = unwatched) -> Network:
+    def __call__(self, network: Network, request: Request, on_event: OnEvent = ignore_event) -> Network:
         plan = replace(self.learn, steps=self.steps, seed=self.seed)
-        adapted = plan(network, Request(self.others(request).forget, retain=self.given(request)), watch)
+        adapted = plan(network, Request(self.others(request).forget, retain=self.given(request)), on_event)
         return plan.adapter.merge(adapted)
 
     def given(self, request: Request) -> Batch:

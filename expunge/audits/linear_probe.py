@@ -25,11 +25,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from expunge.core.audit import Finding, WhiteBoxAudit
-from expunge.core.blocks import blocks
 from expunge.core.model import Batch, Network
 from expunge.core.request import Request
-from expunge.core.room import fitted
 from expunge.core.statistics import mean_interval
+from expunge.internals.blocks import blocks
+from expunge.runtime.out_of_memory import in_fitting_batches
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -94,7 +94,9 @@ class LinearProbe(WhiteBoxAudit):
         states: list[np.ndarray] = [np.empty(0)] * len(examples)
         labels = np.zeros(len(examples), dtype=np.int64)
         with torch.inference_mode():
-            read = fitted(network, examples, network.batches(examples), lambda part: network.hidden(part, layer))
+            read = in_fitting_batches(
+                network, examples, network.batches(examples), lambda part: network.hidden(part, layer)
+            )
             for group, felt in read:
                 first = felt.counts().cumsum(0) - felt.counts()
                 for k, state, label in zip(group, felt.states[first].double().cpu(), felt.labels[first], strict=True):

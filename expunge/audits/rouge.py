@@ -7,9 +7,9 @@ import torch
 
 from expunge.core.audit import ScoreAudit
 from expunge.core.errors import UsageRefused
-from expunge.core.memory import Remembered
 from expunge.core.model import Batch, Model, Speaker
 from expunge.core.request import Example
+from expunge.runtime.cached_model import CachedModel
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -35,7 +35,7 @@ class Rouge(ScoreAudit):
     def score(self, model: Model, batch: Batch) -> "Float[Tensor, ' examples']":
         from rouge_score.rouge_scorer import RougeScorer  # takes a second to import
 
-        if not isinstance(model, Speaker) or (isinstance(model, Remembered) and not model.speaks):
+        if not isinstance(model, Speaker) or (isinstance(model, CachedModel) and not model.speaks):
             raise UsageRefused("Rouge needs a model that can write text. Audits for this one: Accuracy, Loss, MinK.")
         scorer = RougeScorer(["rougeL"], use_stemmer=True)
         written = model.generate(batch, self.max_new_tokens)

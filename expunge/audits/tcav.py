@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.stats import ttest_ind_from_stats
 
-from expunge.audits.states import Inside
-from expunge.audits.vectors import cav, mean_of, present, random_cavs, sample
+from expunge.audits._concept_vectors import cav, mean_of, present, random_cavs, sample
 from expunge.core.audit import Finding, WhiteBoxAudit
 from expunge.core.errors import UsageRefused
 from expunge.core.model import Network
 from expunge.core.request import Request
+from expunge.internals.states import Inside
 
 if TYPE_CHECKING:
     from jaxtyping import Float

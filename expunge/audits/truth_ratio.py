@@ -20,7 +20,7 @@ import torch
 
 from expunge.core.audit import Audit, Finding
 from expunge.core.model import Batch, Model
-from expunge.core.request import Request, goes
+from expunge.core.request import Request, should_be_gone
 from expunge.core.statistics import mean_interval
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class TruthRatio(Audit):
             asked = [example for example in examples if example.alternatives]
             if asked:
                 ratios = self.ratios(model, asked)
-                values = self.values(ratios, gone=goes(name) or name == "holdout").tolist()
+                values = self.values(ratios, gone=should_be_gone(name) or name == "holdout").tolist()
                 low, high = mean_interval(values)
                 found.append(
                     Finding(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
-from expunge.core.model import Network, Watch
+from expunge.core.model import Network, OnEvent
 from expunge.core.request import Request
 
 
-def unwatched(event: dict[str, object]) -> None:
+def ignore_event(event: dict[str, object]) -> None:
     """Nobody looks."""
 
 
@@ -19,12 +19,12 @@ class Method(ABC):
     """
 
     @abstractmethod
-    def __call__(self, network: Network, request: Request, watch: Watch = unwatched) -> Network:
-        """The changed network; `watch` is told what happens meanwhile."""
+    def __call__(self, network: Network, request: Request, on_event: OnEvent = ignore_event) -> Network:
+        """The changed network; `on_event` is told what happens meanwhile."""
 
 
 def edited(network: Network, result: Network) -> dict[str, object]:
-    """What a method without steps tells its watch: how many numbers of the network it changed, by how much, where."""
+    """What a method without steps tells its on_event: how many numbers of the network it changed, by how much, where."""
     blocks: dict[str, dict[str, float]] = {}
     pairs = zip(network.module.named_parameters(), result.module.parameters(), strict=True)
     for (name, was), now in pairs:

@@ -15,10 +15,10 @@ from typing import Self
 import torch
 from torch import nn
 
-from expunge.core.predictions import Answers, Hidden, Predictions
+from expunge.core.predictions import Hidden, Predictions, RowScores
 from expunge.core.request import Example
-from expunge.core.room import fitted
 from expunge.core.rows import Head
+from expunge.runtime.out_of_memory import in_fitting_batches
 
 Batch = Sequence[Example]
 
@@ -34,16 +34,16 @@ class Model(ABC):
     def batches(self, examples: Batch) -> Iterator[list[int]]:
         """Indices of `examples` in groups that fit one call of `predict`."""
 
-    def answers(self, examples: Batch) -> Answers:
+    def answers(self, examples: Batch) -> RowScores:
         """What an audit sees of `examples`: read in batches, without gradients, returned in their order."""
-        parts: list[Answers] = []
+        parts: list[RowScores] = []
         order: list[int] = []
         with torch.inference_mode():
-            read = fitted(self, examples, self.batches(examples), lambda part: self.predict(part).answers())
+            read = in_fitting_batches(self, examples, self.batches(examples), lambda part: self.predict(part).answers())
             for group, said in read:
                 parts.append(said)
                 order += group
-        return Answers.join(parts, order)
+        return RowScores.join(parts, order)
 
 
 class Speaker(Model):
@@ -124,5 +124,5 @@ def code() -> str:
     return digest.hexdigest()
 
 
-Watch = Callable[[dict[str, object]], None]
+OnEvent = Callable[[dict[str, object]], None]
 """What a method tells while it works: one dictionary for each event."""

@@ -147,10 +147,10 @@ class Predictions(Rows):
             head=parts[0].head,
         )
 
-    def answers(self) -> Answers:
+    def answers(self) -> RowScores:
         """What an audit needs, without the class scores, which are large."""
         log_probs, right = judged(self.labels, (self.states, self.head))
-        return Answers(
+        return RowScores(
             labels=self.labels,
             example=self.example,
             examples=self.examples,
@@ -169,7 +169,7 @@ class Hidden(Rows):
 
 
 @dataclass(frozen=True)
-class Answers(Rows):
+class RowScores(Rows):
     """What an audit sees of each row: how likely the right class was, and whether it came first."""
 
     log_probs: Float[Tensor, " rows"]
@@ -177,16 +177,16 @@ class Answers(Rows):
     right: Bool[Tensor, " rows"]
     """Whether the right class had the highest score."""
 
-    def parts(self) -> list[Answers]:
+    def parts(self) -> list[RowScores]:
         """The answers of each example alone."""
         cut = [self.split(values) for values in (self.labels, self.log_probs, self.right)]
         return [
-            Answers(labels=a, example=torch.zeros_like(a), examples=1, share=None, log_probs=b, right=c)
+            RowScores(labels=a, example=torch.zeros_like(a), examples=1, share=None, log_probs=b, right=c)
             for a, b, c in zip(*cut, strict=True)
         ]
 
     @staticmethod
-    def join(parts: list[Answers], order: list[int]) -> Answers:
+    def join(parts: list[RowScores], order: list[int]) -> RowScores:
         """One record of several batches; `order[k]` is the place, in the result, of the k-th example read."""
         place = torch.tensor(order, dtype=torch.long)
         starts = accumulate([0] + [part.examples for part in parts[:-1]])
@@ -196,7 +196,7 @@ class Answers(Rows):
         def gather(field: str) -> Tensor:
             return torch.cat([getattr(part, field).cpu() for part in parts])[sort]
 
-        return Answers(
+        return RowScores(
             labels=gather("labels"),
             example=owner[sort],
             examples=len(order),

@@ -37,7 +37,7 @@ class Example(Protocol):
         """SHA-256 of what the example says, ids left out, case and spaces evened: equal for equal records."""
 
 
-def goes(name: str) -> bool:
+def should_be_gone(name: str) -> bool:
     """Whether a set is of what should be gone: the forget set, and probes named after it or after its paraphrases."""
     return name.startswith(("forget", "paraphrase"))
 

@@ -9,10 +9,10 @@ from typing import TypeVar
 import torch
 
 from expunge.core.errors import DataRefused, ModelRefused
-from expunge.core.experts import Routes, routed, tour
 from expunge.core.model import Batch, Model
 from expunge.core.predictions import Hidden, Predictions, Share
-from expunge.core.room import fitted
+from expunge.internals.mixtures import Routes, routed, tour
+from expunge.runtime.out_of_memory import in_fitting_batches
 
 
 @dataclass
@@ -125,7 +125,7 @@ class View:
         """Predictions on every example of the run's set `name`, a batch at a time, without gradients."""
         examples = self.run.whole.get(name) or self.batch(name)
         read = torch.no_grad()(lambda part: self.model.predict(part).detach())
-        for _, said in fitted(self.model, examples, self.model.batches(examples), read):
+        for _, said in in_fitting_batches(self.model, examples, self.model.batches(examples), read):
             self.swept.append(name)
             yield said
 

@@ -11,11 +11,11 @@ forgotten: then see `LFSSD`. On a small vision transformer it is the other way r
 from dataclasses import dataclass
 
 from expunge.core.errors import UsageRefused
-from expunge.core.method import Method, unwatched
-from expunge.core.model import Network, Watch
+from expunge.core.method import Method, ignore_event
+from expunge.core.model import Network, OnEvent
 from expunge.core.request import Request
-from expunge.edit.dampen import adaptive_alpha, dampened, everything
-from expunge.edit.fisher import squared
+from expunge.edit._dampen import adaptive_alpha, dampened, everything
+from expunge.edit._fisher import squared
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class ASSD(Method):
         if self.batch < 1:
             raise UsageRefused(f"The `batch` of ASSD must be at least 1. Got {self.batch!r}.")
 
-    def __call__(self, network: Network, request: Request, watch: Watch = unwatched) -> Network:
+    def __call__(self, network: Network, request: Request, on_event: OnEvent = ignore_event) -> Network:
         whole = squared(network, everything(request, "ASSD"), self.batch)
         forget = squared(network, request.forget, self.batch)
-        return dampened(network, forget, whole, adaptive_alpha(forget, whole, request), 1.0, watch)
+        return dampened(network, forget, whole, adaptive_alpha(forget, whole, request), 1.0, on_event)

@@ -17,11 +17,11 @@ from typing import Literal
 import torch
 
 from expunge.core.errors import DataRefused, UsageRefused
-from expunge.core.gradients import gradient, loss
-from expunge.core.method import Method, edited, unwatched
-from expunge.core.model import Network, Watch
+from expunge.core.method import Method, edited, ignore_event
+from expunge.core.model import Network, OnEvent
 from expunge.core.request import Request
-from expunge.edit.fisher import copied
+from expunge.edit._fisher import copied
+from expunge.internals.gradients import gradient, loss
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class IAU(Method):
         if self.step not in ("adam", "sgd"):
             raise UsageRefused(f"The `step` of IAU must be adam or sgd. Got {self.step!r}.")
 
-    def __call__(self, network: Network, request: Request, watch: Watch = unwatched) -> Network:
+    def __call__(self, network: Network, request: Request, on_event: OnEvent = ignore_event) -> Network:
         if self.correction and not request.retain:
             raise DataRefused("IAU corrects its step by the retain set, and the request has none. Give --retain.")
         sets = [(self.correction, request.retain)] if self.correction else []
@@ -56,5 +56,5 @@ class IAU(Method):
                     g = slope.pop(name)
                     move = g / (g.abs() + 1e-8) if self.step == "adam" else g
                     parameter.sub_((self.learning_rate * move).to(parameter.dtype))
-        watch(edited(network, result))
+        on_event(edited(network, result))
         return result

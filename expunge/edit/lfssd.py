@@ -15,11 +15,11 @@ import math
 from dataclasses import dataclass
 
 from expunge.core.errors import UsageRefused
-from expunge.core.method import Method, unwatched
-from expunge.core.model import Network, Watch
+from expunge.core.method import Method, ignore_event
+from expunge.core.model import Network, OnEvent
 from expunge.core.request import Request
-from expunge.edit.dampen import adaptive_alpha, dampened, everything
-from expunge.edit.fisher import absolute
+from expunge.edit._dampen import adaptive_alpha, dampened, everything
+from expunge.edit._fisher import absolute
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class LFSSD(Method):
                 f"Got {self.alpha!r}, {self.dampening!r}, {self.batch!r}."
             )
 
-    def __call__(self, network: Network, request: Request, watch: Watch = unwatched) -> Network:
+    def __call__(self, network: Network, request: Request, on_event: OnEvent = ignore_event) -> Network:
         whole = absolute(network, everything(request, "LFSSD"), self.batch)
         forget = absolute(network, request.forget, self.batch)
         alpha = adaptive_alpha(forget, whole, request) if self.alpha is None else self.alpha
-        return dampened(network, forget, whole, alpha, self.dampening, watch)
+        return dampened(network, forget, whole, alpha, self.dampening, on_event)

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 
 from expunge.core.errors import UsageRefused
-from expunge.core.method import Method, edited, unwatched
-from expunge.core.model import Network, Watch
-from expunge.core.notation import parse
+from expunge.core.method import Method, edited, ignore_event
+from expunge.core.model import Network, OnEvent
 from expunge.core.request import Request
+from expunge.notation.parse import parse
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Negate(Method):
         if not hasattr(self.learn, "adapter"):
             raise UsageRefused(f"The `learn` of Negate must be a fine-tuning with an adapter. Got {self.learn!r}.")
 
-    def __call__(self, network: Network, request: Request, watch: Watch = unwatched) -> Network:
-        watch({"kind": "phase", "what": "Learning the forget set by heart"})
+    def __call__(self, network: Network, request: Request, on_event: OnEvent = ignore_event) -> Network:
+        on_event({"kind": "phase", "what": "Learning the forget set by heart"})
         result = self.learn.adapter.merge(self.learn(network, request))
         weights = dict(network.module.named_parameters())
         with torch.no_grad():
@@ -47,5 +47,5 @@ class Negate(Method):
                 was = weights[name]
                 vector = over - was.to(over.dtype)
                 over.data = (was.to(over.dtype) - self.scale * vector).to(was.dtype)
-        watch(edited(network, result))
+        on_event(edited(network, result))
         return result

@@ -14,11 +14,11 @@ import math
 from dataclasses import dataclass
 
 from expunge.core.errors import UsageRefused
-from expunge.core.method import Method, unwatched
-from expunge.core.model import Network, Watch
+from expunge.core.method import Method, ignore_event
+from expunge.core.model import Network, OnEvent
 from expunge.core.request import Request
-from expunge.edit.dampen import dampened, everything
-from expunge.edit.fisher import squared
+from expunge.edit._dampen import dampened, everything
+from expunge.edit._fisher import squared
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class SSD(Method):
                 f"Got {self.alpha!r}, {self.dampening!r}, {self.batch!r}."
             )
 
-    def __call__(self, network: Network, request: Request, watch: Watch = unwatched) -> Network:
+    def __call__(self, network: Network, request: Request, on_event: OnEvent = ignore_event) -> Network:
         whole = squared(network, everything(request, "SSD"), self.batch)
         forget = squared(network, request.forget, self.batch)
-        return dampened(network, forget, whole, self.alpha, self.dampening, watch)
+        return dampened(network, forget, whole, self.alpha, self.dampening, on_event)

@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from expunge.core.blocks import blocks
 from expunge.core.errors import ModelRefused, UsageRefused
+from expunge.internals.blocks import blocks
 
 
-class Below(nn.Module):
+class UpToBlock(nn.Module):
     """A transformer up to one of its blocks, whose states it gives where the whole would give class scores."""
 
     def __init__(self, module: nn.Module, layer: int | None) -> None:

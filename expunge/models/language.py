@@ -13,17 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from expunge.core.errors import ModelRefused
-from expunge.core.experts import Routes
 from expunge.core.model import Network, Speaker
 from expunge.core.predictions import Hidden, Predictions
-from expunge.core.room import fitted
 from expunge.core.rows import Head
-from expunge.models.attention import with_trees, without_trees
-from expunge.models.experts import Routing
-from expunge.models.hidden import Below
+from expunge.internals.mixtures import Routes
+from expunge.models.decoding import ends, generated, greedy, side_by_side
+from expunge.models.hidden import UpToBlock
+from expunge.models.prefix_tree import Tree, pack
+from expunge.models.routers import UpToRouter
 from expunge.models.source import Source, load_module, settled, whole
-from expunge.models.tree import Tree, grown
-from expunge.models.writing import ends, generated, greedy, side_by_side
+from expunge.models.tree_attention import with_trees, without_trees
+from expunge.runtime.out_of_memory import in_fitting_batches
 
 if TYPE_CHECKING:
     from expunge.core.model import Batch
@@ -88,12 +88,12 @@ class LanguageModel(Network, Speaker):
         )
 
     def hidden(self, batch: Batch, layer: int | None = None) -> Hidden:
-        said = replace(self, module=Below(self.module, layer), headed=False).predict(batch)
+        said = replace(self, module=UpToBlock(self.module, layer), headed=False).predict(batch)
         return Hidden(said.labels, said.example, said.examples, None, said.states)
 
     def routes(self, batch: Batch, layer: int | None = None) -> Routes:
         """What the routers say of each token but an example's last: block `layer`'s (from 0), or all of them."""
-        routing = Routing(self.module, layer)
+        routing = UpToRouter(self.module, layer)
         reader = replace(self, module=routing, headed=False)
         states, row, _ = reader._read([example.tokens for example in batch], [1] * len(batch))
         probabilities, taken = states[row].unbind(1)
@@ -113,7 +113,7 @@ class LanguageModel(Network, Speaker):
         sequences = [example.tokens for example in examples]
         room = ROOM.get(self.device.type, ROOM["cpu"])
         if self.trees:
-            yield from grown(sequences, room)
+            yield from pack(sequences, room)
             return
         group: list[int] = []
         for index in sorted(range(len(sequences)), key=lambda k: len(sequences[k])):
@@ -146,7 +146,7 @@ class LanguageModel(Network, Speaker):
             return write(self, [whole[k] for k in own], [left[k] for k in own])
 
         said = [list(own) for own in begun]
-        for group, texts in fitted(self, prompts, groups, written):
+        for group, texts in in_fitting_batches(self, prompts, groups, written):
             for k, text in zip(group, texts, strict=True):
                 said[k] += text
         return [str(self.tokenizer.decode(own, skip_special_tokens=True)) for own in said]

@@ -13,7 +13,7 @@ import torch
 from expunge.core.errors import EnvironmentRefused, ModelRefused
 from expunge.core.model import Network
 from expunge.core.predictions import Hidden, Predictions
-from expunge.models.hidden import Below
+from expunge.models.hidden import UpToBlock
 from expunge.models.source import Source, config_of, load_module, settled, whole
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class ImageClassifier(Network):
 
     def hidden(self, batch: Batch, layer: int | None = None) -> Hidden:
         """The class token's states, where the last layer reads an image's class."""
-        below = Below(self.module, layer)
+        below = UpToBlock(self.module, layer)
         if not any(name.endswith("cls_token") for name, _ in self.module.named_parameters()):
             raise ModelRefused(
                 f"{type(self.module).__name__} has no class token, so no one hidden state of an image. "

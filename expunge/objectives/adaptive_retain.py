@@ -17,7 +17,7 @@ from typing import ClassVar, cast
 from expunge.core.errors import UsageRefused
 from expunge.core.objective import Objective, Scalar
 from expunge.core.view import View
-from expunge.objectives.lagged import last_step
+from expunge.objectives._lagged import last_step
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from expunge.core.experts import affinity, the_mixtures
 from expunge.core.model import Network
 from expunge.core.objective import Objective, Scalar
 from expunge.core.view import View
+from expunge.internals.mixtures import affinity, the_mixtures
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from typing import ClassVar
 from expunge.core.objective import Objective, Scalar
 from expunge.core.rows import widened
 from expunge.core.view import View
-from expunge.objectives.directions import positive_unit
+from expunge.objectives._directions import positive_unit
 
 
 @dataclass(frozen=True)

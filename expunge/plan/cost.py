@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers.pytorch_utils import Conv1D
 
-from expunge.adapters.layers import blocks, kinds
-from expunge.core.experts import mixtures
-from expunge.models.tree import Piece, pairs
+from expunge.adapters._layers import blocks, kinds
+from expunge.internals.mixtures import mixtures
+from expunge.models.prefix_tree import Piece, pairs
 
 if TYPE_CHECKING:
     from expunge.core.model import Network

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from expunge.adapters.full import Full
 from expunge.core.errors import UsageRefused
-from expunge.core.notation import write
 from expunge.edit.assd import ASSD
 from expunge.edit.iau import IAU
 from expunge.edit.lfssd import LFSSD
 from expunge.edit.negate import Negate
 from expunge.edit.ssd import SSD
-from expunge.train.finetune import Finetune
+from expunge.methods.finetune import Finetune
+from expunge.notation.parse import write
 
 if TYPE_CHECKING:
     from expunge.core.method import Method

@@ -15,7 +15,7 @@ import torch
 from expunge.adapters.bounded import Bounded
 from expunge.adapters.full import Full
 from expunge.core.errors import UsageRefused
-from expunge.train.finetune import Finetune
+from expunge.methods.finetune import Finetune
 
 if TYPE_CHECKING:
     from expunge.core.method import Method

@@ -36,13 +36,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from expunge.adapters.layers import blocks
-from expunge.core.memory import ROOM as REMEMBERED
+from expunge.adapters._layers import blocks
 from expunge.core.rows import CHUNK
-from expunge.models import attention
-from expunge.models.tree import Piece
+from expunge.models import tree_attention as attention
+from expunge.models.prefix_tree import Piece
 from expunge.plan.images import blank
 from expunge.plan.paper import sketch
+from expunge.runtime.cached_model import ROOM as REMEMBERED
 from expunge.train.activations import managed
 
 if TYPE_CHECKING:

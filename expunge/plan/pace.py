@@ -20,25 +20,25 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from expunge.core.audit import WhiteBoxAudit
-from expunge.core.gradients import gradient, loss
-from expunge.core.memory import Remembered
 from expunge.core.model import Speaker
-from expunge.core.predictions import Answers, Predictions
+from expunge.core.predictions import Predictions, RowScores
 from expunge.core.request import Request
-from expunge.models.writing import WRITES
+from expunge.internals.gradients import gradient, loss
+from expunge.models.decoding import WRITES
 from expunge.plan.cost import Call, Widths
 from expunge.plan.paper import sketch
 from expunge.plan.reads import Part, groups, part_of, shape
+from expunge.runtime.cached_model import CachedModel
 
 if TYPE_CHECKING:
     from expunge.core.audit import Audit
     from expunge.core.method import Method
     from expunge.core.model import Batch, Network
+    from expunge.methods.finetune import Finetune
     from expunge.plan.course import Course
     from expunge.plan.images import Pictures
     from expunge.plan.paper import Paper
     from expunge.plan.reads import Reads
-    from expunge.train.finetune import Finetune
 
 SECONDS = 10.0
 """What the measurement may take."""
@@ -161,13 +161,13 @@ def _write(folder: str) -> float:
 
 def statistics_of(request: Request, audits: Sequence[Audit]) -> float:
     """Seconds of what one audit works out of the answers (intervals, overlaps of words), on answers drawn by chance."""
-    remembered = Remembered(_Nobody())
+    remembered = CachedModel(_Nobody())
     texts = [t for examples in request.sets().values() for one in examples for t in (one, *one.alternatives)]
     draw = torch.Generator().manual_seed(0)
     for text in texts:
         rows = torch.zeros(text.rows, dtype=torch.long)
         chances = torch.rand(text.rows, generator=draw).log()
-        remembered.known[id(text)] = (text, Answers(rows, rows, 1, None, log_probs=chances, right=chances > -0.5))
+        remembered.known[id(text)] = (text, RowScores(rows, rows, 1, None, log_probs=chances, right=chances > -0.5))
         for audit in audits:
             remembered.said[id(text), int(getattr(audit, "max_new_tokens", 0))] = (text, getattr(text, "answer", ""))
     start = time.monotonic()
@@ -288,14 +288,14 @@ def _timed(
 def _step(network: Network, method: Finetune, request: Request, few: tuple[int, int]) -> float:
     seconds: list[float] = []
 
-    def watch(event: dict[str, object]) -> None:
+    def on_event(event: dict[str, object]) -> None:
         if event["kind"] == "step":
             seconds.append(float(str(event["seconds"])))
 
     stop = replace(method.stop, level=None, budget=None, every=1 << 30)
     # The first step warms up, and asks the model before, which later steps only remember.
     trial = replace(method, steps=3, stop=stop, batch=few[0], retain_batch=few[1], accumulate=1)
-    trial(network, request, watch)
+    trial(network, request, on_event)
     return statistics.median(seconds[1:])
 
 

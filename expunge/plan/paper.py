@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from expunge.core.blocks import blocks as blocks_of
 from expunge.core.errors import ModelRefused
-from expunge.core.experts import mixtures
-from expunge.models.attention import with_trees
-from expunge.models.auto import LANGUAGE, VISION, family_of
+from expunge.internals.blocks import blocks as blocks_of
+from expunge.internals.mixtures import mixtures
 from expunge.models.language import LARGEST, LanguageModel, load_tokenizer
+from expunge.models.open import LANGUAGE, VISION, family_of
 from expunge.models.source import Source, config_of, locate
+from expunge.models.tree_attention import with_trees
 from expunge.models.vision import ImageClassifier, load_processor
 from expunge.plan.gguf import Packed, packed
 

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from expunge.core.errors import EnvironmentRefused, ModelRefused, UsageRefused
-from expunge.core.notation import write
 from expunge.core.request import Request
-from expunge.job import AUDITS, audits_of, check_out, family_name, method_of
 from expunge.models.language import LanguageModel
+from expunge.notation.parse import write
 from expunge.plan.cost import Call, Flops, Widths, widths
 from expunge.plan.course import Course, course_of
 from expunge.plan.edits import edit_reads, met
@@ -24,12 +23,13 @@ from expunge.plan.memory import Memory, disk, memory
 from expunge.plan.pace import Pace, matmul, pace, statistics_of
 from expunge.plan.paper import Paper, opened
 from expunge.plan.reads import Reads, Writing, ask, reads
+from expunge.run.unlearn import AUDITS, audits_of, check_out, family_name, method_of
 
 if TYPE_CHECKING:
     from expunge.core.audit import Audit
     from expunge.core.method import Method
-    from expunge.job import Job
     from expunge.plan.paper import Readable
+    from expunge.run.unlearn import Job
 
 HEADROOM = 1.1
 """A disk must have this many times what is written, as the run itself asks for."""

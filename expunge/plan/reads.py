@@ -18,19 +18,19 @@ from torch.utils._pytree import tree_leaves
 
 from expunge.core.request import Request
 from expunge.core.view import Run, View
-from expunge.models.attention import most_on
+from expunge.models.decoding import WRITES
 from expunge.models.language import ROOM, LanguageModel
-from expunge.models.tree import grown, pieces
-from expunge.models.writing import WRITES
+from expunge.models.prefix_tree import pack, pieces
+from expunge.models.tree_attention import most_on
 from expunge.plan.cost import Call
-from expunge.train.draw import Draw
-from expunge.train.keeper import sample
+from expunge.train.batches import Batches
+from expunge.train.best_step import sample
 
 if TYPE_CHECKING:
     from expunge.core.audit import Audit
     from expunge.core.model import Batch, Network
+    from expunge.methods.finetune import Finetune
     from expunge.plan.paper import Readable
-    from expunge.train.finetune import Finetune
 
 DRAWN = 256
 """Steps whose examples are drawn; those of a longer run are taken to be like them."""
@@ -111,7 +111,7 @@ def reads(
 ) -> Reads:
     """What one process of a run reads."""
     asked = ask(small, method, request)
-    draw = Draw(request, method.batch, method.retain_batch, method.seed)
+    draw = Batches(request, method.batch, method.retain_batch, method.seed)
     known: set[int] = set()
     drawn = [draw.sets() for _ in range(min(method.steps, DRAWN))]
     times = method.steps / len(drawn)
@@ -166,7 +166,7 @@ def groups(network: Readable, examples: Batch, device: str) -> list[list[int]]:
     sequences = [example.tokens for example in examples]  # type: ignore[attr-defined]
     room = ROOM.get(device, ROOM["cpu"])
     if network.trees:
-        return grown(sequences, room)
+        return pack(sequences, room)
     made: list[list[int]] = []
     for index in sorted(range(len(sequences)), key=lambda k: len(sequences[k])):
         if not made or (len(made[-1]) + 1) * len(sequences[index]) > room:

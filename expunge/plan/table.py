@@ -13,8 +13,8 @@ from expunge.plan.plan import Plan, plan
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from expunge.job import Job
     from expunge.plan.machine import Machine
+    from expunge.run.unlearn import Job
 
 WHAT = {
     "forward": "forward",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from expunge.core.request import goes
+from expunge.core.request import should_be_gone
 from expunge.report import plots
 from expunge.report.plots import finite
 from expunge.report.run import Fact, about_run, blocks_of
@@ -120,7 +120,7 @@ def outside(findings: Findings) -> str:
     far = [
         f"{where} {audit} ({sides[reach]})"
         for where, audit, row in rows_of(findings)
-        if goes(where) and (reach := _reach(row.get("after") or {}, any_of(row).get("ideal"))) in sides
+        if should_be_gone(where) and (reach := _reach(row.get("after") or {}, any_of(row).get("ideal"))) in sides
     ]
     return f"Outside the interval of its ideal: {', '.join(far)}" if far else ""
 

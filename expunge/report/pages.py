@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from expunge.core.errors import DataRefused, UsageRefused
-from expunge.core.files import MANIFEST, check_manifest, renew_manifest, write_text
 from expunge.report import compare, html
+from expunge.runtime.atomic_files import MANIFEST, check_manifest, renew_manifest, write_text
 
 NEEDED = ("model", "findings")
 PAGE = "report.html"

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from expunge.core.audit import Finding
-from expunge.core.request import goes
+from expunge.core.request import should_be_gone
 from expunge.core.statistics import ks
 
 DERIVED = ("ForgetQuality", "TruthRatioShift")
@@ -31,7 +31,7 @@ def with_quality(findings: list[Finding]) -> list[Finding]:
 
     A test has no interval of its own, so both ends are the value.
     """
-    ratios = [f for f in findings if f.audit == "TruthRatio" and goes(f.set)]
+    ratios = [f for f in findings if f.audit == "TruthRatio" and should_be_gone(f.set)]
     references = {f.set: f for f in ratios if f.model == "reference"}
     compared = [(f, references[f.set]) for f in ratios if f.model != "reference" and f.set in references]
     return [*findings, *(made for pair in compared for made in _quality(*pair))]

@@ -16,13 +16,13 @@ import torch
 
 from expunge import __version__
 from expunge.core.audit import Finding
-from expunge.core.request import goes
+from expunge.core.request import should_be_gone
 from expunge.report.verdict import Outcome, Rule
 
 if TYPE_CHECKING:
-    from expunge.core.memory import Remembered
     from expunge.core.model import Network
     from expunge.core.request import Request
+    from expunge.runtime.cached_model import CachedModel
 
 SAMPLES = 12
 """Forget prompts whose continuations a report shows; of other sets a third as many."""
@@ -79,7 +79,7 @@ def with_ideals(findings: list[Finding]) -> list[Finding]:
     def ideal(f: Finding) -> float | None:
         if f.set == "forget vs holdout":
             return at.get((f.audit, f.set, "reference"), f.ideal)
-        if not goes(f.set):
+        if not should_be_gone(f.set):
             return at.get((f.audit, f.set, "before"))
         referred = at.get((f.audit, f.set, "reference"), f.ideal)
         return at.get((f.audit, "holdout", "before")) if referred is None else referred
@@ -92,7 +92,9 @@ def row(finding: Finding) -> dict[str, Any]:
     kept = "lower" if finding.audit in ("Loss", "Perplexity") else "higher"
     lost = {"lower": "higher", "higher": "lower"}[kept]
     known = finding.ideal is not None
-    better = ("ideal" if known else lost) if goes(finding.set) else "ideal" if "holdout" in finding.set else kept
+    better = (
+        ("ideal" if known else lost) if should_be_gone(finding.set) else "ideal" if "holdout" in finding.set else kept
+    )
     return {**asdict(finding), "scores": [round(score, 6) for score in finding.scores], "better": better}
 
 
@@ -130,7 +132,7 @@ def cost(parts: Mapping[str, float], size: int) -> dict[str, Any]:
     }
 
 
-def samples(before: Remembered, after: Remembered | None, request: Request, shown: bool) -> dict[str, Any]:
+def samples(before: CachedModel, after: CachedModel | None, request: Request, shown: bool) -> dict[str, Any]:
     """What the models wrote for some prompts; ids alone unless the text was asked for."""
     items = []
     for name, examples in request.sets().items():

@@ -14,8 +14,8 @@ from typing import Literal
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from expunge.core.blocks import blocks
 from expunge.core.errors import ModelRefused
+from expunge.internals.blocks import blocks
 
 Activations = Literal["kept", "recomputed"]
 

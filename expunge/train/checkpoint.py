@@ -23,10 +23,10 @@ from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 from expunge.core.errors import ModelRefused, UsageRefused
-from expunge.core.files import check_manifest, whole_folder, write_manifest, write_text
 from expunge.core.model import Network
 from expunge.core.request import Request
-from expunge.train.distributed import count, first, meet, shared, told
+from expunge.runtime.atomic_files import check_manifest, whole_folder, write_manifest, write_text
+from expunge.runtime.processes import barrier, broadcast, is_main, shared_folder, world_size
 
 KEPT = 2
 """Checkpoints that lie there at a time: the newest, and the one before it, should the newest not be whole."""
@@ -78,15 +78,15 @@ class Checkpoints:
 
     def write(self, step: int, facts: Mapping[str, str], tensors: Mapping[str, Tensor], state: object) -> None:
         """Write the state after `step`; `facts` are what the run depends on."""
-        with shared(whole_folder(self.folder / f"step-{step:06}")) as folder:
+        with shared_folder(whole_folder(self.folder / f"step-{step:06}")) as folder:
             writer = HuggingFaceStorageWriter(path=str(folder), save_distributed=True)
             with _quiet():
-                dcp.save(dict(tensors), storage_writer=writer, no_dist=count() == 1)
-            meet()
-            if first():
+                dcp.save(dict(tensors), storage_writer=writer, no_dist=world_size() == 1)
+            barrier()
+            if is_main():
                 write_text(folder / STATE, json.dumps(state))
-                write_manifest(folder, step=step, processes=count(), run=dict(facts))
-        for old in self.steps()[KEPT:] if first() else ():
+                write_manifest(folder, step=step, processes=world_size(), run=dict(facts))
+        for old in self.steps()[KEPT:] if is_main() else ():
             shutil.rmtree(old)
 
     def read(self, facts: Mapping[str, str], tensors: dict[str, Tensor]) -> tuple[int, Any, list[str]]:
@@ -94,18 +94,18 @@ class Checkpoints:
 
         Tensors that only the checkpoint knows of are added.
         """
-        name, manifest, passed = told(lambda: self._newest())
+        name, manifest, passed = broadcast(lambda: self._newest())
         _match(self.folder / name, manifest, facts)
         reader = HuggingFaceStorageReader(path=str(self.folder / name))
         for key, there in reader.read_metadata().state_dict_metadata.items():
             tensors.setdefault(key, torch.empty(there.size, dtype=there.properties.dtype))
         with _quiet():
-            dcp.load(tensors, storage_reader=reader, no_dist=count() == 1)
+            dcp.load(tensors, storage_reader=reader, no_dist=world_size() == 1)
         return int(manifest["step"]), json.loads((self.folder / name / STATE).read_text(encoding="utf-8")), passed
 
     def remove(self) -> None:
         """Remove the folder: the run has ended, well or for good."""
-        if first():
+        if is_main():
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _newest(self) -> tuple[str, dict[str, Any], list[str]]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from expunge.train.distributed import local, summed
+from expunge.runtime.processes import all_reduce, local_part
 
 
 class Norms:
@@ -23,8 +23,8 @@ class Norms:
         squares = dict.fromkeys(("mlp", "attention", "other"), 0.0)
         for name, parameter in moving.items():
             if parameter.grad is not None:
-                squares[kind(name)] += float(local(parameter.grad.detach()).float().square().sum())
-        added = summed(torch.tensor([*squares.values()], dtype=torch.float64)).tolist()
+                squares[kind(name)] += float(local_part(parameter.grad.detach()).float().square().sum())
+        added = all_reduce(torch.tensor([*squares.values()], dtype=torch.float64)).tolist()
         return {name: math.sqrt(value) for name, value in zip(squares, added, strict=True)}
 
     @torch.no_grad()

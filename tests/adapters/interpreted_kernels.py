@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from expunge.adapters import fold, kernels
-from expunge.adapters.maps import MAPS, Form, Map
+from expunge.adapters import _fold as fold
+from expunge.adapters import _kernels as kernels
+from expunge.adapters._maps import MAPS, Form, Map
 
 RAGGED = [(150, 130, 70, 3), (65, 200, 33, 20)]  # out, in, tokens, rank
 SHAPES = [

@@ -11,11 +11,11 @@ from peft import PeftModel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
+from expunge.adapters._bounded_peft import BoundedConfig, BoundedLayer
+from expunge.adapters._fold import bounded_linear
+from expunge.adapters._maps import MAPS, Form
 from expunge.adapters.bounded import Bounded
-from expunge.adapters.bounded_peft import BoundedConfig, BoundedLayer
-from expunge.adapters.fold import bounded_linear
 from expunge.adapters.lora import LoRA
-from expunge.adapters.maps import MAPS, Form
 from expunge.core.errors import UsageRefused
 from expunge.models.language import LanguageModel
 
@@ -108,7 +108,7 @@ def test_gradients_agree_with_finite_differences(map):
 @pytest.mark.parametrize("map", MAPS)
 @pytest.mark.parametrize("block", [1 << 20, 14])
 def test_gradients_agree_with_autograd_on_the_plain_formula(map, block, monkeypatch):
-    monkeypatch.setattr("expunge.adapters.fold.BLOCK", block)  # 14 entries: rows in blocks of 2, the last of 1
+    monkeypatch.setattr("expunge.adapters._fold.BLOCK", block)  # 14 entries: rows in blocks of 2, the last of 1
     a, b = (factor.requires_grad_() for factor in factors(size=0.05))
     x = torch.randn(6, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(3), requires_grad=True)
     weight = torch.ones(5, 7, dtype=torch.float64)

@@ -25,22 +25,22 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 from transformers.models.mixtral.modeling_mixtral import MixtralExperts
 from transformers.models.nemotron_h.modeling_nemotron_h import NemotronHExperts
 
+from expunge.adapters._bounded_experts import BoundedExperts
+from expunge.adapters._bounded_peft import BoundedConfig
+from expunge.adapters._layers import chosen, kind_of, kinds
 from expunge.adapters.bounded import Bounded
-from expunge.adapters.bounded_experts import BoundedExperts
-from expunge.adapters.bounded_peft import BoundedConfig
 from expunge.adapters.fila import Fila
-from expunge.adapters.layers import chosen, kind_of, kinds
 from expunge.adapters.lora import LoRA
 from expunge.core.errors import ModelRefused
 from expunge.core.model import Network
 from expunge.core.request import Request
 from expunge.data.text import Passage
+from expunge.methods.finetune import Finetune
+from expunge.methods.stop import Stop
 from expunge.models.language import LanguageModel
 from expunge.plan.cost import Call, widths
 from expunge.plan.memory import held
 from expunge.plan.paper import on_paper
-from expunge.train.finetune import Finetune
-from expunge.train.stop import Stop
 
 torch.set_num_threads(1)
 

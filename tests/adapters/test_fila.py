@@ -10,24 +10,24 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
+from expunge.adapters._fold import bounded_linear
+from expunge.adapters._maps import Form
+from expunge.adapters._relative_fisher import factors
 from expunge.adapters.bounded import Bounded
 from expunge.adapters.fila import Fila
-from expunge.adapters.fold import bounded_linear
 from expunge.adapters.lora import LoRA
-from expunge.adapters.maps import Form
-from expunge.adapters.relative_fisher import factors
 from expunge.core.errors import DataRefused
 from expunge.core.model import Network
 from expunge.core.objective import Objective, Scalar
 from expunge.core.request import Request
 from expunge.core.view import View
 from expunge.data.text import Passage
+from expunge.methods.finetune import Finetune
+from expunge.methods.stop import Stop
 from expunge.models.language import LanguageModel
 from expunge.objectives.ascent import Ascent
 from expunge.objectives.retain_nll import RetainNLL
-from expunge.train.distributed import silenced
-from expunge.train.finetune import Finetune
-from expunge.train.stop import Stop
+from expunge.runtime.processes import silenced
 
 CONFIGS = {
     "llama": LlamaConfig(

@@ -14,11 +14,11 @@ from expunge.core.model import Network
 from expunge.core.request import Request
 from expunge.core.view import View
 from expunge.data.images import Picture
+from expunge.methods.finetune import Finetune
+from expunge.methods.stop import Stop
 from expunge.models.vision import ImageClassifier
 from expunge.objectives.group_penalty import GroupPenalty
 from expunge.objectives.gs_lora import GSLoRA
-from expunge.train.finetune import Finetune
-from expunge.train.stop import Stop
 
 BLOCKS = 4
 

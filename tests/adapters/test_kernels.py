@@ -11,17 +11,17 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from expunge.adapters import fold
+from expunge.adapters import _fold as fold
+from expunge.adapters._bounded_peft import BoundedLayer
+from expunge.adapters._fold import bounded_linear
+from expunge.adapters._maps import MAPS, Form
 from expunge.adapters.bounded import Bounded
-from expunge.adapters.bounded_peft import BoundedLayer
-from expunge.adapters.fold import bounded_linear
-from expunge.adapters.maps import MAPS, Form
 from expunge.models.language import LanguageModel
 
 A_STEP = """
 import sys, torch
-from expunge.adapters.fold import bounded_linear
-from expunge.adapters.maps import Form
+from expunge.adapters._fold import bounded_linear
+from expunge.adapters._maps import Form
 a, b = torch.ones(2, 3, requires_grad=True), torch.ones(4, 2, requires_grad=True)
 bounded_linear(torch.ones(5, 3), torch.ones(4, 3), None, a, b, Form("sine", 1.0, 0.5)).sum().backward()
 # 5 rows of ones: dY^T X = 5; D = 0.5 * cos(2) * 5 everywhere; dA = B^T D sums 4 of them
@@ -107,7 +107,7 @@ def test_the_kernels_compile_for_gpus_that_are_not_here_and_fit_into_their_share
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from expunge.adapters import kernels
+    from expunge.adapters import _kernels as kernels
 
     if kernels.INTERPRETED:
         pytest.skip("TRITON_INTERPRET is set, and what is interpreted is not compiled")

@@ -22,9 +22,9 @@ from transformers import (
     ViTConfig,
 )
 
-from expunge.adapters.layers import chosen, kind_of, kinds
-from expunge.core.blocks import blocks
+from expunge.adapters._layers import chosen, kind_of, kinds
 from expunge.core.errors import ModelRefused
+from expunge.internals.blocks import blocks
 
 V = 40
 SHAPE = {

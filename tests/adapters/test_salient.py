@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForImageClassification, GPT2Config, LlamaConfig, ViTConfig
 
+from expunge.adapters._layers import kind_of, kinds
 from expunge.adapters.full import Full
-from expunge.adapters.layers import kind_of, kinds
 from expunge.adapters.salient import Salient
 from expunge.core.adapter import Adapter
 from expunge.core.errors import UsageRefused
@@ -14,13 +14,13 @@ from expunge.core.objective import Objective
 from expunge.core.request import Request
 from expunge.data.images import Picture
 from expunge.data.text import Passage
+from expunge.methods.finetune import Finetune
+from expunge.methods.stop import Stop
 from expunge.models.language import LanguageModel
 from expunge.models.vision import ImageClassifier
 from expunge.objectives.ascent import Ascent
 from expunge.objectives.random_label import RandomLabel
 from expunge.objectives.retain_nll import RetainNLL
-from expunge.train.finetune import Finetune
-from expunge.train.stop import Stop
 
 GPT2 = GPT2Config(vocab_size=40, n_embd=16, n_layer=2, n_head=4, n_positions=64, eos_token_id=0, bos_token_id=0)
 LLAMA = LlamaConfig(vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4)

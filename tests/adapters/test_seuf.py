@@ -4,22 +4,22 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, MixtralConfig, OlmoeConfig, Qwen2MoeConfig
 
+from expunge.adapters._layers import chosen
 from expunge.adapters.full import Full
-from expunge.adapters.layers import chosen
 from expunge.adapters.lora import LoRA
 from expunge.adapters.seuf import SEUF
 from expunge.core.errors import UsageRefused
-from expunge.core.experts import affinity, mixtures, routed, tour
 from expunge.core.model import Network
 from expunge.core.request import Request
 from expunge.data.text import Passage
+from expunge.internals.mixtures import affinity, mixtures, routed, tour
+from expunge.methods.finetune import Finetune
+from expunge.methods.stop import Stop
 from expunge.models.language import LanguageModel
 from expunge.objectives.anchor import Anchor
 from expunge.objectives.ascent import Ascent
 from expunge.objectives.npo import NPO
 from expunge.objectives.retain_nll import RetainNLL
-from expunge.train.finetune import Finetune
-from expunge.train.stop import Stop
 
 torch.set_num_threads(1)
 

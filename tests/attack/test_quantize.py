@@ -10,10 +10,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from expunge.attack.quantize import Quantize
 from expunge.core.errors import ModelRefused, UsageRefused
 from expunge.core.model import Network
-from expunge.core.notation import parse
 from expunge.core.request import Request
 from expunge.data.text import Passage
 from expunge.models.language import LanguageModel
+from expunge.notation.parse import parse
 
 torch.set_num_threads(1)
 

@@ -11,12 +11,12 @@ from expunge.attack.relearn import Relearn
 from expunge.audits.loss import Loss
 from expunge.core.errors import DataRefused, UsageRefused
 from expunge.core.model import Network
-from expunge.core.notation import parse
 from expunge.core.request import Request
 from expunge.core.statistics import area, reached
 from expunge.data.records import Record
 from expunge.data.text import Passage, encode
 from expunge.models.language import LanguageModel
+from expunge.notation.parse import parse
 
 torch.set_num_threads(1)
 

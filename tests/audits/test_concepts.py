@@ -20,10 +20,9 @@ from transformers import (
     ViTForImageClassification,
 )
 
+from expunge.audits._concept_vectors import cav, random_cavs, remaining
 from expunge.audits.concept_inference import ConceptInference
-from expunge.audits.states import Inside, log_odds
 from expunge.audits.tcav import TCAV
-from expunge.audits.vectors import cav, random_cavs, remaining
 from expunge.core.errors import EnvironmentRefused, UsageRefused
 from expunge.core.model import Network
 from expunge.core.predictions import Hidden, Predictions
@@ -31,6 +30,7 @@ from expunge.core.request import Request
 from expunge.core.rows import Head
 from expunge.data.images import Picture
 from expunge.data.text import Passage
+from expunge.internals.states import Inside, log_odds
 from expunge.models.language import LanguageModel
 from expunge.models.vision import ImageClassifier
 

@@ -13,14 +13,14 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from expunge.audits.linear_probe import LinearProbe
 from expunge.core.errors import UsageRefused
-from expunge.core.memory import Remembered
 from expunge.core.model import Network
-from expunge.core.notation import parse
 from expunge.core.predictions import Hidden, Predictions
 from expunge.core.request import Request
 from expunge.data.records import Record
 from expunge.data.text import Passage, encode
 from expunge.models.language import LanguageModel
+from expunge.notation.parse import parse
+from expunge.runtime.cached_model import CachedModel
 
 torch.set_num_threads(1)
 
@@ -162,7 +162,7 @@ def test_what_shows_answers_only_cannot_be_probed():
     with pytest.raises(UsageRefused, match="LinearProbe looks inside a network, and Guard shows its answers only"):
         LinearProbe()(Guard(), Request((along("a", 0),), KNOWN))
     request = Request((along("a", 0),), KNOWN)
-    assert LinearProbe(layer=0)(Remembered(shows()), request) == LinearProbe(layer=0)(shows(), request)
+    assert LinearProbe(layer=0)(CachedModel(shows()), request) == LinearProbe(layer=0)(shows(), request)
 
 
 # A language model that learnt where people live, and one that never saw some of them

@@ -13,10 +13,10 @@ import torch
 from expunge.audits.truth_ratio import TruthRatio
 from expunge.core.audit import Finding
 from expunge.core.model import Model
-from expunge.core.notation import parse
 from expunge.core.predictions import Predictions
 from expunge.core.request import Request
 from expunge.core.statistics import ks
+from expunge.notation.parse import parse
 
 LOGS = Path(__file__).parents[3] / "shared/data/tofu_logs"
 

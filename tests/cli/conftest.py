@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from expunge.core.files import folder_digest
+from expunge.runtime.atomic_files import folder_digest
 from tests.cli.commands import CANARY, METHOD, Done, Files, plain, rows, write
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from expunge.core.files import folder_digest
+from expunge.runtime.atomic_files import folder_digest
 from tests.cli.commands import CANARY, METHOD, Done, Files, below, refused
 
 
@@ -77,7 +77,7 @@ def test_an_interrupted_run_ends_with_130_and_leaves_nothing(model: Path, files:
 NARROW = """
 import pytest
 import torch
-from expunge import cli
+from expunge.cli import main as cli
 from torch import nn
 
 whole = nn.Embedding.forward

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from transformers import AutoModelForCausalLM
 
-from expunge.core.files import folder_digest
+from expunge.runtime.atomic_files import folder_digest
 from tests.cli.commands import CANARY, Files, below, plain, refused, rows, write
 
 

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 from expunge import __version__
-from expunge.core.files import check_manifest
-from expunge.listing import nameable, told
+from expunge.cli.listing import nameable, told
 from expunge.objectives.npo import NPO
+from expunge.runtime.atomic_files import check_manifest
 from tests.cli.commands import Done, Files, plain, refused
 
 
@@ -81,7 +81,7 @@ def test_every_plugin_and_kind_can_be_told():
 
 def test_a_shell_completes_what_can_be_listed():
     asked = {"_EXPUNGE_COMPLETE": "complete_bash", "COMP_WORDS": "expunge list RetainN", "COMP_CWORD": "2"}
-    code = "from expunge.cli import app; app(prog_name='expunge')"
+    code = "from expunge.cli.main import app; app(prog_name='expunge')"
     said = subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, **asked}, capture_output=True, text=True, check=True
     )
@@ -95,7 +95,11 @@ def test_the_version_is_the_package_s():
 
 def test_help_imports_no_torch_and_names_the_exit_codes():
     said = subprocess.run(
-        [sys.executable, "-c", "import sys, expunge.cli; print([m for m in ('torch', 'peft') if m in sys.modules])"],
+        [
+            sys.executable,
+            "-c",
+            "import sys, expunge.cli.main; print([m for m in ('torch', 'peft') if m in sys.modules])",
+        ],
         capture_output=True,
         text=True,
         check=True,

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from expunge.core.files import check_manifest, folder_digest
-from expunge.core.notation import parse
+from expunge.notation.parse import parse
+from expunge.runtime.atomic_files import check_manifest, folder_digest
 from tests.cli.commands import CANARY, METHOD, Done, Files, write
 
 

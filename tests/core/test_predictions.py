@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from expunge.core.predictions import Answers, Predictions, Share
+from expunge.core.predictions import Predictions, RowScores, Share
 
 OWNERS = [0, 1, 1, 1, 2, 2]
 VALUES = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 7.0], dtype=torch.float64)
@@ -117,7 +117,7 @@ def test_answers_taken_apart_and_joined_are_the_same():
     said = says(OWNERS, [[float(k), 1.0] for k in range(6)], [0, 1, 0, 1, 0, 1]).answers()
     parts = said.parts()
     assert [part.counts().tolist() for part in parts] == [[1], [3], [2]]
-    whole = Answers.join(parts, [0, 1, 2])
+    whole = RowScores.join(parts, [0, 1, 2])
     for name in ("labels", "example", "log_probs", "right"):
         assert torch.equal(getattr(whole, name), getattr(said, name)), name
     assert whole.examples == 3
@@ -126,7 +126,7 @@ def test_answers_taken_apart_and_joined_are_the_same():
 def test_batches_read_in_any_order_are_joined_in_the_order_of_the_examples():
     one = says([0, 1, 1], [[0.0, 0.0]] * 3, [0, 1, 1]).answers()  # examples 2 and 0
     other = says([0, 0], [[0.0, 0.0]] * 2, [0, 0]).answers()  # example 1
-    whole = Answers.join([one, other], [2, 0, 1])
+    whole = RowScores.join([one, other], [2, 0, 1])
     assert whole.example.tolist() == [0, 0, 1, 1, 2]
     assert whole.labels.tolist() == [1, 1, 0, 0, 0]
     assert whole.counts().tolist() == [2, 2, 1]

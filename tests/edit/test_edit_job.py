@@ -129,7 +129,7 @@ def test_a_probe_of_hidden_states_can_be_asked_for(expunge, model, files, tmp_pa
 
 NARROW = """
 import torch
-from expunge import cli
+from expunge.cli import main as cli
 from torch import nn
 
 whole = nn.Embedding.forward

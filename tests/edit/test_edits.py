@@ -14,19 +14,19 @@ from torch.profiler import ProfilerActivity, profile
 
 from expunge.attack.quantize import Quantize
 from expunge.core.errors import DataRefused, RunFailed, UsageRefused
-from expunge.core.gradients import gradient, loss
 from expunge.core.model import Network
-from expunge.core.notation import parse
 from expunge.core.predictions import Hidden, Predictions
 from expunge.core.request import Request
 from expunge.core.rows import Head
+from expunge.edit._dampen import adaptive_alpha, quantile
+from expunge.edit._fisher import absolute, squared
 from expunge.edit.assd import ASSD
-from expunge.edit.dampen import adaptive_alpha, quantile
-from expunge.edit.fisher import absolute, squared
 from expunge.edit.iau import IAU
 from expunge.edit.lfssd import LFSSD
 from expunge.edit.negate import Negate
 from expunge.edit.ssd import SSD
+from expunge.internals.gradients import gradient, loss
+from expunge.notation.parse import parse
 
 torch.set_num_threads(1)
 

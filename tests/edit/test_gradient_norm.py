@@ -9,7 +9,6 @@ from transformers import LlamaConfig, LlamaForCausalLM, ViTConfig, ViTForImageCl
 from expunge.adapters.full import Full
 from expunge.core.errors import ModelRefused, UsageRefused
 from expunge.core.model import Network
-from expunge.core.notation import parse
 from expunge.core.request import Request
 from expunge.core.view import View
 from expunge.data.images import Picture
@@ -17,6 +16,7 @@ from expunge.data.text import Passage
 from expunge.edit.gradient_norm import GradientNorm
 from expunge.models.language import LanguageModel
 from expunge.models.vision import ImageClassifier
+from expunge.notation.parse import parse
 from expunge.objectives.retain_nll import RetainNLL
 
 torch.set_num_threads(1)

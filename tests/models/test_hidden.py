@@ -23,13 +23,13 @@ from transformers import (
 )
 
 from expunge.adapters.bounded import Bounded
-from expunge.core.blocks import blocks
 from expunge.core.errors import ModelRefused, UsageRefused
 from expunge.core.predictions import Share
 from expunge.core.request import Request
 from expunge.core.view import View
 from expunge.data.images import Picture
 from expunge.data.text import Passage
+from expunge.internals.blocks import blocks
 from expunge.models.language import LanguageModel
 from expunge.models.vision import ImageClassifier
 

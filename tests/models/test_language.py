@@ -23,9 +23,9 @@ from transformers import (
 from expunge.adapters.lora import LoRA
 from expunge.core.errors import UsageRefused
 from expunge.data.text import Passage
-from expunge.models.attention import MOST
 from expunge.models.language import LanguageModel
-from expunge.models.tree import Piece, Tree, grown, pairs, pieces
+from expunge.models.prefix_tree import Piece, Tree, pack, pairs, pieces
+from expunge.models.tree_attention import MOST
 
 V = 60
 SHAPE = {
@@ -234,10 +234,10 @@ def test_a_model_that_is_asked_otherwise_answers_as_it_did():
 
 def test_groups_keep_within_their_room_and_lose_nobody():
     sequences = [(1, 2, k, k + 1) for k in range(10, 30)]
-    groups = grown(sequences, 10)
+    groups = pack(sequences, 10)
     assert sorted(index for group in groups for index in group) == list(range(20))
     assert all(Tree.of([sequences[k] for k in group]).tokens.numel() <= 10 for group in groups)
-    assert grown([(1,) * 50], 10) == [[0]]
+    assert pack([(1,) * 50], 10) == [[0]]
 
 
 def test_generation_in_a_batch_is_generation_alone(tiny_tokenizer):
@@ -260,7 +260,7 @@ def test_a_saved_network_reads_back_with_equal_answers(tmp_path, tiny_tokenizer)
         LoRA()(network, None).save(tmp_path)
     assert list(tmp_path.iterdir()) == []
     network.save(tmp_path)
-    from expunge.models.auto import open_network
+    from expunge.models.open import open_network
 
     read = open_network(str(tmp_path))
     assert torch.equal(read.predict(BATCH).logits, network.predict(BATCH).logits)

@@ -6,11 +6,11 @@ from transformers import AutoModelForCausalLM, MixtralConfig
 
 from expunge.adapters.full import Full
 from expunge.adapters.seuf import SEUF
-from expunge.core.experts import Routes, affinity, mixtures, tour
 from expunge.core.predictions import Share
 from expunge.core.request import Request
 from expunge.core.view import Run, View
 from expunge.data.text import Passage
+from expunge.internals.mixtures import Routes, affinity, mixtures, tour
 from expunge.models.language import LanguageModel
 from expunge.objectives.anchor import Anchor
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from expunge.core.errors import DataRefused
-from expunge.core.notation import parse
 from expunge.core.predictions import Predictions, Share
 from expunge.core.view import View
+from expunge.notation.parse import parse
 from expunge.objectives.dpo import DPO
 from expunge.objectives.idk_nll import IdkNLL
 from expunge.objectives.jens_un import JensUn

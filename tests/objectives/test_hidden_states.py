@@ -7,16 +7,16 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, ViTConfig, ViTForImageClassification
 
-from expunge.core.blocks import blocks
 from expunge.core.model import Network
 from expunge.core.objective import Objective
 from expunge.core.view import View
 from expunge.data.images import Picture
 from expunge.data.text import Passage
+from expunge.internals.blocks import blocks
 from expunge.models.language import LanguageModel
 from expunge.models.vision import ImageClassifier
+from expunge.objectives._directions import positive_unit
 from expunge.objectives.adaptive_rmu import AdaptiveRMU
-from expunge.objectives.directions import positive_unit
 from expunge.objectives.retain_hidden import RetainHidden
 from expunge.objectives.rmu import RMU
 

@@ -10,29 +10,29 @@ from transformers import LlamaConfig, LlamaForCausalLM, ViTConfig, ViTForImageCl
 from expunge.adapters.full import Full
 from expunge.adapters.lora import LoRA
 from expunge.core.errors import ModelRefused, UsageRefused
-from expunge.core.notation import parse
 from expunge.core.objective import Objective
 from expunge.core.predictions import Share
 from expunge.core.request import Request
 from expunge.core.view import Run, View
 from expunge.data.images import Picture
 from expunge.data.text import Passage
+from expunge.methods.finetune import Finetune
+from expunge.methods.stop import Stop
 from expunge.models.language import LanguageModel
 from expunge.models.vision import ImageClassifier
+from expunge.notation.parse import parse
+from expunge.objectives._lagged import last_step
 from expunge.objectives.adaptive_retain import AdaptiveRetain
 from expunge.objectives.dpo import DPO
 from expunge.objectives.group_penalty import GroupPenalty
 from expunge.objectives.gs_lora import GSLoRA
 from expunge.objectives.gs_lora_plus import GSLoRAPlus
-from expunge.objectives.lagged import last_step
 from expunge.objectives.pdu import PDU
 from expunge.objectives.prototype import Prototype
 from expunge.objectives.random_label import RandomLabel
 from expunge.objectives.retain_nll import RetainNLL
 from expunge.objectives.rmu import RMU
-from expunge.train.draw import Draw
-from expunge.train.finetune import Finetune
-from expunge.train.stop import Stop
+from expunge.train.batches import Batches
 
 torch.set_num_threads(1)
 
@@ -259,7 +259,7 @@ def test_beyond_its_bound_an_example_is_left_alone(given):
 
 
 def test_a_forget_record_and_its_stand_in_are_read_in_the_same_step():
-    draw = Draw(TEXTS, 3, 4, 0)
+    draw = Batches(TEXTS, 3, 4, 0)
     for _ in range(6):
         sets = draw.sets()
         assert [e.id for e in sets["forget"]] == [e.id for e in sets["stand_in"]]
@@ -268,7 +268,7 @@ def test_a_forget_record_and_its_stand_in_are_read_in_the_same_step():
 
 def test_stand_ins_with_other_ids_are_dealt_out_by_themselves():
     others = tuple(Picture(f"other-{k}", p.pixels, p.label, f"o{k}") for k, p in enumerate(pictures(5, 3)))
-    draw = Draw(Request(pictures(4, 0), stand_in=others), 2, 2, 0)
+    draw = Batches(Request(pictures(4, 0), stand_in=others), 2, 2, 0)
     seen = [e.id for _ in range(5) for e in draw.sets()["stand_in"]]
     assert sorted(seen) == sorted(2 * [e.id for e in others])
 

@@ -1,7 +1,7 @@
 """The comparison of several runs: what they share, what they began from, which is best."""
 
 from expunge.report import compare
-from tests.report.told import STEPS, Page, assert_inert, finding, findings, report
+from tests.report.reports import STEPS, Page, assert_inert, finding, findings, report
 
 
 def test_a_comparison_has_a_column_for_each_run_and_shares_what_they_share():

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from expunge.report import compare, html, words
-from tests.report.told import STEPS, Page, assert_inert, finding, findings, report, rule
+from tests.report.reports import STEPS, Page, assert_inert, finding, findings, report, rule
 
 # The whole
 

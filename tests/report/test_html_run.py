@@ -1,7 +1,7 @@
 """What the page says of the run itself: what an edit or an adapter changed, and how it was written."""
 
 from expunge.report import html
-from tests.report.told import Page, assert_inert, report
+from tests.report.reports import Page, assert_inert, report
 
 
 def edited(**blocks):

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from expunge.core.errors import DataRefused, ModelRefused, UsageRefused
-from expunge.core.files import check_manifest, write_manifest
 from expunge.report.pages import read_run, write_page
+from expunge.runtime.atomic_files import check_manifest, write_manifest
 
 REPORT = {"model": {"name": "tiny"}, "findings": []}
 

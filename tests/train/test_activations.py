@@ -5,11 +5,11 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from expunge.core.errors import ModelRefused, UsageRefused
-from expunge.core.notation import parse
 from expunge.core.request import Request
 from expunge.core.view import View
 from expunge.data.text import Passage
 from expunge.models.language import LanguageModel
+from expunge.notation.parse import parse
 from expunge.train.activations import managed
 
 torch.set_num_threads(1)

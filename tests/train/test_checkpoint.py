@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from expunge.core.errors import ModelRefused, RunFailed, UsageRefused
-from expunge.core.files import check_manifest, write_manifest
 from expunge.core.model import Network
-from expunge.core.notation import parse
 from expunge.core.request import Request
 from expunge.data.text import Passage
 from expunge.models.language import LanguageModel
+from expunge.notation.parse import parse
+from expunge.runtime.atomic_files import check_manifest, write_manifest
 from expunge.train.checkpoint import Checkpoints
 
 torch.set_num_threads(1)

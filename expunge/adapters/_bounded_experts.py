@@ -1,0 +1,176 @@
+"""A mixture's experts whose matrices lie in one tensor, each with a bounded low-rank update of its own.
+
+    delta W_e = (alpha / r) * map(omega * B_e A_e) / gain,   A [experts, r, in] Kaiming-uniform, B [experts, out, r] 0
+
+An expert is folded as a plain layer is (see `fold`) on the tokens that it reads: what no token calls is not folded and
+has a gradient of 0, and no two experts' folded weights exist at once. The steps between the matrices, the gate and the
+weighted sum, are those of transformers' experts interface, taken in the order of the implementation that is set, so
+that before the first step the answers are the base's: to the bit where that goes expert by expert too ("grouped_mm" on
+a CPU; "eager" where tensors lie [experts, out, in]), up to rounding elsewhere.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+
+from expunge.adapters._fold import bounded_linear, folded
+from expunge.adapters._maps import Form
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+
+    from expunge.adapters._bounded_peft import BoundedConfig
+
+
+class BoundedExperts(nn.Module, BaseTunerLayer):
+    """The experts of one block with an update of each; merged, they are the plain experts again."""
+
+    adapter_layer_names = ("bounded_A", "bounded_B")
+    other_param_names = ("bounded_form",)
+
+    def __init__(self, base_layer: nn.Module, adapter_name: str, config: BoundedConfig) -> None:
+        super().__init__()
+        self.base_layer: Any = base_layer
+        self.matrices = ("gate_up_proj" if base_layer.has_gate else "up_proj", "down_proj")
+        self.bounded_A = nn.ModuleDict()
+        self.bounded_B = nn.ModuleDict()
+        self.bounded_form: dict[str, dict[str, Form]] = {}
+        self.kept: dict[str, Tensor] = {}
+        """The tensors from before a merge, so that unmerging gives them back to the bit."""
+        self._disable_adapters = False
+        self.merged_adapters: list[str] = []
+        self._active_adapter = adapter_name
+        self.update_layer(adapter_name, config)
+
+    def update_layer(self, adapter_name: str, config: BoundedConfig) -> None:
+        """Add an adapter, in float32 at least; the update starts at 0."""
+        a, b, forms = {}, {}, {}
+        for which in self.matrices:
+            weight = self._weight(which)
+            (count, out, width), place = weight.shape, weight.device
+            wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
+            factor = torch.empty(count * config.r, width, dtype=wide, device=place)
+            nn.init.kaiming_uniform_(factor, a=5**0.5)  # of all experts below one another: each starts as a layer does
+            a[which] = nn.Parameter(factor.view(count, config.r, width))
+            b[which] = nn.Parameter(torch.zeros(count, out, config.r, dtype=wide, device=place))
+            forms[which] = Form.of(config.map, config.r, config.alpha, config.omega, config.gain, width)
+        self.bounded_A[adapter_name], self.bounded_B[adapter_name] = nn.ParameterDict(a), nn.ParameterDict(b)
+        self.bounded_form[adapter_name] = forms
+        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def factors(self, name: str, which: str) -> tuple[Float[Tensor, "experts r in"], Float[Tensor, "experts out r"]]:
+        """A and B of one of the matrices, of all experts."""
+        a: Any = self.bounded_A[name]
+        b: Any = self.bounded_B[name]
+        return a[which], b[which]
+
+    def changes(self) -> Iterator[tuple[str, Float[Tensor, "out in"]]]:
+        """Each expert's matrix, as `name[expert]`, and what the active adapters add to it; one at a time."""
+        for which in self.matrices:
+            for expert in range(len(self._weight(which))):
+                deltas = [self._delta(name, which, expert) for name in self._active()]
+                yield f"{which}[{expert}]", sum(deltas[1:], deltas[0])
+
+    def merge(self, safe_merge: bool = True, adapter_names: list[str] | None = None) -> None:
+        """Write the update into the weights. Always into new tensors, always checked: NaN never gets in."""
+        for name in check_adapters_to_merge(self, adapter_names):
+            if name not in self.bounded_A:
+                continue
+            merged = {which: self._merged(name, which) for which in self.matrices}
+            for which, new in merged.items():
+                parameter = getattr(self.base_layer, which)
+                self.kept.setdefault(which, parameter.data)
+                parameter.data = new
+            self.merged_adapters.append(name)
+
+    def unmerge(self) -> None:
+        """Give the experts the very weights that they had before."""
+        if not self.merged:
+            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
+            return
+        for which, was in self.kept.items():
+            getattr(self.base_layer, which).data = was
+        self.kept.clear()
+        self.merged_adapters.clear()
+
+    def forward(
+        self,
+        hidden_states: Float[Tensor, "tokens width"],
+        top_k_index: Int[Tensor, "tokens k"],
+        top_k_weights: Float[Tensor, "tokens k"],
+    ) -> Float[Tensor, "tokens width"]:
+        if self.disable_adapters and self.merged:
+            self.unmerge()
+        active = self._active()
+        base = self.base_layer
+        if not active or self.disable_adapters or self.merged:
+            answer: Tensor = base(hidden_states, top_k_index, top_k_weights)
+            return answer
+        called, order = top_k_index.flatten().sort(stable=True)
+        token = order // top_k_index.shape[-1]
+        sizes = self._sizes(called)
+        inner = self._through(self.matrices[0], hidden_states[token], sizes, active)
+        inner = base._apply_gate(inner) if base.has_gate else base.act_fn(inner)
+        made = self._through(self.matrices[1], inner, sizes, active)
+        if base.has_post_expert_norm:
+            made = base.post_expert_norm(made)
+        made = made * top_k_weights.flatten()[order, None]
+        if base.config._experts_implementation != "eager":
+            return made[order.argsort()].view(*top_k_index.shape, -1).sum(1).to(hidden_states.dtype)
+        total = torch.zeros_like(hidden_states)
+        for part, where in zip(*(t.split(list(sizes.values())) for t in (made, token)), strict=True):
+            total.index_add_(0, where, part.to(total.dtype))
+        return total
+
+    def _active(self) -> list[str]:
+        return [name for name in self.active_adapters if name in self.bounded_A]
+
+    def _weight(self, which: str) -> Float[Tensor, "experts out in"]:
+        weight: Tensor = getattr(self.base_layer, which)
+        return weight.transpose(1, 2) if self.base_layer.is_transposed else weight
+
+    def _sizes(self, called: Int[Tensor, " calls"]) -> dict[int, int]:
+        """How many tokens each expert reads that is called at all."""
+        count = len(self._weight("down_proj"))
+        if called.is_meta or isinstance(called, FakeTensor):  # a plan has shapes and no routes: all are called alike
+            each, rest = divmod(len(called), count)
+            sizes = [each + (expert < rest) for expert in range(count)]
+        else:
+            sizes = torch.bincount(called, minlength=count).tolist()
+        return {expert: size for expert, size in enumerate(sizes) if size}
+
+    def _through(self, which: str, rows: Tensor, sizes: dict[int, int], active: list[str]) -> Tensor:
+        """The rows, in the order of the experts that read them, through a matrix of each."""
+        name, *others = active
+        weight, form = self._weight(which), self.bounded_form[name][which]
+        bias = getattr(self.base_layer, f"{which}_bias") if self.base_layer.has_bias else None
+        a, b = (factor.unbind() for factor in self.factors(name, which))
+        made = []
+        for expert, part in zip(sizes, rows.split(list(sizes.values())), strict=True):
+            own = weight[expert]
+            for other in others:
+                own = own + self._delta(other, which, expert).to(own.dtype)
+            made.append(bounded_linear(part, own, None if bias is None else bias[expert], a[expert], b[expert], form))
+        return torch.cat(made)
+
+    def _delta(self, name: str, which: str, expert: int) -> Float[Tensor, "out in"]:
+        a, b = self.factors(name, which)
+        return self.bounded_form[name][which].delta(a[expert].detach(), b[expert].detach())
+
+    def _merged(self, name: str, which: str) -> Tensor:
+        """The tensor of all experts with their updates in it, laid out as the base's."""
+        new = torch.empty_like(getattr(self.base_layer, which).data)
+        now = new.transpose(1, 2) if self.base_layer.is_transposed else new
+        a, b = (factor.detach() for factor in self.factors(name, which))
+        for expert, weight in enumerate(self._weight(which).detach()):
+            now[expert] = folded(weight, a[expert], b[expert], self.bounded_form[name][which])
+        if not torch.isfinite(new).all():
+            raise ValueError(f"The adapter {name} holds NaN or Inf and was not merged.")
+        return new

@@ -1,0 +1,166 @@
+"""`x (W + scale * map(omega * B A))^T`, folded: one product with the input, and nothing of W's size kept for backward.
+
+The update is made block of rows by block of rows, used, and dropped; backward makes it again. With T rows of input the
+matmul FLOPs of forward and backward are 6 T out in against the frozen layer's 4: a factor 1.5 (method of Stable
+Forgetting, arXiv 2509.24166; the cost is our own account). On a GPU the same is done by `kernels` where Triton is
+installed; what stands here is the reference that they are held to.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from functools import cache
+from importlib.util import find_spec
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import Parameter
+from torch.nn.functional import linear
+
+from expunge.adapters._maps import MAPS, Form, width
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+Start = tuple[Tensor, Tensor]
+"""A and B that an update began from, where it did not begin at 0."""
+
+BLOCK = 1 << 20
+"""Entries of the update that exist at one time on a CPU (4 MB in float32); elsewhere the whole matrix does."""
+
+KERNELS = True
+"""Whether a GPU's own kernels are used where they can be."""
+
+DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16})
+"""What the weight and the input may be for the kernels; the factors are float32."""
+
+
+def bounded_linear(
+    x: Float[Tensor, "*rows in"],
+    weight: Float[Tensor, "out in"],
+    bias: Float[Tensor, " out"] | None,
+    a: Float[Tensor, "r in"],
+    b: Float[Tensor, "out r"],
+    form: Form,
+    start: Start | None = None,
+) -> Float[Tensor, "*rows out"]:
+    """The adapted layer's output. Gradients reach x, a and b; the weight, the bias and the start are frozen.
+
+    With a start, factors that the update began from, theirs is taken off: with `a` and `b` equal to them nothing is
+    added to W, to the bit.
+    """
+    return _Folded.apply(x, weight, bias, a, b, form, *(start or (None, None)))
+
+
+def folded(weight: Tensor, a: Tensor, b: Tensor, form: Form, start: Start | None = None) -> Tensor:
+    """`W + update`, in W's precision."""
+    delta = form.delta(a, b)
+    if start is not None:
+        delta.sub_(form.delta(*start))
+    return delta.add_(weight).to(weight.dtype)
+
+
+def kernels(x: Tensor, weight: Tensor, a: Tensor, b: Tensor, form: Form) -> ModuleType | None:
+    """Triton's kernels where they serve these tensors; None says that the lines of this file do the work."""
+    # A compiler fuses the lines below by itself; under autocast the output is of another type than the input.
+    if not (KERNELS and weight.is_cuda) or torch.compiler.is_compiling() or torch.is_autocast_enabled("cuda"):
+        return None
+    # Sharded, traced and wrapped tensors answer to `is_cuda` too.
+    plain = all(type(t) in (Tensor, Parameter) and t.device == weight.device for t in (x, weight, a, b))
+    types = weight.dtype in DTYPES and x.dtype == weight.dtype and a.dtype == b.dtype == torch.float32
+    return _tried(weight.device, weight.dtype, form.map, len(a)) if plain and types else None
+
+
+@cache
+def _tried(device: torch.device, dtype: torch.dtype, map: str, rank: int) -> ModuleType | None:
+    """The kernels, if they are installed and give on this very device what the formula gives."""
+    if find_spec("triton") is None:
+        return None
+    try:
+        # Imported here alone, so that a run without a GPU neither needs Triton nor waits for it.
+        from expunge.adapters import _kernels as found
+
+        fault = found.fault(device, dtype, map, rank)
+    except Exception as failure:  # a compiler, a driver and a toolchain fail in any way they like
+        fault = f"{type(failure).__name__}: {' '.join(str(failure).split())[:300]}"
+    if not fault:
+        return found
+    warnings.warn(
+        f"The bounded adapter does without its Triton kernels on {device} and is slower there: {fault}.",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    return None
+
+
+def _by(kernels: ModuleType, weight: Tensor, a: Tensor, b: Tensor, form: Form, start: Start | None) -> Tensor:
+    """`W + update` by the kernels, save where there is a start, which they do not know of."""
+    return folded(weight, a, b, form, start) if start else kernels.folded(weight, a, b, form)
+
+
+def _blocks(weight: Tensor) -> Iterator[slice]:
+    out, width = weight.shape
+    step = out if weight.device.type != "cpu" else max(1, BLOCK // width)
+    for start in range(0, out, step):
+        yield slice(start, min(out, start + step))
+
+
+def _rows(start: Start | None, rows: slice) -> Start | None:
+    return None if start is None else (start[0], start[1][rows])
+
+
+class _Folded(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        a: Tensor,
+        b: Tensor,
+        form: Form,
+        start_a: Tensor | None,
+        start_b: Tensor | None,
+    ) -> Tensor:
+        start = None if start_a is None or start_b is None else (start_a, start_b)
+        ctx.save_for_backward(x, weight, a, b, *(start or ()))
+        ctx.form, ctx.kernels = form, kernels(x, weight, a, b, form)
+        if ctx.kernels is not None:
+            return linear(x, _by(ctx.kernels, weight, a, b, form, start), bias)
+        parts = [
+            linear(x, folded(weight[rows], a, b[rows], form, _rows(start, rows)), None if bias is None else bias[rows])
+            for rows in _blocks(weight)
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, a, b, *began = ctx.saved_tensors
+        start = tuple(began) or None
+        form: Form = ctx.form
+        # Under autocast they come in two types; otherwise nothing is converted.
+        flat_x, flat_dy = (t.reshape(-1, t.shape[-1]).to(weight.dtype) for t in (x, dy))
+        dx: Tensor | None = None
+        if ctx.kernels is not None:
+            if ctx.needs_input_grad[0]:
+                dx = (flat_dy @ _by(ctx.kernels, weight, a, b, form, start)).view_as(x)
+            da, db = ctx.kernels.factor_gradients(flat_dy, flat_x, a, b, form)
+            return dx, None, None, da, db, None, None, None
+        wide = width(b)
+        da, db = torch.zeros_like(a, dtype=wide), torch.empty_like(b, dtype=wide)
+        for rows in _blocks(weight):
+            if ctx.needs_input_grad[0]:
+                part = flat_dy[:, rows] @ folded(weight[rows], a, b[rows], form, _rows(start, rows))
+                dx = part if dx is None else dx.to(wide).add_(part)  # a sum of many parts would lose digits in bfloat16
+            slope = MAPS[form.map].slope(form.phase(a, b[rows])).mul_(form.scale * form.omega)
+            # d loss / d (B A) = scale * omega * slope(phase) * (dY^T X), entry by entry
+            slope.mul_(flat_dy[:, rows].T @ flat_x)
+            torch.mm(slope, a.to(wide).T, out=db[rows])
+            torch.addmm(da, b[rows].to(wide).T, slope, out=da)
+        dx = dx if dx is None else dx.to(x.dtype).view_as(x)
+        return dx, None, None, da.to(a.dtype), db.to(b.dtype), None, None, None

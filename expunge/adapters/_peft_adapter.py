@@ -1,0 +1,79 @@
+"""What every adapter that peft knows shares: injection into a fork, merging, reading the update, saving."""
+
+from __future__ import annotations
+
+import warnings
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from peft import PeftConfig, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+
+from expunge.adapters._bounded_experts import BoundedExperts
+from expunge.adapters._layers import Targets, chosen, stacks
+from expunge.core.adapter import Adapter
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+    from expunge.core.model import Network
+    from expunge.core.request import Request
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without what peft warns of while it puts an adapter in."""
+    with warnings.catch_warnings():
+        # peft asks transformers for a property by its old name
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        # for each of GPT-2's layers, whose weights lie [in, out], it says that it noticed
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set to")
+        yield
+
+
+class PeftAdapter(Adapter):
+    """An adapter in peft's form. Its module is a `PeftModel` over the network's own storage."""
+
+    @abstractmethod
+    def config(self, names: list[str], experts: list[str]) -> PeftConfig:
+        """peft's configuration for the named layers, of which those in `experts` are a mixture's fused experts."""
+
+    @abstractmethod
+    def portable(self, adapted: Network) -> Network:
+        """The same update, in the form that is written."""
+
+    @property
+    @abstractmethod
+    def where(self) -> tuple[Targets, tuple[int, ...] | None]:
+        """Which layers of each block to adapt, and of which blocks (None: all)."""
+
+    def __call__(self, network: Network, request: Request) -> Network:
+        fork = network.fork()
+        with quiet():
+            names = chosen(network.module, *self.where)
+            experts = [name for name in names if name in stacks(network.module)]
+            module = get_peft_model(fork.module, self.config(names, experts))  # type: ignore[arg-type]
+        return fork.fork(module.eval())
+
+    def merge(self, adapted: Network) -> Network:
+        copy: Any = adapted.fork().module
+        return adapted.fork(copy.merge_and_unload(safe_merge=True))
+
+    def deltas(self, adapted: Network, before: Network) -> Iterator[tuple[str, Float[Tensor, "out in"]]]:
+        for peft_name, part in adapted.module.named_modules():
+            name = peft_name.removeprefix("base_model.model.")
+            if isinstance(part, BoundedExperts):
+                yield from ((f"{name}.{which}", delta) for which, delta in part.changes())
+            elif isinstance(part, BaseTunerLayer):
+                yield name, sum(map(part.get_delta_weight, part.active_adapters)).detach()  # a start is an adapter too
+
+    def save(self, adapted: Network, folder: Path) -> None:
+        module: Any = self.portable(adapted).module
+        module.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
+        for path in folder.iterdir():
+            path.chmod(0o644)  # safetensors writes through a temporary file that only its owner may read
+        (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card says nothing true of this adapter

@@ -1,0 +1,332 @@
+"""The command line. Torch is imported only where a command needs it, so that help and mistakes answer at once."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from expunge import __version__
+from expunge.cli.options import (
+    Audits,
+    Device,
+    Devices,
+    Hold,
+    Images,
+    Judging,
+    Keeping,
+    Model,
+    Out,
+    Sets,
+    Training,
+    present,
+    spelled,
+)
+from expunge.core.errors import THRESHOLDS_MISSED, EnvironmentRefused, Refusal, UsageRefused
+
+if TYPE_CHECKING:
+    from expunge.run.unlearn import Job
+
+INTERRUPTED = 130
+STARTED = time.monotonic()
+"""What a run's clock counts from: it includes the seconds in which torch is loaded."""
+
+app = typer.Typer(
+    name="expunge",
+    help="Makes trained networks forget chosen data, and shows how far they did.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,  # a traceback could hold text that was to be forgotten
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 done, 2 usage, 3 data refused, 4 model refused, 5 run failed, 6 thresholds not met, "
+    "7 environment, 130 interrupted.",
+)
+
+
+@app.command(
+    epilog="Examples, of texts and of images:\n\n"
+    "expunge forget ./my-model --forget forget.jsonl --retain retain.jsonl --holdout holdout.jsonl --out forgotten\n\n"
+    "expunge forget ./my-vit --forget ./pictures --forget-class cat --method 'Finetune(stop=Stop(level=3.0))'\n\n"
+    "`expunge list` shows what --method and --audits can name, `expunge list NPO` the settings of one."
+)
+@spelled
+def forget(
+    model: Model,
+    sets: Sets,
+    images: Images,
+    training: Training,
+    judging: Judging,
+    keeping: Keeping,
+    audits: Audits = None,
+    out: Out = Path("expunged"),
+    device: Device = "cpu",
+    hold: Hold = "whole",
+) -> None:
+    """Make MODEL forget, audit it before and after, and write model, adapter, steps and report to a new folder."""
+    job = _job(model, sets, audits, out, images, training, judging, keeping, hold)
+    _do("forget", job, judging.show_text, device)
+
+
+@app.command(
+    epilog="Example:\n\nexpunge audit ./my-model --forget forget.jsonl --holdout holdout.jsonl --audits 'Loss, MinK()'"
+)
+@spelled
+def audit(
+    model: Model,
+    sets: Sets,
+    images: Images,
+    judging: Judging,
+    audits: Audits = None,
+    out: Out = Path("audited"),
+    device: Device = "cpu",
+    hold: Hold = "whole",
+) -> None:
+    """Audit MODEL as it is, and write a report to a new folder."""
+    _do("audit", _job(model, sets, audits, out, images, judging=judging, hold=hold), judging.show_text, device)
+
+
+@app.command(epilog="Example:\n\nexpunge report forgotten another-run --out comparison.html")
+def report(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders that hold a report.json.")],
+    out: Annotated[Path | None, typer.Option("--out", help="HTML file to write.")] = None,
+) -> None:
+    """Write one folder's report page again, or a comparison of several runs."""
+    from expunge.report.pages import write_page
+
+    typer.echo(f"Wrote {write_page(folders, out, lambda told: typer.echo(told, err=True))}")
+
+
+def _nameable(begun: str) -> list[str]:
+    from expunge.cli.listing import nameable
+
+    return [name for name in nameable() if name.startswith(begun)]
+
+
+@app.command("list", epilog="Examples:\n\nexpunge list objectives\n\nexpunge list NPO")
+def list_(
+    what: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[KIND|NAME]",
+            help="methods, objectives, audits, ...; or a name, for its formula and settings.",
+            autocompletion=_nameable,
+        ),
+    ] = None,
+) -> None:
+    """List what can be named in a method or an audit with a line on each, or tell all of one."""
+    from expunge.cli.listing import TITLES, told
+
+    for line in told(what):
+        typer.secho(line, bold=line in TITLES.values())
+
+
+@app.command()
+def cache(clear: Annotated[bool, typer.Option("--clear", help="Remove all of it.")] = False) -> None:
+    """Show where answers of unchanged models are kept between runs (EXPUNGE_CACHE=FOLDER or off), or clear them."""
+    from expunge.runtime.answer_store import PLACE, default_folder, kept
+
+    os.environ.setdefault(PLACE, default_folder())
+    store = kept()
+    if store is None:
+        typer.echo(f"{PLACE}=off: nothing is kept.")
+        return
+    count, held = store.size()
+    if clear:
+        store.clear()
+    typer.echo(f"{store.path}: {count} answers, {held / 1e6:.1f} MB{', removed' if clear else ''}")
+
+
+@app.command()
+@spelled
+def plan(
+    model: Model,
+    sets: Sets,
+    images: Images,
+    training: Training,
+    devices: Devices,
+    audits: Audits = None,
+    out: Out = Path("expunged"),
+    json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+) -> None:
+    """Say what `forget` with the same options will cost: tokens, FLOPs, memory, disk, time. Runs and loads nothing."""
+    job = _job(model, sets, audits, out, images, training, hold=devices.hold)
+    from expunge.plan.machine import Machine
+    from expunge.plan.table import say
+
+    memory = None if devices.device_memory is None else 1e9 * devices.device_memory
+    rate = None if devices.rate is None else 1e12 * devices.rate
+    say(job, Machine(devices.device, devices.processes, memory, devices.dtype, rate, devices.hold), json)
+
+
+@app.command()
+def demo(out: Annotated[Path, typer.Option("--out", help="New folder for the result.")] = Path("expunge-demo")) -> None:
+    """Make a real language model (SmolLM2-135M-Instruct) forget a country, in minutes, on a CPU."""
+    from expunge.demo.run import demo_job
+
+    _do("forget", demo_job(out), show_text=True, device="cpu")
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"expunge {__version__}")
+        raise typer.Exit
+
+
+def _job(
+    model: str,
+    sets: Sets,
+    audits: str | None,
+    out: Path,
+    images: Images | None = None,
+    training: Training | None = None,
+    judging: Judging | None = None,
+    keeping: Keeping | None = None,
+    hold: str = "whole",
+) -> Job:
+    """The job that the options ask for; names and files are looked at before anything is imported to do it."""
+    from expunge.notation.parse import check_names
+
+    images, training = images or Images(), training or Training()
+    judging, keeping = judging or Judging(), keeping or Keeping()
+    check_names(f"{training.method}, {audits}" if audits else training.method)
+    sets.check()
+    present("--stand-in", training.stand_in)
+    probes = sets.probes()
+    _starting(model)
+    from expunge.run.prepare import Inputs
+    from expunge.run.unlearn import Job
+
+    files = (sets.forget, sets.retain, sets.holdout, training.stand_in)
+    return Job(
+        model=model,
+        inputs=Inputs(*files, probes=probes, only_class=images.forget_class, only_ids=images.forget_ids),
+        out=out,
+        method=training.method,
+        audits=audits,
+        reference=judging.reference,
+        seed=training.seed,
+        require=tuple(judging.require or ()),
+        checkpoint_every=keeping.checkpoint_every,
+        resume=keeping.resume,
+        hold=hold,
+    )
+
+
+def _starting(model: str) -> None:
+    """Tell who waits at a terminal what is going on before anything can show its progress."""
+    if sys.stderr.isatty() and os.environ.get("RANK", "0") == "0":
+        typer.secho("Starting torch and transformers ...", dim=True, err=True)
+        if not Path(model).exists() and not model.startswith((".", "/", "~")):
+            typer.echo(f"No folder here is called {model}: it will be looked up on the hub.", err=True)
+
+
+def _do(verb: str, job: Job, show_text: bool, device: str) -> None:
+    from dataclasses import replace
+
+    from rich.console import Console
+
+    from expunge.cli.progress import Progress
+    from expunge.run import unlearn as jobs
+    from expunge.runtime.answer_store import PLACE, default_folder
+    from expunge.runtime.out_of_memory import heard
+    from expunge.runtime.processes import is_main, processes
+
+    os.environ.setdefault(PLACE, default_folder())
+
+    line = shlex.join(["expunge", *sys.argv[1:]])
+    with processes(device) as own:
+        with Progress(None if is_main() else Console(quiet=True), STARTED) as progress, heard(progress.say):
+            made: dict[str, Any] = getattr(jobs, verb)(
+                replace(job, show_text=show_text, device=own, line=line), progress
+            )
+        if is_main():
+            progress.summary(made, job.out)
+    if "verdict" in made and not made["verdict"]["met"]:
+        raise typer.Exit(THRESHOLDS_MISSED)
+
+
+def main() -> None:
+    """Run the command; every refusal is one line and an exit code of its own."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # a line for each of five tries, before ours says what is wrong
+    os.environ.setdefault("TQDM_DISABLE", "1")  # the bars of libraries below; ours is not of that kind
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up and end with 130, as on Ctrl-C
+    debug = bool(os.environ.get("EXPUNGE_DEBUG"))
+    sys.exit(_guarded(lambda: app(standalone_mode=False), debug))
+
+
+def _guarded(run: Callable[[], object], debug: bool) -> int:
+    try:
+        code = run()
+        if code == INTERRUPTED:  # what typer makes of Ctrl-C
+            raise KeyboardInterrupt
+        return code if isinstance(code, int) else 0
+    except (KeyboardInterrupt, typer.Abort):
+        _say("expunge: interrupted; no result was written.")
+        return INTERRUPTED
+    except Refusal as error:
+        if debug:
+            raise
+        _say(error.line())
+        return error.code
+    except Exception as error:  # the last line of defence: a traceback can hold text that was to be forgotten
+        if hasattr(error, "show") and hasattr(error, "exit_code"):  # the parser's own: a wrong option or argument
+            said = error.format_message() if hasattr(error, "format_message") else str(error)
+            if said:  # nothing was asked at all, and the help that was printed says it all
+                _say(UsageRefused(said).line())
+            return int(error.exit_code)
+        if debug:
+            raise
+        if _out_of_memory(error):
+            _say(_no_room().line())
+            return EnvironmentRefused.code
+        where = error.__traceback__
+        while where is not None and where.tb_next is not None:
+            where = where.tb_next
+        place = f"{Path(where.tb_frame.f_code.co_filename).name}:{where.tb_lineno}" if where else "?"
+        _say(
+            f"expunge: E1-unexpected: {type(error).__name__} in {place}. This is a fault of expunge: please report it "
+            f"with the traceback that EXPUNGE_DEBUG=1 prints (it may quote your data)."
+        )
+        return 1
+
+
+def _out_of_memory(error: Exception) -> bool:
+    if "torch" not in sys.modules:
+        return isinstance(error, MemoryError)
+    from expunge.runtime.out_of_memory import is_out_of_memory
+
+    return is_out_of_memory(error)
+
+
+def _no_room() -> EnvironmentRefused:
+    return EnvironmentRefused(
+        "Out of memory, where nothing can be read in smaller parts. Give Finetune a larger accumulate or "
+        "activations='recomputed', or take more processes, another --device or a smaller model; `expunge plan` says "
+        "how much is needed."
+    )
+
+
+def _say(line: str) -> None:
+    """Print why the run ends; where torchrun started several processes, the first that ends says it for all."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from expunge.runtime.processes import speaks_for_all
+
+        if not speaks_for_all():
+            return
+    typer.echo(line, err=True)
+
+
+if __name__ == "__main__":
+    main()

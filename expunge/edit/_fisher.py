@@ -1,0 +1,54 @@
+"""Importances of a network's parameters: what the dampening edits read (their gradients are `internals/gradients.py`'s).
+
+No weight is copied: a fork over the same storage carries the gradients, and the network itself is not touched.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+
+from torch import Tensor
+
+from expunge.core.model import Batch, Network
+from expunge.core.predictions import Predictions
+from expunge.internals.gradients import Gradient, Measure, Slopes, loss
+
+
+def size(said: Predictions) -> Tensor:
+    """Squared length of the class scores: mean over rows. Reads no label."""
+    return said.over_rows(said.each_row(_squared))
+
+
+def _squared(_labels: Tensor, logits: Tensor) -> Tensor:
+    return logits.square().sum(-1)
+
+
+def squared(network: Network, examples: Batch, batch: int, measure: Measure = loss) -> Gradient:
+    """Mean over runs of `batch` examples of the squared gradient of their mean: the diagonal of the empirical Fisher
+    matrix where a batch is one example."""
+    return _mean(network, examples, batch, measure, Tensor.square)
+
+
+def absolute(network: Network, examples: Batch, batch: int, measure: Measure = size) -> Gradient:
+    """Mean over runs of `batch` examples of the size of the gradient of their mean."""
+    return _mean(network, examples, batch, measure, Tensor.abs)
+
+
+def _mean(network: Network, examples: Batch, batch: int, measure: Measure, of: Callable[[Tensor], Tensor]) -> Gradient:
+    slopes, total = Slopes(network), Gradient()
+    # Mixed by their contents: files are often sorted by class, and a batch's mean gradient depends on its company. By a
+    # picture's pixels alone, since its content has its class too, and LFSSD is to read no label, not even so.
+    mixed = sorted(examples, key=lambda example: getattr(example, "digest", None) or example.content())
+    runs = math.ceil(len(mixed) / batch)
+    for start in range(0, len(mixed), batch):
+        slopes.add(mixed[start : start + batch], measure)
+        for name, slope in slopes.take():
+            total[name] = of(slope).div_(runs) if name not in total else total[name].add_(of(slope), alpha=1 / runs)
+    return total
+
+
+def copied(network: Network) -> Network:
+    """A network with weights of its own: what an edit writes into."""
+    return network.fork(copy.deepcopy(network.module))

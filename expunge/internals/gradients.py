@@ -1,0 +1,111 @@
+"""The gradient of a mean over examples, whole set or run by run: what edits weigh by and some adapters begin from.
+
+No weight is copied: a fork over the same storage carries the gradients, and the network itself is not touched. A batch
+that does not fit one call is read in parts that add up to it exactly; where memory ends, in smaller ones from there on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from expunge.core.errors import RunFailed
+from expunge.core.model import Batch, Network
+from expunge.core.predictions import Predictions, Share
+from expunge.core.request import Example
+from expunge.runtime.out_of_memory import in_fitting_batches
+
+Gradient = dict[str, Tensor]
+"""A number for each number of each parameter, in float32 at least."""
+HALF = (torch.bfloat16, torch.float16)
+Measure = Callable[[Predictions], Tensor]
+"""A mean over rows or examples, of which the gradient is taken."""
+
+
+def loss(said: Predictions) -> Tensor:
+    """Cross-entropy: mean over rows, in nats."""
+    return said.nll()
+
+
+def gradient(network: Network, measure: Measure, *sets: tuple[float, Batch]) -> Gradient:
+    """The gradient of a weighted sum of `measure` over whole sets, added up in one place."""
+    slopes = Slopes(network)
+    for weight, examples in sets:
+        slopes.add(examples, measure, weight)
+    return dict(slopes.take())
+
+
+class Slopes:
+    """The gradient so far, on a fork whose floating-point numbers have one: all of them, or the named parameters."""
+
+    def __init__(self, network: Network, names: Collection[str] | None = None) -> None:
+        self.fork = network.fork()
+        self.moving: dict[str, Tensor] = {}
+        self.wide: Gradient = {}
+        self.begun: list[_Begun] = []
+        for name, parameter in self.fork.module.named_parameters():
+            moves = parameter.is_floating_point() and (names is None or name in names)
+            parameter.requires_grad_(moves)
+            if moves:
+                self.moving[name] = parameter
+                # Not a method of `self`, which holds the fork: what holds itself is let go late.
+                added = partial(_added, name, self.begun, self.wide)
+                parameter.register_post_accumulate_grad_hook(added)  # type: ignore[no-untyped-call]
+
+    def add(self, examples: Batch, measure: Measure, weight: float = 1.0) -> None:
+        """Add `weight` times the gradient of `measure` on `examples`."""
+        share = Share(sum(e.rows for e in examples), len(examples))
+        self.begun.clear()
+        groups = self.fork.batches(examples)
+        for _ in in_fitting_batches(self.fork, examples, groups, lambda part: self._read(part, share, measure, weight)):
+            pass
+
+    def _read(self, part: list[Example], share: Share, measure: Measure, weight: float) -> None:
+        """Add a part's gradient, but to the parameters that have it from a reading that ran out of memory half-way."""
+        had = set[str]().union(*(begun.names for begun in self.begun))
+        self.begun.append(_Begun(len(part)))
+        value = weight * measure(self.fork.predict(part).part_of(share))
+        if not torch.isfinite(value):
+            ids = ", ".join(example.id for example in part[:5])
+            raise RunFailed(f"What the gradient is taken of is NaN or infinite (records {ids}). Mend the model.")
+        lacking = [parameter for name, parameter in self.moving.items() if name not in had]
+        if lacking:
+            value.backward(inputs=lacking)  # type: ignore[no-untyped-call]
+        for begun in self.begun:
+            begun.left -= len(part)
+        self.begun[:] = [begun for begun in self.begun if begun.left]
+
+    def take(self) -> Iterator[tuple[str, Tensor]]:
+        """The gradient of each parameter, which is then forgotten; 0 where it had no part."""
+        for name, parameter in self.moving.items():
+            slope = self.wide.pop(name, None) if parameter.dtype in HALF else parameter.grad
+            parameter.grad = None
+            yield name, torch.zeros_like(parameter, dtype=_wide(parameter.dtype)) if slope is None else slope.detach()
+
+
+@dataclass
+class _Begun:
+    """A part whose gradient was begun: how many of its examples are still to be read, and who has their slope already.
+
+    What does not fit is read again in smaller runs, which come next and in order, so they count it down to 0.
+    """
+
+    left: int
+    names: set[str] = field(default_factory=set)
+
+
+def _added(name: str, begun: list[_Begun], wide: Gradient, parameter: Tensor) -> None:
+    """A parameter has its slope of the part that is read."""
+    begun[-1].names.add(name)
+    if parameter.dtype in HALF and parameter.grad is not None:  # a sum of many is lost in its rounding
+        sum_of_it = wide.get(name)
+        wide[name] = parameter.grad.float() if sum_of_it is None else sum_of_it.add_(parameter.grad)
+        parameter.grad = None
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype in HALF else dtype

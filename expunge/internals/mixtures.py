@@ -1,0 +1,167 @@
+"""Mixtures of experts, found by structure and not by names: their routers, and which experts a text calls for.
+
+A mixture is a part of a block with a child `experts`, whose matrices lie in one tensor [experts, ...], and beside it a
+router with a weight [experts, width] that says for each token `(scores, weights, indices)`. Shared experts, which read
+every token, are none of a mixture's experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from expunge.core.errors import ModelRefused
+from expunge.core.predictions import Rows
+from expunge.internals.blocks import blocks
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
+
+    from expunge.core.model import Batch, Model
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The experts of one block and their router."""
+
+    name: str
+    """Of the module that holds both."""
+    router: str
+    """Name of the router in it."""
+    module: nn.Module
+
+    @property
+    def experts(self) -> nn.Module:
+        """What the router deals tokens out to."""
+        return self.module.get_submodule("experts")
+
+    @property
+    def gate(self) -> nn.Module:
+        """The router."""
+        return self.module.get_submodule(self.router)
+
+    @property
+    def count(self) -> int:
+        """How many experts there are."""
+        return _count(self.experts)
+
+    @property
+    def moving(self) -> tuple[int, ...]:
+        """The experts that an adapter of single experts lets move; none elsewhere."""
+        return tuple(getattr(self.experts, "moving", ()))
+
+
+@dataclass(frozen=True)
+class Routes(Rows):
+    """What routers say of each token that predicts another: of all but the last of each example."""
+
+    layers: tuple[int, ...]
+    """The blocks whose routers were asked, from 0."""
+    states: Float[Tensor, "rows layers experts"]
+    """Softmax of the router's scores over all experts of its block."""
+    taken: Bool[Tensor, "rows layers experts"]
+    """Whether the expert is among the top K, and so reads the token."""
+
+    def none(self) -> Routes:
+        """No row of it; gradients flow back through all of it, as zeros."""
+        cut = {name: getattr(self, name)[:0] for name in ("labels", "example", "states", "taken")}
+        return replace(self, examples=0, **cut)
+
+    def detach(self) -> Routes:
+        """The same, through which no gradient flows."""
+        return replace(self, states=self.states.detach())
+
+
+@dataclass(frozen=True)
+class Affinity:
+    """How much a text calls for each expert: the mean over its examples of the mean over their tokens."""
+
+    layers: tuple[int, ...]
+    gates: Float[Tensor, "layers experts"]
+    """Of the router's probability where the expert is among the top K, and 0 elsewhere: what experts are ranked by."""
+    shares: Float[Tensor, "layers experts"]
+    """Share of tokens that the expert reads: K / experts where all are called alike."""
+
+    def top(self, count: int = 1, layer: int | None = None) -> tuple[int, tuple[int, ...]]:
+        """The `count` experts with the highest affinity of the block that holds the highest (or of `layer`)."""
+        at = int(self.gates.max(1).values.argmax()) if layer is None else self.layers.index(layer)
+        best = self.gates[at].topk(count).indices.tolist()
+        return self.layers[at], tuple(best)
+
+
+def mixtures(module: nn.Module) -> dict[int, Mixture]:
+    """The mixtures by the number of their block, from 0; none in a dense model."""
+    found: dict[int, Mixture] = {}
+    for number, (block_name, block) in enumerate(blocks(module).items()):
+        for name, part in block.named_modules():
+            router = _router(part)
+            if router and number not in found:
+                found[number] = Mixture(f"{block_name}.{name}" if name else block_name, router, part)
+    return found
+
+
+def the_mixtures(module: nn.Module) -> dict[int, Mixture]:
+    """The mixtures; raises `ModelRefused` where there are none."""
+    found = mixtures(module)
+    if not found:
+        raise ModelRefused(
+            f"{type(module).__name__} has no experts with a router: it is no mixture of experts, or keeps them in "
+            f"another form than transformers' Mixtral, OLMoE and Qwen-MoE do. Use adapter=Bounded() or Full(), and "
+            f"no Anchor()."
+        )
+    return found
+
+
+def routed(model: Model, batch: Batch, layer: int | None = None) -> Routes:
+    """What a model's routers say of a batch: block `layer`'s, or all."""
+    read = getattr(model, "routes", None)
+    if read is None:
+        raise ModelRefused(
+            f"{type(model).__name__} has no experts whose router could be read. Use a language model that is a mixture "
+            f"of experts, or adapter=Bounded() or Full() and no Anchor()."
+        )
+    routes: Routes = read(batch, layer)
+    return routes
+
+
+def affinity(read: Iterable[Routes]) -> Affinity:
+    """Expert attribution (UOE, Zhuang et al., 2024): a_i = (1/Z) sum_j (1/L_j) sum_t g_it, batch after batch."""
+    gates, shares, examples = torch.zeros(()), torch.zeros(()), 0
+    layers: tuple[int, ...] = ()
+    for routes in read:
+        weight = (1 / routes.counts().clamp(min=1))[routes.example].to(routes.states.dtype)[:, None, None]
+        gates = gates + (routes.states * routes.taken * weight).sum(0).cpu().double()
+        shares = shares + (routes.taken * weight).sum(0).cpu().double()
+        examples, layers = examples + routes.examples, routes.layers
+    return Affinity(layers, gates / examples, shares / examples)
+
+
+def tour(model: Model, examples: Batch, tokens: int | None = None) -> Iterable[Routes]:
+    """The routes of `examples`, a batch at a time, without gradients, until about so many tokens were read."""
+    if tokens is not None:
+        ends = torch.cumsum(torch.tensor([example.size for example in examples]), 0)
+        examples = examples[: int((ends < tokens).sum()) + 1]
+    for group in model.batches(examples):
+        with torch.no_grad():
+            routes = routed(model, [examples[k] for k in group]).detach()
+        yield routes
+
+
+def _router(part: nn.Module) -> str:
+    """Name of the child that is the router of the experts beside it; empty where there is none."""
+    children = dict(part.named_children())
+    count = _count(children["experts"]) if "experts" in children else 0
+    for name, child in children.items():
+        weight = getattr(child, "weight", None)
+        if count and name != "experts" and isinstance(weight, Tensor) and weight.dim() == 2 and len(weight) == count:
+            return name
+    return ""
+
+
+def _count(experts: nn.Module) -> int:
+    stacked = [len(parameter) for parameter in experts.parameters() if parameter.dim() == 3]
+    return stacked[0] if stacked else 0

@@ -1,0 +1,172 @@
+"""Label-agnostic forgetting (Shen et al., 2024, arXiv 2404.00506): representations are moved, and no label is read.
+
+    e = what the output layer reads,  e_o = the same before;  h, h_f = two autoencoders of e_o, over all data and over
+    the forget set;  m(e; h) = ||h(e) - e||^2,  d = 1 - cos(e, e_o)
+    L_UE = sum_retain exp(m(e; h) / (m(e; h) + 1)) - sum_forget exp(m(e; h_f) / (m(e; h_f) + 1))
+    L_RA = sum_retain log( exp(d) / sum_forget exp(d / tau) )
+
+A pair of batches makes one Adam step down L_UE and one down L_RA. Both are sums over rows, as published, so that of two
+sets the one with the larger batch pulls more. The autoencoders are variational (squared error summed over an example,
+plus 0.025 KL, as a mean over the batch; widths 256-128-32-latent-32-128-256, Adam at 1e-3) with a linear output, since
+a sigmoid's cannot reach representations above 1; afterwards they read the mean and draw nothing. The output layer gets
+no gradient and stays as it is. Label-free is not data-free: the retain set's inputs are read. Of a language model each
+answer token's last hidden state is a row; what that token is, is not read, but those before it are.
+
+Published: `extract_rate` 5e-5 and `align_rate` 1e-4 (MNIST, 20 epochs of the forget set) or 1e-5 and 4e-5 (ResNet-18,
+40 epochs), tau 5 to forget examples at random and 20 for a class. On a small network, where an epoch of the forget set
+is a handful of steps, these rates forget little or nothing (docs/log.md); the defaults are ten times as large, and
+steps are counted, not epochs. Its repair (LAF+R) is a fine-tuning on a few labelled retain examples afterwards.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
+
+from expunge.adapters.full import Full
+from expunge.core.errors import DataRefused, RunFailed, UsageRefused
+from expunge.core.method import Method, edited, ignore_event
+from expunge.core.model import Batch, Network, OnEvent
+from expunge.core.request import Request
+from expunge.methods._representation import represent
+from expunge.train.batches import Batches
+
+KL = 0.025
+WIDTHS = (256, 128, 32)
+
+
+@dataclass(frozen=True)
+class LAF(Method):
+    """Push forgotten representations off their manifold, and hold the others to where they were."""
+
+    steps: int = 140
+    """Pairs of batches; each is one step down either loss."""
+    batch: int = 64
+    """Examples that a step reads of the forget set and of the retain set."""
+    extract_rate: float = 5e-4
+    """Learning rate of L_UE, which forgets; 0 leaves it out."""
+    align_rate: float = 1e-3
+    """Learning rate of L_RA, which holds the retained representations and lets the forgotten ones go; 0 leaves it out.
+    """
+    tau: float = 20.0
+    """How little a forgotten representation's distance counts against a retained one's; smaller is stronger."""
+    latent: int = 8
+    """Numbers that an autoencoder keeps of a representation (published: 8 for MNIST, else 16)."""
+    autoencoder_steps: int = 400
+    """Steps in which each of the two autoencoders is fitted; fitted for longer, they let less be forgotten and harm
+    less."""
+    seed: int = 0
+    """Fixes the order of the examples and the autoencoders."""
+
+    def __post_init__(self) -> None:
+        wrong = [
+            f"`{name}` must be {rule} (got {getattr(self, name)!r})"
+            for name, rule, good in (
+                ("steps", "at least 1", self.steps >= 1),
+                ("batch", "at least 1", self.batch >= 1),
+                ("extract_rate", "at least 0 and finite", 0 <= self.extract_rate < math.inf),
+                ("align_rate", "at least 0 and finite", 0 <= self.align_rate < math.inf),
+                ("tau", "positive", 0 < self.tau < math.inf),
+                ("latent", "at least 1", self.latent >= 1),
+                ("autoencoder_steps", "at least 1", self.autoencoder_steps >= 1),
+                ("seed", "from 0 to 2**63 - 1", 0 <= self.seed < 2**63),
+            )
+            if not good
+        ]
+        if wrong:
+            raise UsageRefused(f"LAF: {'; '.join(wrong)}.")
+
+    def __call__(self, network: Network, request: Request, on_event: OnEvent = ignore_event) -> Network:
+        if not request.retain:
+            raise DataRefused("LAF holds the retain set's representations, and the request has none. Give --retain.")
+        devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(self.seed)
+            on_event({"kind": "phase", "what": "Fitting autoencoders to the representations"})
+            forget = torch.cat(list(_known(network, request.forget)))
+            every = torch.cat([*_known(network, request.retain), forget])
+            common, own = (self._fitted(states) for states in (every, forget))
+        result = Full()(network, request)
+        on_event({"kind": "phase", "what": "Moving the forgotten representations"})
+        losses = self._move(result, network, common, own, request)
+        result.module.requires_grad_(False)
+        on_event({**edited(network, result), **losses})
+        return result
+
+    def _fitted(self, states: Tensor) -> "_Autoencoder":
+        made = _Autoencoder(states.shape[1], self.latent).to(states.device)
+        optimizer = torch.optim.Adam(made.parameters(), lr=1e-3)
+        for _ in range(self.autoencoder_steps):
+            some = states[torch.randint(len(states), (min(self.batch, len(states)),)).to(states.device)]
+            loss = made.loss(some)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        return made.requires_grad_(False)
+
+    def _move(
+        self, now: Network, before: Network, common: "_Autoencoder", own: "_Autoencoder", request: Request
+    ) -> dict[str, float]:
+        """The steps; the value of both losses at the last."""
+        draw = Batches(request, self.batch, self.batch, self.seed)
+        rates = {"extract": self.extract_rate, "align": self.align_rate}
+        optimizers = {name: torch.optim.Adam(now.module.parameters(), lr=rate) for name, rate in rates.items()}
+        last: dict[str, float] = {}
+        for step in range(1, self.steps + 1):
+            sets = draw.sets()
+            with torch.no_grad():
+                was = [represent(before, sets[name]).float() for name in ("retain", "forget")]
+            for name, optimizer in optimizers.items():
+                retain, forget = (represent(now, sets[name]).float() for name in ("retain", "forget"))
+                if name == "extract":
+                    loss = common.off(retain).sum() - own.off(forget).sum()
+                else:
+                    far, near = (1 - cosine_similarity(e, o) for e, o in zip((retain, forget), was, strict=True))
+                    loss = (far - (near / self.tau).logsumexp(0)).sum()
+                last[name] = float(loss.detach())
+                if not math.isfinite(last[name]):
+                    raise RunFailed(f"step {step} of LAF: the {name} loss is NaN or infinite. Lower its rate.")
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+        return last
+
+
+class _Autoencoder(nn.Module):
+    """A variational autoencoder of representations."""
+
+    def __init__(self, width: int, latent: int) -> None:
+        super().__init__()
+        self.encoder = _layers(width, *WIDTHS, 2 * latent)
+        self.decoder = _layers(latent, *reversed(WIDTHS), width)
+
+    def loss(self, states: Tensor) -> Tensor:
+        mean, log_variance = self.encoder(states).chunk(2, dim=1)
+        drawn = mean + torch.randn_like(mean) * (log_variance / 2).exp()
+        error = (self.decoder(drawn) - states).square().sum(1)
+        kl = (mean.square() + log_variance.exp() - 1 - log_variance).sum(1) / 2
+        return (error + KL * kl).mean()
+
+    def off(self, states: Tensor) -> Tensor:
+        """exp(m / (m + 1)) of each row: from 1, on the manifold, to e, far off."""
+        mean, _ = self.encoder(states).chunk(2, dim=1)
+        missed = (self.decoder(mean) - states).square().sum(1)
+        return (missed / (missed + 1)).exp()
+
+
+def _layers(*widths: int) -> nn.Sequential:
+    """Linear layers with a ReLU between any two."""
+    made: list[nn.Module] = []
+    for inner, outer in zip(widths, widths[1:], strict=False):
+        made += [nn.Linear(inner, outer), nn.ReLU()]
+    return nn.Sequential(*made[:-1])
+
+
+def _known(network: Network, examples: Batch) -> Iterator[Tensor]:
+    """The representations before, a batch at a time."""
+    for group in network.batches(examples):
+        with torch.no_grad():
+            yield represent(network, [examples[k] for k in group]).float()

@@ -1,0 +1,162 @@
+"""Class unlearning by data poisoning (Chang et al., 2024, arXiv 2405.15662): a class is learnt as another one.
+
+    loss = CE(f(x with a donor's patch), y_donor or a random class) over forget + CE(f(x), y) over retain
+
+Each forgotten picture gets a window of a picture of the donor class, and the donor's label; these stand-ins are then
+trained on beside the retain set. It is removal at the output and should be called that: as published, the last layer
+alone moves, so hidden states tell the class as before (`LinearProbe`), and one pass over the class brings it back
+(`Relearn`). The label does the work, not the patch: without a patch the published figures are as good, with a patch and
+the old label little is forgotten, and where the whole picture is the donor's (`patch=1.0`) the class stays, for nothing
+of it is then learnt.
+
+Published: windows of 64 (located by concept), 96 (centre, random) and 160 of 224 pixels; SGD at 1e-3 with momentum 0.9,
+batches of 32 from both sets together, 15 to 30 epochs. Here `learn` is any fine-tuning, whose objective weighs the two
+means. Published every example weighs alike: weigh the means in the ratio of the sets' sizes (the default: one class of
+ten). Texts have no windows: of them the request's own stand-ins, such as refusals, are learnt.
+"""
+
+import hashlib
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+
+from expunge.adapters.last_layer import LastLayer
+from expunge.core.errors import DataRefused, UsageRefused
+from expunge.core.method import Method, ignore_event
+from expunge.core.model import Network, OnEvent
+from expunge.core.request import Example, Request
+from expunge.methods._patches import Box, pasted, telling
+from expunge.methods.finetune import Finetune
+from expunge.methods.stop import Stop
+from expunge.objectives.idk_nll import IdkNLL
+from expunge.objectives.retain_nll import RetainNLL
+
+
+@dataclass(frozen=True)
+class Poison(Method):
+    """Learn the forgotten pictures, patched, under another label."""
+
+    label: Literal["donor", "random", "own"] = "donor"
+    """What the patched pictures are said to be: the donor class, one of the other retained classes by lot, or, as a
+    control, what they were."""
+    donor: int | None = None
+    """Number of the class that patches and labels come from; None takes, for each forgotten class, the retained class
+    that the network finds likeliest beside it."""
+    patch: float = 96 / 224
+    """Side of the window, in sides of the picture. 0 leaves the picture as it is."""
+    place: Literal["centre", "random", "located"] = "centre"
+    """Where the window lies; located: where the picture's class is lost most if it is blanked, which reads every
+    picture once for each window."""
+    learn: Finetune = Finetune(
+        objective=0.1 * IdkNLL() + 0.9 * RetainNLL(),
+        adapter=LastLayer(),
+        learning_rate=1e-3,
+        steps=600,
+        batch=8,
+        retain_batch=56,
+        stop=Stop(level=None, budget=None, every=1000),
+        norms=False,
+    )
+    """How the stand-ins are learnt. All weights may move too: `adapter=Full()`."""
+    seed: int = 0
+    """Draws donors, windows and random labels; the order of the examples is `learn`'s."""
+
+    def __post_init__(self) -> None:
+        if self.label not in ("donor", "random", "own") or self.place not in ("centre", "random", "located"):
+            raise UsageRefused(
+                f"Poison: `label` must be donor, random or own, and `place` centre, random or located. "
+                f"Got {self.label!r}, {self.place!r}."
+            )
+        if not 0 <= self.patch <= 1:
+            raise UsageRefused(f"The `patch` of Poison must lie from 0 to 1. Got {self.patch!r}.")
+
+    def __call__(self, network: Network, request: Request, on_event: OnEvent = ignore_event) -> Network:
+        on_event({"kind": "phase", "what": "Making stand-ins of the forget set"})
+        return self.learn.adapter.merge(self.learn(network, self.poisoned(network, request), on_event))
+
+    def poisoned(self, network: Network, request: Request) -> Request:
+        """The request with the patched and relabelled pictures as its stand-ins."""
+        if not request.retain:
+            raise DataRefused("Poison takes its donors from the retain set, and the request has none. Give --retain.")
+        if not all(hasattr(e, "pixels") for e in (*request.forget, *request.retain)):
+            if not request.stand_in:
+                raise DataRefused("Poison patches pictures; of texts it needs what to say instead. Give --stand-in.")
+            return request
+        kinds = _Kinds.of(request)
+        chosen = kinds.donors(network, request) if self.donor is None else self._given(kinds)
+        donors = [kinds.one_of(chosen[e.label], self._lot(e, "donor")) for e in request.forget]  # type: ignore[attr-defined]
+        patched = self._patched(network, request, donors) if self.patch else request.forget
+        labels = [self._label(e, donor, kinds) for e, donor in zip(request.forget, donors, strict=True)]
+        return replace(request, stand_in=tuple(replace(p, label=k) for p, k in zip(patched, labels, strict=True)))  # type: ignore[type-var]
+
+    def _given(self, kinds: "_Kinds") -> dict[int, int]:
+        if self.donor not in kinds.retained or self.donor in kinds.forgotten:
+            raise DataRefused(
+                f"The `donor` of Poison must be a class of the retain set that is not forgotten: one of "
+                f"{', '.join(str(c) for c in kinds.retained if c not in kinds.forgotten)}. Got {self.donor!r}."
+            )
+        return dict.fromkeys(kinds.forgotten, self.donor)
+
+    def _patched(self, network: Network, request: Request, donors: list[Any]) -> list[Any]:
+        """The forget pictures, each with a window of its donor."""
+        forget: Any = request.forget
+        if self.place == "located":
+            retain: Any = request.retain
+            blank = torch.stack([picture.pixels for picture in retain]).mean(0)
+            where, whence = (telling(network, pictures, self.patch, blank) for pictures in (forget, donors))
+        elif self.place == "random":
+            where = whence = [Box.drawn(e.pixels, self.patch, self._lot(e, "window")) for e in forget]
+        else:
+            where = whence = [Box.centred(e.pixels, self.patch) for e in forget]
+        return [
+            pasted(e, donor.pixels, box, donor.digest, to)
+            for e, donor, box, to in zip(forget, donors, whence, where, strict=True)
+        ]
+
+    def _label(self, example: Any, donor: Any, kinds: "_Kinds") -> int:
+        others = [kind for kind in kinds.retained if kind != example.label]
+        drawn = others[self._lot(example, "label") % len(others)]
+        return {"donor": donor.label, "random": drawn, "own": example.label}[self.label]
+
+    def _lot(self, example: Example, what: str) -> int:
+        """A number that hangs on the example alone, whatever its place in the set."""
+        return int(hashlib.sha256(f"{self.seed}:{what}:{example.content()}".encode()).hexdigest()[:15], 16)
+
+
+@dataclass(frozen=True)
+class _Kinds:
+    """The classes of a request."""
+
+    forgotten: tuple[int, ...]
+    retained: dict[int, tuple[Any, ...]]
+    """Pictures of each class of the retain set, in an order of their own."""
+
+    @staticmethod
+    def of(request: Request) -> "_Kinds":
+        retain: Any = sorted(request.retain, key=lambda example: example.content())
+        numbers = sorted({e.label for e in retain})
+        forgotten = tuple(sorted({e.label for e in request.forget}))  # type: ignore[attr-defined]
+        kinds = _Kinds(forgotten, {k: tuple(e for e in retain if e.label == k) for k in numbers})
+        alone = [k for k in forgotten if not set(numbers) - {k}]
+        if alone:
+            raise DataRefused(f"The retain set has no class beside class {alone[0]}, so there is no donor. Give more.")
+        return kinds
+
+    def one_of(self, kind: int, lot: int) -> Any:
+        """A picture of the class, by lot."""
+        return self.retained[kind][lot % len(self.retained[kind])]
+
+    def donors(self, network: Network, request: Request) -> dict[int, int]:
+        """For each forgotten class the retained class that the network finds likeliest beside it."""
+        forget: Any = request.forget
+        total = dict.fromkeys(self.forgotten, 0.0)
+        with torch.inference_mode():
+            for group in network.batches(forget):
+                said = network.predict([forget[k] for k in group])
+                for label, scores in zip(said.labels.tolist(), said.log_probs().double().cpu(), strict=True):
+                    total[label] = total[label] + scores
+        return {
+            label: max((k for k in self.retained if k != label), key=lambda k: float(scores[k]))
+            for label, scores in total.items()
+        }

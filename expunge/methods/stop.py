@@ -1,0 +1,51 @@
+"""When forgetting is enough, what it may cost, and which step is kept."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from expunge.core.errors import RunFailed, UsageRefused
+from expunge.core.model import Model
+from expunge.core.request import Request
+from expunge.train.best_step import BestStep, loss, sample
+
+
+@dataclass(frozen=True)
+class Stop:
+    """The run ends when every forget example is about at `level` and the retain loss has risen by at most `budget`.
+
+    Each example counts for itself: a mean alone is reached by overshooting on some while others are known as before.
+    """
+
+    level: float | str | None = "holdout"
+    """Loss for each row, in nats, that the forget examples must reach: a number, 'holdout' for the mean of the holdout
+    set before the run (no level where there is none), or None to take every step."""
+    slack: float = 0.25
+    """Nats by which the forget examples may fall short of the level, on average; those beyond it count as at it."""
+    budget: float | None = 0.1
+    """How many nats the retain loss may rise; None for any."""
+    every: int = 5
+    """Steps between two checks. Each reads at most 64 examples of either set, without gradients."""
+
+    def __post_init__(self) -> None:
+        if self.level != "holdout" and (isinstance(self.level, str) or not math.isfinite(self.level or 0)):
+            raise UsageRefused(f"Stop: level must be a number, 'holdout' or None. Got {self.level!r}.")
+        if not 0 <= self.slack < math.inf:
+            raise UsageRefused(f"Stop: slack must be at least 0. Got {self.slack!r}.")
+        if self.every < 1:
+            raise UsageRefused(f"Stop: every must be at least 1. Got {self.every!r}.")
+        if self.budget is not None and not 0 <= self.budget < math.inf:
+            raise UsageRefused(f"Stop: budget must be None or at least 0. Got {self.budget!r}.")
+
+    def keeper(self, before: Model, request: Request) -> BestStep:
+        """What watches one run; reads the level from the model before it."""
+        level, source = self.level, "given"
+        if level == "holdout":
+            level, source = (loss(before, request.holdout), "holdout") if request.holdout else (None, "none")
+        assert not isinstance(level, str)
+        if level is not None and not math.isfinite(level):
+            raise RunFailed(
+                "The model's loss on the holdout set is NaN or infinite, so it is no level. Mend the model."
+            )
+        return BestStep(level, self.slack, source, self.budget, sample(request.forget), sample(request.retain))

@@ -1,0 +1,48 @@
+"""Keys and values of what is being written, in memory that takes all that will come without being moved."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+from transformers.cache_utils import DynamicLayer
+
+
+class PreallocatedLayer(DynamicLayer):
+    """As transformers' own layer of a cache, which copies all that is there for each token."""
+
+    def __init__(self, keys: Tensor, values: Tensor, more: int) -> None:
+        """Of keys and values [rows, heads, length, width], with room for `more` tokens of each row."""
+        super().__init__()
+        self.lazy_initialization(keys, values)
+        self.length = keys.shape[2]
+        self.whole = [_with_room(part, more) for part in (keys, values)]
+        self._show()
+
+    def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Take in the next tokens' [rows, heads, new, width]; all that is there now."""
+        start, self.length = self.length, self.length + keys.shape[2]
+        for whole, new in zip(self.whole, (keys, values), strict=True):
+            whole[:, :, start : self.length] = new
+        return self._show()
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """These rows alone, in this order. One that stays where it lies is not copied; no other may lie in its way."""
+        for place, row in enumerate(rows):
+            if place != row:
+                for whole in self.whole:
+                    whole[place, :, : self.length] = whole[row, :, : self.length]
+        self.whole = [whole[: len(rows)] for whole in self.whole]
+        self._show()
+
+    def _show(self) -> tuple[Tensor, Tensor]:
+        self.keys, self.values = (whole[:, :, : self.length] for whole in self.whole)
+        return self.keys, self.values
+
+
+def _with_room(part: Tensor, more: int) -> Tensor:
+    rows, heads, length, width = part.shape
+    whole = part.new_empty(rows, heads, length + more, width)
+    whole[:, :, :length] = part
+    return whole

@@ -1,0 +1,139 @@
+"""A batch of token sequences as a tree, so that a shared beginning is read once and nothing is padded.
+
+Chat templates open every example with the same words, and the options of one question share its whole prompt. Each
+distinct beginning becomes one node; a node attends to its ancestors only, and its position is its depth. A causal
+transformer that takes its positions and mask from its caller answers for each node exactly as if the node's sequence
+had been read alone, gradients included.
+
+The nodes lie in one row, each before its children and its whole subtree before its next sibling. So one number for each
+node, the place where its subtree ends, says who sees whom, and attention is worked out piece by piece (`attention.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from jaxtyping import Int
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The distinct beginnings of some sequences; several roots where they have no token in common."""
+
+    tokens: Int[Tensor, "1 nodes"]
+    depth: Int[Tensor, "1 nodes"]
+    ends: Int[Tensor, "1 1 1 nodes"]
+    """Node i sees node j if and only if j <= i < ends[j]."""
+    paths: tuple[tuple[int, ...], ...]
+    """The nodes of each sequence, in the order of its tokens."""
+
+    @staticmethod
+    def of(sequences: Sequence[Sequence[int]]) -> Tree:
+        """The tree of `sequences`."""
+        tokens: list[int] = []
+        depth: list[int] = []
+        ends: list[int] = []
+        path: list[int] = []
+        paths: list[tuple[int, ...]] = [()] * len(sequences)
+        for index in _sorted(sequences):
+            own = sequences[index]
+            shared = _shared([tokens[node] for node in path], own)
+            for node in path[shared:]:
+                ends[node] = len(tokens)
+            del path[shared:]
+            for token in own[shared:]:
+                path.append(len(tokens))
+                tokens.append(token)
+                depth.append(len(path) - 1)
+                ends.append(0)
+            paths[index] = tuple(path)
+        for node in path:
+            ends[node] = len(tokens)
+        return Tree(torch.tensor([tokens]), torch.tensor([depth]), torch.tensor(ends)[None, None, None], tuple(paths))
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Nodes next to each other whose attention is worked out at once."""
+
+    start: int
+    stop: int
+    above: tuple[int, ...] = ()
+    """The pieces, by their place, that hold what the nodes see beside each other."""
+    path: bool = False
+    """Whether each node sees all those before it, as the tokens of one sequence do."""
+
+    @property
+    def size(self) -> int:
+        """How many nodes there are."""
+        return self.stop - self.start
+
+
+def pieces(ends: Sequence[int], most: int) -> list[Piece]:
+    """All nodes of a tree in pieces of whole subtrees that have at most `most` nodes together.
+
+    Of a larger subtree the path from its root to where it forks is a piece, which those after it see; a path that never
+    forks is one piece, however long.
+    """
+    made: list[Piece] = []
+    waiting: list[tuple[int, int, tuple[int, ...]]] = [(0, len(ends), ())]
+    while waiting:
+        start, end, above = waiting.pop()
+        if start == end:
+            continue
+        stop = ends[start]
+        if stop - start <= most:
+            while stop < end and ends[stop] - start <= most:
+                stop = ends[stop]
+            waiting.append((stop, end, above))
+        else:
+            waiting.append((stop, end, above))
+            fork = start + 1
+            while fork < stop and ends[fork] == stop:
+                fork += 1
+            waiting.append((fork, stop, (*above, len(made))))
+            stop = fork
+        made.append(Piece(start, stop, above, path=all(end == ends[start] for end in ends[start:stop])))
+    return made
+
+
+def pairs(cut: Sequence[Piece]) -> int:
+    """Pairs of a node and one that it may see, as attention works them out."""
+    return sum(piece.size * (piece.size + sum(cut[k].size for k in piece.above)) for piece in cut)
+
+
+def pack(sequences: Sequence[Sequence[int]], room: int) -> list[list[int]]:
+    """Indices of `sequences` in groups whose trees have at most `room` nodes, neighbours in sorted order together."""
+    groups: list[list[int]] = []
+    used = 0
+    before: Sequence[int] = ()
+    for index in _sorted(sequences):
+        own = sequences[index]
+        added = len(own) - _shared(before, own)
+        if not groups or used + added > room:
+            groups.append([])
+            used, added = 0, len(own)
+        used += added
+        groups[-1].append(index)
+        before = own
+    return groups
+
+
+def _sorted(sequences: Sequence[Sequence[int]]) -> list[int]:
+    return sorted(range(len(sequences)), key=lambda k: tuple(sequences[k]))
+
+
+def _shared(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two sequences begin with in common."""
+    count = 0
+    for a, b in zip(one, other, strict=False):
+        if a != b:
+            break
+        count += 1
+    return count

@@ -1,0 +1,74 @@
+"""What the routers of a mixture of experts say, read by hooks that end the pass at the last router asked.
+
+Nothing above that router is run, so nothing above it has a gradient either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from expunge.core.errors import ModelRefused, UsageRefused
+from expunge.core.rows import widened
+from expunge.internals.mixtures import the_mixtures
+
+
+class UpToRouter(nn.Module):
+    """A mixture of experts up to a router, whose scores it gives where the whole would give class scores.
+
+    They come as [1, tokens, 2, layers, experts]: first the probabilities, then 1 where the expert is among the top K.
+    """
+
+    def __init__(self, module: nn.Module, layer: int | None) -> None:
+        super().__init__()
+        found = the_mixtures(module)
+        if layer is not None and layer not in found:
+            numbers = ", ".join(map(str, found))
+            raise UsageRefused(f"The `layer` must be a block with experts: {numbers}. Got {layer!r}.")
+        self.module = module
+        self.layers = tuple(found) if layer is None else (layer,)
+        self.gates = [found[number].gate for number in self.layers]  # in a list: they are no second children
+
+    def forward(self, **inputs: Any) -> SimpleNamespace:
+        said: list[tuple[Tensor, Tensor]] = []
+        hooks = [gate.register_forward_hook(self._listen(said)) for gate in self.gates]
+        try:
+            self.module(**inputs)
+        except _Heard:
+            # Not in the hook: a block that is recomputed for backward has none, and must come by the same tensors.
+            return SimpleNamespace(logits=torch.stack([_read(*one) for one in said], -2)[None])
+        finally:
+            for hook in hooks:
+                hook.remove()
+        raise ModelRefused(f"{type(self.module).__name__} did not run the routers that were asked.")
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The embedding of the whole."""
+        return self.module.get_input_embeddings()
+
+    def _listen(self, said: list[tuple[Tensor, Tensor]]) -> Callable[..., None]:
+        def hook(gate: nn.Module, _inputs: tuple[Any, ...], made: Any) -> None:
+            if not (isinstance(made, tuple) and len(made) == 3):
+                raise ModelRefused(
+                    f"{type(gate).__name__} does not say scores, weights and indices as the routers of Mixtral, OLMoE "
+                    f"and Qwen-MoE do, so it cannot be read. Use adapter=Full(), and no Anchor()."
+                )
+            said.append((made[0], made[2]))
+            if len(said) == len(self.gates):
+                raise _Heard
+
+        return hook
+
+
+def _read(scores: Tensor, indices: Tensor) -> Tensor:
+    """Probabilities of all experts, and 1 where they are among the top K: [tokens, 2, experts]."""
+    probabilities = widened(scores).softmax(-1)
+    return torch.stack([probabilities, torch.zeros_like(probabilities).scatter(-1, indices, 1.0)], -2)
+
+
+class _Heard(Exception):  # noqa: N818 (it is no error: it ends a pass)
+    pass

@@ -1,0 +1,146 @@
+"""Attention over the nodes of a tree (see `tree.py`): each piece of the tree looks at itself and at what lies above it.
+
+A row of N nodes has N^2 pairs, of which few are an ancestor and its descendant: of 40 records side by side about one in
+40. Cut into pieces, attention costs about what it costs for the records one by one. transformers lets an attention
+function be registered under a name; ours hands on whatever is not a tree to the function that was there before.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from expunge.models.prefix_tree import Piece, pieces
+
+MOST = {"cpu": 128, "cuda": 512}
+"""Nodes of a piece at most, where it may be cut: a GPU does a large square sooner than many small ones."""
+
+NAMES = {"sdpa": "expunge_sdpa", "eager": "expunge_eager"}
+"""What a module's attention is called, and what it is called once it knows trees."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The pieces of a tree, and what each of them may see."""
+
+    pieces: Sequence[Piece]
+    masks: dict[tuple[torch.dtype, bool], list[Tensor | None]] = field(default_factory=dict)
+
+
+_cuts: Any = WeakTensorKeyDictionary()
+"""The pieces of each tree that is being read, found by the ends of its subtrees. All layers are given the same tensor;
+a copy of it is cut anew."""
+
+
+def with_trees(module: Any) -> bool:
+    """Let the attention of `module` read trees; False where the architecture brings one of its own."""
+    return _renamed(module, NAMES)
+
+
+def without_trees(module: Any) -> None:
+    """Give `module` back the attention that it came with."""
+    _renamed(module, {ours: theirs for theirs, ours in NAMES.items()})
+
+
+def _renamed(module: Any, names: dict[str, str]) -> bool:
+    _registered()
+    now = getattr(module.config.get_text_config(), "_attn_implementation", None)
+    if now in names and module._can_set_attn_implementation():
+        module.set_attn_implementation(names[now])
+    return getattr(module.config.get_text_config(), "_attn_implementation", None) in NAMES.values()
+
+
+@cache
+def _registered() -> None:
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import eager_mask, sdpa_mask
+
+    AttentionInterface.register(NAMES["sdpa"], _sdpa)
+    AttentionInterface.register(NAMES["eager"], _eager)
+    AttentionMaskInterface.register(NAMES["sdpa"], sdpa_mask)
+    AttentionMaskInterface.register(NAMES["eager"], eager_mask)
+
+
+def _sdpa(module: Any, *given: Any, **settings: Any) -> tuple[Tensor, Any]:
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    return attend(sdpa_attention_forward, True, module, *given, **settings)
+
+
+def _eager(module: Any, *given: Any, **settings: Any) -> tuple[Tensor, Any]:
+    # Every architecture writes its own, with the caps and sinks that it needs, under one name.
+    theirs = sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[attr-defined]
+    return attend(theirs, False, module, *given, **settings)
+
+
+def attend(
+    theirs: Callable[..., tuple[Tensor, Any]],
+    causal: bool,
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **settings: Any,
+) -> tuple[Tensor, Any]:
+    """What `theirs` says of each piece of a tree; of anything else what it says of the whole.
+
+    `causal`: whether it needs no mask for a sequence, and is then about twice as fast.
+    """
+    if attention_mask is None or attention_mask.dtype != torch.int64 or attention_mask.dim() != 4:
+        return theirs(module, query, key, value, attention_mask, **settings)
+    cut = cut_of(attention_mask)
+    masks = masks_of(attention_mask, query.dtype, causal)
+    sizes = [piece.size for piece in cut.pieces]
+    queries, keys, values = (part.split(sizes, 2) for part in (query, key, value))
+    said = []
+    for place, (piece, mask) in enumerate(zip(cut.pieces, masks, strict=True)):
+        seen = [*piece.above, place]
+        k, v = (parts[place] if len(seen) == 1 else torch.cat([parts[s] for s in seen], 2) for parts in (keys, values))
+        known = {"is_causal": True} if mask is None else {}
+        said.append(theirs(module, queries[place], k, v, mask, **(settings | known))[0])
+    return (said[0] if len(said) == 1 else torch.cat(said, 1)), None
+
+
+def cut_of(ends: Tensor) -> Cut:
+    """The pieces of the tree whose subtrees end there."""
+    if ends not in _cuts:
+        _cuts[ends] = Cut(pieces(ends.flatten().tolist(), most_on(ends.device.type)))
+    return _cuts[ends]  # type: ignore[no-any-return]
+
+
+def most_on(device: str) -> int:
+    """Nodes of a piece at most, on a kind of device."""
+    return MOST.get(device, MOST["cpu"])
+
+
+def masks_of(ends: Tensor, dtype: torch.dtype, causal: bool) -> list[Tensor | None]:
+    """For each piece of a tree, what is added to its attention scores; where `causal`, None for a sequence alone."""
+    cut = cut_of(ends)
+    if (dtype, causal) not in cut.masks:
+        cut.masks[dtype, causal] = [
+            None if causal and piece.path and not piece.above else _mask(cut.pieces, place, ends, dtype)
+            for place, piece in enumerate(cut.pieces)
+        ]
+    return cut.masks[dtype, causal]
+
+
+def known(ends: Tensor, cut: Sequence[Piece]) -> None:
+    """Say beforehand how a tree is cut, for tensors that have a size and no contents."""
+    _cuts[ends] = Cut(cut)
+
+
+def _mask(cut: Sequence[Piece], place: int, ends: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to a piece's scores: 0 where a node may look, the lowest number elsewhere; [1, 1, nodes, seen]."""
+    there = torch.cat([torch.arange(cut[k].start, cut[k].stop, device=ends.device) for k in (*cut[place].above, place)])
+    own = there[-cut[place].size :, None]
+    sees = (there <= own) & (own < ends.flatten()[there])
+    shut = torch.full(sees.shape, torch.finfo(dtype).min, dtype=dtype, device=ends.device)
+    return shut.masked_fill_(sees, 0.0)[None, None]

@@ -1,0 +1,44 @@
+"""Which examples a step reads: the forget set in a new order each epoch, the others dealt out beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from expunge.core.model import Batch
+from expunge.core.request import Example, Request
+
+
+class Batches:
+    """Every example of a set is read once before any is read again; no tail is dropped.
+
+    Where stand-ins have the ids of the forget set, each is read in the step of its own.
+    """
+
+    def __init__(self, request: Request, batch: int, retain_batch: int, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        sets = {"forget": request.forget, "retain": request.retain, "stand_in": request.stand_in}
+        self.pairs = _pairs(request)
+        dealt = [name for name, examples in sets.items() if examples and not (self.pairs and name == "stand_in")]
+        self.dealt = {name: _deal(sets[name], generator) for name in dealt}
+        wanted = {"forget": batch, "retain": retain_batch, "stand_in": batch}
+        self.counts = {name: min(wanted[name], len(sets[name])) for name in self.dealt}
+
+    def sets(self) -> dict[str, Batch]:
+        """The next step's examples by set."""
+        drawn = {name: [next(dealt) for _ in range(self.counts[name])] for name, dealt in self.dealt.items()}
+        return drawn | ({"stand_in": [self.pairs[example.id] for example in drawn["forget"]]} if self.pairs else {})
+
+
+def _pairs(request: Request) -> dict[str, Example]:
+    """The stand-in of each forget example by id; none where the two sets do not have the same ids."""
+    others = {example.id: example for example in request.stand_in}
+    ids = {example.id for example in request.forget}
+    return others if ids == set(others) and len(ids) == len(request.forget) == len(request.stand_in) else {}
+
+
+def _deal(examples: tuple[Example, ...], generator: torch.Generator) -> Iterator[Example]:
+    while True:
+        for index in torch.randperm(len(examples), generator=generator).tolist():
+            yield examples[index]

@@ -1,0 +1,119 @@
+"""Watches one run: reads its losses between steps, keeps the best step, and says when to stop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from expunge.core.errors import RunFailed
+from expunge.core.model import Batch, Model, Network, OnEvent
+
+CHECKED = 64
+"""Examples of a set that a check reads at most, evenly spread over it."""
+
+
+def sample(examples: Batch) -> Batch:
+    """At most 64 examples, evenly spread."""
+    stride = max(1, math.ceil(len(examples) / CHECKED))
+    return examples[::stride]
+
+
+def losses(model: Model, examples: Batch) -> Tensor:
+    """Each example's mean negative log-probability of a row, in nats."""
+    said = model.answers(examples)
+    return -said.mean(said.log_probs)
+
+
+def loss(model: Model, examples: Batch) -> float:
+    """Mean of the examples' losses, in nats."""
+    return float(losses(model, examples).mean())
+
+
+@dataclass
+class BestStep:
+    """Looks at the losses between steps and keeps the state of the best one.
+
+    The best step falls least short of the level (beyond the slack) and overspends the budget least, in nats added up;
+    of equals, the one with the lower retain loss, or, where nothing is retained, the later one.
+    """
+
+    level: float | None
+    slack: float
+    source: str
+    budget: float | None
+    forget: Batch
+    retain: Batch
+    retain_at_start: float = math.nan
+    best: tuple[float, float] = (math.inf, math.inf)
+    best_step: int = 0
+    best_losses: tuple[float, float | None, float] = (math.nan, None, math.nan)
+    state: dict[str, Tensor] = field(default_factory=dict)
+
+    def facts(self) -> dict[str, object]:
+        """What the run aims at."""
+        budget = self.budget if self.retain else None
+        return {"level": self.level, "slack": self.slack, "level_source": self.source, "budget": budget}
+
+    def check(self, step: int, adapted: Network, moving: Mapping[str, nn.Parameter], on_event: OnEvent) -> str:
+        """Read the losses and keep the state if it is the best; why to stop, or an empty text."""
+        each = losses(adapted, self.forget)
+        forget = float(each.mean())
+        retain = loss(adapted, self.retain) if self.retain else None
+        if not math.isfinite(forget) or not math.isfinite(retain or 0.0):
+            self.fail(step, "forget" if not math.isfinite(forget) else "retain", adapted, moving)
+        if step == 0 and retain is not None:
+            self.retain_at_start = retain
+        short = float((self.level - each).clamp(min=0).mean()) if self.level is not None else 0.0
+        on_event(
+            {"kind": "check", "step": step, "forget": forget, "retain": retain, "level": self.level, "short": short}
+        )
+        missing = max(0.0, short - self.slack)
+        over = self.overspent(retain)
+        rank = (missing + over, retain if retain is not None else -float(step))
+        unbounded = self.level is None and step > 0 and over == 0
+        if rank < self.best or unbounded:
+            self.best, self.best_step, self.best_losses = rank, step, (forget, retain, short)
+            self.state = {name: p.detach().clone() for name, p in moving.items()}
+        if self.level is not None and missing == 0 and over == 0:
+            return f"the forget examples fall {short:.2f} nats short of {self.level:.2f} ({self.source})"
+        if self.level is None and over > 0:
+            return f"the retain budget of {self.budget} nats was spent"
+        return ""
+
+    def overspent(self, retain: float | None) -> float:
+        """Nats by which the retain loss exceeds its start and the budget."""
+        if retain is None or self.budget is None:
+            return 0.0
+        return max(0.0, retain - self.retain_at_start - self.budget)
+
+    def fail(self, step: int, name: str, adapted: Network, moving: Mapping[str, nn.Parameter]) -> None:
+        """Put the best state back and refuse: no comparison with NaN is true, so it would pass for forgotten."""
+        done = f"The state of step {self.restore(moving)} was put back. Lower learning_rate." if step else ""
+        error = RunFailed(f"step {step}: the loss of the {name} set is NaN or infinite. {done or 'Mend the model.'}")
+        error.last_good = adapted if step else None
+        raise error
+
+    def restore(self, moving: Mapping[str, nn.Parameter]) -> int:
+        """Put the best state back; its step."""
+        for name, parameter in moving.items():
+            parameter.data.copy_(self.state[name])
+        return self.best_step
+
+    def numbers(self) -> dict[str, object]:
+        """What a checkpoint must hold of it beside the state."""
+        return {name: getattr(self, name) for name in ("retain_at_start", "best", "best_step", "best_losses")}
+
+    def take(self, numbers: Mapping[str, Any]) -> None:
+        """Go on from what a checkpoint held."""
+        for name, value in numbers.items():
+            setattr(self, name, tuple(value) if isinstance(value, list) else value)
+
+    def verdict(self) -> dict[str, object]:
+        """The kept step's losses, and whether they are good enough by the run's own criterion."""
+        forget, retain, short = self.best_losses
+        rise = None if retain is None else retain - self.retain_at_start
+        return {"reached": self.best[0] == 0.0, "kept_forget": forget, "kept_short": short, "kept_rise": rise}

@@ -1,0 +1,71 @@
+"""What a user sees at the end of a run."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from expunge.cli.progress import Progress
+
+
+def finding(set_: str, model: str, value: float, ideal: float | None = None) -> dict[str, Any]:
+    known = {"low": value / 2, "high": 2 * value, "n": 7, "ideal": ideal}
+    return {"audit": "Probability", "set": set_, "model": model, "value": value, **known}
+
+
+def shown(report: dict[str, Any], capsys: pytest.CaptureFixture) -> list[str]:
+    Progress(Console(file=io.StringIO())).summary(report, Path("out"))
+    return capsys.readouterr().out.splitlines()
+
+
+def test_a_value_is_shown_with_its_interval_and_count_however_small(capsys):
+    found = [finding("forget", "before", 0.5, 0.01), finding("forget", "after", 0.0012, 0.01)]
+    head, row = shown({"findings": found}, capsys)[:2]
+    assert head.split() == ["set", "audit", "n", "before", "after", "95", "%", "of", "after", "ideal"]
+    assert row.split() == ["forget", "Probability", "7", "0.50", "0.0012", "6.0e-04", "to", "0.0024", "0.01"]
+
+
+def test_what_should_be_gone_stands_first_and_what_should_stay_next(capsys):
+    sets = ("holdout", "mine", "retain", "forget")
+    lines = shown({"findings": [finding(name, "before", 0.5) for name in sets]}, capsys)
+    assert [line.split()[0] for line in lines[1:5]] == ["forget", "retain", "holdout", "mine"]
+
+
+def test_a_rule_says_its_number_and_bound_or_that_nothing_was_measured(capsys):
+    rules = [
+        {"rule": "forget.Probability <= 0.25", "value": 0.0012345, "bound": 0.25, "met": True},
+        {"rule": "forget.Choice <= 0.25", "value": None, "bound": None, "met": False},
+    ]
+    found = [finding("forget", "before", 0.5), finding("forget", "after", 0.0012345)]
+    lines = shown({"findings": found, "verdict": {"met": False, "rules": rules}}, capsys)
+    assert "met      forget.Probability <= 0.25  (0.001234, bound 0.25)" in lines
+    assert "NOT MET  forget.Choice <= 0.25  (not measured: no record of this set has what the audit needs)" in lines
+    assert lines[-2:] == ["1 of 2 thresholds were not met.", f"Report: {Path('out', 'report.html')}"]
+
+
+def test_a_table_is_not_folded_where_there_is_no_terminal(capsys):
+    models = ("before", "after", "reference")
+    found = [finding("forget vs holdout", model, 0.000123, 0.000456) for model in models]
+    lines = shown({"findings": found}, capsys)
+    assert lines[1].count("e-0") == 6  # three values, the interval's two ends and the ideal on one line
+
+
+def test_a_run_without_a_level_is_told_that_nothing_says_when_it_is_enough():
+    told = io.StringIO()
+    with Progress(Console(file=told, width=200)) as progress:
+        progress({"kind": "start", "layers": 2, "trainable": 1, "parameters": 10, "level": None, "steps": 5})
+        progress({"kind": "check", "step": 0, "forget": 2.0, "retain": 1.5, "level": None, "short": None})
+    lines = told.getvalue().splitlines()
+    assert len(lines) == 3  # and no empty line, since no bar was drawn
+    assert "nothing says when it is enough" in lines[1]
+    assert lines[2].endswith("step 0: forget loss 2.00, retain loss 1.50")
+
+
+def test_what_lies_outside_the_interval_of_its_ideal_is_told_under_the_verdict(capsys):
+    met = {"rule": "forget.Probability <= 0.25", "value": 0.01, "bound": 0.25, "met": True}
+    found = [finding("forget", "before", 0.5, 0.1), finding("forget", "after", 0.01, 0.1)]  # 0.005 to 0.02
+    lines = shown({"findings": found, "verdict": {"rules": [met]}, "run": {"steps": 1}}, capsys)
+    at = lines.index("Forgotten within every threshold.")
+    assert lines[at + 1] == "Outside the interval of its ideal: forget Probability (below)."

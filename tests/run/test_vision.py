@@ -1,0 +1,156 @@
+"""The main job on an image classifier: a ViT that reads digits forgets one of them, and the rest stays."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTConfig, ViTForImageClassification
+from transformers import ViTImageProcessorPil as Processor
+
+from expunge.adapters.full import Full
+from expunge.core.request import Request
+from expunge.data.images import encode, load
+from expunge.methods.finetune import Finetune
+from expunge.methods.stop import Stop
+from expunge.models.open import open_network
+from expunge.models.vision import ImageClassifier
+from expunge.objectives.retain_nll import RetainNLL
+from expunge.run.prepare import Inputs
+from expunge.run.unlearn import Job, forget
+from expunge.runtime.atomic_files import check_manifest
+
+torch.set_num_threads(1)
+
+FORGOTTEN = "three"
+NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+METHOD = (
+    "Finetune(objective=0.3 * HingedAscent(level=3.0) + RetainNLL(), adapter=Bounded(rank=4), learning_rate=0.002, "
+    "steps=40, batch=16, retain_batch=64, stop=Stop(level=None, budget=None, every=10))"
+)
+
+
+def images(folder: Path, start: int, count: int) -> Path:
+    """Greyscale PNG files of 8 x 8 pixels in one folder for each digit."""
+    digits = load_digits()
+    for k in range(start, start + count):
+        place = folder / NAMES[digits.target[k]]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((digits.images[k] * 255 / 16).astype(np.uint8)).save(place / f"{k}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory) -> tuple[Path, dict, list[dict]]:
+    """A model that reads digits, and what is left of it: the folder, the report, and what was told."""
+    root = tmp_path_factory.mktemp("digits")
+    images(root / "train", 0, 500)
+    images(root / "test", 1000, 200)
+    torch.manual_seed(0)
+    config = ViTConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        num_channels=1,
+        image_size=8,
+        patch_size=4,
+        id2label=dict(enumerate(NAMES)),
+        label2id={name: number for number, name in enumerate(NAMES)},
+    )
+    size = {"height": 8, "width": 8}
+    network = ImageClassifier.of(
+        ViTForImageClassification(config), Processor(size=size, image_mean=[0.5], image_std=[0.5])
+    )
+    seen = encode(load(root / "train"), network.processor, network.classes, root / "train", network.channels)
+    learn = Finetune(
+        objective=RetainNLL(),
+        adapter=Full(),
+        learning_rate=3e-3,
+        steps=260,
+        batch=1,
+        retain_batch=64,
+        warmup=10,
+        schedule="linear",
+        stop=Stop(level=None, budget=None, every=1000),
+    )
+    Full().merge(learn(network, Request(forget=seen[:1], retain=seen[1:]))).save(root / "model")
+    told: list[dict] = []
+    job = Job(
+        model=str(root / "model"),
+        inputs=Inputs(forget=root / "train", only_class=FORGOTTEN, probes={"test": root / "test"}),
+        out=root / "out",
+        method=METHOD,
+        require=("forget.Accuracy <= 0.2", "retain.Accuracy >= before - 0.05"),
+    )
+    report = forget(job, told.append)
+    return root, report, told
+
+
+def values(report: dict, audit: str, set_: str) -> tuple[float, float]:
+    """What an audit found before and after."""
+    found = {f["model"]: f["value"] for f in report["findings"] if (f["audit"], f["set"]) == (audit, set_)}
+    return found["before"], found["after"]
+
+
+def test_the_class_is_forgotten_and_the_others_are_not(done):
+    _, report, _ = done
+    before, after = values(report, "Accuracy", "forget")
+    assert before > 0.9
+    assert after <= 0.2
+    kept = values(report, "Accuracy", "retain")
+    assert kept[1] >= kept[0] - 0.05
+    assert kept[0] > 0.9
+    unseen = values(report, "Accuracy", "test")  # a tenth of it is the forgotten digit
+    assert unseen[0] - 0.2 < unseen[1] < unseen[0]
+    assert values(report, "Loss", "forget")[1] > values(report, "Loss", "forget")[0] + 1
+    assert report["verdict"]["met"] is True
+
+
+def test_the_report_says_what_was_asked_of_what(done):
+    root, report, told = done
+    sets = {name: of["examples"] for name, of in report["request"]["sets"].items()}
+    threes = len(list((root / "train" / FORGOTTEN).glob("*.png")))
+    assert sets == {"forget": threes, "retain": 500 - threes, "test": 200}
+    assert report["model"]["family"] == "vision"
+    assert report["model"]["architecture"] == "ViTForImageClassification"
+    assert report["method"].startswith(
+        "Finetune(objective=0.3 * HingedAscent(level=3.0) + RetainNLL(), adapter=Bounded("
+    )
+    assert report["run"]["adapter"]["layers"] == 4  # two dense layers in each of two blocks
+    assert report["run"]["kept_step"] == report["run"]["steps"] == 40
+    assert json.loads((root / "out" / "report.json").read_text()) == report
+    steps = [json.loads(line) for line in (root / "out" / "steps.jsonl").read_text().splitlines()]
+    assert steps == [event for event in told if event["kind"] in ("step", "check")]
+    assert {event["gradient"]["attention"] for event in steps if event["kind"] == "step"} == {0.0}
+    assert "<html" in (root / "out" / "report.html").read_text()
+
+
+def test_the_model_left_answers_the_same_in_plain_transformers(done):
+    root, report, _ = done
+    check_manifest(root / "out")
+    plain = AutoModelForImageClassification.from_pretrained(root / "out" / "model").eval()
+    processor = AutoImageProcessor.from_pretrained(root / "out" / "model", backend="pil")
+    records = load(root / "test")
+    ours = open_network(str(root / "out" / "model"))
+    pictures = encode(records, ours.processor, ours.classes, root / "test", ours.channels)
+    grey = [record.image.convert("L") for record in records]
+    with torch.inference_mode():
+        logits = plain(
+            pixel_values=torch.stack([torch.as_tensor(processor([g])["pixel_values"][0]) for g in grey])
+        ).logits
+        assert torch.equal(logits, ours.predict(pictures).logits)
+    assert type(plain) is ViTForImageClassification
+    right = (logits.argmax(-1) == torch.tensor([p.label for p in pictures])).double().mean().item()
+    assert right == pytest.approx(values(report, "Accuracy", "test")[1], abs=1e-6)
+    assert plain.config.id2label[3] == FORGOTTEN
+    assert report["run"]["merge"]["max_logit_difference"] < 1e-4 < report["run"]["merge"]["max_logit_change"]
+
+
+def test_the_model_given_is_left_as_it_was_on_disk(done):
+    root, report, _ = done
+    assert open_network(str(root / "model")).fingerprint() == report["model"]["fingerprint"]
+    assert open_network(str(root / "out" / "model")).fingerprint() != report["model"]["fingerprint"]

@@ -1,0 +1,221 @@
+"""Files that appear whole or not at all, and digests that notice one bit."""
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from expunge.core.errors import EnvironmentRefused, ModelRefused
+from expunge.runtime.atomic_files import (
+    MANIFEST,
+    check_inside,
+    check_manifest,
+    folder_digest,
+    renew_manifest,
+    sha256,
+    whole_folder,
+    write_manifest,
+    write_text,
+)
+
+
+def below(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def test_a_folder_appears_when_the_block_ends(tmp_path: Path):
+    with whole_folder(tmp_path / "deep" / "out") as scratch:
+        (scratch / "a").write_text("1")
+        assert not (tmp_path / "deep" / "out").exists()
+    assert below(tmp_path) == ["deep", "deep/out", "deep/out/a"]
+    assert (tmp_path / "deep" / "out").stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+def test_a_block_that_fails_leaves_nothing_behind(error: type[BaseException], tmp_path: Path):
+    def fail() -> None:
+        with whole_folder(tmp_path / "out") as scratch:
+            (scratch / "deep").mkdir()
+            (scratch / "deep" / "a").write_text("1")
+            raise error
+
+    with pytest.raises(error):
+        fail()
+    assert below(tmp_path) == []
+
+
+def test_an_empty_folder_is_replaced_and_a_full_one_is_left_alone(tmp_path: Path):
+    (tmp_path / "empty").mkdir()
+    with whole_folder(tmp_path / "empty") as scratch:
+        (scratch / "a").write_text("1")
+    assert below(tmp_path / "empty") == ["a"]
+    with pytest.raises(OSError, match="not empty"), whole_folder(tmp_path / "empty") as scratch:
+        (scratch / "b").write_text("2")
+    assert below(tmp_path) == ["empty", "empty/a"]
+
+
+def test_a_full_disk_is_said_in_one_line(tmp_path: Path):
+    with pytest.raises(EnvironmentRefused, match=r"is full \(\d+ MB free\)"), whole_folder(tmp_path / "out"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert below(tmp_path) == []
+
+
+def test_a_text_is_written_whole_or_the_old_one_stays(tmp_path: Path):
+    path = tmp_path / "a.txt"
+    write_text(path, "old\r\n")
+    assert path.read_bytes() == b"old\r\n"
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, "new \ud800")
+    assert path.read_bytes() == b"old\r\n"
+    assert below(tmp_path) == ["a.txt"]
+    write_text(path, "new")
+    assert path.read_text() == "new"
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_a_reader_keeps_the_old_text_while_the_new_one_takes_its_name(tmp_path: Path):
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+    with path.open() as reader:
+        write_text(path, "new")
+        assert reader.read() == "old"
+    assert path.read_text() == "new"
+
+
+def made(folder: Path) -> Path:
+    (folder / "deep").mkdir(parents=True)
+    (folder / "a.bin").write_bytes(bytes(range(256)))
+    (folder / "deep" / MANIFEST).write_text("{}")
+    write_manifest(folder, base="abc")
+    return folder
+
+
+def test_a_manifest_lists_every_file_below_with_size_and_digest(tmp_path: Path):
+    manifest = check_manifest(made(tmp_path / "m"))
+    assert manifest["base"] == "abc"
+    # sha256 of the bytes 0 to 255, and of "{}"
+    assert manifest["files"] == {
+        "a.bin": {"bytes": 256, "sha256": "40aff2e9d2d8922e47afd4648e6967497158785fbd1da870e7110266bf944880"},
+        f"deep/{MANIFEST}": {
+            "bytes": 2,
+            "sha256": "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a",
+        },
+    }
+
+
+@pytest.mark.parametrize("bit", [0, 77, 2047])
+def test_one_flipped_bit_is_noticed(bit: int, tmp_path: Path):
+    folder = made(tmp_path / "m")
+    content = bytearray((folder / "a.bin").read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    (folder / "a.bin").write_bytes(content)
+    with pytest.raises(ModelRefused, match=r"a\.bin is not the file that was written"):
+        check_manifest(folder)
+
+
+def test_a_missing_an_added_and_a_changed_file_are_named(tmp_path: Path):
+    folder = made(tmp_path / "m")
+    (folder / "new").write_text("x")
+    with pytest.raises(ModelRefused, match=r"new is not in MANIFEST\.json"):
+        check_manifest(folder)
+    (folder / "new").unlink()
+    (folder / "deep" / MANIFEST).write_text("[]")
+    with pytest.raises(ModelRefused, match=r"deep/MANIFEST\.json is not the file"):
+        check_manifest(folder)
+    (folder / "deep" / MANIFEST).unlink()
+    with pytest.raises(ModelRefused, match=r"names deep/MANIFEST\.json, which is not there"):
+        check_manifest(folder)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"files": []}', '{"files": {"a": 1}}', "[" * 100_000])
+def test_a_manifest_that_is_none_is_refused(text: str, tmp_path: Path):
+    (tmp_path / MANIFEST).write_text(text)
+    with pytest.raises(ModelRefused, match=r"is not a manifest"):
+        check_manifest(tmp_path)
+    (tmp_path / MANIFEST).unlink()
+    with pytest.raises(ModelRefused, match=r"is missing"):
+        check_manifest(tmp_path)
+
+
+def test_a_name_in_a_manifest_never_leads_out_of_the_folder(tmp_path: Path):
+    (tmp_path / "secret").write_text("x")
+    folder = tmp_path / "m"
+    folder.mkdir()
+    files = {"../secret": {"bytes": 1, "sha256": sha256(tmp_path / "secret")}}
+    (folder / MANIFEST).write_text(json.dumps({"files": files}))
+    with pytest.raises(ModelRefused, match=r"names \.\./secret, which is not there"):
+        check_manifest(folder)
+
+
+def test_a_folder_s_digest_knows_names_and_contents(tmp_path: Path):
+    (tmp_path / "a").write_text("1")
+    first = folder_digest(tmp_path)
+    assert folder_digest(tmp_path) == first
+    os.rename(tmp_path / "a", tmp_path / "b")
+    assert folder_digest(tmp_path) != first
+    os.rename(tmp_path / "b", tmp_path / "a")
+    assert folder_digest(tmp_path) == first
+    (tmp_path / "a").write_text("2")
+    assert folder_digest(tmp_path) != first
+    assert folder_digest(tmp_path / "a") == sha256(tmp_path / "a")
+
+
+def flip(path: Path, bit: int = 9) -> None:
+    content = bytearray(path.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
+
+
+def test_a_part_of_a_folder_is_compared_alone(tmp_path: Path):
+    folder = made(tmp_path / "m")
+    flip(folder / "a.bin")
+    check_manifest(folder, lambda name: name.startswith("deep/"))
+    with pytest.raises(ModelRefused, match=r"a\.bin is not the file"):
+        check_manifest(folder, lambda name: not name.startswith("deep/"))
+
+
+def test_a_model_is_compared_with_the_manifest_of_the_result_that_it_lies_in(tmp_path: Path):
+    folder = tmp_path / "out" / "model"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    check_inside(folder)  # no manifest above
+    (tmp_path / "out" / "report.json").write_text("{}")
+    write_manifest(tmp_path / "out")
+    flip(tmp_path / "out" / "report.json")
+    check_inside(folder)  # the report is not what is read
+    (tmp_path / "link").symlink_to(folder)
+    flip(folder / "config.json")
+    for name in (folder, tmp_path / "link"):
+        with pytest.raises(ModelRefused, match=r"config\.json is not the file that was written"):
+            check_inside(name)
+    flip(folder / "config.json")
+    (folder / "more.safetensors").write_text("x")
+    with pytest.raises(ModelRefused, match=r"model/more\.safetensors is not in MANIFEST"):
+        check_inside(folder)
+
+
+def test_a_manifest_above_that_is_another_program_s_says_nothing_of_a_model(tmp_path: Path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    for text in ('{"name": "x"}', '{"files": {"other/a": 1}}', "not JSON", "[]"):
+        (tmp_path / MANIFEST).write_text(text)
+        check_inside(tmp_path / "model")
+    (tmp_path / "report.json").write_text("{}")
+    (tmp_path / MANIFEST).write_text("{")  # ours, and torn
+    with pytest.raises(ModelRefused, match=r"is not a manifest"):
+        check_inside(tmp_path / "model")
+
+
+def test_a_file_written_over_is_entered_anew_and_no_other(tmp_path: Path):
+    folder = made(tmp_path / "m")
+    (folder / "deep" / MANIFEST).write_text("[1]")
+    flip(folder / "a.bin")
+    renew_manifest(folder, f"deep/{MANIFEST}")
+    with pytest.raises(ModelRefused, match=r"a\.bin is not the file"):
+        check_manifest(folder)
+    flip(folder / "a.bin")
+    assert check_manifest(folder)["base"] == "abc"
+    renew_manifest(tmp_path, "none")  # no manifest, so nothing to enter
+    assert below(tmp_path) == ["m", f"m/{MANIFEST}", "m/a.bin", "m/deep", f"m/deep/{MANIFEST}"]

@@ -1,0 +1,123 @@
+"""Memory runs out in the middle of a read: it goes on with half as much at once, says so, and answers the same."""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from torch import nn
+
+from expunge.core.errors import EnvironmentRefused
+from expunge.runtime.out_of_memory import heard, in_fitting_batches, is_out_of_memory, tried
+
+
+@dataclass(frozen=True)
+class Text:
+    id: str
+    size: int
+
+
+@dataclass
+class Narrow:
+    """A model that reads so many tokens at once and no more."""
+
+    room: int
+    error: Callable[[], Exception] = lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    module: nn.Module = field(default_factory=lambda: nn.Linear(1, 1))
+    calls: list[list[str]] = field(default_factory=list)
+
+    def read(self, part: list[Text]) -> list[str]:
+        self.calls.append([text.id for text in part])
+        if sum(text.size for text in part) > self.room:
+            raise self.error()
+        return [text.id.upper() for text in part]
+
+
+TEXTS = [Text(letter, size) for letter, size in zip("abcdefg", (5, 3, 4, 4, 2, 6, 1), strict=True)]
+GROUPS = [[6, 0, 1, 2], [3, 4, 5]]
+"""13 tokens, then 12."""
+
+
+def read(model: Narrow) -> list[tuple[list[int], list[str]]]:
+    return list(in_fitting_batches(model, TEXTS, GROUPS, model.read))
+
+
+def test_groups_that_fit_are_read_as_they_are():
+    model = Narrow(room=13)
+    assert read(model) == [([6, 0, 1, 2], ["G", "A", "B", "C"]), ([3, 4, 5], ["D", "E", "F"])]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        lambda: RuntimeError("[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory: ..."),
+        lambda: RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        MemoryError,
+    ],
+)
+def test_what_does_not_fit_is_read_in_halves_and_it_is_said_once(error):
+    model, said = Narrow(7, error), []
+    with heard(said.append):
+        parts = read(model)
+    # 13 tokens fail, so at most 6 are read at once: g and a (1 + 5), b (3, and 4 more would be 7), c; then d and e, f
+    assert parts == [([6, 0], ["G", "A"]), ([1], ["B"]), ([2], ["C"]), ([3, 4], ["D", "E"]), ([5], ["F"])]
+    assert said == ["Out of memory on cpu: 6 tokens (or images) at most are read at once from here on"]
+    assert model.calls[0] == ["g", "a", "b", "c"]
+
+
+def test_what_was_found_out_holds_for_the_module_s_next_read():
+    model = Narrow(7)
+    with heard(lambda _: None):
+        first = read(model)
+    model.calls.clear()
+    assert read(model) == first  # without a failure: it would warn, and warnings are errors here
+    assert model.calls == [["g", "a"], ["b"], ["c"], ["d", "e"], ["f"]]
+
+
+def test_a_record_that_does_not_fit_alone_ends_the_read_after_so_many_halvings():
+    model, said = Narrow(5), []
+    with (
+        heard(said.append),
+        pytest.raises(EnvironmentRefused, match=r"record f alone \(6 tokens; .*--device") as refused,
+    ):
+        read(model)
+    assert refused.value.code == 7
+    # 13, then 6 (g and a): from then on at most 3, and f, of 6, is read alone
+    assert model.calls[:3] == [["g", "a", "b", "c"], ["g", "a"], ["g"]]
+    assert model.calls[-1] == ["f"]
+    assert len(said) == 2
+
+
+def test_other_errors_pass_as_they_are():
+    for error in (RuntimeError("shapes do not match"), ValueError("out of memory, says somebody else")):
+        assert not is_out_of_memory(error)
+        model = Narrow(0, lambda error=error: error)
+        with pytest.raises(type(error), match=str(error)):
+            read(model)
+        assert len(model.calls) == 1
+
+
+def test_outside_of_the_command_it_is_a_warning():
+    with pytest.warns(RuntimeWarning, match="6 tokens"):
+        read(Narrow(7))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read(Narrow(13))
+
+
+def test_what_a_failed_read_held_is_let_go_before_the_next():
+    held = []
+
+    class Big:
+        def __del__(self) -> None:
+            held.remove(id(self))
+
+    def fail() -> None:
+        big = Big()
+        held.append(id(big))
+        raise MemoryError
+
+    assert tried(fail) is None
+    assert held == []
