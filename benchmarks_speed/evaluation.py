@@ -32,7 +32,7 @@ from expunge.data.text import Passage
 from expunge.models.language import LanguageModel
 from expunge.models.open import open_network
 from expunge.run.unlearn import examine
-from expunge.runtime.answer_store import Store
+from expunge.runtime.answer_store import AnswerStore
 from expunge.runtime.cached_model import CachedModel
 
 AT_ONCE, NEW = 16, 48
@@ -121,7 +121,7 @@ def teach(network: LanguageModel, records: list[Passage], epochs: int) -> None:
     network.module.requires_grad_(False)
 
 
-def audited(network: LanguageModel, forget: list[Passage], holdout: list[Passage], store: Store) -> dict[str, float]:
+def audited(network: LanguageModel, forget: list[Passage], holdout: list[Passage], store: AnswerStore) -> dict[str, float]:
     """The product's audits."""
     request = Request(forget=tuple(forget), holdout=tuple(holdout))
     found = examine(CachedModel(network, store), request, AUDITS, "before", lambda event: None)
@@ -149,7 +149,7 @@ def main() -> None:
         for _ in range(asked.repeats):
             found = {}
             with tempfile.TemporaryDirectory() as folder:
-                store = Store(Path(folder) / "answers.sqlite")
+                store = AnswerStore(Path(folder) / "answers.sqlite")
                 for name in seconds:
                     start = time.perf_counter()
                     if name == "naive":

@@ -27,7 +27,7 @@ from people import World, trained
 from expunge import Bounded, Finetune, LoRA, Network, Request, Stop, parse
 from expunge.audits.loss_membership import LossMembership
 from expunge.core.adapter import Adapter
-from expunge.core.errors import RunFailed
+from expunge.errors import RunFailed
 from expunge.core.objective import Objective
 from expunge.notation.parse import plugins
 from expunge.runtime.cached_model import CachedModel

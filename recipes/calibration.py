@@ -30,7 +30,7 @@ from expunge.attack.relearn import Relearn
 from expunge.audits.linear_probe import LinearProbe
 from expunge.audits.loss_membership import LossMembership
 from expunge.audits.truth_ratio import TruthRatio
-from expunge.core.statistics import ks
+from expunge.primitives.statistics import ks
 from expunge.data.text import Passage
 from expunge.methods.finetune import Finetune
 from expunge.models.language import LanguageModel

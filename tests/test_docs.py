@@ -16,7 +16,7 @@ import pytest
 import typer.main
 
 from expunge.cli.main import app
-from expunge.core import errors
+from expunge import errors
 from expunge.notation.parse import parse, parse_list, plugins
 from expunge.report.verdict import Rule
 

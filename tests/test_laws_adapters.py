@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from expunge.core.adapter import Adapter
-from expunge.core.errors import ModelRefused
+from expunge.errors import ModelRefused
 from expunge.core.model import Network
 from expunge.core.request import Request
 from expunge.methods.finetune import Finetune

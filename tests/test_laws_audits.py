@@ -4,7 +4,7 @@ import pytest
 
 from expunge.adapters.full import Full
 from expunge.core.audit import Audit, WhiteBoxAudit
-from expunge.core.errors import ModelRefused
+from expunge.errors import ModelRefused
 from expunge.core.model import Network, Speaker
 from expunge.core.request import Request
 from expunge.methods.finetune import Finetune

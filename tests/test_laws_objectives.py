@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from expunge.adapters.full import Full
-from expunge.core.errors import ModelRefused
+from expunge.errors import ModelRefused
 from expunge.core.model import Network
 from expunge.core.objective import Objective, Sum
 from expunge.core.predictions import Share

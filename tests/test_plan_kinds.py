@@ -12,7 +12,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, AutoModelForImageClassification, LlamaConfig, SwinConfig
 
-from expunge.core.errors import EnvironmentRefused, ModelRefused, UsageRefused
+from expunge.errors import EnvironmentRefused, ModelRefused, UsageRefused
 from expunge.core.request import Request
 from expunge.models.language import LanguageModel
 from expunge.models.vision import ImageClassifier

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from expunge.core.errors import ModelRefused, UsageRefused
+from expunge.errors import ModelRefused, UsageRefused
 from expunge.internals.blocks import blocks, is_attention
 from expunge.internals.mixtures import mixtures
 

@@ -4,14 +4,14 @@ The attacker trains on a few examples; what comes back of the *others* tells whe
 part of the forget set, related texts without the answers, and unrelated texts as a control (give those two as probes).
 Compare with the retrained model under the same attack: where attacked and other examples share a form, even that one
 gains. `curve` audits at several budgets, on a forget set without the attacked examples; `area` and `reached` of
-`core/statistics.py` sum it up.
+`primitives/statistics.py` sum it up.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from expunge.core.audit import Audit, Finding
-from expunge.core.errors import DataRefused, UsageRefused
+from expunge.errors import DataRefused, UsageRefused
 from expunge.core.method import Method, ignore_event
 from expunge.core.model import Batch, Network, OnEvent
 from expunge.core.request import Request
@@ -57,8 +57,8 @@ class Relearn(Method):
 
     def others(self, request: Request) -> Request:
         """The request without the attacked examples in its forget set: what the attack is to be measured on."""
-        known = {example.content() for example in self.given(request)}
-        left = tuple(example for example in request.forget if example.content() not in known)
+        known = {example.record_digest() for example in self.given(request)}
+        left = tuple(example for example in request.forget if example.record_digest() not in known)
         if not left:
             raise DataRefused(
                 f"Relearn: the attacker has all {len(request.forget)} forget examples, so none is left to measure. "

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
-from expunge.core.errors import UsageRefused
 from expunge.core.model import Batch, Model, Network
 from expunge.core.request import Example, Request
-from expunge.core.statistics import auc, bootstrap, mean_interval
+from expunge.errors import UsageRefused
+from expunge.primitives.statistics import auc, bootstrap, mean_interval
 
 if TYPE_CHECKING:
     from jaxtyping import Float

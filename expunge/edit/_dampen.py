@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from expunge.core.errors import DataRefused
+from expunge.errors import DataRefused
 from expunge.core.method import edited
 from expunge.core.model import Network, OnEvent
 from expunge.core.request import Example, Request

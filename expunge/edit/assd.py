@@ -10,7 +10,7 @@ forgotten: then see `LFSSD`. On a small vision transformer it is the other way r
 
 from dataclasses import dataclass
 
-from expunge.core.errors import UsageRefused
+from expunge.errors import UsageRefused
 from expunge.core.method import Method, ignore_event
 from expunge.core.model import Network, OnEvent
 from expunge.core.request import Request

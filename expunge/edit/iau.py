@@ -16,7 +16,7 @@ from typing import Literal
 
 import torch
 
-from expunge.core.errors import DataRefused, UsageRefused
+from expunge.errors import DataRefused, UsageRefused
 from expunge.core.method import Method, edited, ignore_event
 from expunge.core.model import Network, OnEvent
 from expunge.core.request import Request

@@ -14,7 +14,7 @@ still those of its answer, but which tokens are the right ones is not read.
 import math
 from dataclasses import dataclass
 
-from expunge.core.errors import UsageRefused
+from expunge.errors import UsageRefused
 from expunge.core.method import Method, ignore_event
 from expunge.core.model import Network, OnEvent
 from expunge.core.request import Request

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from expunge.core.errors import UsageRefused
+from expunge.errors import UsageRefused
 from expunge.core.method import Method, edited, ignore_event
 from expunge.core.model import Network, OnEvent
 from expunge.core.request import Request

@@ -13,7 +13,7 @@ Importances depend on the batch size, for the square is of the batch's mean grad
 import math
 from dataclasses import dataclass
 
-from expunge.core.errors import UsageRefused
+from expunge.errors import UsageRefused
 from expunge.core.method import Method, ignore_event
 from expunge.core.model import Network, OnEvent
 from expunge.core.request import Request

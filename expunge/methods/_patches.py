@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from expunge.core.model import Network
+from expunge.core.question import LogProbabilities
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -68,7 +69,7 @@ def telling(
 ) -> list[Box]:
     """Of each picture the window without which its class is least likely; `blank` is what is shown in its place."""
     boxes = Box.spread(blank, side)
-    left = [network.answers([pasted(p, blank, box, "blank") for p in pictures]).log_probs for box in boxes]
+    left = [network.ask(LogProbabilities(), [pasted(p, blank, box, "blank") for p in pictures]).log_probs for box in boxes]
     return [boxes[k] for k in torch.stack(left).argmin(0).tolist()]
 
 

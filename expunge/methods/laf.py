@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from expunge.adapters.full import Full
-from expunge.core.errors import DataRefused, RunFailed, UsageRefused
+from expunge.errors import DataRefused, RunFailed, UsageRefused
 from expunge.core.method import Method, edited, ignore_event
 from expunge.core.model import Batch, Network, OnEvent
 from expunge.core.request import Request

@@ -22,7 +22,7 @@ from typing import Any, Literal
 import torch
 
 from expunge.adapters.last_layer import LastLayer
-from expunge.core.errors import DataRefused, UsageRefused
+from expunge.errors import DataRefused, UsageRefused
 from expunge.core.method import Method, ignore_event
 from expunge.core.model import Network, OnEvent
 from expunge.core.request import Example, Request
@@ -121,7 +121,7 @@ class Poison(Method):
 
     def _lot(self, example: Example, what: str) -> int:
         """A number that hangs on the example alone, whatever its place in the set."""
-        return int(hashlib.sha256(f"{self.seed}:{what}:{example.content()}".encode()).hexdigest()[:15], 16)
+        return int(hashlib.sha256(f"{self.seed}:{what}:{example.record_digest()}".encode()).hexdigest()[:15], 16)
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class _Kinds:
 
     @staticmethod
     def of(request: Request) -> "_Kinds":
-        retain: Any = sorted(request.retain, key=lambda example: example.content())
+        retain: Any = sorted(request.retain, key=lambda example: example.record_digest())
         numbers = sorted({e.label for e in retain})
         forgotten = tuple(sorted({e.label for e in request.forget}))  # type: ignore[attr-defined]
         kinds = _Kinds(forgotten, {k: tuple(e for e in retain if e.label == k) for k in numbers})

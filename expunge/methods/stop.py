@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from expunge.core.errors import RunFailed, UsageRefused
+from expunge.errors import RunFailed, UsageRefused
 from expunge.core.model import Model
 from expunge.core.request import Request
 from expunge.train.best_step import BestStep, loss, sample

@@ -17,7 +17,7 @@ from torch import Tensor
 from expunge.models.prefix_tree import Tree
 
 if TYPE_CHECKING:
-    from expunge.core.rows import Head
+    from expunge.primitives.class_scores import Head
     from expunge.models.language import LanguageModel
 
 WRITES = 128

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from expunge.core.errors import ModelRefused, UsageRefused
-from expunge.core.rows import widened
+from expunge.errors import ModelRefused, UsageRefused
+from expunge.primitives.class_scores import widened
 from expunge.internals.mixtures import the_mixtures
 
 

@@ -14,7 +14,7 @@ number of examples instead of batches, so that its weight is near the cap from t
 from dataclasses import dataclass
 from typing import ClassVar, cast
 
-from expunge.core.errors import UsageRefused
+from expunge.errors import UsageRefused
 from expunge.core.objective import Objective, Scalar
 from expunge.core.view import View
 from expunge.objectives._lagged import last_step

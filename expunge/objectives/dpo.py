@@ -19,7 +19,7 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from expunge.core.errors import DataRefused, UsageRefused
+from expunge.errors import DataRefused, UsageRefused
 from expunge.core.objective import Objective, Scalar
 from expunge.core.predictions import Predictions
 from expunge.core.view import View

@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from expunge.core.errors import UsageRefused
+from expunge.errors import UsageRefused
 from expunge.core.objective import Objective, Scalar
 from expunge.core.predictions import Predictions
 from expunge.core.view import View

@@ -19,7 +19,7 @@ from typing import ClassVar, cast
 
 from torch import Tensor
 
-from expunge.core.errors import UsageRefused
+from expunge.errors import UsageRefused
 from expunge.core.objective import Objective, Scalar
 from expunge.core.view import View
 from expunge.objectives._lagged import last_step

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from expunge.core.objective import Objective, Scalar
-from expunge.core.rows import divergence
+from expunge.primitives.class_scores import divergence
 from expunge.core.view import View
 
 

@@ -16,7 +16,7 @@ from typing import ClassVar
 
 from torch.nn.functional import softplus
 
-from expunge.core.errors import UsageRefused
+from expunge.errors import UsageRefused
 from expunge.core.objective import Objective, Scalar
 from expunge.core.view import View
 

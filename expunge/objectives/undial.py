@@ -17,7 +17,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from expunge.core.errors import UsageRefused
+from expunge.errors import UsageRefused
 from expunge.core.objective import Objective, Scalar
 from expunge.core.view import View
 

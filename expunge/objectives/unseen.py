@@ -17,10 +17,10 @@ from typing import ClassVar
 
 import torch
 
-from expunge.core.errors import DataRefused
+from expunge.errors import DataRefused
 from expunge.core.objective import Objective, Scalar
 from expunge.core.predictions import Predictions
-from expunge.core.rows import divergence
+from expunge.primitives.class_scores import divergence
 from expunge.core.view import View
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from expunge.core.audit import Audit, Finding, MembershipAudit, ScoreAudit
-from expunge.core.errors import UsageRefused
+from expunge.errors import UsageRefused
 from expunge.core.request import Request
 from expunge.report.quality import DERIVED
 

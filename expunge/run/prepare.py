@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from expunge.core.errors import DataRefused, UsageRefused
+from expunge.errors import DataRefused, UsageRefused
 from expunge.core.objective import Objective
 from expunge.core.request import Example, Repeat, Request
 from expunge.data import images, near, text

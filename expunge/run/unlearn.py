@@ -16,7 +16,7 @@ import torch
 
 from expunge.core.adapter import Adapter
 from expunge.core.audit import Audit, Finding
-from expunge.core.errors import DataRefused, EnvironmentRefused, ModelRefused, RunFailed, UsageRefused
+from expunge.errors import DataRefused, EnvironmentRefused, ModelRefused, RunFailed, UsageRefused
 from expunge.core.method import Method
 from expunge.core.model import Network
 from expunge.core.objective import Objective
@@ -33,9 +33,10 @@ from expunge.report.verdict import Rule, check_rules
 from expunge.run.prepare import Inputs
 from expunge.runtime.atomic_files import check_room, lock, whole_folder, write_manifest, write_text
 from expunge.runtime.cached_model import CachedModel
-from expunge.runtime.out_of_memory import in_fitting_batches
-from expunge.runtime.parallel_model import common, rest, spread
-from expunge.runtime.processes import broadcast, is_main, kept_on_host, shared_folder, world_size
+from expunge.primitives.out_of_memory import in_fitting_batches
+from expunge.runtime.parallel_model import shared_store, give_back, ask_together
+from expunge.runtime.processes import broadcast, is_main, shared_folder, world_size
+from expunge.runtime.sharding import kept_on_host
 from expunge.train.checkpoint import Checkpoints
 
 AUDITS = {
@@ -164,7 +165,7 @@ def _forget(
     before = open_shared(job, network)
     with clock.part("audit before"):
         findings += examine(before, request, audits, "before", tell)
-    rest(before.model)
+    give_back(before.model)
     if job.reference:
         with clock.part("audit reference"):
             findings += examine(open_shared(job, job.reference), request, audits, "reference", tell)
@@ -255,7 +256,7 @@ def loaded(job: Job, model: str) -> Network:
 
 def open_shared(job: Job, model: Network | str) -> CachedModel:
     """A model, to be asked by all processes, of which each question is remembered."""
-    return CachedModel(spread(loaded(job, model) if isinstance(model, str) else model, job.hold), common())
+    return CachedModel(ask_together(loaded(job, model) if isinstance(model, str) else model, job.hold), shared_store())
 
 
 class Log:

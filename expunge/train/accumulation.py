@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from expunge.core.errors import EnvironmentRefused
+from expunge.errors import EnvironmentRefused
 from expunge.core.model import Batch
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from expunge.core.errors import RunFailed
+from expunge.errors import RunFailed
 from expunge.core.model import Batch, Model, Network, OnEvent
 
 CHECKED = 64

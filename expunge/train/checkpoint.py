@@ -22,7 +22,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
-from expunge.core.errors import ModelRefused, UsageRefused
+from expunge.errors import ModelRefused, UsageRefused
 from expunge.core.model import Network
 from expunge.core.request import Request
 from expunge.runtime.atomic_files import check_manifest, whole_folder, write_manifest, write_text
@@ -128,7 +128,7 @@ def facts(method: object, network: Network, request: Request) -> dict[str, str]:
     for name, examples in request.sets().items():
         digest.update(f"{name}:{len(examples)};".encode())
         for example in examples:
-            digest.update(example.exact())  # in their order, which the steps' draw depends on
+            digest.update(example.input_digest())  # in their order, which the steps' draw depends on
     return {"method": repr(method), "model": network.fingerprint(), "data": digest.hexdigest()}
 
 

@@ -16,7 +16,7 @@ from expunge.adapters._fold import bounded_linear
 from expunge.adapters._maps import MAPS, Form
 from expunge.adapters.bounded import Bounded
 from expunge.adapters.lora import LoRA
-from expunge.core.errors import UsageRefused
+from expunge.errors import UsageRefused
 from expunge.models.language import LanguageModel
 
 BOUNDED = [name for name, map in MAPS.items() if map.bounded]

@@ -31,7 +31,7 @@ from expunge.adapters._layers import chosen, kind_of, kinds
 from expunge.adapters.bounded import Bounded
 from expunge.adapters.fila import Fila
 from expunge.adapters.lora import LoRA
-from expunge.core.errors import ModelRefused
+from expunge.errors import ModelRefused
 from expunge.core.model import Network
 from expunge.core.request import Request
 from expunge.data.text import Passage

@@ -16,7 +16,7 @@ from expunge.adapters._relative_fisher import factors
 from expunge.adapters.bounded import Bounded
 from expunge.adapters.fila import Fila
 from expunge.adapters.lora import LoRA
-from expunge.core.errors import DataRefused
+from expunge.errors import DataRefused
 from expunge.core.model import Network
 from expunge.core.objective import Objective, Scalar
 from expunge.core.request import Request
@@ -27,7 +27,7 @@ from expunge.methods.stop import Stop
 from expunge.models.language import LanguageModel
 from expunge.objectives.ascent import Ascent
 from expunge.objectives.retain_nll import RetainNLL
-from expunge.runtime.processes import silenced
+from expunge.runtime.sharding import silenced
 
 CONFIGS = {
     "llama": LlamaConfig(

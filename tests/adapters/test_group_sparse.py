@@ -9,7 +9,7 @@ from transformers import AutoModelForImageClassification, ViTConfig
 from expunge.adapters.bounded import Bounded
 from expunge.adapters.group_sparse import GroupSparse
 from expunge.adapters.lora import LoRA
-from expunge.core.errors import UsageRefused
+from expunge.errors import UsageRefused
 from expunge.core.model import Network
 from expunge.core.request import Request
 from expunge.core.view import View

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, ViTConfig, ViTForImageClassification
 
 from expunge.adapters.last_layer import LastLayer
-from expunge.core.errors import ModelRefused
+from expunge.errors import ModelRefused
 from expunge.core.model import Network
 from expunge.core.request import Request
 from expunge.data.images import Picture

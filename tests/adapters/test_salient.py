@@ -8,7 +8,7 @@ from expunge.adapters._layers import kind_of, kinds
 from expunge.adapters.full import Full
 from expunge.adapters.salient import Salient
 from expunge.core.adapter import Adapter
-from expunge.core.errors import UsageRefused
+from expunge.errors import UsageRefused
 from expunge.core.model import Network
 from expunge.core.objective import Objective
 from expunge.core.request import Request

@@ -8,7 +8,7 @@ from expunge.adapters._layers import chosen
 from expunge.adapters.full import Full
 from expunge.adapters.lora import LoRA
 from expunge.adapters.seuf import SEUF
-from expunge.core.errors import UsageRefused
+from expunge.errors import UsageRefused
 from expunge.core.model import Network
 from expunge.core.request import Request
 from expunge.data.text import Passage

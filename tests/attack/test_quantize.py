@@ -8,7 +8,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from expunge.attack.quantize import Quantize
-from expunge.core.errors import ModelRefused, UsageRefused
+from expunge.errors import ModelRefused, UsageRefused
 from expunge.core.model import Network
 from expunge.core.request import Request
 from expunge.data.text import Passage

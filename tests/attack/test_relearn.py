@@ -9,10 +9,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from expunge.attack.relearn import Relearn
 from expunge.audits.loss import Loss
-from expunge.core.errors import DataRefused, UsageRefused
+from expunge.errors import DataRefused, UsageRefused
 from expunge.core.model import Network
 from expunge.core.request import Request
-from expunge.core.statistics import area, reached
+from expunge.primitives.statistics import area, reached
 from expunge.data.records import Record
 from expunge.data.text import Passage, encode
 from expunge.models.language import LanguageModel

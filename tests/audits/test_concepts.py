@@ -23,11 +23,11 @@ from transformers import (
 from expunge.audits._concept_vectors import cav, random_cavs, remaining
 from expunge.audits.concept_inference import ConceptInference
 from expunge.audits.tcav import TCAV
-from expunge.core.errors import EnvironmentRefused, UsageRefused
+from expunge.errors import EnvironmentRefused, UsageRefused
 from expunge.core.model import Network
 from expunge.core.predictions import Hidden, Predictions
 from expunge.core.request import Request
-from expunge.core.rows import Head
+from expunge.primitives.class_scores import Head
 from expunge.data.images import Picture
 from expunge.data.text import Passage
 from expunge.internals.states import Inside, log_odds
@@ -48,7 +48,7 @@ class Point:
     size: int = 1
     alternatives: tuple = ()
 
-    def content(self) -> str:
+    def record_digest(self) -> str:
         return self.id
 
 

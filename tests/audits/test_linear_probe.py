@@ -12,7 +12,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from expunge.audits.linear_probe import LinearProbe
-from expunge.core.errors import UsageRefused
+from expunge.errors import UsageRefused
 from expunge.core.model import Network
 from expunge.core.predictions import Hidden, Predictions
 from expunge.core.request import Request
@@ -36,7 +36,7 @@ class Shown:
     size: int = 1
     alternatives: tuple = ()
 
-    def content(self) -> str:
+    def record_digest(self) -> str:
         return self.id
 
 

@@ -27,7 +27,7 @@ class Text:
 
     size = rows
 
-    def content(self) -> str:
+    def record_digest(self) -> str:
         return self.id
 
 

@@ -15,7 +15,7 @@ from expunge.core.audit import Finding
 from expunge.core.model import Model
 from expunge.core.predictions import Predictions
 from expunge.core.request import Request
-from expunge.core.statistics import ks
+from expunge.primitives.statistics import ks
 from expunge.notation.parse import parse
 
 LOGS = Path(__file__).parents[3] / "shared/data/tofu_logs"
@@ -35,7 +35,7 @@ class Text:
 
     size = rows
 
-    def content(self) -> str:
+    def record_digest(self) -> str:
         return self.id
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from expunge.core.errors import DataRefused
+from expunge.errors import DataRefused
 from expunge.data import records
 from expunge.data.records import columns, read
 from expunge.data.text import load

@@ -13,11 +13,11 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from expunge.attack.quantize import Quantize
-from expunge.core.errors import DataRefused, RunFailed, UsageRefused
+from expunge.errors import DataRefused, RunFailed, UsageRefused
 from expunge.core.model import Network
 from expunge.core.predictions import Hidden, Predictions
 from expunge.core.request import Request
-from expunge.core.rows import Head
+from expunge.primitives.class_scores import Head
 from expunge.edit._dampen import adaptive_alpha, quantile
 from expunge.edit._fisher import absolute, squared
 from expunge.edit.assd import ASSD
@@ -42,7 +42,7 @@ class Point:
     size: int = 1
     alternatives: tuple = ()
 
-    def content(self) -> str:
+    def record_digest(self) -> str:
         return self.id
 
 

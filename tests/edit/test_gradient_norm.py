@@ -7,7 +7,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, ViTConfig, ViTForImageClassification
 
 from expunge.adapters.full import Full
-from expunge.core.errors import ModelRefused, UsageRefused
+from expunge.errors import ModelRefused, UsageRefused
 from expunge.core.model import Network
 from expunge.core.request import Request
 from expunge.core.view import View

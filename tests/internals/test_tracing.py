@@ -16,7 +16,7 @@ from transformers import (
 
 from expunge import open_network
 from expunge.adapters.lora import LoRA
-from expunge.core.errors import DataRefused, ModelRefused, UsageRefused
+from expunge.errors import DataRefused, ModelRefused, UsageRefused
 from expunge.internals.tracing import ROLES, Fact, Trace, Tracer, by_role, strongest
 from expunge.models.language import LanguageModel
 

@@ -10,7 +10,7 @@ import torch
 from expunge.adapters.bounded import Bounded
 from expunge.adapters.full import Full
 from expunge.adapters.lora import LoRA
-from expunge.core.errors import RunFailed
+from expunge.errors import RunFailed
 from expunge.core.objective import Objective, Scalar
 from expunge.core.request import Request
 from expunge.core.view import View

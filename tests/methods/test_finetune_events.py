@@ -11,7 +11,7 @@ from expunge.adapters.bounded import Bounded
 from expunge.adapters.full import Full
 from expunge.adapters.lora import LoRA
 from expunge.core.adapter import Adapter
-from expunge.core.errors import UsageRefused
+from expunge.errors import UsageRefused
 from expunge.methods.finetune import Finetune
 from expunge.train.batches import Batches
 from expunge.train.norms import Norms

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from expunge.audits.loss import Loss
-from expunge.core.errors import UsageRefused
+from expunge.errors import UsageRefused
 from expunge.core.objective import Objective, Scalar
 from expunge.core.request import Request
 from expunge.core.view import View

@@ -17,7 +17,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from expunge.core.errors import DataRefused, ModelRefused, RunFailed, UsageRefused
+from expunge.errors import DataRefused, ModelRefused, RunFailed, UsageRefused
 from expunge.core.model import Network
 from expunge.core.request import Request
 from expunge.data.images import Picture

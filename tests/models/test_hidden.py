@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from expunge.adapters.bounded import Bounded
-from expunge.core.errors import ModelRefused, UsageRefused
+from expunge.errors import ModelRefused, UsageRefused
 from expunge.core.predictions import Share
 from expunge.core.request import Request
 from expunge.core.view import View

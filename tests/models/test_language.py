@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from expunge.adapters.lora import LoRA
-from expunge.core.errors import UsageRefused
+from expunge.errors import UsageRefused
 from expunge.data.text import Passage
 from expunge.models.language import LanguageModel
 from expunge.models.prefix_tree import Piece, Tree, pack, pairs, pieces

@@ -17,7 +17,7 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-from expunge.core.errors import ModelRefused, UsageRefused
+from expunge.errors import ModelRefused, UsageRefused
 from expunge.data.text import Passage
 from expunge.internals.mixtures import Routes, affinity, mixtures, routed, tour
 from expunge.models.language import LanguageModel

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from expunge.adapters.last_layer import LastLayer
-from expunge.core.errors import ModelRefused, UsageRefused
+from expunge.errors import ModelRefused, UsageRefused
 from expunge.data.images import Picture, encode, load
 from expunge.models.source import Source
 from expunge.models.vision import ImageClassifier

@@ -10,7 +10,7 @@ from torch import Tensor
 from expunge.core import rows
 from expunge.core.model import Batch
 from expunge.core.predictions import Predictions
-from expunge.core.rows import Head
+from expunge.primitives.class_scores import Head
 from expunge.core.view import View
 
 LENGTHS = (1, 4, 2)

@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, ViTConfig, ViTForImageCl
 
 from expunge.adapters.full import Full
 from expunge.adapters.lora import LoRA
-from expunge.core.errors import ModelRefused, UsageRefused
+from expunge.errors import ModelRefused, UsageRefused
 from expunge.core.objective import Objective
 from expunge.core.predictions import Share
 from expunge.core.request import Request

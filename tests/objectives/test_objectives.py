@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from expunge.core.errors import DataRefused
+from expunge.errors import DataRefused
 from expunge.core.predictions import Predictions, Share
 from expunge.core.view import View
 from expunge.objectives.ascent import Ascent

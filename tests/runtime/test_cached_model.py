@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from expunge.core import model as core_model
 from expunge.data.text import Passage
 from expunge.models.language import LanguageModel
-from expunge.runtime.answer_store import Store
+from expunge.runtime.answer_store import AnswerStore
 from expunge.runtime.cached_model import CachedModel
 
 ONE = Passage("a", (1, 5, 6, 7, 8), 3, "", "", asked=(1, 5, 6))
@@ -34,11 +34,11 @@ def network(tiny_tokenizer) -> LanguageModel:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "answers.sqlite")
+def store(tmp_path: Path) -> AnswerStore:
+    return AnswerStore(tmp_path / "answers.sqlite")
 
 
-def asked(network: LanguageModel, store: Store, example: Passage = ONE) -> int:
+def asked(network: LanguageModel, store: AnswerStore, example: Passage = ONE) -> int:
     """How many of one answer, one pass and one generation the store had."""
     model = CachedModel(network, store)
     model.answers([example])
@@ -137,13 +137,13 @@ def test_a_file_that_is_no_database_is_replaced_and_ends_no_run(network, store):
 
 def test_a_folder_that_cannot_be_written_to_ends_no_run(network, tmp_path):
     (tmp_path / "file").write_text("")
-    store = Store(tmp_path / "file" / "answers.sqlite")
+    store = AnswerStore(tmp_path / "file" / "answers.sqlite")
     assert asked(network, store) == 0
     assert store.size() == (0, 0)
 
 
 def test_the_longest_unused_make_room(tmp_path):
-    store = Store(tmp_path / "answers.sqlite", limit=3000)
+    store = AnswerStore(tmp_path / "answers.sqlite", limit=3000)
     entry = {"x": torch.zeros(250)}  # 1,000 bytes and a header of less than 100
     store.put({b"a": entry, b"b": entry})
     store.get([b"a"])

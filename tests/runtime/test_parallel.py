@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
-from expunge.core.errors import ModelRefused, UsageRefused
+from expunge.errors import ModelRefused, UsageRefused
 from expunge.core.request import Request
 from expunge.data.text import Passage
 from expunge.methods.finetune import Finetune, _Run
@@ -25,7 +25,7 @@ from expunge.models.language import LanguageModel
 from expunge.notation.parse import parse, plugins
 from expunge.runtime.answer_store import PLACE
 from expunge.runtime.cached_model import CachedModel
-from expunge.runtime.parallel_model import common, spread
+from expunge.runtime.parallel_model import shared_store, ask_together
 from expunge.runtime.processes import gather_full, processes, rank, world_size
 from expunge.train.batches import Batches
 
@@ -154,7 +154,7 @@ def first_gradients(method: str) -> dict[str, torch.Tensor]:
 
 def answers(hold: str = "whole") -> dict[str, Any]:
     """Scores, states and continuations of examples of unequal length, in their order."""
-    model: Any = spread(tiny(), hold)
+    model: Any = ask_together(tiny(), hold)
     # First of all in inference mode, as an audit of hidden states reads: what comes after must not mind.
     with torch.inference_mode():
         felt = model.hidden(REQUEST.retain, 0)
@@ -186,7 +186,7 @@ def recalled(cache: Path, hold: str) -> dict[str, Any]:
             network = tiny()
             if name == "changed":
                 network.module.get_output_embeddings().weight.data[3, 3] += 0.5
-            model = CachedModel(spread(network, hold), common())
+            model = CachedModel(ask_together(network, hold), shared_store())
             said = model.answers(REQUEST.retain)
             found[name] = {"recalled": model.found, "log_probs": said.log_probs.tolist()}
         return found | {"steps": run(EPOCHS), "steps again": run(EPOCHS)}
@@ -309,7 +309,7 @@ def test_what_one_process_left_is_found_by_two_and_the_other_way_round(two: Path
     """Entries are found by the whole network's weights, whoever holds them."""
     os.environ[PLACE] = str(two / "cut")
     try:
-        model = CachedModel(tiny(), common())
+        model = CachedModel(tiny(), shared_store())
         said = model.answers(REQUEST.retain)
     finally:
         os.environ[PLACE] = "off"

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from expunge.core.errors import ModelRefused, RunFailed, UsageRefused
+from expunge.errors import ModelRefused, RunFailed, UsageRefused
 from expunge.core.model import Network
 from expunge.core.request import Request
 from expunge.data.text import Passage

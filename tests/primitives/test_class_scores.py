@@ -6,7 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from expunge.core import rows
 from expunge.core.predictions import Predictions
-from expunge.core.rows import Head, divergence
+from expunge.primitives.class_scores import Head, divergence
 
 ROWS, WIDTH, CLASSES = 7, 5, 11
 
