@@ -275,9 +275,9 @@ def tried(trial: Trial, case: Case, seed: int, study: Study) -> dict[str, float]
     start = time.process_time()
     largest = [0.0]
 
-    def on_event(event: dict[str, object]) -> None:
-        if event["kind"] == "step":
-            largest[0] = max(largest[0], *event["gradient"].values())  # type: ignore[attr-defined]
+    def on_event(event: Event) -> None:
+        if isinstance(event, Step):
+            largest[0] = max(largest[0], *event.gradient.values())
 
     method = trial.method(seed, study.batch)
     merged = method.adapter.merge(method(case.models["original"], case.world.request(trial.stand_in), on_event))

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from expunge.core.errors import ModelRefused, UsageRefused
-from expunge.core.method import Method, edited, ignore_event
-from expunge.core.model import Network, OnEvent
+from expunge.core.events import OnEvent, ignore_event
+from expunge.core.method import Method, edited
+from expunge.core.model import Network
 from expunge.core.request import Request
 
 if TYPE_CHECKING:

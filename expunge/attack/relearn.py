@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 
 from expunge.core.audit import Audit, Finding
 from expunge.core.errors import DataRefused, UsageRefused
-from expunge.core.method import Method, ignore_event
-from expunge.core.model import Batch, Network, OnEvent
+from expunge.core.events import OnEvent, ignore_event
+from expunge.core.method import Method
+from expunge.core.model import Batch, Network
 from expunge.core.request import Request
 from expunge.methods.finetune import Finetune
 from expunge.notation.parse import parse

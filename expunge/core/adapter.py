@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from expunge.core.events import BlockGroups
 from expunge.core.model import Network
 from expunge.core.request import Request
 
@@ -25,9 +26,9 @@ class Adapter(ABC):
     def __call__(self, network: Network, request: Request) -> Network:
         """The adapted network; `request` lets an adapter choose by the data."""
 
-    def close(self, adapted: Network) -> dict[str, object]:
+    def close(self, adapted: Network) -> BlockGroups | None:
         """What is done once, when the last step was taken and the best one put back; what a report should say of it."""
-        return {}
+        return None
 
     @abstractmethod
     def merge(self, adapted: Network) -> Network:

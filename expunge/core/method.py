@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
-from expunge.core.model import Network, OnEvent
+from expunge.core.events import Change, Edited, OnEvent, ignore_event
+from expunge.core.model import Network
 from expunge.core.request import Request
-
-
-def ignore_event(event: dict[str, object]) -> None:
-    """Nobody looks."""
 
 
 class Method(ABC):
@@ -23,8 +20,8 @@ class Method(ABC):
         """The changed network; `on_event` is told what happens meanwhile."""
 
 
-def edited(network: Network, result: Network) -> dict[str, object]:
-    """What a method without steps tells its on_event: how many numbers of the network it changed, by how much, where."""
+def edited(network: Network, result: Network) -> Edited:
+    """The event of a method without steps: how many parameters of the network it changed, by how much, and where."""
     blocks: dict[str, dict[str, float]] = {}
     pairs = zip(network.module.named_parameters(), result.module.parameters(), strict=True)
     for (name, was), now in pairs:
@@ -34,11 +31,8 @@ def edited(network: Network, result: Network) -> dict[str, object]:
         block["square"] += float(moved.square().sum())
         block["parameters"] += moved.numel()
     changed, count, square = (sum(b[part] for b in blocks.values()) for part in ("changed", "parameters", "square"))
-    told = {
-        name: {"changed": b["changed"], "parameters": b["parameters"], "distance": b["square"] ** 0.5}
-        for name, b in blocks.items()
-    }
-    return {"kind": "edit", "changed": changed, "parameters": count, "distance": square**0.5, "blocks": told}
+    changes = {name: Change(int(b["changed"]), int(b["parameters"]), b["square"] ** 0.5) for name, b in blocks.items()}
+    return Edited(int(changed), int(count), square**0.5, changes)
 
 
 def block_of(name: str) -> str:

@@ -11,8 +11,9 @@ forgotten: then see `LFSSD`. On a small vision transformer it is the other way r
 from dataclasses import dataclass
 
 from expunge.core.errors import UsageRefused
-from expunge.core.method import Method, ignore_event
-from expunge.core.model import Network, OnEvent
+from expunge.core.events import OnEvent, ignore_event
+from expunge.core.method import Method
+from expunge.core.model import Network
 from expunge.core.request import Request
 from expunge.edit._dampen import adaptive_alpha, dampened, everything
 from expunge.edit._fisher import squared

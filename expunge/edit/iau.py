@@ -17,8 +17,9 @@ from typing import Literal
 import torch
 
 from expunge.core.errors import DataRefused, UsageRefused
-from expunge.core.method import Method, edited, ignore_event
-from expunge.core.model import Network, OnEvent
+from expunge.core.events import OnEvent, ignore_event
+from expunge.core.method import Method, edited
+from expunge.core.model import Network
 from expunge.core.request import Request
 from expunge.edit._fisher import copied
 from expunge.internals.gradients import gradient, loss

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import torch
 
 from expunge.core.errors import UsageRefused
-from expunge.core.method import Method, edited, ignore_event
-from expunge.core.model import Network, OnEvent
+from expunge.core.events import Note, OnEvent, ignore_event
+from expunge.core.method import Method, edited
+from expunge.core.model import Network
 from expunge.core.request import Request
 from expunge.notation.parse import parse
 
@@ -39,7 +40,7 @@ class Negate(Method):
             raise UsageRefused(f"The `learn` of Negate must be a fine-tuning with an adapter. Got {self.learn!r}.")
 
     def __call__(self, network: Network, request: Request, on_event: OnEvent = ignore_event) -> Network:
-        on_event({"kind": "phase", "what": "Learning the forget set by heart"})
+        on_event(Note("Learning the forget set by heart"))
         result = self.learn.adapter.merge(self.learn(network, request))
         weights = dict(network.module.named_parameters())
         with torch.no_grad():

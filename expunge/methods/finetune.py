@@ -20,13 +20,15 @@ from expunge.adapters._layers import Kind, kind_of, kinds
 from expunge.adapters.bounded import Bounded
 from expunge.core.adapter import Adapter
 from expunge.core.errors import EnvironmentRefused, RunFailed, UsageRefused
-from expunge.core.method import Method, ignore_event
-from expunge.core.model import Batch, Network, OnEvent
+from expunge.core.events import Event, Note, OnEvent, Step, ignore_event
+from expunge.core.method import Method
+from expunge.core.model import Batch, Network
 from expunge.core.objective import Objective
 from expunge.core.predictions import Share
 from expunge.core.request import Request
 from expunge.core.view import Run, View
 from expunge.methods.stop import Stop
+from expunge.notation.typed_json import event_from_json, event_to_json
 from expunge.objectives.retain_kl import RetainKL
 from expunge.objectives.retain_nll import RetainNLL
 from expunge.objectives.settle import Settle
@@ -146,7 +148,7 @@ class _Run:
         self.norms = Norms()
         self.run = Run(whole=self.request.sets())
         self.reads: dict[str, tuple[str, ...]] = {"now": (), "before": ()}
-        self.events: list[dict[str, object]] = []
+        self.events: list[Event] = []
         self.parts = Accumulation([(1, self.plan.accumulate)])
         self.optimizer = torch.optim.AdamW(
             self.moving.values(), lr=self.plan.learning_rate, weight_decay=self.plan.weight_decay
@@ -158,16 +160,10 @@ class _Run:
         keeper = plan.stop.keeper(spread(self.before, parts=self.reference), self.request)
         self.run.level = keeper.level
         layers = [name for name, _ in self.changes()]
-        self.on_event(
-            {
-                "kind": "start",
-                "layers": len(layers),
-                "trainable": sum(p.numel() for p in self.moving.values()),
-                "parameters": sum(p.numel() for p in self.before.module.parameters()),
-                "steps": plan.steps,
-                **keeper.facts(),
-            }
+        moving, whole = (
+            sum(p.numel() for p in some) for some in (self.moving.values(), self.before.module.parameters())
         )
+        self.on_event(keeper.start(len(layers), moving, whole, plan.steps))
         begun = self.resume(draw, keeper) if self.checkpoints and self.checkpoints.resume else 0
         if not begun:
             keeper.check(0, spread(self.adapted, parts=self.now), self.moving, self.tell)
@@ -182,10 +178,9 @@ class _Run:
                     break
             if self.checkpoints and not last and step % self.checkpoints.every == 0:
                 self.checkpoints.write(step, self.facts, self.tensors(keeper), self.state(keeper))
-        kept = keeper.restore(self.moving)
+        keeper.restore(self.moving)
         self.gather()
-        end = {"kind": "end", "stopped": stopped, "kept_step": kept, "steps": step, **keeper.verdict()}
-        self.on_event(end | self.plan.adapter.close(self.adapted))
+        self.on_event(keeper.end(stopped, step, self.plan.adapter.close(self.adapted)))
         return self.adapted
 
     def step(self, step: int, sets: Mapping[str, Batch]) -> None:
@@ -201,18 +196,17 @@ class _Run:
             group["lr"] = rate
         self.optimizer.step()
         self.tell(
-            {
-                "kind": "step",
-                "step": step,
-                "loss": total.pop("loss"),
-                "forget": total.get("forget"),
-                "retain": total.get("retain"),
-                "gradient": gradient,
-                "delta": self.norms.deltas(self.changes()) if self.plan.norms else {},
-                "learning_rate": rate,
-                "size": sum(e.size for batch in sets.values() for e in batch),
-                "seconds": time.monotonic() - start,
-            }
+            Step(
+                step=step,
+                loss=total.pop("loss"),
+                forget=total.get("forget"),
+                retain=total.get("retain"),
+                gradient=gradient,
+                delta=self.norms.deltas(self.changes()) if self.plan.norms else {},
+                learning_rate=rate,
+                size=sum(e.size for batch in sets.values() for e in batch),
+                seconds=time.monotonic() - start,
+            )
         )
 
     def changes(self) -> Iterator[tuple[str, Tensor]]:
@@ -271,7 +265,7 @@ class _Run:
             for name, parameter in self.adapted.trainable().items():
                 parameter.data.copy_(gather_full(self.moving[name].detach()))
 
-    def tell(self, event: dict[str, object]) -> None:
+    def tell(self, event: Event) -> None:
         self.events.append(event)
         self.on_event(event)
 
@@ -299,7 +293,7 @@ class _Run:
             if "sum" in numbers:  # each process's part of a step's loss
                 numbers["sum"] = float(all_reduce(torch.tensor(numbers["sum"], dtype=torch.float64)))
         made = {"keeper": keeper.numbers(), "reads": self.reads, "memory": memory, "parts": self.parts.since}
-        return made | {"events": self.events}
+        return made | {"events": [event_to_json(event) for event in self.events]}
 
     def resume(self, draw: Batches, keeper: BestStep) -> int:
         """Take up the run where its newest checkpoint left it; the step that it had taken."""
@@ -320,9 +314,9 @@ class _Run:
         for numbers in () if is_main() else self.run.memory.values():
             numbers |= {"sum": 0.0} if "sum" in numbers else {}
         for text in passed:
-            self.on_event({"kind": "phase", "what": f"Passed over: {text}"})
-        for event in state["events"]:
-            self.tell(event)
+            self.on_event(Note(f"Passed over: {text}"))
+        for line in state["events"]:
+            self.tell(event_from_json(line))
         self.parts = Accumulation([(first, parts) for first, parts in state["parts"]])
         for step in range(1, done + 1):
             self.reread(step, draw.sets(), tuple(state["reads"]["before"]))

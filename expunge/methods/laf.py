@@ -20,7 +20,7 @@ steps are counted, not epochs. Its repair (LAF+R) is a fine-tuning on a few labe
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +28,9 @@ from torch.nn.functional import cosine_similarity
 
 from expunge.adapters.full import Full
 from expunge.core.errors import DataRefused, RunFailed, UsageRefused
-from expunge.core.method import Method, edited, ignore_event
-from expunge.core.model import Batch, Network, OnEvent
+from expunge.core.events import Note, OnEvent, ignore_event
+from expunge.core.method import Method, edited
+from expunge.core.model import Batch, Network
 from expunge.core.request import Request
 from expunge.methods._representation import represent
 from expunge.train.batches import Batches
@@ -85,15 +86,15 @@ class LAF(Method):
         devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(self.seed)
-            on_event({"kind": "phase", "what": "Fitting autoencoders to the representations"})
+            on_event(Note("Fitting autoencoders to the representations"))
             forget = torch.cat(list(_known(network, request.forget)))
             every = torch.cat([*_known(network, request.retain), forget])
             common, own = (self._fitted(states) for states in (every, forget))
         result = Full()(network, request)
-        on_event({"kind": "phase", "what": "Moving the forgotten representations"})
+        on_event(Note("Moving the forgotten representations"))
         losses = self._move(result, network, common, own, request)
         result.module.requires_grad_(False)
-        on_event({**edited(network, result), **losses})
+        on_event(replace(edited(network, result), losses=losses))
         return result
 
     def _fitted(self, states: Tensor) -> "_Autoencoder":

@@ -23,8 +23,9 @@ import torch
 
 from expunge.adapters.last_layer import LastLayer
 from expunge.core.errors import DataRefused, UsageRefused
-from expunge.core.method import Method, ignore_event
-from expunge.core.model import Network, OnEvent
+from expunge.core.events import Note, OnEvent, ignore_event
+from expunge.core.method import Method
+from expunge.core.model import Network
 from expunge.core.request import Example, Request
 from expunge.methods._patches import Box, pasted, telling
 from expunge.methods.finetune import Finetune
@@ -72,7 +73,7 @@ class Poison(Method):
             raise UsageRefused(f"The `patch` of Poison must lie from 0 to 1. Got {self.patch!r}.")
 
     def __call__(self, network: Network, request: Request, on_event: OnEvent = ignore_event) -> Network:
-        on_event({"kind": "phase", "what": "Making stand-ins of the forget set"})
+        on_event(Note("Making stand-ins of the forget set"))
         return self.learn.adapter.merge(self.learn(network, self.poisoned(network, request), on_event))
 
     def poisoned(self, network: Network, request: Request) -> Request:

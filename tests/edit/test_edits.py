@@ -14,6 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from expunge.attack.quantize import Quantize
 from expunge.core.errors import DataRefused, RunFailed, UsageRefused
+from expunge.core.events import Change, Edited
 from expunge.core.model import Network
 from expunge.core.predictions import Hidden, Predictions
 from expunge.core.request import Request
@@ -198,8 +199,8 @@ def test_an_edit_tells_what_it_changed():
     SSD(alpha=2.0, batch=1)(NETWORK, REQUEST, events.append)
     (told,) = events
     # two of four numbers, each from 3 to 3/4
-    counts = {"changed": 2, "parameters": 4, "distance": pytest.approx(math.sqrt(2) * 9 / 4)}
-    assert told == {"kind": "edit", **counts, "blocks": {"weight": counts}, "selected": 2, "alpha": 2.0}
+    counts = (2, 4, pytest.approx(math.sqrt(2) * 9 / 4))
+    assert told == Edited(*counts, {"weight": Change(*counts)}, selected=2, alpha=2.0)
 
 
 # IAU

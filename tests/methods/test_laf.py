@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from expunge.core.errors import DataRefused, ModelRefused, RunFailed, UsageRefused
+from expunge.core.events import Event
 from expunge.core.model import Network
 from expunge.core.request import Request
 from expunge.data.images import Picture
@@ -147,13 +148,13 @@ def test_the_loss_of_an_autoencoder():
 
 
 def test_both_losses_at_the_start():
-    events: list[dict] = []
+    events: list[Event] = []
     plan = replace(SHORT, steps=1, batch=9, extract_rate=0.0, align_rate=0.0)
     plan(vit(), REQUEST, events.append)
     # Nothing has moved: every distance is 0, so 9 retained rows pay -log(5 forgotten ones) each.
-    assert events[-1]["align"] == pytest.approx(-9 * math.log(5), rel=1e-5)
+    assert events[-1].losses["align"] == pytest.approx(-9 * math.log(5), rel=1e-5)
     # 9 rows between 1 and e, less 5 such
-    assert 9 - 5 * math.e < events[-1]["extract"] < 9 * math.e - 5
+    assert 9 - 5 * math.e < events[-1].losses["extract"] < 9 * math.e - 5
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, ViTConfig, ViTForImageCl
 from expunge.adapters.full import Full
 from expunge.adapters.lora import LoRA
 from expunge.core.errors import ModelRefused, UsageRefused
+from expunge.core.events import Event, Step
 from expunge.core.objective import Objective
 from expunge.core.predictions import Share
 from expunge.core.request import Request
@@ -78,9 +79,9 @@ def pictures(count: int, seed: int) -> tuple[Picture, ...]:
 TEXTS = Request(passages("f", 7, 1), passages("r", 9, 2), (), passages("s", 7, 3))
 
 
-def trained(objective: Objective, accumulate: int, steps: int = 4) -> tuple[dict[str, torch.Tensor], list[dict]]:
+def trained(objective: Objective, accumulate: int, steps: int = 4) -> tuple[dict[str, torch.Tensor], list[Step]]:
     """What moved, and each step's line."""
-    events: list[dict] = []
+    events: list[Event] = []
     plan = Finetune(
         objective=objective,
         adapter=LoRA(rank=2),
@@ -93,7 +94,7 @@ def trained(objective: Objective, accumulate: int, steps: int = 4) -> tuple[dict
     )
     network = plan(language(), TEXTS, events.append)
     moved = {name: p.detach().clone() for name, p in network.trainable().items()}
-    return moved, [event for event in events if event["kind"] == "step"]
+    return moved, [event for event in events if isinstance(event, Step)]
 
 
 @pytest.mark.parametrize(
@@ -111,11 +112,11 @@ def test_a_step_read_in_parts_is_the_step_read_at_once(objective: Objective):
     whole, lines = trained(objective, 1)
     for accumulate in (2, 4):
         parts, others = trained(objective, accumulate)
-        assert [line["loss"] for line in others] == pytest.approx([line["loss"] for line in lines], rel=1e-4)
+        assert [line.loss for line in others] == pytest.approx([line.loss for line in lines], rel=1e-4)
         for name, value in whole.items():
             # A gradient of about 0 turns AdamW's first step either way; the rest agrees to rounding.
             assert torch.allclose(parts[name], value, atol=2e-3, rtol=0), name
-    assert len({round(line["loss"], 6) for line in lines}) == 4  # it does train
+    assert len({round(line.loss, 6) for line in lines}) == 4  # it does train
 
 
 # What a step has lost

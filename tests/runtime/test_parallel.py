@@ -18,11 +18,13 @@ from torch.distributed.tensor import DTensor
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from expunge.core.errors import ModelRefused, UsageRefused
+from expunge.core.events import Checked, Event, Step
 from expunge.core.request import Request
 from expunge.data.text import Passage
 from expunge.methods.finetune import Finetune, _Run
 from expunge.models.language import LanguageModel
 from expunge.notation.parse import parse, plugins
+from expunge.notation.typed_json import event_to_json
 from expunge.runtime.answer_store import PLACE
 from expunge.runtime.cached_model import CachedModel
 from expunge.runtime.parallel_model import common, spread
@@ -112,17 +114,17 @@ REQUEST = Request(
 )
 
 
-def numbers(event: dict[str, Any]) -> list[float]:
+def numbers(event: Event) -> list[float]:
     """What a step's or a check's line says, in its order, without its seconds."""
-    told = [value for key, value in event.items() if key != "seconds"]
+    told = [value for key, value in event_to_json(event).items() if key != "seconds"]
     told = [number for value in told for number in (value.values() if isinstance(value, dict) else [value])]
     return [number for number in told if isinstance(number, (int, float))]
 
 
 def run(method: str, request: Request = REQUEST) -> list[list[float]]:
-    events: list[dict[str, Any]] = []
+    events: list[Event] = []
     parse(method)(mixed() if method in OF_EXPERTS else tiny(), request, events.append)
-    return [numbers(event) for event in events if event["kind"] in ("step", "check")]
+    return [numbers(event) for event in events if isinstance(event, Step | Checked)]
 
 
 def every_objective() -> dict[str, Any]:
