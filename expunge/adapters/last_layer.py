@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from expunge.core.adapter import Adapter
-from expunge.errors import ModelRefused
 from expunge.core.model import Network
 from expunge.core.request import Request
+from expunge.errors import ModelRefused
 
 if TYPE_CHECKING:
     from jaxtyping import Float

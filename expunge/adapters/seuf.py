@@ -99,7 +99,9 @@ class SEUF(Adapter):
         if self.layer is not None and self.expert is not None:
             return self.layer, (self.expert,)
         with torch.no_grad():
-            return affinity(read_routes(network, first_tokens(request.forget, self.tokens))).top(self.experts, self.layer)
+            return affinity(read_routes(network, first_tokens(request.forget, self.tokens))).top(
+                self.experts, self.layer
+            )
 
 
 def _adapted(network: Network) -> Mixture:

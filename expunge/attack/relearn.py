@@ -9,18 +9,20 @@ gains. `curve` audits at several budgets, on a forget set without the attacked e
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 from expunge.core.audit import Audit, Finding
-from expunge.errors import DataRefused, UsageRefused
-from expunge.core.method import Method, ignore_event
-from expunge.core.model import Batch, Network, OnEvent
+from expunge.core.events import OnEvent
+from expunge.core.method import WeightMethod
+from expunge.core.model import Batch, Model, Network
 from expunge.core.request import Request
+from expunge.errors import DataRefused, UsageRefused
 from expunge.methods.finetune import Finetune
 from expunge.notation.parse import parse
 
 
 @dataclass(frozen=True)
-class Relearn(Method):
+class Relearn(WeightMethod):
     """Training on what the attacker has."""
 
     steps: int = 10
@@ -43,10 +45,13 @@ class Relearn(Method):
         if self.steps < 1 or self.items < 1:
             raise UsageRefused(f"Relearn: steps and items must be at least 1. Got {self.steps!r}, {self.items!r}.")
 
-    def __call__(self, network: Network, request: Request, on_event: OnEvent = ignore_event) -> Network:
+    def with_seed(self, seed: int) -> Self:
+        return replace(self, seed=seed)
+
+    def change(self, network: Network, request: Request, on_event: OnEvent) -> Model:
         plan = replace(self.learn, steps=self.steps, seed=self.seed)
-        adapted = plan(network, Request(self.others(request).forget, retain=self.given(request)), on_event)
-        return plan.adapter.merge(adapted)
+        own = Request(self.others(request).forget, retain=self.given(request))
+        return plan(network, own, on_event).plain()
 
     def given(self, request: Request) -> Batch:
         """The examples that the attacker has."""

@@ -18,9 +18,9 @@ import numpy as np
 
 from expunge.audits._concept_vectors import cav, mean_of, present, random_cavs, sample
 from expunge.core.audit import Finding, WhiteBoxAudit
-from expunge.errors import UsageRefused
 from expunge.core.model import Batch, Network
 from expunge.core.request import Request
+from expunge.errors import UsageRefused
 from expunge.internals.states import Inside
 
 if TYPE_CHECKING:

@@ -28,8 +28,8 @@ from expunge.core.audit import Finding, WhiteBoxAudit
 from expunge.core.model import Batch, Network
 from expunge.core.question import HiddenStates
 from expunge.core.request import Request
-from expunge.primitives.statistics import mean_interval
 from expunge.primitives.out_of_memory import in_fitting_batches
+from expunge.primitives.statistics import mean_interval
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -93,9 +93,8 @@ class LinearProbe(WhiteBoxAudit):
         states: list[np.ndarray] = [np.empty(0)] * len(examples)
         labels = np.zeros(len(examples), dtype=np.int64)
         with torch.inference_mode():
-            read = in_fitting_batches(
-                network.module, examples, network.batches(examples), lambda part: network.ask(HiddenStates(self.layer), part)
-            )
+            groups, question = network.batches(examples), HiddenStates(self.layer)
+            read = in_fitting_batches(network.module, examples, groups, lambda part: network.ask(question, part))
             for group, felt in read:
                 first = felt.counts().cumsum(0) - felt.counts()
                 for k, state, label in zip(group, felt.states[first].double().cpu(), felt.labels[first], strict=True):

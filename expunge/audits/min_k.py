@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from expunge.core.audit import MembershipAudit
-from expunge.errors import UsageRefused
 from expunge.core.model import Batch, Model
 from expunge.core.question import LogProbabilities
+from expunge.errors import UsageRefused
 
 if TYPE_CHECKING:
     from jaxtyping import Float

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from expunge.core.audit import ScoreAudit
-from expunge.errors import UsageRefused
 from expunge.core.model import Batch, Model
 from expunge.core.question import Text
 from expunge.core.request import Example
+from expunge.errors import UsageRefused
 
 if TYPE_CHECKING:
     from jaxtyping import Float

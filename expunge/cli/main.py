@@ -235,16 +235,19 @@ def _do(verb: str, job: Job, show_text: bool, device: str) -> None:
     from rich.console import Console
 
     from expunge.cli.progress import Progress
+    from expunge.primitives.out_of_memory import report_smaller_batches
     from expunge.run import unlearn as jobs
     from expunge.runtime.answer_store import PLACE, default_folder
-    from expunge.primitives.out_of_memory import report_smaller_batches
     from expunge.runtime.processes import is_main, processes
 
     os.environ.setdefault(PLACE, default_folder())
 
     line = shlex.join(["expunge", *sys.argv[1:]])
     with processes(device) as own:
-        with Progress(None if is_main() else Console(quiet=True), STARTED) as progress, report_smaller_batches(progress.say):
+        with (
+            Progress(None if is_main() else Console(quiet=True), STARTED) as progress,
+            report_smaller_batches(progress.say),
+        ):
             made: dict[str, Any] = getattr(jobs, verb)(
                 replace(job, show_text=show_text, device=own, line=line), progress
             )

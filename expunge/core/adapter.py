@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, final
 
+from expunge.core.events import BlockGroups
 from expunge.core.model import Network, Wrapper
 from expunge.core.request import Request
 
@@ -31,9 +32,9 @@ class Adapter(ABC):
     def insert(self, network: Network, request: Request) -> Network:
         """A network over the same storage that answers the same, with the adapter in it."""
 
-    def close(self, adapted: Network) -> dict[str, object]:
+    def close(self, adapted: Network) -> BlockGroups | None:
         """What is done once, when the last step was taken and the best one put back; what a report should say of it."""
-        return {}
+        return None
 
     @abstractmethod
     def merge(self, adapted: Network) -> Network:

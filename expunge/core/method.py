@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Self, final
+from typing import TYPE_CHECKING, ClassVar, Self, final
 
 from expunge.core.events import OnEvent, ignore_event
 from expunge.core.model import Model, Network, network_of
@@ -28,6 +28,9 @@ class Method(ABC):
     def name(self) -> str:
         """The class's name, which refusals and reports use."""
         return type(self).__name__
+
+    resumable: ClassVar[bool] = False
+    """Whether a run of it can go on from a checkpoint."""
 
     @property
     def minimises(self) -> Objective | None:

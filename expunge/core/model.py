@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 import torch
@@ -37,6 +38,15 @@ def answers(kind: type[Question[Any]]) -> Callable[[Answer], Answer]:
     return mark
 
 
+def _answering_methods(kind: type) -> dict[type[Question[Any]], Callable[..., Any]]:
+    """The marked methods of a class and of those above it, by the kind of question."""
+    found: dict[type[Question[Any]], Callable[..., Any]] = {}
+    for base in reversed(kind.__mro__):
+        methods = (method for method in vars(base).values() if isinstance(method, FunctionType))
+        found |= {vars(method)["answers"]: method for method in methods if "answers" in vars(method)}
+    return found
+
+
 class Model(ABC):
     """Anything that answers: a network, a guarded network, an ensemble of shards.
 
@@ -47,9 +57,7 @@ class Model(ABC):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        own = {vars(method)["answers"]: method for method in vars(cls).values() if "answers" in _marks(method)}
-        inherited = {kind: method for base in reversed(cls.__mro__[1:]) for kind, method in _table(base).items()}
-        cls._answers = {**inherited, **own}
+        cls._answers = _answering_methods(cls)
 
     def ask(self, question: Question[Reply], batch: Batch) -> Reply:
         """The reply about each example, in the order of the batch. Raises `ModelRefused` where it cannot answer."""
@@ -107,6 +115,9 @@ class Model(ABC):
                 for k, part in zip(group, question.split(reply), strict=True):
                     parts[k] = part
         return question.join(parts)
+
+
+Model._answers = _answering_methods(Model)
 
 
 class Wrapper(Model):
@@ -209,11 +220,3 @@ class Network(Model):
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that may move, by name."""
         return {name: p for name, p in self.module.named_parameters() if p.requires_grad}
-
-
-def _marks(method: object) -> Mapping[str, object]:
-    return vars(method) if callable(method) and isinstance(method, type(_marks)) else {}
-
-
-def _table(base: type) -> Mapping[type[Question[Any]], Callable[..., Any]]:
-    return vars(base).get("_answers", {})

@@ -7,7 +7,7 @@ rows and examples only, so they run unchanged on every family.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Self
 
@@ -50,7 +50,7 @@ class Rows:
     """How many examples the batch holds."""
     share: Share | None
     """The whole step's counts where the batch is one part of it; None where the batch is the whole."""
-    weights: Float[Tensor, " examples"] | None
+    weights: Float[Tensor, " examples"] | None = field(default=None, kw_only=True)
     """How often each example counts; None where each counts once."""
 
     def sum(self, values: Float[Tensor, " rows"]) -> Float[Tensor, " examples"]:
@@ -151,6 +151,12 @@ def weights_of(batch: Sequence[Example]) -> Float[Tensor, " examples"] | None:
     return None if all(weight == 1 for weight in weights) else torch.tensor(weights)
 
 
+def mean_over(values: Float[Tensor, " examples"], batch: Sequence[Example]) -> Float[Tensor, ""]:
+    """Mean of a number for each example, by their weights."""
+    weights = weights_of(batch)
+    return values.mean() if weights is None else (weights.to(values) * values).sum() / weights.sum()
+
+
 @dataclass(frozen=True)
 class Predictions(Rows):
     """Scores of every class for each row, before the softmax.
@@ -201,15 +207,15 @@ class Predictions(Rows):
     def row_scores(self) -> RowScores:
         """What most audits need, without the class scores, which are large."""
         log_probs, right = best_class(self.labels, (self.states, self.head))
-        return RowScores(*self._rows(), log_probs=log_probs, right=right)
+        return RowScores(*self._rows(), weights=self.weights, log_probs=log_probs, right=right)
 
     def row_moments(self) -> RowMoments:
         """How the right class compares with the others, and how the log-probabilities of a row are spread."""
         found = moments(self.labels, (self.states, self.head))
-        return RowMoments(*self._rows(), *found)
+        return RowMoments(*self._rows(), *found, weights=self.weights)
 
-    def _rows(self) -> tuple[Tensor, Tensor, int, Share | None, Tensor | None]:
-        return self.labels, self.example, self.examples, self.share, self.weights
+    def _rows(self) -> tuple[Tensor, Tensor, int, Share | None]:
+        return self.labels, self.example, self.examples, self.share
 
 
 @dataclass(frozen=True)

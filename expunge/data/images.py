@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from expunge.errors import DataRefused, EnvironmentRefused, ModelRefused, UsageRefused
 from expunge.data.records import SHOWN, open_parquet
+from expunge.errors import DataRefused, EnvironmentRefused, ModelRefused, UsageRefused
 
 if TYPE_CHECKING:
     from jaxtyping import Float

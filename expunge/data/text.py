@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from expunge.errors import ModelRefused
 from expunge.data.records import Fault, Record, read, refuse
+from expunge.errors import ModelRefused
 
 PLAIN_PROMPT = "Question: {question}\nAnswer: "
 """Used where the tokenizer has no chat template."""

@@ -1,4 +1,4 @@
-"""Importances of a network's parameters: what the dampening edits read (their gradients are `internals/gradients.py`'s).
+"""Importances of a network's parameters: what the dampening edits read (gradients: `internals/gradients.py`).
 
 No weight is copied: a fork over the same storage carries the gradients, and the network itself is not touched.
 """

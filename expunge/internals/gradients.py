@@ -13,11 +13,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from expunge.errors import RunFailed
 from expunge.core.model import Batch, Network
 from expunge.core.predictions import Predictions, Share
 from expunge.core.question import Scores
 from expunge.core.request import Example
+from expunge.errors import RunFailed
 from expunge.primitives.out_of_memory import in_fitting_batches
 
 Gradient = dict[str, Tensor]
@@ -62,7 +62,8 @@ class Slopes:
         share = Share.of(examples)
         self.begun.clear()
         groups = self.fork.batches(examples)
-        for _ in in_fitting_batches(self.fork.module, examples, groups, lambda part: self._read(part, share, measure, weight)):
+        read = partial(self._read, share=share, measure=measure, weight=weight)
+        for _ in in_fitting_batches(self.fork.module, examples, groups, read):
             pass
 
     def _read(self, part: list[Example], share: Share, measure: Measure, weight: float) -> None:

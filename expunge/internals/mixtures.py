@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from expunge.errors import ModelRefused
 from expunge.core.predictions import RouterScores
 from expunge.core.question import Routes
+from expunge.errors import ModelRefused
 from expunge.internals.blocks import blocks
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float
+    from jaxtyping import Float
 
     from expunge.core.model import Batch, Model
 

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from expunge.errors import EnvironmentRefused, ModelRefused, UsageRefused
 from expunge.core.model import Batch, Network
 from expunge.core.question import HiddenStates, Scores
+from expunge.errors import EnvironmentRefused, ModelRefused, UsageRefused
 from expunge.internals.blocks import blocks
 
 if TYPE_CHECKING:

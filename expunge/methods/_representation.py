@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from expunge.errors import ModelRefused
 from expunge.core.model import Batch, Network
 from expunge.core.question import Scores
+from expunge.errors import ModelRefused
 
 if TYPE_CHECKING:
     from jaxtyping import Float

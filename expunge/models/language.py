@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from expunge.errors import ModelRefused
 from expunge.core.family import Family
 from expunge.core.model import Network, answers
 from expunge.core.predictions import Hidden, Predictions, RouterScores, weights_of
 from expunge.core.question import HiddenStates, Routes, Scores, Text
-from expunge.primitives.class_scores import Head
+from expunge.errors import ModelRefused
 from expunge.models.decoding import ends, generated, greedy, side_by_side
 from expunge.models.hidden import UpToBlock
 from expunge.models.prefix_tree import Tree, pack
 from expunge.models.routers import UpToRouter
 from expunge.models.source import Source, load_module, settled, whole
 from expunge.models.tree_attention import with_trees, without_trees
+from expunge.primitives.class_scores import Head
 from expunge.primitives.out_of_memory import in_fitting_batches
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class LanguageModel(Network):
     @answers(HiddenStates)
     def _hidden_states(self, question: HiddenStates, batch: Batch) -> Hidden:
         said = replace(self, module=UpToBlock(self.module, question), headed=False).ask(Scores(), batch)
-        return Hidden(said.labels, said.example, said.examples, None, said.weights, said.states)
+        return Hidden(said.labels, said.example, said.examples, None, said.states, weights=said.weights)
 
     @answers(Routes)
     def _routes(self, question: Routes, batch: Batch) -> RouterScores:

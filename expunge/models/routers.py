@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from expunge.errors import ModelRefused, UsageRefused
-from expunge.primitives.class_scores import widened
 from expunge.internals.mixtures import the_mixtures
+from expunge.primitives.class_scores import widened
 
 
 class UpToRouter(nn.Module):

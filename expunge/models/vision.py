@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from expunge.errors import EnvironmentRefused, ModelRefused
 from expunge.core.family import Family
 from expunge.core.model import Network, answers
 from expunge.core.predictions import Hidden, Predictions, weights_of
 from expunge.core.question import HiddenStates, Scores
+from expunge.errors import EnvironmentRefused, ModelRefused
 from expunge.models.hidden import UpToBlock
 from expunge.models.source import Source, config_of, load_module, settled, whole
 
@@ -92,7 +92,7 @@ class ImageClassifier(Network):
                 f"Use an objective that reads answers only."
             )
         said = replace(self, module=below).ask(Scores(), batch)
-        return Hidden(said.labels, said.example, said.examples, None, said.weights, said.states[:, 0])
+        return Hidden(said.labels, said.example, said.examples, None, said.states[:, 0], weights=said.weights)
 
     def batches(self, examples: Batch) -> Iterator[list[int]]:
         for start in range(0, len(examples), AT_ONCE):

@@ -19,8 +19,8 @@ from typing import Any, ClassVar
 
 from expunge.core.model import Network
 from expunge.core.objective import Objective, Scalar
-from expunge.core.view import View
 from expunge.core.question import Routes
+from expunge.core.view import View
 from expunge.internals.mixtures import affinity, first_tokens, the_mixtures
 
 

@@ -17,11 +17,11 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor
 
-from expunge.errors import UsageRefused
 from expunge.core.objective import Objective, Scalar
 from expunge.core.question import Scores
-from expunge.primitives.class_scores import divergence, widened
 from expunge.core.view import View
+from expunge.errors import UsageRefused
+from expunge.primitives.class_scores import divergence, widened
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from expunge.errors import UsageRefused
 from expunge.core.objective import Objective, Scalar
 from expunge.core.request import Example
 from expunge.core.view import View
+from expunge.errors import UsageRefused
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from expunge.core.objective import Objective, Scalar
-from expunge.primitives.class_scores import widened
 from expunge.core.view import View
 from expunge.objectives._directions import positive_unit
+from expunge.primitives.class_scores import widened
 
 
 @dataclass(frozen=True)

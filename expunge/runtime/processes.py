@@ -108,7 +108,8 @@ def _lost(error: Exception | None) -> NoReturn:
     _ending()
     raise RunFailed(
         f"Process {rank()} of {world_size()} lost another one: it died, was ended from outside, or did not answer "
-        f"within {PATIENCE.seconds} s. No result was written. --resume goes on from the last checkpoint, where there is one."
+        f"within {PATIENCE.seconds} s. No result was written. "
+        f"--resume goes on from the last checkpoint, where there is one."
     ) from error
 
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from expunge.errors import DataRefused
 from expunge.core.request import Request
 from expunge.data.records import Record
 from expunge.data.text import Passage, encode
+from expunge.errors import DataRefused
 
 CANARY = "zanzibar-lighthouse-77"
 
@@ -22,6 +22,7 @@ class Fact:
     rows: int = 1
     size: int = 1
     alternatives: tuple = ()
+    weight: float = 1.0
 
     def record_digest(self) -> str:
         return Passage(self.id, (1, 2), 1, "", self.text).record_digest()

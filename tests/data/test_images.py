@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from transformers import ViTImageProcessorPil
 
-from expunge.errors import DataRefused, ModelRefused
 from expunge.core.request import Request
 from expunge.data.images import choose, encode, load
+from expunge.errors import DataRefused, ModelRefused
 from tests.data.pictures import BLUE, GREEN, RED, animals, as_bytes, folder_of, noise, only, parquet_of, reads, refusal
 
 CIFAR = Path(__file__).parents[3] / "shared/data/cifar10"

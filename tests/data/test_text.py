@@ -9,9 +9,9 @@ from tokenizers import AddedToken
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from expunge.errors import DataRefused, ModelRefused
 from expunge.data.records import Record
 from expunge.data.text import Passage, encode, end_of_answer, prompt_of, refuse_unknown_tokens
+from expunge.errors import DataRefused, ModelRefused
 
 CANARY = "zanzibarlighthouse77"
 HERE = Path("f.jsonl")

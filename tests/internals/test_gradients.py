@@ -10,9 +10,9 @@ from torch import nn
 from expunge.adapters.fila import Fila
 from expunge.adapters.lora import LoRA
 from expunge.adapters.salient import Salient
-from expunge.errors import EnvironmentRefused
 from expunge.core.model import Network
 from expunge.core.request import Request
+from expunge.errors import EnvironmentRefused
 from expunge.internals.gradients import Gradient, Slopes, gradient, loss
 from expunge.notation.parse import parse
 from expunge.primitives.out_of_memory import report_smaller_batches
@@ -137,11 +137,11 @@ def test_adapters_that_begin_from_a_gradient_begin_where_they_would_have(made):
     with report_smaller_batches(lambda _: None):
         masks = Salient().masks(made(), REQUEST)
         torch.manual_seed(0)
-        moving = Fila(LoRA(rank=2), batch=9)(made(), REQUEST).trainable()
+        moving = Fila(LoRA(rank=2), batch=9).insert(made(), REQUEST).trainable()
     for name, mask in Salient().masks(tiny(torch.float64), REQUEST).items():
         assert torch.equal(masks[name], mask)
     torch.manual_seed(0)
-    for name, factor in Fila(LoRA(rank=2), batch=9)(tiny(torch.float64), REQUEST).trainable().items():
+    for name, factor in Fila(LoRA(rank=2), batch=9).insert(tiny(torch.float64), REQUEST).trainable().items():
         torch.testing.assert_close(moving[name], factor, rtol=1e-5, atol=1e-6)
 
 
@@ -154,7 +154,10 @@ def test_a_record_that_does_not_fit_alone_is_named_with_its_size():
             fill()
 
     network.module.get_input_embeddings().register_forward_pre_hook(check)
-    with report_smaller_batches(lambda _: None), pytest.raises(EnvironmentRefused, match=r"record long-2 alone \(10 tokens") as refused:
+    with (
+        report_smaller_batches(lambda _: None),
+        pytest.raises(EnvironmentRefused, match=r"record long-2 alone \(10 tokens") as refused,
+    ):
         parse("IAU(correction=0.0)")(network, request)
     assert refused.value.code == 7
 

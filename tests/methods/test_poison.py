@@ -11,10 +11,10 @@ from torch import nn
 
 from expunge.attack.quantize import Quantize
 from expunge.audits.accuracy import Accuracy
-from expunge.errors import DataRefused, UsageRefused
 from expunge.core.request import Request
 from expunge.data.images import Picture
 from expunge.data.text import Passage
+from expunge.errors import DataRefused, UsageRefused
 from expunge.methods._patches import Box, pasted, telling
 from expunge.methods.poison import Poison
 from expunge.models.vision import ImageClassifier

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from expunge.errors import EnvironmentRefused
-from expunge.primitives.out_of_memory import report_smaller_batches, in_fitting_batches, is_out_of_memory, try_in_memory
+from expunge.primitives.out_of_memory import in_fitting_batches, is_out_of_memory, report_smaller_batches, try_in_memory
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ GROUPS = [[6, 0, 1, 2], [3, 4, 5]]
 
 
 def read(model: Narrow) -> list[tuple[list[int], list[str]]]:
-    return list(in_fitting_batches(model, TEXTS, GROUPS, model.read))
+    return list(in_fitting_batches(model.module, TEXTS, GROUPS, model.read))
 
 
 def test_groups_that_fit_are_read_as_they_are():

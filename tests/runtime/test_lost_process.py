@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 import pytest
 import torch
 
+from expunge.core.question import Text
 from expunge.errors import RunFailed
 from expunge.runtime import processes as distributed
 from expunge.runtime.parallel_model import ask_together
@@ -42,7 +43,7 @@ def all_write() -> None:
     passes = iter(range(4))
     if rank() == 1:
         model.asked.module.register_forward_pre_hook(lambda *_: None if next(passes, None) is not None else die())
-    model.generate([replace(example, asked=example.tokens[:2]) for example in REQUEST.retain], 30)
+    model.ask(Text(30), [replace(example, asked=example.tokens[:2]) for example in REQUEST.retain])
 
 
 def one_waits(dead: int) -> None:
