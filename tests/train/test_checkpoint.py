@@ -163,8 +163,11 @@ def test_another_run_s_checkpoint_is_refused_by_what_differs(tmp_path: Path, dif
         network = tiny(seed=1)
     else:  # the same records in another order, which the draw depends on
         request = replace(REQUEST, retain=REQUEST.retain[::-1])
-    with pytest.raises(ModelRefused, match=f"is of another run: its {differs} differs\\. Give"):
-        method(network, request, Watcher(), saved)
+    with (
+        keep_checkpoints(saved),
+        pytest.raises(ModelRefused, match=f"is of another run: its {differs} differs\\. Give"),
+    ):
+        method(network, request, Watcher())
     with pytest.raises(ModelRefused, match=f"is of another run: its {differs} differs\\. Give"):
         saved.compare(method, network, request)  # what a command asks before its first audit
     with pytest.raises(ModelRefused, match="its method and its model and its data differ\\. Give"):
