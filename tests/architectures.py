@@ -1,18 +1,24 @@
 """Every causal architecture of the installed transformers, small enough to be built in a second.
 
-`tiny(kind)` is a configuration with all widths shrunk: hidden size 32, 64 tokens, 4 experts, and 4 blocks (5 where there
-are five kinds of them), of which each kind that the architecture has by default is one.
+`tiny(kind)` is a configuration with all widths shrunk: hidden size 32, 64 tokens, 4 experts, and 4 blocks, among which
+is each kind of block that the architecture has by default.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, MusicgenForCausalLM, MusicgenMelodyForCausalLM, PretrainedConfig
+from torch import Tensor, nn
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    MusicgenForCausalLM,
+    MusicgenMelodyForCausalLM,
+    PretrainedConfig,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 CAUSAL = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
@@ -28,7 +34,7 @@ SIZES = {
     "centroid_intermediate_top_k",
     32: "hidden_size d_model n_embd dim_model_base emb_dim embedding_dim embedding_size word_embed_proj_dim lru_width "
     "attention_hidden_size input_embedding_size output_embedding_size ple_embed_dim prompt_mid_dim num_mel_bins "
-    "backbone_hidden_size mm_embed_dim output_proj_dims audio_embed_dim",
+    "backbone_hidden_size hidden_size_global mm_embed_dim output_proj_dims audio_embed_dim",
     24: "moe_intermediate_size shared_intermediate_size shared_expert_intermediate_size "
     "shared_experts_intermediate_size moe_shared_expert_intermediate_size",
     16: "kv_lora_rank q_lora_rank o_lora_rank router_hidden_size num_centroids hc_lowrank loop_gate_rank "
@@ -58,12 +64,27 @@ DECODERS = {"musicgen": MusicgenForCausalLM, "musicgen_melody": MusicgenMelodyFo
 """What the causal class reads is the configuration of the decoder alone."""
 KINDS_OF_BLOCKS = ("layer_types", "layers_block_type", "mlp_layer_types")
 QWEN4 = {"indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 8}
-GEMMA4_SHARED = {"model_type": "gemma4_text", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "global_head_dim": 8, "vocab_size": 64, "hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}
+GEMMA4_SHARED = {
+    "model_type": "gemma4_text",
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "global_head_dim": 8,
+    "vocab_size": 64,
+    "hidden_size_per_layer_input": 0,
+    "vocab_size_per_layer_input": 0,
+}
 ODD: dict[str, dict[str, Any]] = {
     "cohere_compass_text": {
         "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}},
     },
-    "dbrx": {"ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2}, "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0}},
+    "dbrx": {
+        "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2},
+        "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},
+    },
     "bamba": {"attn_layer_indices": [2]},
     "granitemoehybrid": {"layer_types": ["mamba", "attention", "mamba", "mamba"], "shared_intermediate_size": 24},
     "jamba": {"attn_layer_period": 4, "attn_layer_offset": 2},
@@ -78,14 +99,23 @@ ODD: dict[str, dict[str, Any]] = {
     "lfm2_moe": {"num_hidden_layers": 4, "layer_types": ["conv", "conv", "full_attention", "conv"]},
     "mamba2": {"num_heads": 8, "head_dim": 8},
     "qwen4_exp_text": {**QWEN4, "indexer_compress_ratio": 2},
-    "reformer": {"is_decoder": True, "attn_layers": ["local", "lsh", "local", "lsh"], "axial_pos_shape": (8, 8), "axial_pos_embds_dim": (16, 16)},
+    "reformer": {
+        "is_decoder": True,
+        "attn_layers": ["local", "lsh", "local", "lsh"],
+        "axial_pos_shape": (8, 8),
+        "axial_pos_embds_dim": (16, 16),
+    },
     "longcat_flash": {"qk_head_dim": 12, "head_dim": 4},
     "prophetnet": {"num_encoder_layers": 4},
     "hrm_text": {"num_hidden_layers": 16},
     "xlstm": {"hidden_size": 128, "embedding_dim": 128, "chunk_size": 64},
     "xmod": {"default_language": "en_XX"},
     "zaya": {"num_experts_per_tok": 1},
-    "zamba": {"attention_hidden_size": 64, "num_hidden_layers": 4, "layers_block_type": ["linear_attention", "linear_attention", "hybrid", "hybrid"]},
+    "zamba": {
+        "attention_hidden_size": 64,
+        "num_hidden_layers": 4,
+        "layers_block_type": ["linear_attention", "linear_attention", "hybrid", "hybrid"],
+    },
 }
 """What the names above do not say, by architecture or by the type of a part's configuration."""
 
@@ -102,6 +132,11 @@ def build(kind: str, device: str = "cpu") -> nn.Module:
         if kind in DECODERS:
             return DECODERS[kind](tiny(kind).decoder).eval()
         return AutoModelForCausalLM.from_config(tiny(kind)).eval()
+
+
+def tokens(kind: str) -> Tensor:
+    """A few tokens that a model of it reads, [1, 16]; the musical ones read 4 codebooks of them, [4, 16]."""
+    return torch.arange(1, 17)[None].repeat(4 if kind in DECODERS else 1, 1)
 
 
 def _small(config_class: type[PretrainedConfig], kind: str) -> PretrainedConfig:

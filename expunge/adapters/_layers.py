@@ -1,12 +1,13 @@
 """Which layers of a network are its MLP layers and which its attention, found by structure and not by names.
 
-Of a block's linear layers (see `internals/blocks.py`), those in a part that mixes tokens are attention's: self-attention,
-and whatever stands in its place in hybrid and state-space models, such as Mamba's mixer, linear attention or a short
-convolution. The others are the feed-forward (MLP) part's. A mixture's experts belong to it too, where they are slices
-of one tensor as well.
+Of a block's linear layers (see `internals/blocks.py`), those in a part that mixes tokens are attention's: those of
+attention, and of what stands in its place in hybrid and state-space models, such as Mamba's mixer, linear attention
+or a short convolution. The others are the feed-forward (MLP) part's. A mixture's experts belong to it too, where they
+are slices of one tensor as well.
 
-Never adapted are routers, gates that say one number for each token, and layers whose matrix is read past them, as
-Mamba's kernels read `out_proj.weight`: an adapter there would change nothing, or not everywhere the same.
+Never adapted are routers, gates that say one number for each token, parts of the residual stream, and layers whose
+matrix is read past them, as Mamba's kernels read `out_proj.weight`: an adapter there would change nothing, or not
+everywhere the same.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import inspect
 import re
 from collections import Counter
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from typing import Literal
 
 import torch
@@ -31,7 +32,10 @@ Kind = Literal["mlp", "attention"]
 Targets = Literal["mlp", "attention", "all"]
 RESIDUAL = ("AltUp", "GatedResidual", "HyperConnection", "Laurel")
 """Names of parts that carry the residual stream past a block's layers, which are none of these."""
-READ_PAST = re.compile(r"self\.(\w+)\.weight(?!\.(?:dtype|device|shape)\b|\[|\w)")
+READ_PAST = re.compile(
+    r"^(?!.*\b(?:isinstance|getattr|init)\b).*?\bself\.(\w+)\.weight\b(?!\.(?:dtype|device|shape|data)\b|\._|\[|\s*=)",
+    re.MULTILINE,
+)
 """In the code of a module: a child's weight that is taken without calling the child."""
 
 
@@ -115,7 +119,7 @@ def left_alone(module: nn.Module, part: str | None = None) -> dict[str, str]:
     return found
 
 
-@lru_cache(maxsize=None)
+@cache
 def _read_past(kind: type[nn.Module]) -> frozenset[str]:
     """Names of the children whose weights the code of a module takes without calling them."""
     ours = [each for each in kind.__mro__ if each.__module__.startswith("transformers.models.")]
@@ -129,10 +133,10 @@ def _refuse_unknown_experts(module: nn.Module, part: str | None) -> None:
     names = list(blocks(module, part))
     strange = [name for name, experts in stacks(module, part).items() if not fused(experts)]
     if strange:
+        count = sum(bool(_inside(name, strange)) for name in names)
         raise ModelRefused(
-            f"{type(module).__name__}: {sum(bool(_inside(name, strange)) for name in names)} of {len(names)} blocks have experts "
-            f"of a form that low-rank adapters do not take: quantized, split over processes, or none of transformers' "
-            f"experts interface (first: {strange[0]}). Use targets='attention', or adapter=Full()."
+            f"{type(module).__name__}: {count} of {len(names)} blocks have experts of a form that low-rank adapters do not "
+            f"take: quantized, split over processes, or none of transformers' experts interface (first: {strange[0]}). Use targets='attention', or adapter=Full()."
         )
 
 

@@ -1,8 +1,8 @@
 """The repeated blocks of a network, found by structure and not by names.
 
-A block is a child of the outermost `ModuleList` that the hidden state passes through, if it has parts and a linear layer
-(or fused experts) among them. A model of several towers, such as an encoder and a decoder, has a list of blocks for
-each: `part` says which by the name of a module that one of them lies in, and without it the one that the class scores
+A block is a child of the outermost `ModuleList` that the hidden state passes through, if it has parts and a linear
+layer (or fused experts) among them. A model of several towers, such as an encoder and a decoder, has a list of blocks
+for each: `part` says which, by the name of a module that it lies in, and without it the one that the class scores
 depend on is taken.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
-from functools import lru_cache
+from functools import cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -103,7 +103,7 @@ def _mixes(part: nn.Module) -> bool:
     return _remembers(type(part)) or any(isinstance(child, nn.Conv1d) for child in part.children())
 
 
-@lru_cache(maxsize=None)
+@cache
 def _remembers(kind: type[nn.Module]) -> bool:
     return not MEMORY.isdisjoint(inspect.signature(kind.forward).parameters)
 
@@ -123,8 +123,8 @@ def _multiplies(part: nn.Module) -> bool:
 
 
 def stacks_of(part: nn.Module) -> list[nn.Parameter]:
-    """The stacks of matrices [experts, ...] that a module itself holds."""
-    return [parameter for parameter in part.parameters(recurse=False) if parameter.dim() == 3]
+    """The stacks of matrices [experts, ...] that a module itself holds; a class token [1, 1, width] is none."""
+    return [parameter for parameter in part.parameters(recurse=False) if parameter.dim() == 3 and len(parameter) > 1]
 
 
 def _mixers_only(found: Blocks) -> bool:
@@ -184,7 +184,7 @@ def _behind_scores(module: nn.Module, found: dict[str, Blocks]) -> tuple[str, ..
     return reached or tuple(found)
 
 
-def _small_input(module: Any) -> dict[str, Tensor]:
+def _small_input(module: Any) -> dict[str, Any]:
     """Two tokens or one blank image: what the class scores are made of."""
     weight = next(module.parameters())
     if module.main_input_name == "pixel_values":
@@ -192,4 +192,4 @@ def _small_input(module: Any) -> dict[str, Tensor]:
         size = config.image_size if isinstance(config.image_size, (tuple, list)) else (config.image_size,) * 2
         return {"pixel_values": torch.zeros(1, config.num_channels, *size, device=weight.device, dtype=weight.dtype)}
     two = torch.zeros(1, 2, dtype=torch.long, device=weight.device)
-    return {module.main_input_name: two, "attention_mask": torch.ones_like(two)}
+    return {module.main_input_name: two, "attention_mask": torch.ones_like(two), "use_cache": False}
