@@ -135,8 +135,9 @@ def _refuse_unknown_experts(module: nn.Module, part: str | None) -> None:
     if strange:
         count = sum(bool(_inside(name, strange)) for name in names)
         raise ModelRefused(
-            f"{type(module).__name__}: {count} of {len(names)} blocks have experts of a form that low-rank adapters do not "
-            f"take: quantized, split over processes, or none of transformers' experts interface (first: {strange[0]}). Use targets='attention', or adapter=Full()."
+            f"{type(module).__name__}: {count} of {len(names)} blocks have experts of a form that low-rank adapters do "
+            f"not take: quantized, split over processes, or none of transformers' experts interface "
+            f"(first: {strange[0]}). Use targets='attention', or adapter=Full()."
         )
 
 
