@@ -121,3 +121,63 @@ def test_what_a_failed_read_held_is_let_go_before_the_next():
 
     assert tried(fail) is None
     assert held == []
+
+
+@dataclass
+class Impatient(Narrow):
+    """Gives up after so many calls, so that a read which never grows smaller ends."""
+
+    patience: int = 40
+
+    def read(self, part: list[Text]) -> list[str]:
+        assert len(self.calls) < self.patience, f"asked {self.patience} times; last {len(self.calls[-1])} at once"
+        return super().read(part)
+
+
+def failures(model: Narrow, texts: list[Text]) -> list[int]:
+    """Tokens of each call that memory did not hold."""
+    size = {text.id: text.size for text in texts}
+    totals = [sum(size[name] for name in call) for call in model.calls]
+    return [total for total in totals if total > model.room]
+
+
+@pytest.mark.parametrize(
+    ("room", "tried"),
+    [
+        (64, []),
+        (63, [64]),
+        (32, [64]),
+        (31, [64, 32]),
+        (5, [64, 32, 16, 8]),
+        (1, [64, 32, 16, 8, 4, 2]),
+    ],
+)
+def test_each_failure_halves_what_is_read_at_once(room: int, tried: list[int]):
+    texts = [Text(f"t{k}", 1) for k in range(64)]
+    model, said = Impatient(room, patience=len(tried) + 64), []
+    with heard(said.append):
+        parts = list(in_fitting_batches(model, texts, [list(range(64))], model.read))
+    assert failures(model, texts) == tried
+    assert [line.split(": ")[1].split()[0] for line in said] == [str(total // 2) for total in tried]
+    # every record is answered once, in order, and no part is smaller than memory asks for
+    assert [k for group, _ in parts for k in group] == list(range(64))
+    assert [name for _, names in parts for name in names] == [f"T{k}" for k in range(64)]
+    most = (tried[-1] if tried else 128) // 2
+    assert [len(group) for group, _ in parts] == [most] * (64 // most)
+
+
+def test_records_of_unequal_length_are_halved_by_their_tokens():
+    texts = [Text("long", 6), *(Text(f"t{k}", 1) for k in range(6))]
+    model = Impatient(6)
+    with heard(lambda _: None):
+        parts = [group for group, _ in in_fitting_batches(model, texts, [list(range(7))], model.read)]
+    assert failures(model, texts) == [12]  # 12 tokens, so at most 6: not three or four of the seven records
+    assert parts == [[0], [1, 2, 3, 4, 5, 6]]
+
+
+def test_a_record_that_never_fits_is_refused_after_as_many_calls_as_there_are_halvings():
+    texts = [Text(f"t{k}", 1) for k in range(64)]
+    model = Impatient(0)
+    with heard(lambda _: None), pytest.raises(EnvironmentRefused, match="record t0 alone"):
+        list(in_fitting_batches(model, texts, [list(range(64))], model.read))
+    assert failures(model, texts) == [64, 32, 16, 8, 4, 2, 1]
