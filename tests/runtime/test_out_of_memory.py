@@ -11,7 +11,6 @@ from torch import nn
 from expunge.core.errors import EnvironmentRefused
 from expunge.runtime.out_of_memory import heard, in_fitting_batches, is_out_of_memory, tried
 
-
 PATIENCE = 8
 """Failures that a model bears: 64 records are halved 6 times. A read that never grows smaller ends by it."""
 
