@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import parametrize
 
 from expunge.core.adapter import Adapter
-from expunge.core.errors import ModelRefused, UsageRefused
+from expunge.errors import ModelRefused, UsageRefused
 from expunge.internals.gradients import HALF, gradient, loss
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Salient(Adapter):
         if not 0 <= self.quantile < 1:
             raise UsageRefused(f"The `quantile` of Salient must lie in [0, 1). Got {self.quantile!r}.")
 
-    def __call__(self, network: Network, request: Request) -> Network:
+    def insert(self, network: Network, request: Request) -> Network:
         if network.device.type == "meta":
             raise UsageRefused(
                 "Salient chooses its weights by their gradients, which a plan does not have. Plan with adapter=Full(), "
@@ -63,7 +63,7 @@ class Salient(Adapter):
                 parametrize.register_parametrization(owner, key, values)
         return fork.fork(fork.module.eval())
 
-    def masks(self, network: Network, request: Request) -> dict[str, Bool[Tensor, ...]]:
+    def masks(self, network: Network, request: Request) -> dict[str, Bool[Tensor, "..."]]:
         """Which numbers may move, by parameter; parameters of which none may are left out."""
         sizes = {name: slope.abs() for name, slope in gradient(network, loss, (1.0, request.forget)).items()}
         every = torch.cat([size.flatten() for size in sizes.values()])
@@ -99,7 +99,7 @@ class Salient(Adapter):
 class _Chosen(nn.Module):
     """A tensor of which some numbers may move."""
 
-    def __init__(self, value: Tensor, mask: Bool[Tensor, ...]) -> None:
+    def __init__(self, value: Tensor, mask: Bool[Tensor, "..."]) -> None:
         super().__init__()
         self.register_buffer("mask", mask, persistent=False)
         self.values = nn.Parameter(value[mask])

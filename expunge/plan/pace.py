@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from expunge.core.audit import WhiteBoxAudit
+from expunge.core.events import Event, Step
 from expunge.core.model import Speaker
 from expunge.core.predictions import Predictions, RowScores
 from expunge.core.request import Request
@@ -288,9 +289,9 @@ def _timed(
 def _step(network: Network, method: Finetune, request: Request, few: tuple[int, int]) -> float:
     seconds: list[float] = []
 
-    def on_event(event: dict[str, object]) -> None:
-        if event["kind"] == "step":
-            seconds.append(float(str(event["seconds"])))
+    def on_event(event: Event) -> None:
+        if isinstance(event, Step):
+            seconds.append(event.seconds)
 
     stop = replace(method.stop, level=None, budget=None, every=1 << 30)
     # The first step warms up, and asks the model before, which later steps only remember.

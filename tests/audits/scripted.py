@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 
 from expunge.core.audit import Audit, Finding
-from expunge.core.model import Speaker
-from expunge.core.predictions import Predictions, RowScores
+from expunge.core.model import Model, answers
+from expunge.core.predictions import RowScores, weights_of
+from expunge.core.question import LogProbabilities, Text
 from expunge.core.request import Request
 
 
@@ -27,6 +28,7 @@ class Asked:
     written: str = ""
     """What it writes."""
     asked: tuple[int, ...] = (1,)
+    weight: float = 1.0
 
     @property
     def rows(self) -> int:
@@ -38,32 +40,32 @@ class Asked:
     def flags(self) -> tuple[bool, ...]:
         return tuple(p > math.log(0.5) for p in self.log_probs) if self.right is None else self.right
 
-    def content(self) -> str:
+    def record_digest(self) -> str:
         return self.id
 
-    def exact(self) -> bytes:
+    def input_digest(self) -> bytes:
         return self.id.encode()
 
 
-class Scripted(Speaker):
+class Scripted(Model):
     """Says of each example what the example holds."""
 
-    def answers(self, examples: Sequence[Asked]) -> RowScores:
+    @answers(LogProbabilities)
+    def log_probabilities(self, question: LogProbabilities, examples: Sequence[Asked]) -> RowScores:
         flags = [flag for example in examples for flag in example.flags]
         return RowScores(
             labels=torch.zeros(len(flags), dtype=torch.long),
             example=torch.tensor([k for k, example in enumerate(examples) for _ in example.log_probs]),
             examples=len(examples),
             share=None,
+            weights=weights_of(examples),
             log_probs=torch.tensor([p for example in examples for p in example.log_probs], dtype=torch.float64),
             right=torch.tensor(flags, dtype=torch.bool),
         )
 
-    def generate(self, prompts: Sequence[Asked], max_new_tokens: int, sure: Sequence[int] = ()) -> list[str]:
-        return [" ".join(example.written.split()[:max_new_tokens]) for example in prompts]
-
-    def predict(self, batch: Sequence[Asked]) -> Predictions:
-        raise NotImplementedError("an audit reads log-probabilities, so that a cache can answer it")
+    @answers(Text)
+    def text(self, question: Text, prompts: Sequence[Asked]) -> list[str]:
+        return [" ".join(example.written.split()[: question.max_new_tokens]) for example in prompts]
 
     def batches(self, examples: Sequence[Asked]) -> Iterator[list[int]]:
         yield list(range(len(examples)))

@@ -5,8 +5,8 @@ import math
 import pytest
 
 from expunge.audits.min_k import MinK
-from expunge.core.errors import UsageRefused
 from expunge.core.request import Request
+from expunge.errors import UsageRefused
 from tests.audits.scripted import Asked, Scripted, likely, membership
 
 # Least likely rows neither first nor last, so that order tells nothing.

@@ -3,7 +3,7 @@
 import pytest
 
 from expunge.audits.rouge import Rouge
-from expunge.core.errors import UsageRefused
+from expunge.errors import UsageRefused
 from tests.audits.scripted import Asked, findings
 
 

@@ -10,8 +10,8 @@ import torch
 
 from expunge.audits.truth_ratio import TruthRatio
 from expunge.core.audit import Finding
-from expunge.core.statistics import ks
 from expunge.notation.parse import parse
+from expunge.primitives.statistics import ks
 from tests.audits import scripted
 from tests.audits.scripted import Asked, lost
 
