@@ -150,7 +150,7 @@ def failures(model: Narrow, texts: list[Text]) -> list[int]:
 def test_each_failure_halves_what_is_read_at_once(room: int, tried: list[int]):
     texts = [Text(f"t{k}", 1) for k in range(64)]
     model, said = Narrow(room), []
-    with heard(said.append):
+    with report_smaller_batches(said.append):
         parts = list(in_fitting_batches(model.module, texts, [list(range(64))], model.read))
     assert failures(model, texts) == tried
     assert [line.split(": ")[1].split()[0] for line in said] == [str(total // 2) for total in tried]
@@ -164,7 +164,7 @@ def test_each_failure_halves_what_is_read_at_once(room: int, tried: list[int]):
 def test_records_of_unequal_length_are_halved_by_their_tokens():
     texts = [Text("long", 6), *(Text(f"t{k}", 1) for k in range(6))]
     model = Narrow(6)
-    with heard(lambda _: None):
+    with report_smaller_batches(lambda _: None):
         parts = [group for group, _ in in_fitting_batches(model.module, texts, [list(range(7))], model.read)]
     assert failures(model, texts) == [12]  # 12 tokens, so at most 6: not three or four of the seven records
     assert parts == [[0], [1, 2, 3, 4, 5, 6]]
@@ -173,6 +173,6 @@ def test_records_of_unequal_length_are_halved_by_their_tokens():
 def test_a_record_that_never_fits_is_refused_after_as_many_calls_as_there_are_halvings():
     texts = [Text(f"t{k}", 1) for k in range(64)]
     model = Narrow(0)
-    with heard(lambda _: None), pytest.raises(EnvironmentRefused, match="record t0 alone"):
+    with report_smaller_batches(lambda _: None), pytest.raises(EnvironmentRefused, match="record t0 alone"):
         list(in_fitting_batches(model.module, texts, [list(range(64))], model.read))
     assert failures(model, texts) == [64, 32, 16, 8, 4, 2, 1]
