@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from expunge.errors import EnvironmentRefused, ModelRefused, UsageRefused
 from expunge.core.request import Request
+from expunge.errors import EnvironmentRefused, ModelRefused, UsageRefused
 from expunge.models.language import LanguageModel
 from expunge.notation.parse import write
 from expunge.plan.cost import Call, Flops, Widths, widths

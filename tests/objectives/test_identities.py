@@ -25,7 +25,7 @@ CLOSE = {"atol": 1e-10, "rtol": 0}
 
 def slope(objective: Objective, now: View, before: View, of: str = "forget") -> Tensor:
     """The gradient with respect to what the head reads, or to the scores themselves."""
-    return torch.autograd.grad(objective(now, before), now.ask(of).states, retain_graph=True)[0]
+    return torch.autograd.grad(objective(now, before), now.scores(of).states, retain_graph=True)[0]
 
 
 def weighed(said: Predictions, weights: Tensor) -> Tensor:
