@@ -138,7 +138,7 @@ def test_of_equal_scores_the_first_comes_first():
 
     def right(label: int) -> bool:
         return bool(
-            Predictions(torch.tensor([label]), torch.zeros(1), 1, None, states, Head(weight)).row_scores().right
+            Predictions(torch.tensor([label]), torch.tensor([0]), 1, None, states, Head(weight)).row_scores().right
         )
 
     assert [right(label) for label in range(9)] == [True] + [False] * 8
