@@ -318,7 +318,7 @@ def test_what_one_process_left_is_found_by_two_and_the_other_way_round(two: Path
         said = model.ask(LogProbabilities(), REQUEST.retain)
     finally:
         os.environ[PLACE] = "off"
-    assert model.found == 9
+    assert model.recalled == 9
     assert said.log_probs.tolist() == found(two)["cut"]["log_probs"]
 
 
