@@ -36,9 +36,9 @@ NAMES: dict[str, Any] = {
     "Tensor": torch.Tensor,
     "torch": torch,
     "np": np,
-    "Scalar": jaxtyping.Float[torch.Tensor, ""],
 }
 """What annotations may name that a module imports for type checkers only."""
+SCALAR = jaxtyping.Float[torch.Tensor, ""]
 SHAPE = re.compile(rf"\b(?:{'|'.join(KINDS)})\[|\bScalar\b")
 
 Check = Callable[[Any], bool]
@@ -54,7 +54,7 @@ class WrongShape(AssertionError):
 
 def evaluate(annotation: object, names: dict[str, Any]) -> Any:
     """What an annotation means; names that only type checkers know are those of `NAMES`."""
-    return eval(annotation, {**NAMES, **names}) if isinstance(annotation, str) else annotation
+    return eval(annotation, {**NAMES, **names, "Scalar": SCALAR}) if isinstance(annotation, str) else annotation
 
 
 def check_of(hint: Any, names: dict[str, Any]) -> Check | None:
