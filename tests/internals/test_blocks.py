@@ -18,7 +18,7 @@ from transformers import (
 from expunge.adapters._layers import chosen, kinds
 from expunge.adapters.bounded import Bounded
 from expunge.adapters.lora import LoRA
-from expunge.core.errors import ModelRefused, UsageRefused
+from expunge.errors import ModelRefused, UsageRefused
 from expunge.internals.blocks import blocks, every_block
 from expunge.models.language import LanguageModel
 from tests.architectures import CAUSAL, build
@@ -126,9 +126,9 @@ def test_attention_is_whatever_mixes_tokens():
 def test_a_state_space_model_is_adapted_in_its_mixers_where_that_is_asked_for():
     module = build("mamba").requires_grad_(False)
     with pytest.raises(ModelRefused, match=r"targets='attention'.*'all'.*Full\(\)"):
-        Bounded()(LanguageModel(module, None), REQUEST)
+        Bounded().insert(LanguageModel(module, None), REQUEST)
     for targets in ("attention", "all"):
-        adapted = LoRA(targets=targets)(LanguageModel(module, None), REQUEST)
+        adapted = LoRA(targets=targets).insert(LanguageModel(module, None), REQUEST)
         names = {name.partition(".lora")[0].rpartition(".")[2] for name in adapted.trainable()}
         assert names == {"in_proj"}  # the others' matrices are handed to a kernel, past any adapter
 
@@ -195,7 +195,7 @@ def test_without_part_the_tower_behind_the_class_scores_is_taken():
     assert {name.rpartition(".")[0] for name in blocks(module)} == {"model.language_model.layers"}
     assert {name.rpartition(".")[0] for name in blocks(build("gemma3", "meta"))} == {"model.language_model.layers"}
     adapted = {
-        part: adapted_layers(Bounded(part=part)(LanguageModel(module, None), REQUEST))
+        part: adapted_layers(Bounded(part=part).insert(LanguageModel(module, None), REQUEST))
         for part in (None, "language_model", "vision_tower")
     }
     assert adapted[None].keys() == adapted["language_model"].keys()
