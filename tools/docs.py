@@ -35,8 +35,8 @@ from expunge.cli.listing import Setting, made_by, settings
 from expunge.notation.parse import FOLDERS, Plugin, plugins
 
 ROOT = Path(__file__).resolve().parent.parent
-TITLES = {folder: folder.capitalize() for folder in FOLDERS}
-"""Heading of each plug-in folder, in the order of `expunge list`."""
+TITLES = {folder: folder.capitalize() for folder in ("methods", *FOLDERS)}
+"""Heading of each plug-in folder: what a user names first, then in the order of `expunge list`."""
 HEAD = """\
 # What can be named in a method or an audit
 
