@@ -82,7 +82,7 @@ def summed(model: torch.nn.Module, batch: tuple[torch.Tensor, ...]) -> torch.Ten
 
 def ours(network: LanguageModel, request: Request, steps: int, batch: int) -> tuple[list[float], float]:
     """The product's loop, told nothing else; its losses, and the seconds of its steps."""
-    made: list[dict] = []
+    made: list[Step] = []
     method = Finetune(
         objective=(1 / 24) * NPO(beta=BETA) + RetainNLL(),
         adapter=LoRA(),
