@@ -34,7 +34,7 @@ from expunge.core.model import Network
 from expunge.core.objective import Objective
 from expunge.core.question import LogProbabilities, Routes, Scores
 from expunge.data.text import Passage
-from expunge.internals.mixtures import affinity, the_mixtures, tour
+from expunge.internals.mixtures import affinity, the_mixtures
 from expunge.methods.finetune import Finetune
 from expunge.methods.stop import Stop
 from expunge.models.language import LanguageModel
@@ -162,7 +162,7 @@ class Trial:
             learning_rate=self.learning_rate,
             steps=steps,
             batch=16,
-            stop=Stop(level=None, budget=None, every=steps),
+            stop=Stop(level=None, max_retain_increase=None, every=steps),
             norms=False,
         )
         return method(network, request)

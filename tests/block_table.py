@@ -20,10 +20,10 @@ from transformers.pytorch_utils import Conv1D
 
 from expunge.adapters._layers import left_alone
 from expunge.adapters.bounded import Bounded
-from expunge.core.errors import ModelRefused
 from expunge.core.model import Network
 from expunge.core.request import Request
 from expunge.data.text import Passage
+from expunge.errors import ModelRefused
 from expunge.internals.blocks import blocks, towers
 from expunge.models.language import LanguageModel
 from tests.architectures import CAUSAL, build, tokens
