@@ -79,7 +79,7 @@ def trained(network: Network, request: Request, adapter: Adapter, objective: Obj
         weight_decay=decay,
         stop=Stop(level=None, max_retain_increase=None, every=1000),
     )
-    return adapter.merge(method(network, request))
+    return method(network, request).plain()
 
 
 def weights(network: Network) -> dict[str, torch.Tensor]:

@@ -77,7 +77,7 @@ def trained(adapter: SEUF | Full, objective=None, **options) -> Network:
         stop=Stop(level=None, max_retain_increase=None),
         **options,
     )
-    return method(mixture(), REQUEST)
+    return method(mixture(), REQUEST).inner
 
 
 def changed(one: Network, other: Network) -> set[str]:
