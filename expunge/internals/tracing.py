@@ -30,7 +30,7 @@ from expunge.internals.blocks import blocks, is_mixer
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
 
-    from expunge.models.language import LanguageModel
+    from expunge.core.model import Network
 
 Part = Literal["block", "mlp", "attention"]
 ROLES = ("first subject", "middle subject", "last subject", "next", "further", "last")
@@ -99,9 +99,9 @@ class Trace:
 
 @dataclass(frozen=True)
 class Tracer:
-    """Traces facts in a language model; the network is left as it was."""
+    """Traces facts in a causal language model; the network is left as it was."""
 
-    network: LanguageModel
+    network: Network
     part: Part = "mlp"
     """What is put back: the state after a block, or what its MLP or its attention adds."""
     window: int = 1

@@ -58,7 +58,7 @@ def plugins(root: Path = ROOT) -> tuple[Plugin, ...]:
     """All plug-ins by folder and file, none of them imported."""
     found = []
     for folder in FOLDERS:
-        for path in sorted((root / folder).glob("*.py")):
+        for path in sorted((root / folder).glob("[!_]*.py")):
             source = path.read_text(encoding="utf-8")
             names = re.findall(r"^(?:@dataclass\(frozen=True\)\nclass|def) (\w+)", source, re.MULTILINE)
             name = next((n for n in names if squash(n) == squash(path.stem)), None)
