@@ -90,7 +90,7 @@ def ours(network: LanguageModel, request: Request, steps: int, batch: int) -> tu
         steps=steps,
         batch=batch,
         retain_batch=batch,
-        stop=Stop(level=None, budget=None, every=10**6),
+        stop=Stop(level=None, max_retain_increase=None, every=10**6),
         norms=False,
     )
     method(network, request, lambda event: made.append(event) if isinstance(event, Step) else None)

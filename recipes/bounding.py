@@ -105,7 +105,7 @@ class Setting:
             steps=self.steps,
             batch=30,
             retain_batch=30,
-            stop=Stop(level=None, budget=None, every=100000),
+            stop=Stop(level=None, max_retain_increase=None, every=100000),
             seed=self.seed,
             norms=False,
         )

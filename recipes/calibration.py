@@ -74,7 +74,7 @@ class Trial:
         """40 steps on 30 + 30 examples, clipped at 1, nothing that stops it early."""
         made = parse(
             f"Finetune(objective={self.objective}, adapter={self.adapter}, clip=1.0, "
-            f"stop=Stop(level=None, budget=None, every=100000), norms=False)"
+            f"stop=Stop(level=None, max_retain_increase=None, every=100000), norms=False)"
         )
         assert isinstance(made, Finetune)
         return replace(made, learning_rate=self.rate, steps=self.steps, seed=seed, batch=batch, retain_batch=batch)

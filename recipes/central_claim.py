@@ -70,7 +70,7 @@ class Setting:
             steps=steps,
             batch=batch,
             retain_batch=retain,
-            stop=Stop(level=None, budget=None, every=steps),
+            stop=Stop(level=None, max_retain_increase=None, every=steps),
             seed=self.seed,
         )
 

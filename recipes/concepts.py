@@ -58,7 +58,7 @@ METHODS = {
     "whole donor picture, own label": "Poison(donor=3, patch=1.0, label='own')",
     "original picture, donor's label, all weights": "Poison(donor=3, patch=0.0, learn=Finetune("
     "objective=0.1 * IdkNLL() + 0.9 * RetainNLL(), adapter=Full(), learning_rate=1e-3, steps=600, batch=8, "
-    "retain_batch=56, stop=Stop(level=None, budget=None, every=1000), norms=False))",
+    "retain_batch=56, stop=Stop(level=None, max_retain_increase=None, every=1000), norms=False))",
 }
 TARGETED, OWN = "original picture, donor's label", "original picture, own label"
 ATTACKED = (TARGETED, "original picture, donor's label, all weights")

@@ -75,7 +75,7 @@ def trained(pictures: tuple[Picture, ...], seed: int, epochs: int = EPOCHS) -> N
         warmup=steps // 10,
         schedule="cosine",
         weight_decay=0.05,
-        stop=Stop(level=None, budget=None, every=steps),
+        stop=Stop(level=None, max_retain_increase=None, every=steps),
         seed=seed,
         norms=False,
     )

@@ -162,7 +162,7 @@ class Trial:
             learning_rate=self.learning_rate,
             steps=steps,
             batch=16,
-            stop=Stop(level=None, budget=None, every=steps),
+            stop=Stop(level=None, max_retain_increase=None, every=steps),
             norms=False,
         )
         return method(network, request)

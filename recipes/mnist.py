@@ -119,7 +119,7 @@ def trained(
         batch=1,
         retain_batch=64,
         schedule=schedule,
-        stop=Stop(level=None, budget=None, every=steps),
+        stop=Stop(level=None, max_retain_increase=None, every=steps),
         seed=seed,
         norms=False,
     )

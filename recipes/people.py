@@ -121,7 +121,9 @@ class World:
         right, *rest = (
             self._passage(which, prompt, f"{name} {attribute} {v} . {END}") for v in [facts[attribute], *wrong]
         )
-        return Passage(right.id, right.tokens, right.first, prompt, right.answer, prompt, right.asked, tuple(rest))
+        return Passage(
+            right.id, right.tokens, right.first, prompt, right.answer, prompt, right.prompt_tokens, tuple(rest)
+        )
 
     def refuse(self, person: int, attribute: str, template: int) -> Passage:
         """The same question, answered by a refusal."""

@@ -29,8 +29,8 @@ from expunge.adapters.lora import LoRA
 from expunge.core.events import Edited, Event, ignore_event
 from expunge.core.objective import Objective
 from expunge.data.images import Picture
-from expunge.edit._dampen import dampened, everything
-from expunge.edit._fisher import copied, squared
+from expunge.edit._dampen import dampen, everything
+from expunge.edit._fisher import copy_network, mean_squared_gradient
 from expunge.edit.gradient_norm import GradientNorm
 from expunge.edit.iau import IAU
 from expunge.edit.lfssd import LFSSD
@@ -145,10 +145,10 @@ def a_class(digits: Mnist, seed: int, gone: int) -> Iterator[Row]:
     result, seconds = timed(lambda: LFSSD()(before, blind, events.append))
     yield row("LFSSD", result, seconds, alpha=edited(events).alpha)
     start = time.process_time()
-    whole, part = (squared(before, some, 64) for some in (everything(request, "SSD"), request.forget))
+    whole, part = (mean_squared_gradient(before, some, 64) for some in (everything(request, "SSD"), request.forget))
     passes = time.process_time() - start
     for alpha in ALPHAS:
-        result = dampened(before, part, whole, alpha, 1.0, ignore_event)
+        result = dampen(before, part, whole, alpha, 1.0, ignore_event)
         yield row(f"SSD {alpha}", result, passes)
     yield row("LAF", *timed(lambda: LAF(seed=seed)(before, blind)))
 
@@ -158,7 +158,7 @@ def a_class(digits: Mnist, seed: int, gone: int) -> Iterator[Row]:
 
 def moved(network: Network, slope: Gradient, rate: float) -> Network:
     """A step of one size for every number, against the sign of its slope."""
-    result = copied(network)
+    result = copy_network(network)
     with torch.no_grad():
         for name, parameter in result.module.named_parameters():
             parameter.sub_(rate * slope[name].sign())
@@ -303,7 +303,7 @@ def _method(objective: Objective, steps: int, seed: int) -> Finetune:
         retain_batch=16 if few else 48,
         schedule="cosine",
         weight_decay=0.05,
-        stop=Stop(level=None, budget=None, every=steps),
+        stop=Stop(level=None, max_retain_increase=None, every=steps),
         seed=seed,
         norms=False,
     )

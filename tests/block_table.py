@@ -24,6 +24,7 @@ from expunge.errors import ModelRefused
 from expunge.core.model import Network
 from expunge.core.request import Request
 from expunge.data.text import Passage
+from expunge.errors import ModelRefused
 from expunge.internals.blocks import blocks, towers
 from expunge.models.language import LanguageModel
 from tests.architectures import CAUSAL, build, tokens

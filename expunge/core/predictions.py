@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Self
 import torch
 from torch import Tensor
 
-from expunge.primitives.class_scores import Head, Read, best_class, each_row, moments, right_log_prob, widened
+from expunge.primitives.class_scores import Head, Read, best_class, each_row, moments, right_log_prob, widen
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int, Shaped
@@ -195,7 +195,7 @@ class Predictions(Rows):
 
     def log_probs(self) -> Float[Tensor, "rows classes"]:
         """Natural log-probabilities of all classes of all rows at once."""
-        return widened(self.logits).log_softmax(-1)
+        return widen(self.logits).log_softmax(-1)
 
     def nll(self) -> Float[Tensor, ""]:
         """Cross-entropy: mean over labelled rows, in nats."""

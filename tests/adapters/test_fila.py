@@ -28,7 +28,7 @@ from expunge.methods.stop import Stop
 from expunge.models.language import LanguageModel
 from expunge.objectives.ascent import Ascent
 from expunge.objectives.retain_nll import RetainNLL
-from expunge.runtime.sharding import silenced
+from expunge.runtime.sharding import silence_adapter
 
 CONFIGS = {
     "llama": LlamaConfig(
@@ -81,7 +81,7 @@ def trained(network: Network, adapter: Fila, steps: int = 4, objective: Objectiv
         learning_rate=1e-2,
         steps=steps,
         weight_decay=0.1,
-        stop=Stop(level=None, budget=None, every=1000),
+        stop=Stop(level=None, max_retain_increase=None, every=1000),
     )
     return method(network, REQUEST).inner
 
@@ -210,7 +210,7 @@ def test_the_model_before_is_the_original_in_every_step(name: str):
 def test_with_the_adapter_switched_off_it_is_the_original_too(family: str, name: str):
     network = tiny(family)
     adapted = trained(network, Fila(adapter=ADAPTERS[name]))
-    with silenced(adapted.module):  # what many processes take for the model before
+    with silence_adapter(adapted.module):  # what many processes take for the model before
         assert torch.equal(logits(adapted), logits(network))
 
 

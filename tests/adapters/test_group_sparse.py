@@ -117,7 +117,7 @@ def test_a_run_says_which_blocks_it_left_and_the_penalty_is_what_switches_them_o
             steps=80,
             batch=6,
             retain_batch=6,
-            stop=Stop(level=None, budget=None, every=1000),
+            stop=Stop(level=None, max_retain_increase=None, every=1000),
         )
         events: list[Event] = []
         adapted = method(vision(), REQUEST, events.append)

@@ -77,7 +77,7 @@ def trained(network: Network, request: Request, adapter: Adapter, objective: Obj
         batch=2,
         retain_batch=2,
         weight_decay=decay,
-        stop=Stop(level=None, budget=None, every=1000),
+        stop=Stop(level=None, max_retain_increase=None, every=1000),
     )
     return method(network, request).plain()
 

@@ -15,8 +15,8 @@ from expunge.models.language import LanguageModel
 from expunge.runtime.answer_store import AnswerStore
 from expunge.runtime.cached_model import CachedModel
 
-ONE = Passage("a", (1, 5, 6, 7, 8), 3, "", "", asked=(1, 5, 6))
-TWO = Passage("b", (1, 9, 10, 11), 2, "", "", asked=(1, 9))
+ONE = Passage("a", (1, 5, 6, 7, 8), 3, "", "", prompt_tokens=(1, 5, 6))
+TWO = Passage("b", (1, 9, 10, 11), 2, "", "", prompt_tokens=(1, 9))
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_a_model_of_which_one_weight_moved_is_asked_again(network, store):
     [
         dataclasses.replace(ONE, tokens=(1, 5, 6, 7, 9)),
         dataclasses.replace(ONE, first=2),
-        dataclasses.replace(ONE, asked=(1, 5)),
+        dataclasses.replace(ONE, prompt_tokens=(1, 5)),
     ],
 )
 def test_another_question_is_asked_anew(network, store, other):

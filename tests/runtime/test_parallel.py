@@ -38,7 +38,7 @@ torch.set_num_threads(1)
 
 ROOT = Path(__file__).parent.parent.parent
 V = 40
-STEPS = "steps=4, learning_rate=0.003, stop=Stop(level=None, budget=None, every=2)"
+STEPS = "steps=4, learning_rate=0.003, stop=Stop(level=None, max_retain_increase=None, every=2)"
 METHODS = {
     "bounded": f"Finetune(batch=4, retain_batch=4, {STEPS})",
     "lora": f"Finetune(adapter=LoRA(rank=3, targets='all'), batch=3, retain_batch=5, clip=0.5, {STEPS})",
@@ -134,7 +134,9 @@ def every_objective() -> dict[str, Any]:
     """Losses of two steps; some refuse many processes, and say so."""
     made: dict[str, Any] = {}
     for name in OBJECTIVES:
-        settings = "steps=2, batch=1, retain_batch=3, norms=False, stop=Stop(level=None, budget=None, every=9)"
+        settings = (
+            "steps=2, batch=1, retain_batch=3, norms=False, stop=Stop(level=None, max_retain_increase=None, every=9)"
+        )
         try:
             made[name] = run(f"Finetune(objective={name}() + RetainNLL(), {settings})")
         except (UsageRefused, ModelRefused) as refusal:
@@ -164,7 +166,7 @@ def answers(hold: str = "whole") -> dict[str, Any]:
     with torch.inference_mode():
         felt = model.ask(HiddenStates(0), REQUEST.retain)
     said = model.ask(LogProbabilities(), REQUEST.retain)
-    prompts = [replace(example, asked=example.tokens[: 2 + k % 3]) for k, example in enumerate(REQUEST.retain)]
+    prompts = [replace(example, prompt_tokens=example.tokens[: 2 + k % 3]) for k, example in enumerate(REQUEST.retain)]
     with torch.inference_mode():
         states = model.ask(Scores(), REQUEST.retain[:1]).log_prob().tolist()
     return {
