@@ -62,7 +62,7 @@ class Model(ABC):
         """The reply about each example, in the order of the batch. Raises `ModelRefused` where it cannot answer."""
         method = self._answers.get(type(question))
         if method is None and isinstance(question, DerivedQuestion) and self.answers_to(Scores):
-            return self._derived(question, batch)
+            return self._derive(question, batch)
         if method is None:
             known = ", ".join(sorted(kind.__name__ for kind in self._answers))
             raise ModelRefused(
@@ -96,7 +96,7 @@ class Model(ABC):
         """The same model without what merely stands around it: adapters merged, caches gone."""
         return self
 
-    def _derived(self, question: DerivedQuestion[RowsReply], examples: Batch) -> RowsReply:
+    def _derive(self, question: DerivedQuestion[RowsReply], examples: Batch) -> RowsReply:
         """What is read off the scores of any number of examples, without gradients, in their order, on the CPU."""
         parts: dict[int, RowsReply] = {}
         module = self.module if isinstance(self, Network) else None
