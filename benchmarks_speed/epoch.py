@@ -39,7 +39,7 @@ def plainly(network: LanguageModel, request: Request, steps: int, batch: int) ->
     """The loop that one would write in an afternoon; its losses, and the seconds of its steps."""
     torch.manual_seed(0)
     reference = copy.deepcopy(network.module)
-    model = LoRA()(network, request).module
+    model = LoRA().insert(network, request).module
     moving = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(moving, lr=RATE, weight_decay=0.0)
     draw, losses = Batches(request, batch, batch, 0), []

@@ -21,8 +21,8 @@ from torch import Tensor
 from expunge.adapters.bounded import Bounded
 from expunge.adapters.lora import LoRA
 from expunge.core.adapter import Adapter
-from expunge.core.errors import UsageRefused
 from expunge.core.events import BlockGroups
+from expunge.errors import UsageRefused
 from expunge.internals.blocks import blocks
 
 if TYPE_CHECKING:
@@ -50,8 +50,8 @@ class GroupSparse(Adapter):
         """That of the adapter trained."""
         return self.adapter.rank
 
-    def __call__(self, network: Network, request: Request) -> Network:
-        return self.adapter(network, request)
+    def insert(self, network: Network, request: Request) -> Network:
+        return self.adapter.insert(network, request)
 
     def close(self, adapted: Network) -> BlockGroups:
         """Switch off the blocks that need not change; the norm of each group, and the blocks that are left."""

@@ -4,24 +4,25 @@ The attacker trains on a few examples; what comes back of the *others* tells whe
 part of the forget set, related texts without the answers, and unrelated texts as a control (give those two as probes).
 Compare with the retrained model under the same attack: where attacked and other examples share a form, even that one
 gains. `curve` audits at several budgets, on a forget set without the attacked examples; `area` and `reached` of
-`core/statistics.py` sum it up.
+`primitives/statistics.py` sum it up.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 from expunge.core.audit import Audit, Finding
-from expunge.core.errors import DataRefused, UsageRefused
-from expunge.core.events import OnEvent, ignore_event
-from expunge.core.method import Method
-from expunge.core.model import Batch, Network
+from expunge.core.events import OnEvent
+from expunge.core.method import WeightMethod
+from expunge.core.model import Batch, Model, Network
 from expunge.core.request import Request
+from expunge.errors import DataRefused, UsageRefused
 from expunge.methods.finetune import Finetune
 from expunge.notation.parse import parse
 
 
 @dataclass(frozen=True)
-class Relearn(Method):
+class Relearn(WeightMethod):
     """Training on what the attacker has."""
 
     steps: int = 10
@@ -44,10 +45,13 @@ class Relearn(Method):
         if self.steps < 1 or self.items < 1:
             raise UsageRefused(f"Relearn: steps and items must be at least 1. Got {self.steps!r}, {self.items!r}.")
 
-    def __call__(self, network: Network, request: Request, on_event: OnEvent = ignore_event) -> Network:
+    def with_seed(self, seed: int) -> Self:
+        return replace(self, seed=seed)
+
+    def change(self, network: Network, request: Request, on_event: OnEvent) -> Model:
         plan = replace(self.learn, steps=self.steps, seed=self.seed)
-        adapted = plan(network, Request(self.others(request).forget, retain=self.given(request)), on_event)
-        return plan.adapter.merge(adapted)
+        own = Request(self.others(request).forget, retain=self.given(request))
+        return plan(network, own, on_event).plain()
 
     def given(self, request: Request) -> Batch:
         """The examples that the attacker has."""
@@ -58,8 +62,8 @@ class Relearn(Method):
 
     def others(self, request: Request) -> Request:
         """The request without the attacked examples in its forget set: what the attack is to be measured on."""
-        known = {example.content() for example in self.given(request)}
-        left = tuple(example for example in request.forget if example.content() not in known)
+        known = {example.record_digest() for example in self.given(request)}
+        left = tuple(example for example in request.forget if example.record_digest() not in known)
         if not left:
             raise DataRefused(
                 f"Relearn: the attacker has all {len(request.forget)} forget examples, so none is left to measure. "

@@ -1,42 +1,54 @@
-"""Methods: what changes a network. Fine-tuning, an edit in one step and an attack are all this arrow."""
+"""Methods: what makes another model of a model. Fine-tuning, an edit in one step and an attack are all this arrow."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar, Self, final
 
-from expunge.core.events import Change, Edited, OnEvent, ignore_event
-from expunge.core.model import Network
+from expunge.core.events import OnEvent, ignore_event
+from expunge.core.model import Model, Network, network_of
 from expunge.core.request import Request
+from expunge.errors import UsageRefused
+
+if TYPE_CHECKING:
+    from expunge.core.objective import Objective
 
 
 class Method(ABC):
-    """`(network, request) -> network`. The network given is left as it was.
+    """`(model, request) -> model`. The model given is left as it was.
 
-    What comes back can be given on: `audit(attack(method(network, request), request), request)`.
+    What comes back can be given on: `audit(attack(method(model, request), request), request)`.
     """
 
     @abstractmethod
-    def __call__(self, network: Network, request: Request, on_event: OnEvent = ignore_event) -> Network:
-        """The changed network; `on_event` is told what happens meanwhile."""
+    def __call__(self, model: Model, request: Request, on_event: OnEvent = ignore_event) -> Model:
+        """The changed model; `on_event` is called with what happens meanwhile."""
+
+    @property
+    def name(self) -> str:
+        """The class's name, which refusals and reports use."""
+        return type(self).__name__
+
+    resumable: ClassVar[bool] = False
+    """Whether a run of it can go on from a checkpoint."""
+
+    @property
+    def minimises(self) -> Objective | None:
+        """The objective whose sets the request must have; None where there is none."""
+        return None
+
+    def with_seed(self, seed: int) -> Self:
+        """The same method with another seed. Raises `UsageRefused` where it draws nothing by chance."""
+        raise UsageRefused(f"--seed: {self.name} draws nothing by chance. Leave --seed out.")
 
 
-def edited(network: Network, result: Network) -> Edited:
-    """The event of a method without steps: how many parameters of the network it changed, by how much, and where."""
-    blocks: dict[str, dict[str, float]] = {}
-    pairs = zip(network.module.named_parameters(), result.module.parameters(), strict=True)
-    for (name, was), now in pairs:
-        moved = now.detach().float() - was.detach().float()
-        block = blocks.setdefault(block_of(name), {"changed": 0, "parameters": 0, "square": 0.0})
-        block["changed"] += int(moved.count_nonzero())
-        block["square"] += float(moved.square().sum())
-        block["parameters"] += moved.numel()
-    changed, count, square = (sum(b[part] for b in blocks.values()) for part in ("changed", "parameters", "square"))
-    changes = {name: Change(int(b["changed"]), int(b["parameters"]), b["square"] ** 0.5) for name, b in blocks.items()}
-    return Edited(int(changed), int(count), square**0.5, changes)
+class WeightMethod(Method):
+    """A method that works on the weights of a network. Models without weights of their own are refused."""
 
+    @final
+    def __call__(self, model: Model, request: Request, on_event: OnEvent = ignore_event) -> Model:
+        return self.change(network_of(model.plain(), self.name), request, on_event)
 
-def block_of(name: str) -> str:
-    """The block that a parameter belongs to: its name up to the first number; without one, but for the last word."""
-    parts = name.split(".")
-    numbered = next((k for k, part in enumerate(parts) if part.isdigit()), len(parts) - 2)
-    return ".".join(parts[: numbered + 1]) or name
+    @abstractmethod
+    def change(self, network: Network, request: Request, on_event: OnEvent) -> Model:
+        """The changed network, or an adapted one; `network` is left as it was."""

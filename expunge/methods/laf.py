@@ -21,17 +21,19 @@ steps are counted, not epochs. Its repair (LAF+R) is a fine-tuning on a few labe
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from expunge.adapters.full import Full
-from expunge.core.errors import DataRefused, RunFailed, UsageRefused
-from expunge.core.events import Note, OnEvent, ignore_event
-from expunge.core.method import Method, edited
-from expunge.core.model import Batch, Network
+from expunge.core.events import Note, OnEvent
+from expunge.core.method import WeightMethod
+from expunge.core.model import Batch, Model, Network
 from expunge.core.request import Request
+from expunge.errors import DataRefused, RunFailed, UsageRefused
+from expunge.internals.changes import describe_change
 from expunge.methods._representation import represent
 from expunge.train.batches import Batches
 
@@ -40,7 +42,7 @@ WIDTHS = (256, 128, 32)
 
 
 @dataclass(frozen=True)
-class LAF(Method):
+class LAF(WeightMethod):
     """Push forgotten representations off their manifold, and hold the others to where they were."""
 
     steps: int = 140
@@ -80,7 +82,10 @@ class LAF(Method):
         if wrong:
             raise UsageRefused(f"LAF: {'; '.join(wrong)}.")
 
-    def __call__(self, network: Network, request: Request, on_event: OnEvent = ignore_event) -> Network:
+    def with_seed(self, seed: int) -> Self:
+        return replace(self, seed=seed)
+
+    def change(self, network: Network, request: Request, on_event: OnEvent) -> Model:
         if not request.retain:
             raise DataRefused("LAF holds the retain set's representations, and the request has none. Give --retain.")
         devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
@@ -94,7 +99,7 @@ class LAF(Method):
         on_event(Note("Moving the forgotten representations"))
         losses = self._move(result, network, common, own, request)
         result.module.requires_grad_(False)
-        on_event(replace(edited(network, result), losses=losses))
+        on_event(replace(describe_change(network, result), losses=losses))
         return result
 
     def _fitted(self, states: Tensor) -> "_Autoencoder":

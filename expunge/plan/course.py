@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from expunge.adapters.full import Full
-from expunge.core.errors import UsageRefused
+from expunge.errors import UsageRefused
 from expunge.edit.assd import ASSD
 from expunge.edit.iau import IAU
 from expunge.edit.lfssd import LFSSD

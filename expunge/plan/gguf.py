@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from expunge.core.errors import EnvironmentRefused, ModelRefused
+from expunge.errors import EnvironmentRefused, ModelRefused
 
 SAMPLE = 1 << 20
 """Numbers that are widened at most to see how long it takes."""

@@ -14,7 +14,7 @@ import torch
 
 from expunge.adapters.bounded import Bounded
 from expunge.adapters.full import Full
-from expunge.core.errors import UsageRefused
+from expunge.errors import UsageRefused
 from expunge.methods.finetune import Finetune
 
 if TYPE_CHECKING:

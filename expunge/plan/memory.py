@@ -37,7 +37,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from expunge.adapters._layers import blocks
-from expunge.core.rows import CHUNK
+from expunge.primitives.class_scores import CHUNK
 from expunge.models import tree_attention as attention
 from expunge.models.prefix_tree import Piece
 from expunge.plan.images import blank

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from expunge.core.errors import ModelRefused
+from expunge.errors import ModelRefused
 from expunge.internals.blocks import blocks as blocks_of
 from expunge.internals.mixtures import mixtures
 from expunge.models.language import LARGEST, LanguageModel, load_tokenizer

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from expunge.core.errors import EnvironmentRefused, ModelRefused, UsageRefused
+from expunge.errors import EnvironmentRefused, ModelRefused, UsageRefused
 from expunge.core.request import Request
 from expunge.models.language import LanguageModel
 from expunge.notation.parse import write

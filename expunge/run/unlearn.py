@@ -16,17 +16,18 @@ import torch
 
 from expunge.core.adapter import Adapter
 from expunge.core.audit import Audit, Finding
-from expunge.core.errors import DataRefused, EnvironmentRefused, ModelRefused, RunFailed, UsageRefused
 from expunge.core.events import Checked, Edited, Ended, Event, Note, OnEvent, Started, Step
 from expunge.core.method import Method
 from expunge.core.model import Network
 from expunge.core.objective import Objective
 from expunge.core.request import Example, Request
+from expunge.errors import DataRefused, EnvironmentRefused, ModelRefused, RunFailed, UsageRefused
 from expunge.methods.finetune import Finetune
 from expunge.models.language import LanguageModel
 from expunge.models.open import open_network
 from expunge.notation.parse import parse, parse_list, write
 from expunge.notation.typed_json import event_to_json, to_json
+from expunge.primitives.out_of_memory import in_fitting_batches
 from expunge.report import html
 from expunge.report.limits import limits
 from expunge.report.quality import with_quality
@@ -35,9 +36,9 @@ from expunge.report.verdict import Rule, check_rules
 from expunge.run.prepare import Inputs
 from expunge.runtime.atomic_files import check_room, lock, whole_folder, write_manifest, write_text
 from expunge.runtime.cached_model import CachedModel
-from expunge.runtime.out_of_memory import in_fitting_batches
-from expunge.runtime.parallel_model import common, rest, spread
-from expunge.runtime.processes import broadcast, is_main, kept_on_host, shared_folder, world_size
+from expunge.runtime.parallel_model import ask_together, give_back, shared_store
+from expunge.runtime.processes import broadcast, is_main, shared_folder, world_size
+from expunge.runtime.sharding import kept_on_host
 from expunge.train.checkpoint import Checkpoints
 
 AUDITS = {
@@ -165,7 +166,7 @@ def _forget(
     before = open_shared(job, network)
     with clock.part("audit before"):
         findings += examine(before, request, audits, "before", tell)
-    rest(before.model)
+    give_back(before.model)
     if job.reference:
         with clock.part("audit reference"):
             findings += examine(open_shared(job, job.reference), request, audits, "reference", tell)
@@ -256,7 +257,7 @@ def loaded(job: Job, model: str) -> Network:
 
 def open_shared(job: Job, model: Network | str) -> CachedModel:
     """A model, to be asked by all processes, of which each question is remembered."""
-    return CachedModel(spread(loaded(job, model) if isinstance(model, str) else model, job.hold), common())
+    return CachedModel(ask_together(loaded(job, model) if isinstance(model, str) else model, job.hold), shared_store())
 
 
 class Log:

@@ -9,9 +9,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from expunge.core.errors import RunFailed
 from expunge.core.events import BlockGroups, Checked, Ended, OnEvent, Started
 from expunge.core.model import Batch, Model, Network
+from expunge.core.predictions import mean_over
+from expunge.core.question import LogProbabilities
+from expunge.errors import RunFailed
 
 CHECKED = 64
 """Examples of a set that a check reads at most, evenly spread over it."""
@@ -25,13 +27,13 @@ def sample(examples: Batch) -> Batch:
 
 def losses(model: Model, examples: Batch) -> Tensor:
     """Each example's mean negative log-probability of a row, in nats."""
-    said = model.answers(examples)
+    said = model.ask(LogProbabilities(), examples)
     return -said.mean(said.log_probs)
 
 
 def loss(model: Model, examples: Batch) -> float:
     """Mean of the examples' losses, in nats."""
-    return float(losses(model, examples).mean())
+    return float(mean_over(losses(model, examples), examples))
 
 
 @dataclass
@@ -62,13 +64,13 @@ class BestStep:
     def check(self, step: int, adapted: Network, moving: Mapping[str, nn.Parameter], on_event: OnEvent) -> str:
         """Read the losses and keep the state if it is the best; why to stop, or an empty text."""
         each = losses(adapted, self.forget)
-        forget = float(each.mean())
+        forget = float(mean_over(each, self.forget))
         retain = loss(adapted, self.retain) if self.retain else None
         if not math.isfinite(forget) or not math.isfinite(retain or 0.0):
-            self.fail(step, "forget" if not math.isfinite(forget) else "retain", adapted, moving)
+            self.fail(step, "forget" if not math.isfinite(forget) else "retain", moving)
         if step == 0 and retain is not None:
             self.retain_at_start = retain
-        short = float((self.level - each).clamp(min=0).mean()) if self.level is not None else 0.0
+        short = float(mean_over((self.level - each).clamp(min=0), self.forget)) if self.level is not None else 0.0
         on_event(Checked(step, forget, retain, self.level, short))
         missing = max(0.0, short - self.slack)
         over = self.overspent(retain)
@@ -89,12 +91,10 @@ class BestStep:
             return 0.0
         return max(0.0, retain - self.retain_at_start - self.budget)
 
-    def fail(self, step: int, name: str, adapted: Network, moving: Mapping[str, nn.Parameter]) -> None:
+    def fail(self, step: int, name: str, moving: Mapping[str, nn.Parameter]) -> None:
         """Put the best state back and refuse: no comparison with NaN is true, so it would pass for forgotten."""
         done = f"The state of step {self.restore(moving)} was put back. Lower learning_rate." if step else ""
-        error = RunFailed(f"step {step}: the loss of the {name} set is NaN or infinite. {done or 'Mend the model.'}")
-        error.last_good = adapted if step else None
-        raise error
+        raise RunFailed(f"step {step}: the loss of the {name} set is NaN or infinite. {done or 'Mend the model.'}")
 
     def restore(self, moving: Mapping[str, nn.Parameter]) -> int:
         """Put the best state back; its step."""

@@ -11,8 +11,9 @@ from expunge.adapters.bounded import Bounded
 from expunge.adapters.full import Full
 from expunge.adapters.lora import LoRA
 from expunge.core.adapter import Adapter
-from expunge.core.errors import UsageRefused
 from expunge.core.events import Checked, Ended, Started, Step
+from expunge.core.question import Scores
+from expunge.errors import UsageRefused
 from expunge.methods.finetune import Finetune
 from expunge.notation.typed_json import event_from_json, event_to_json
 from expunge.train.batches import Batches
@@ -44,8 +45,8 @@ def test_the_first_steps_losses_are_those_of_the_examples_that_it_read():
     _, events = run(network, steps=1)
     sets = Batches(REQUEST, 4, 5, 0).sets()
     [step] = events.of(Step)
-    assert step.forget == pytest.approx(network.predict(sets["forget"]).nll().item(), abs=1e-5)
-    assert step.retain == pytest.approx(network.predict(sets["retain"]).nll().item(), abs=1e-5)
+    assert step.forget == pytest.approx(network.ask(Scores(), sets["forget"]).nll().item(), abs=1e-5)
+    assert step.retain == pytest.approx(network.ask(Scores(), sets["retain"]).nll().item(), abs=1e-5)
     assert step.size == sum(len(e.tokens) for batch in sets.values() for e in batch)
 
 

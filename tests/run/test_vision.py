@@ -13,6 +13,7 @@ from transformers import ViTImageProcessorPil as Processor
 
 from expunge.adapters.full import Full
 from expunge.core.events import Checked, Step
+from expunge.core.question import Scores
 from expunge.core.request import Request
 from expunge.data.images import encode, load
 from expunge.methods.finetune import Finetune
@@ -144,7 +145,7 @@ def test_the_model_left_answers_the_same_in_plain_transformers(done):
         logits = plain(
             pixel_values=torch.stack([torch.as_tensor(processor([g])["pixel_values"][0]) for g in grey])
         ).logits
-        assert torch.equal(logits, ours.predict(pictures).logits)
+        assert torch.equal(logits, ours.ask(Scores(), pictures).logits)
     assert type(plain) is ViTForImageClassification
     right = (logits.argmax(-1) == torch.tensor([p.label for p in pictures])).double().mean().item()
     assert right == pytest.approx(values(report, "Accuracy", "test")[1], abs=1e-6)

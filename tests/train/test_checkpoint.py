@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from expunge.core.errors import ModelRefused, RunFailed, UsageRefused
 from expunge.core.events import Checked, Ended, Event, Note, Step
 from expunge.core.model import Network
 from expunge.core.request import Request
 from expunge.data.text import Passage
+from expunge.errors import ModelRefused, RunFailed, UsageRefused
 from expunge.models.language import LanguageModel
 from expunge.notation.parse import parse
 from expunge.notation.typed_json import event_to_json

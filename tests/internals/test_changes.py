@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from expunge.core.events import Change, Edited
-from expunge.core.method import block_of, edited
+from expunge.internals.changes import block_of, describe_change
 
 
 class Held:
@@ -24,7 +24,7 @@ class Held:
 
 def test_an_edit_tells_its_changes_block_by_block_and_they_add_up():
     was, now = Held([1.0, 2.0], [3.0, 4.0, 5.0], [6.0]), Held([1.0, 2.0], [0.0, 8.0, 5.0], [5.0])
-    told = edited(was, now)
+    told = describe_change(was, now)
     assert told == Edited(
         changed=3,
         parameters=6,
