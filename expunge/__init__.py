@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     from expunge.core.request import Request
     from expunge.methods.finetune import Finetune
     from expunge.methods.stop import Stop
-    from expunge.models.open import open_network
+    from expunge.models.open import open_model
     from expunge.notation.parse import parse
-    from expunge.run.prepare import Inputs
+    from expunge.report.report import Report
+    from expunge.run.prepare import Inputs, read_request
+    from expunge.run.unlearn import unlearn
 
 __version__ = "0.1.0"
 
@@ -29,17 +31,20 @@ _HOME = {
     "Audit": "core.audit",
     "Bounded": "adapters.bounded",
     "Finding": "core.audit",
-    "Finetune": "train.finetune",
+    "Finetune": "methods.finetune",
     "Full": "adapters.full",
-    "Inputs": "inputs",
+    "Inputs": "run.prepare",
     "LoRA": "adapters.lora",
     "Model": "core.model",
     "Network": "core.model",
     "Objective": "core.objective",
+    "Report": "report.report",
     "Request": "core.request",
-    "Stop": "train.stop",
-    "open_network": "models.auto",
-    "parse": "core.notation",
+    "Stop": "methods.stop",
+    "open_model": "models.open",
+    "parse": "notation.parse",
+    "read_request": "run.prepare",
+    "unlearn": "run.unlearn",
 }
 __all__ = [
     "Audit",
@@ -52,10 +57,13 @@ __all__ = [
     "Model",
     "Network",
     "Objective",
+    "Report",
     "Request",
     "Stop",
-    "open_network",
+    "open_model",
     "parse",
+    "read_request",
+    "unlearn",
 ]
 
 

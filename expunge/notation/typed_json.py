@@ -1,8 +1,8 @@
 """Frozen dataclasses <-> JSON: written, read back and checked, and described as JSON Schema, by their annotations.
 
-Known are bool, int, float, str, None, Literal, X | Y, tuple[X, ...], tuple[X, Y], dict[str, X] and dataclasses of these.
-All fields are written but those whose metadata says `{"json": False}`; a field with a default may be missing when read;
-an unknown field is refused.
+Known are bool, int, float, str, None, Literal, X | Y, tuple[X, ...], tuple[X, Y], dict[str, X], and dataclasses of
+these. All fields are written but those whose metadata says `{"json": False}`; a field with a default may be missing when
+it is read, and an unknown field is refused.
 """
 
 from __future__ import annotations

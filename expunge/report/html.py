@@ -7,7 +7,7 @@ control characters) are spelled out. The same report gives the same bytes.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,6 +61,7 @@ def render(report: Report) -> str:
         run=about_run(run) if run else [],
         blocks=blocks_of(run.edited) if run and run.edited else [],
         samples=samples_of(report),
+        environment=asdict(report.environment).items(),
     )
 
 

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import TypeGuard
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -119,7 +120,7 @@ def tradeoff(points: Sequence[Point], forget: Axis, retain: Axis) -> str:
         return _svg(figure, "tradeoff", f"Trade-off. {said}")
 
 
-def finite(value: object) -> bool:
+def finite(value: object) -> TypeGuard[float]:
     """Whether it is a number that has a place on an axis."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 

@@ -18,7 +18,7 @@ from expunge.core.model import Model
 from expunge.core.request import Repeat
 from expunge.errors import DataRefused, ModelRefused, UsageRefused
 from expunge.notation.typed_json import MisfitError, event_from_json, event_to_json, from_json, to_json
-from expunge.report.verdict import Outcome
+from expunge.report.verdict import Verdict
 from expunge.runtime.atomic_files import whole_folder, write_manifest, write_text
 
 SCHEMA = 2
@@ -48,7 +48,6 @@ class SetFacts:
 
     examples: int
     rows: int
-    """Answer tokens, or images."""
     source: str
     """The file's name, or "records"."""
 
@@ -59,6 +58,8 @@ class RequestFacts:
 
     fingerprint: str
     """SHA-256 over the contents of all sets; order and ids do not matter."""
+    unit: str
+    """What a row is: tokens, images."""
     sets: dict[str, SetFacts]
     duplicates: dict[str, int]
     """Records that repeat an earlier one of their set."""
@@ -105,19 +106,13 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """Whether every rule was met, and each rule with its outcome."""
-
-    met: bool
-    rules: tuple[Outcome, ...]
-
-
-@dataclass(frozen=True)
 class Cost:
     """What it took."""
 
     seconds: dict[str, float]
-    """By part, and their total."""
+    """By part."""
+    total: float
+    """Seconds of all parts."""
     tokens: int
     """Tokens (or images) trained on."""
     peak_memory_bytes: int
