@@ -96,6 +96,8 @@ def curves(steps: Sequence[Line], kept: int | None = None, level: float | None =
     """Three SVGs in a row, fewer where nothing was recorded: losses, gradient norms, size of the change."""
     taken = [line for line in steps if isinstance(line, Step)]
     checks = [line for line in steps if isinstance(line, Checked)]
+    if level is None:
+        level = next((check.level for check in reversed(checks) if finite(check.level)), None)
     with matplotlib.rc_context(STYLE):
         panels = [_losses(taken, checks, kept, level), _gradients(taken, kept), _change(taken, kept)]
     return "\n".join(panel for panel in panels if panel)
