@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from expunge.core.request import Request
     from expunge.methods.finetune import Finetune
     from expunge.methods.stop import Stop
-    from expunge.models.open import open_model
+    from expunge.models.open import open_model, open_network
     from expunge.notation.parse import parse
     from expunge.report.report import Report
     from expunge.run.prepare import Inputs, read_request
@@ -42,6 +42,7 @@ _HOME = {
     "Request": "core.request",
     "Stop": "methods.stop",
     "open_model": "models.open",
+    "open_network": "models.open",
     "parse": "notation.parse",
     "read_request": "run.prepare",
     "unlearn": "run.unlearn",
@@ -61,6 +62,7 @@ __all__ = [
     "Request",
     "Stop",
     "open_model",
+    "open_network",
     "parse",
     "read_request",
     "unlearn",
