@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from expunge.adapters.full import Full
-from expunge.errors import UsageRefused
 from expunge.edit.assd import ASSD
 from expunge.edit.iau import IAU
 from expunge.edit.lfssd import LFSSD
 from expunge.edit.negate import Negate
 from expunge.edit.ssd import SSD
+from expunge.errors import UsageRefused
 from expunge.methods.finetune import Finetune
 from expunge.notation.parse import write
 

@@ -37,11 +37,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from expunge.adapters._layers import blocks
-from expunge.primitives.class_scores import CHUNK
 from expunge.models import tree_attention as attention
 from expunge.models.prefix_tree import Piece
 from expunge.plan.images import blank
 from expunge.plan.paper import sketch
+from expunge.primitives.class_scores import CHUNK
 from expunge.runtime.cached_model import ROOM as REMEMBERED
 from expunge.train.activations import managed
 

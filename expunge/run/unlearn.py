@@ -17,7 +17,7 @@ from expunge.core.method import Method
 from expunge.core.model import Model
 from expunge.core.question import LogProbabilities, Scores
 from expunge.core.request import Example, Request
-from expunge.errors import DataRefused, ModelRefused
+from expunge.errors import DataRefused, ModelRefused, UsageRefused
 from expunge.notation.parse import write
 from expunge.primitives.out_of_memory import in_fitting_batches
 from expunge.report import record
@@ -90,8 +90,12 @@ class Task:
     def check(self) -> None:
         """Refuse, before the work, a rule that could never be met, and an audit that asks what the model cannot say."""
         check_rules(self.rules, self.audits, self.summaries, self.request)
-        for audit in self.audits:
-            audit.check(self.model)
+        try:
+            for audit in self.audits:
+                audit.check(self.model)
+        except UsageRefused as error:
+            known = ", ".join(audit.name for audit in audits_of(None, family_name(self.model)))
+            raise UsageRefused(f"{error} Audits for it: {known}.") from error
 
 
 def unlearn(
