@@ -1,9 +1,9 @@
-"""Writes docs/methods.md from the plug-ins' own files: what each is, its formula, and what turning each setting does.
+"""Writes what is generated in docs: methods.md from the plug-ins' own files, report.schema.json from the types.
 
-    python tools/docs.py             writes the page
-    python tools/docs.py --check     writes nothing; ends with 1 where the page is not what the files say
+    python tools/docs.py             writes both
+    python tools/docs.py --check     writes nothing; ends with 1 where one of them is not what the files say
 
-The files are read, never imported, so the page is made in a second and without torch.
+The plug-ins' files are read, never imported: what each is, its formula, and what turning each setting does.
 
 What was shown to work is read from the rows of recipes: every line of a `docs/**/*.jsonl` that holds
 
@@ -31,9 +31,11 @@ from typing import Any
 
 from expunge.cli.listing import Setting, made_by, settings
 from expunge.notation.parse import FOLDERS, Plugin, plugins
+from expunge.notation.typed_json import schema
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = Path("docs/methods.md")
+SCHEMA = Path("docs/report.schema.json")
 TITLES = {folder: folder.capitalize() for folder in FOLDERS}
 """Heading of each plug-in folder, in the order of `expunge list`."""
 HEAD = """\
@@ -182,18 +184,28 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
+def report_schema() -> str:
+    """JSON Schema of `report.json`."""
+    from expunge.report.report import Report
+
+    return json.dumps(schema(Report), indent=1) + "\n"
+
+
 def main(arguments: list[str]) -> int:
-    """0, or 1 where `--check` finds a page that is not what the files say."""
-    made, target = page(ROOT), ROOT / PAGE
-    if target.is_file() and target.read_text(encoding="utf-8") == made:
-        return 0
-    if "--check" in arguments:
-        print(f"{PAGE} is not what the files of expunge/ say: run `make docs`.")
-        return 1
-    target.parent.mkdir(exist_ok=True)
-    target.write_text(made, encoding="utf-8")
-    print(f"Wrote {PAGE}")
-    return 0
+    """0, or 1 where `--check` finds a file that is not what the files of expunge/ say."""
+    stale = {name: text for name, text in ((PAGE, page(ROOT)), (SCHEMA, report_schema())) if read(name) != text}
+    for name, text in stale.items():
+        if "--check" in arguments:
+            print(f"{name} is not what the files of expunge/ say: run `make docs`.")
+        else:
+            (ROOT / name).write_text(text, encoding="utf-8")
+            print(f"Wrote {name}")
+    return int(bool(stale) and "--check" in arguments)
+
+
+def read(name: Path) -> str:
+    """The text of a file of the repository; empty where it is not there."""
+    return (ROOT / name).read_text(encoding="utf-8") if (ROOT / name).is_file() else ""
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from expunge.report.html import (
     rows_of,
     span_of,
 )
-from expunge.report.plots import finite
+from expunge.report.strips import Span, Strip, finite, strip
 from expunge.report.words import number
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ class Line:
     after: list[Cell | None]
     reference: list[Cell]
     ideal: float | None
-    strip: plots.Strip
+    strip: Strip
 
 
 def _lines(runs: Sequence[Run], notes: Sequence[str]) -> dict[str, list[Line]]:
@@ -208,11 +208,11 @@ def _strip(
     reference: Iterable[Cell],
     runs: Sequence[Run],
     ideal: float | None,
-) -> plots.Strip:
+) -> Strip:
     marks = [("before", "before", span_of(cell.finding)) for cell in before]
     marks += [(run.letter, run.colour, span_of(cell.finding)) for run, cell in zip(runs, after, strict=True) if cell]
     marks += [("reference", "reference", span_of(cell.finding)) for cell in reference]
-    return plots.strip(marks, ideal)
+    return strip(marks, ideal)
 
 
 # The trade-off
@@ -243,9 +243,9 @@ def _tradeoff(runs: Sequence[Run], forget: str, retain: str) -> str:
     return plots.tradeoff(list(points.values()), _axis(runs, "forget", forget), _axis(runs, "retain", retain))
 
 
-def _span(run: Run, where: str, audit: str, model: str) -> plots.Span:
+def _span(run: Run, where: str, audit: str, model: str) -> Span:
     row = run.findings.get(where, {}).get(audit, {})
-    return span_of(row[model]) if model in row else plots.Span(math.nan)
+    return span_of(row[model]) if model in row else Span(math.nan)
 
 
 def _axis(runs: Sequence[Run], where: str, audit: str) -> plots.Axis:

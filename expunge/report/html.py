@@ -17,8 +17,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from expunge.core.audit import Finding
 from expunge.core.request import should_be_gone
 from expunge.report import plots
-from expunge.report.plots import finite
 from expunge.report.run import Fact, about_run, blocks_of
+from expunge.report.strips import Span, Strip, finite, strip
 from expunge.report.words import duration, moment, number, precise, short, storage, visible
 
 if TYPE_CHECKING:
@@ -230,7 +230,7 @@ class Line:
     ideal: float | None
     reach: str
     """Where the ideal lies, seen from the model that forgot."""
-    strip: plots.Strip
+    strip: Strip
 
 
 @dataclass(frozen=True)
@@ -265,7 +265,7 @@ def _line(audit: str, row: Row, models: Sequence[str], notes: Sequence[str]) -> 
         findings=[row.get(model) for model in models],
         ideal=same.ideal,
         reach=_reach(row),
-        strip=plots.strip(placed, same.ideal),
+        strip=strip(placed, same.ideal),
     )
 
 
@@ -283,8 +283,8 @@ def better_of(row: Row) -> str:
     return "" if same.better == "ideal" and not finite(same.ideal) else BETTER[same.better]
 
 
-def span_of(finding: Finding) -> plots.Span:
-    return plots.Span(finding.value, finding.low, finding.high)
+def span_of(finding: Finding) -> Span:
+    return Span(finding.value, finding.low, finding.high)
 
 
 def notes_of(reports: Iterable[Findings]) -> list[str]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from expunge.core.events import BlockGroups, Edited, Ended, Started
-from expunge.report.plots import finite
+from expunge.report.strips import finite
 from expunge.report.words import number, short
 
 if TYPE_CHECKING:

@@ -115,9 +115,9 @@ def criterion(run: Run) -> list[Outcome]:
     if run.ended is None or run.started is None:  # a method without steps
         changed = run.edited.changed if run.edited else None
         said = "numbers of the model changed >= 1 (something changed)"
-        return [] if changed is None else [Outcome(said, changed, 1, changed >= 1)]
+        return [] if changed is None else [Outcome(said, float(changed), 1.0, changed >= 1)]
     aim, ended = run.started, run.ended
-    made = [Outcome("kept step >= 1 (something changed)", ended.kept_step, 1, ended.kept_step >= 1)]
+    made = [Outcome("kept step >= 1 (something changed)", float(ended.kept_step), 1.0, ended.kept_step >= 1)]
     if aim.level is not None:
         of = "that of the holdout set" if aim.level_source == "holdout" else "as given"
         rule = f"forget examples short of {aim.level:.2f} nats ({of}), on average <= slack"

@@ -36,7 +36,7 @@ def _check_out(out: Path, model: str) -> None:
 
 
 def save(changed: Model, plain: Model, base: str, folder: Path) -> bool:
-    """Write `model/` and, where it has a form of its own, `adapter/`; whether it has. `base`: the original's fingerprint."""
+    """Write `model/` and, where it has a form of its own, `adapter/`; whether it has. `base`: the original's digest."""
     plain.save(folder / "model")
     return isinstance(changed, Adapted) and save_adapter(changed, folder, base)
 

@@ -5,7 +5,8 @@ import re
 from dataclasses import replace
 
 from expunge.core.events import Checked, Step
-from expunge.report.plots import COLOURS, Axis, Point, Span, curves, overlay, strip, tradeoff
+from expunge.report.plots import COLOURS, Axis, Point, curves, overlay, tradeoff
+from expunge.report.strips import Span, strip
 
 
 def step(number, forget, retain=0.5, mlp=1.0):

@@ -23,6 +23,7 @@ from expunge.methods.stop import Stop
 from expunge.objectives.grad_diff import GradDiff
 from expunge.report.html import better_of, by_set
 from expunge.report.report import Original
+from expunge.run.choose import audits_of
 from expunge.runtime.atomic_files import check_manifest
 from tests.cli.commands import CANARY, rows
 from tests.families import llama, passages, picture_request, text_request, vit
@@ -161,15 +162,22 @@ def test_a_reference_and_thresholds():
 
 
 def test_a_method_without_steps_has_a_report_too(tmp_path: Path):
-    made = unlearn(vit(), picture_request(), "SSD(alpha=1.0)")
+    made = unlearn(llama(), text_request(), "SSD(alpha=1.0)", [Loss()])
     assert made.run.started is None
     assert made.run.edited.changed > 0
     assert made.adapted is None
     assert made.steps == ()
-    assert {f.audit for f in made.findings} == {"Accuracy", "Probability", "Loss", "LossMembership"}
     assert {path.name for path in made.save(tmp_path / "out").iterdir()} == {
         "model", "report.json", "report.html", "MANIFEST.json",
     }  # fmt: skip
+
+
+def test_where_no_audits_are_named_those_that_name_the_family_are_asked():
+    made = unlearn(vit(), picture_request(), "SSD(alpha=1.0)")
+    assert {f.audit for f in made.findings} == {"Accuracy", "Probability", "Loss", "LossMembership"}
+    names = [audit.name for audit in audits_of(None, "language")]
+    assert names == ["Choice", "ExactMatch", "Loss", "LossMembership", "MinK", "Probability", "Rouge"]
+    assert [audit.name for audit in audits_of(None, "a new one")] == ["Loss", "LossMembership", "Probability"]
 
 
 def test_a_run_that_fails_leaves_the_last_good_model_with_its_error():
@@ -251,7 +259,6 @@ def test_a_record_that_cannot_be_used_is_named_by_its_place(model: Path, records
 
 
 def test_the_readme_goes_from_a_model_and_two_lists_of_records_to_a_saved_report_in_eight_lines(
-    model: Path, tmp_path: Path, monkeypatch
 ):
     page = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     [block] = [part.split("```")[0] for part in page.split("```python\n")[1:] if "unlearn(" in part]
