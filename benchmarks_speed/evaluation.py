@@ -91,12 +91,12 @@ def naively(network: LanguageModel, forget: list[Passage], holdout: list[Passage
 
 def continued(network: LanguageModel, batch: list[Passage]) -> list[str]:
     """Greedy continuations, padded on the left."""
-    width = max(len(p.asked) for p in batch)
+    width = max(len(p.prompt_tokens) for p in batch)
     tokens = torch.zeros(len(batch), width, dtype=torch.long)
     mask = torch.zeros_like(tokens)
     for row, p in enumerate(batch):
-        tokens[row, width - len(p.asked) :] = torch.tensor(p.asked)
-        mask[row, width - len(p.asked) :] = 1
+        tokens[row, width - len(p.prompt_tokens) :] = torch.tensor(p.prompt_tokens)
+        mask[row, width - len(p.prompt_tokens) :] = 1
     pad = network.tokenizer.pad_token_id or 0
     written = network.module.generate(
         input_ids=tokens,

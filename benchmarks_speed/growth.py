@@ -63,7 +63,7 @@ def seconds_of(network: LanguageModel, records: int, steps: int) -> float:
         steps=steps,
         batch=8,
         retain_batch=8,
-        stop=Stop(level=None, budget=None, every=10**6),
+        stop=Stop(level=None, max_retain_increase=None, every=10**6),
         norms=False,
     )
     took: list[float] = []

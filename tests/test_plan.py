@@ -44,7 +44,7 @@ LLAMA = LlamaConfig(
 )
 GPT2 = GPT2Config(vocab_size=400, n_embd=32, n_layer=3, n_head=4, n_positions=256)
 ADAPTERS = [Bounded(), LoRA(), Full(), Bounded(targets="all"), LoRA(targets="attention", rank=3)]
-NO_STOP = "stop=Stop(level=None, budget=None, every=100)"
+NO_STOP = "stop=Stop(level=None, max_retain_increase=None, every=100)"
 
 
 def write(path: Path, kind: str, options: bool = True) -> Path:

@@ -43,7 +43,7 @@ LLAMA = LlamaConfig(
     bos_token_id=None,
     eos_token_id=0,
 )
-STOP = "stop=Stop(level=None, budget=None, every=100)"
+STOP = "stop=Stop(level=None, max_retain_increase=None, every=100)"
 
 
 # Edits

@@ -34,7 +34,7 @@ class Relearn(WeightMethod):
     """The set that they are taken from: the forget set, or a probe by its name."""
     learn: Finetune = parse(
         "Finetune(objective=RetainNLL(), adapter=Full(), learning_rate=5e-4, batch=1, "
-        "stop=Stop(level=None, budget=None, every=1000), norms=False)"
+        "stop=Stop(level=None, max_retain_increase=None, every=1000), norms=False)"
     )
     """How the attacker trains, with the items as its retain set. Choose the learning rate on the retrained model: high
     enough to learn the items, and no higher."""
@@ -50,10 +50,10 @@ class Relearn(WeightMethod):
 
     def change(self, network: Network, request: Request, on_event: OnEvent) -> Model:
         plan = replace(self.learn, steps=self.steps, seed=self.seed)
-        own = Request(self.others(request).forget, retain=self.given(request))
+        own = Request(self.others(request).forget, retain=self.attacker_examples(request))
         return plan(network, own, on_event).plain()
 
-    def given(self, request: Request) -> Batch:
+    def attacker_examples(self, request: Request) -> Batch:
         """The examples that the attacker has."""
         sets = request.sets()
         if self.source not in sets:
@@ -62,7 +62,7 @@ class Relearn(WeightMethod):
 
     def others(self, request: Request) -> Request:
         """The request without the attacked examples in its forget set: what the attack is to be measured on."""
-        known = {example.record_digest() for example in self.given(request)}
+        known = {example.record_digest() for example in self.attacker_examples(request)}
         left = tuple(example for example in request.forget if example.record_digest() not in known)
         if not left:
             raise DataRefused(

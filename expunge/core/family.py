@@ -35,5 +35,5 @@ class Family(ABC):
         """Whether a transformers configuration describes a model of this family."""
 
     @abstractmethod
-    def open(self, source: Any, device: str, lies: str | None) -> Network:
+    def open(self, source: Any, device: str, storage_device: str | None) -> Network:
         """Load a model for `device`; its weights lie there, or where `lies` says."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Self
 import torch
 from torch import Tensor
 
-from expunge.primitives.class_scores import Head, Read, best_class, each_row, moments, right_log_prob, widened
+from expunge.primitives.class_scores import Head, Read, best_class, each_row, moments, right_log_prob, widen
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int, Shaped
@@ -79,7 +79,7 @@ class Rows:
         weights = self.weights.to(values.dtype)
         return (weights * values).sum() / (self.share.examples if self.share else weights.sum())
 
-    def split(self, values: Shaped[Tensor, "rows *rest"]) -> list[Shaped[Tensor, "_its_rows *rest"]]:
+    def split(self, values: Shaped[Tensor, rows * rest]) -> list[Shaped[Tensor, _its_rows * rest]]:
         """`values` cut into one tensor for each example, in the batch's order."""
         order = torch.argsort(self.example, stable=True)
         return list(torch.tensor_split(values[order], self.counts().cumsum(0)[:-1].cpu()))
@@ -195,7 +195,7 @@ class Predictions(Rows):
 
     def log_probs(self) -> Float[Tensor, "rows classes"]:
         """Natural log-probabilities of all classes of all rows at once."""
-        return widened(self.logits).log_softmax(-1)
+        return widen(self.logits).log_softmax(-1)
 
     def nll(self) -> Float[Tensor, ""]:
         """Cross-entropy: mean over labelled rows, in nats."""

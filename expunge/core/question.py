@@ -73,18 +73,35 @@ class Scores(RowQuestion[Predictions]):
     reply: ClassVar[type[Rows]] = Predictions
 
 
+class DerivedQuestion(RowQuestion[RowsReply]):
+    """A question whose reply is worked out from class scores alone: every model that answers `Scores` answers it.
+
+    It may be asked about any number of examples: they are read in batches, without gradients.
+    """
+
+    def derive(self, scores: Predictions) -> RowsReply:
+        """The reply about a batch from its class scores."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
-class LogProbabilities(RowQuestion[RowScores]):
-    """Log-probability of each row's right class. Of any number of examples, in batches, without gradients."""
+class LogProbabilities(DerivedQuestion[RowScores]):
+    """Log-probability of each row's right class, and whether it has the highest score: what most audits read."""
 
     reply: ClassVar[type[Rows]] = RowScores
 
+    def derive(self, scores: Predictions) -> RowScores:
+        return scores.row_scores()
+
 
 @dataclass(frozen=True)
-class RowStatistics(RowQuestion[RowMoments]):
-    """What attacks read of each row beyond its log-probability, such as Min-K++. Asked as `LogProbabilities` is."""
+class RowStatistics(DerivedQuestion[RowMoments]):
+    """What attacks read of each row beyond its log-probability, such as Min-K++."""
 
     reply: ClassVar[type[Rows]] = RowMoments
+
+    def derive(self, scores: Predictions) -> RowMoments:
+        return scores.row_moments()
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ class View:
         return self.scores("stand_in")
 
     @property
-    def scored(self) -> dict[str, Predictions]:
+    def scores_so_far(self) -> dict[str, Predictions]:
         """Scores that were asked for so far, by set."""
         return {name: reply for (name, question), reply in self.replies.items() if question == Scores()}
 
@@ -81,7 +81,7 @@ class View:
             said = self._pass(Scores(), name, [example for each in names for example in self.batch(each)])
             parts = [said] if len(names) == 1 else said.cut([len(self.sets[each]) for each in names])
             for each, part in zip(names, parts, strict=True):
-                self.replies[each, Scores()] = self._counted(each, part)
+                self.replies[each, Scores()] = self._count_as_part(each, part)
         reply: Predictions = self.replies[name, Scores()]
         return reply
 
@@ -89,17 +89,17 @@ class View:
         """Class scores on `examples`, one in the place of each of the set `name`."""
         key = (f"{name}, instead", Scores())
         if key not in self.replies:
-            self.replies[key] = self._counted(name, self._pass(Scores(), key[0], examples))
+            self.replies[key] = self._count_as_part(name, self._pass(Scores(), key[0], examples))
         reply: Predictions = self.replies[key]
         return reply
 
-    def hidden(self, name: str, layer: int | float) -> Hidden:
+    def hidden_states(self, name: str, layer: int | float) -> Hidden:
         """Hidden states of the set `name` after a block; `layer` as in `HiddenStates`."""
-        return self._asked(HiddenStates(layer), name)
+        return self._ask_once(HiddenStates(layer), name)
 
     def routes(self, name: str, layer: int) -> RouterScores:
         """What block `layer`'s router says of the set `name`."""
-        return self._asked(Routes(layer), name)
+        return self._ask_once(Routes(layer), name)
 
     def every(self, question: Question[RowsReply], name: str, examples: Batch | None = None) -> Iterator[RowsReply]:
         """Replies about every example of the run's set `name` (or about `examples` of it), batch by batch, without
@@ -123,9 +123,9 @@ class View:
             return 0.0
         return Share.of(self.sets[name]).examples / self.shares[name].examples if name in self.shares else 1.0
 
-    def _asked(self, question: Question[RowsReply], name: str) -> RowsReply:
+    def _ask_once(self, question: Question[RowsReply], name: str) -> RowsReply:
         if (name, question) not in self.replies:
-            self.replies[name, question] = self._counted(name, self._pass(question, name, self.batch(name)))
+            self.replies[name, question] = self._count_as_part(name, self._pass(question, name, self.batch(name)))
         reply: RowsReply = self.replies[name, question]
         return reply
 
@@ -135,7 +135,7 @@ class View:
             reply = self.model.ask(question, examples)
         return reply if self.gradients else reply.detach()
 
-    def _counted(self, name: str, reply: RowsReply) -> RowsReply:
+    def _count_as_part(self, name: str, reply: RowsReply) -> RowsReply:
         """A reply about this view's part of a set, counted as a part of the whole step."""
         reply = reply.none() if name in self.absent else reply
         return reply.part_of(self.shares.get(name))

@@ -41,7 +41,7 @@ class Passage:
     answer: str = field(repr=False)
     question: str = field(repr=False, default="")
     """The question as the file has it; empty for a plain text."""
-    asked: tuple[int, ...] = field(repr=False, default=())
+    prompt_tokens: tuple[int, ...] = field(repr=False, default=())
     """Tokens of the prompt alone, without a lead: what a continuation is generated from."""
     alternatives: tuple[Passage, ...] = field(repr=False, default=())
     """The same prompt with wrong answers."""
@@ -60,16 +60,16 @@ class Passage:
 
     def input_digest(self) -> bytes:
         """SHA-256 of tokens, of where the labels begin, and of what a continuation is asked after."""
-        return hashlib.sha256(repr((self.tokens, self.first, self.asked)).encode()).digest()
+        return hashlib.sha256(repr((self.tokens, self.first, self.prompt_tokens)).encode()).digest()
 
     def record_digest(self) -> str:
         """SHA-256 of question and answer, case and spaces evened (NFC, casefold)."""
         # Evened before they are joined: split() takes the separator for a space.
-        said = "\x1f".join(_evened(text) for text in (self.question, self.answer))
+        said = "\x1f".join(_normalize(text) for text in (self.question, self.answer))
         return hashlib.sha256(said.encode()).hexdigest()
 
 
-def _evened(text: str) -> str:
+def _normalize(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text).casefold().split())
 
 
@@ -101,7 +101,7 @@ def _wrong(columns: dict[str, Any]) -> str:
     wanted = ("text",) if "text" in columns else ("question", "answer")
     missing = [name for name in wanted if name not in columns]
     if missing:
-        return f"no '{missing[0]}' (needed: question and answer, or text{_renamed(columns, missing)})"
+        return f"no '{missing[0]}' (needed: question and answer, or text{_suggest_names(columns, missing)})"
     bad = next((n for n in wanted if not isinstance(columns[n], str) or not columns[n].strip()), "")
     if bad:
         empty = columns[bad] is None or isinstance(columns[bad], str)
@@ -121,7 +121,7 @@ def _wrong(columns: dict[str, Any]) -> str:
     return ""
 
 
-def _renamed(columns: dict[str, Any], missing: list[str]) -> str:
+def _suggest_names(columns: dict[str, Any], missing: list[str]) -> str:
     """Which columns seem to be those that are missing. Only known names are told: others may be text of a record."""
     known = {name.strip().lower(): name for name in columns}
     seen = {wanted: [known[name] for name in (wanted, *ALSO[wanted]) if name in known] for wanted in missing}
@@ -160,10 +160,10 @@ def prompt_of(question: str, tokenizer: Any) -> str:
     """What the model reads before it answers: the tokenizer's chat template where it has one."""
     if not tokenizer.chat_template:
         return PLAIN_PROMPT.format(question=question)
-    return _rendered(tokenizer, [{"role": "user", "content": question}], add_generation_prompt=True)
+    return _render(tokenizer, [{"role": "user", "content": question}], add_generation_prompt=True)
 
 
-def _rendered(tokenizer: Any, turns: list[dict[str, str]], add_generation_prompt: bool) -> str:
+def _render(tokenizer: Any, turns: list[dict[str, str]], add_generation_prompt: bool) -> str:
     try:
         said = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt)
     except Exception as error:  # templates are programs of strangers and fail in any way they like
@@ -177,7 +177,7 @@ def end_of_answer(tokenizer: Any) -> int | None:
     if tokenizer.chat_template:
         said = "Lorem ipsum"
         turns = [{"role": "user", "content": "Dolor"}, {"role": "assistant", "content": said}]
-        _, verbatim, tail = _rendered(tokenizer, turns, add_generation_prompt=False).rpartition(said)
+        _, verbatim, tail = _render(tokenizer, turns, add_generation_prompt=False).rpartition(said)
         tokens = tokenizer(tail.strip(), add_special_tokens=False)["input_ids"] if verbatim else []
         # Not every special token has a role such as eos: Phi-3's <|end|> is merely marked as special.
         special = {n for n, token in tokenizer.added_tokens_decoder.items() if token.special}
@@ -207,7 +207,7 @@ def _answer(record: Record, tokenizer: Any, end: int | None) -> Passage:
     lead = record.columns.get("lead", "").rstrip()
     begun = prompt + lead
     space = " " if lead else ""
-    asked = _asked(prompt, tokenizer)
+    asked = _prompt_tokens(prompt, tokenizer)
 
     def passage(text: str, wrong: tuple[Passage, ...]) -> Passage:
         tokens, first = _label(begun, space + text, tokenizer, end)
@@ -216,7 +216,7 @@ def _answer(record: Record, tokenizer: Any, end: int | None) -> Passage:
     return passage(answer, tuple(passage(option, ()) for option in record.columns.get("options", [])))
 
 
-def _asked(prompt: str, tokenizer: Any) -> tuple[int, ...]:
+def _prompt_tokens(prompt: str, tokenizer: Any) -> tuple[int, ...]:
     """Tokens of a prompt to go on from: without the end token that some tokenizers add to everything."""
     tokens = tuple(tokenizer(prompt.rstrip(" "), add_special_tokens=not tokenizer.chat_template)["input_ids"])
     ends = not tokenizer.chat_template and tokens[-1:] == (tokenizer.eos_token_id,)
@@ -239,7 +239,7 @@ def _texts(record: Record, tokenizer: Any, longest: int) -> list[Passage]:
 def refuse_unknown_tokens(passages: tuple[Passage, ...], vocabulary: int, path: Path) -> None:
     """Refuse passages whose tokens the model's embedding does not hold (the tokenizer of another model)."""
     read = [one for passage in passages for one in (passage, *passage.alternatives)]
-    largest = max(max((*one.tokens, *one.asked), default=0) for one in read)
+    largest = max(max((*one.tokens, *one.prompt_tokens), default=0) for one in read)
     if largest >= vocabulary:
         raise ModelRefused(
             f"{path}: the tokenizer makes token {largest}, but the model's embedding has {vocabulary} rows. "

@@ -30,7 +30,7 @@ class Negate(WeightMethod):
     # In the notation, as a user would write it: an edit imports no training.
     learn: Method = parse(
         "Finetune(objective=-1.0 * Ascent(), adapter=Full(), learning_rate=1e-5, batch=32, retain_batch=1, "
-        "stop=Stop(level=None, budget=None, every=1000), norms=False)"
+        "stop=Stop(level=None, max_retain_increase=None, every=1000), norms=False)"
     )
     """Makes the copy that has the forget set by heart. `-1.0 * Ascent()` is the forget set's loss, made small."""
 

@@ -33,7 +33,7 @@ def blocks(module: nn.Module, part: str | None = None) -> Blocks:
     """The blocks by name, in order; none where no module list has any. Refuses to guess between several towers."""
     found = towers(module)
     if part is not None:
-        return found[_named(module, part, found)]
+        return found[_find_tower(module, part, found)]
     if len(found) > 1 and module not in _scored:
         _scored[module] = _behind_scores(module, found)
     chosen = _scored[module] if len(found) > 1 else tuple(found)
@@ -145,7 +145,7 @@ def _choices(found: dict[str, Blocks]) -> dict[str, str]:
     return {(own[name] or [name])[0]: name for name in found}
 
 
-def _named(module: nn.Module, part: str, found: dict[str, Blocks]) -> str:
+def _find_tower(module: nn.Module, part: str, found: dict[str, Blocks]) -> str:
     choices = _choices(found)
     fit = [choices[part]] if part in choices else [name for name in found if f".{part}." in f".{name}."]
     if len(fit) != 1:
@@ -161,9 +161,11 @@ def _behind_scores(module: nn.Module, found: dict[str, Blocks]) -> tuple[str, ..
     seen: dict[str, Tensor] = {}
 
     def listen(name: str) -> Any:
-        def hook(_block: nn.Module, _inputs: Any, made: Any) -> None:
+        def hook(_block: nn.Module, _inputs: Any, made: Any) -> Any:
             states = made if isinstance(made, Tensor) else made[0]
             seen[name] = states if states.requires_grad else states.requires_grad_()
+            after = seen[name].clone()  # what comes next may write into it
+            return after if isinstance(made, Tensor) else (after, *made[1:])
 
         return hook
 

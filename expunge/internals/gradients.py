@@ -54,7 +54,7 @@ class Slopes:
             if moves:
                 self.moving[name] = parameter
                 # Not a method of `self`, which holds the fork: what holds itself is let go late.
-                added = partial(_added, name, self.begun, self.wide)
+                added = partial(_record_slope, name, self.begun, self.wide)
                 parameter.register_post_accumulate_grad_hook(added)  # type: ignore[no-untyped-call]
 
     def add(self, examples: Batch, measure: Measure, weight: float = 1.0) -> None:
@@ -100,7 +100,7 @@ class _Begun:
     names: set[str] = field(default_factory=set)
 
 
-def _added(name: str, begun: list[_Begun], wide: Gradient, parameter: Tensor) -> None:
+def _record_slope(name: str, begun: list[_Begun], wide: Gradient, parameter: Tensor) -> None:
     """A parameter has its slope of the part that is read."""
     begun[-1].names.add(name)
     if parameter.dtype in HALF and parameter.grad is not None:  # a sum of many is lost in its rounding

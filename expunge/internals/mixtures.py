@@ -92,7 +92,9 @@ def experts_of(block: nn.Module) -> dict[str, nn.Module]:
     for name, part in block.named_modules():
         key = name.rpartition(".")[2]
         deep = within(name, (*apart, *found))
-        if not deep and (_unnamed(key, part) or (key == "experts" and not any(map(is_linear, part.modules())))):
+        if not deep and (
+            _is_unnamed_stack(key, part) or (key == "experts" and not any(map(is_linear, part.modules())))
+        ):
             found[name] = part
     return found
 
@@ -166,7 +168,7 @@ def _rows(part: nn.Module) -> int:
     return len(weight) if isinstance(weight, Tensor) and weight.dim() == 2 else 0
 
 
-def _unnamed(key: str, part: nn.Module) -> bool:
+def _is_unnamed_stack(key: str, part: nn.Module) -> bool:
     """Whether a module is a matrix of all experts that lies beside their router, with no child `experts` (JetMoE)."""
     return "shared" not in key and type(part).__name__.endswith("Experts") and bool(stacks_of(part))
 

@@ -104,7 +104,7 @@ class Inside:
         return found[HiddenStates(self.layer).block(len(found))]
 
     def _odds(self, batch: Batch, seats: _Seats, states: Float[Tensor, "batch width"]) -> Float[Tensor, " batch"]:
-        with _changed(self.module, lambda made: seats.put(made, states.to(made))):
+        with _change_output(self.module, lambda made: seats.put(made, states.to(made))):
             said = self.network.ask(Scores(), batch)
         return said.mean(said.each_row(log_odds))
 
@@ -133,16 +133,16 @@ class Inside:
         made: dict[str, Tensor] = {}
         with torch.no_grad():
             if isinstance(self.layer, str):
-                with _changed(self.module, lambda output: made.setdefault("output", output)):
+                with _change_output(self.module, lambda output: made.setdefault("output", output)):
                     self.network.ask(Scores(), batch)
                 output = made["output"]
                 # Of texts the states of a whole layer are as many as their tokens, so no two are alike in shape.
                 one = output.dim() == 2 or (output.dim() > 2 and all(example.size == 1 for example in batch))
                 return _Seats(None, output.flatten(1)) if one and len(output) == len(batch) else None
             number = list(blocks(self.network.module).values()).index(self.module)
-            with _changed(self.module, lambda output: made.setdefault("output", output)):
+            with _change_output(self.module, lambda output: made.setdefault("output", output)):
                 self.network.ask(HiddenStates(number), batch)
-            with _changed(self.module, _counted):
+            with _change_output(self.module, _number_positions):
                 felt = self.network.ask(HiddenStates(number), batch)
             first = felt.counts().cumsum(0) - felt.counts()
             at = felt.states[first, 0].long()
@@ -168,7 +168,7 @@ class _Seats:
 
 
 @contextmanager
-def _changed(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+def _change_output(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """The module with its output changed."""
 
     def hook(_module: nn.Module, _inputs: tuple[Any, ...], made: Any) -> Any:
@@ -181,7 +181,7 @@ def _changed(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[
         handle.remove()
 
 
-def _counted(output: Tensor) -> Tensor:
+def _number_positions(output: Tensor) -> Tensor:
     """The output with every position's number in its place."""
     numbers = torch.arange(math.prod(output.shape[:-1]), dtype=torch.float64, device=output.device)
     return numbers.view(*output.shape[:-1], 1).expand(output.shape)

@@ -30,7 +30,7 @@ from expunge.internals.blocks import blocks, is_mixer
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
 
-    from expunge.models.language import LanguageModel
+    from expunge.core.model import Network
 
 Part = Literal["block", "mlp", "attention"]
 ROLES = ("first subject", "middle subject", "last subject", "next", "further", "last")
@@ -99,9 +99,9 @@ class Trace:
 
 @dataclass(frozen=True)
 class Tracer:
-    """Traces facts in a language model; the network is left as it was."""
+    """Traces facts in a causal language model; the network is left as it was."""
 
-    network: LanguageModel
+    network: Network
     part: Part = "mlp"
     """What is put back: the state after a block, or what its MLP or its attention adds."""
     window: int = 1
@@ -130,7 +130,7 @@ class Tracer:
             near = slice(max(0, layer - self.window // 2), layer + (self.window + 1) // 2)
             for place in range(first, length):
                 ways[1 + layer * (length - first) + place - first, near, place] = True
-        corrupted, *restored = self.restored(fact, ways).tolist()
+        corrupted, *restored = self.restore(fact, ways).tolist()
         effect = torch.zeros(depth, length, dtype=torch.float64)
         effect[:, first:] = torch.tensor(restored, dtype=torch.float64).view(depth, -1) - corrupted
         return Trace(fact, self.clean(fact)[0], corrupted, effect)
@@ -146,21 +146,23 @@ class Tracer:
         return float(scores.double().softmax(-1)[0, fact.answer]), int(scores[0].argmax())
 
     @torch.inference_mode()
-    def restored(self, fact: Fact, ways: Bool[Tensor, "ways layers tokens"]) -> Float[Tensor, " ways"]:
+    def restore(self, fact: Fact, ways: Bool[Tensor, "ways layers tokens"]) -> Float[Tensor, " ways"]:
         """Mean probability of the answer under noise, for each way of putting states back; none of them is P*."""
         parts = self.parts()
         kept: list[Tensor] = []
         with ExitStack() as stack:
             for part in parts:
-                stack.enter_context(_hooked(part, lambda made: kept.append(made.clone()) or made))
+                stack.enter_context(_hook_output(part, lambda made: kept.append(made.clone()) or made))
             self._last(self._tokens(fact, 1))
         noise, found = self._noise(fact), []
         for some in ways.to(self.network.device).split(max(1, ROWS // self.draws)):
             back = some.repeat_interleave(self.draws, 0)
             with ExitStack() as stack:
-                stack.enter_context(_hooked(self._embedding(), _added(fact.subject, noise.repeat(len(some), 1, 1))))
+                stack.enter_context(
+                    _hook_output(self._embedding(), _add_noise(fact.subject, noise.repeat(len(some), 1, 1)))
+                )
                 for layer, part in enumerate(parts):
-                    stack.enter_context(_hooked(part, _put_back(kept[layer], back[:, layer])))
+                    stack.enter_context(_hook_output(part, _put_back(kept[layer], back[:, layer])))
                 scores = self._last(self._tokens(fact, len(back)))
             likely = scores.double().softmax(-1)[:, fact.answer]
             found.append(likely.view(len(some), self.draws).mean(1).cpu())
@@ -235,7 +237,7 @@ def _attends(part: nn.Module) -> bool:
 
 
 @contextmanager
-def _hooked(part: nn.Module, change: Any) -> Iterator[None]:
+def _hook_output(part: nn.Module, change: Any) -> Iterator[None]:
     """While it lasts, what the part makes (or the first of what it makes) is passed through `change`."""
 
     def hook(_part: nn.Module, _inputs: Any, made: Any) -> Any:
@@ -248,7 +250,7 @@ def _hooked(part: nn.Module, change: Any) -> Iterator[None]:
         handle.remove()
 
 
-def _added(subject: range, noise: Tensor) -> Any:
+def _add_noise(subject: range, noise: Tensor) -> Any:
     def change(made: Tensor) -> Tensor:
         made = made.clone()
         made[:, list(subject)] += noise

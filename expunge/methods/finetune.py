@@ -25,7 +25,7 @@ from expunge.methods.stop import Stop
 from expunge.objectives.retain_kl import RetainKL
 from expunge.objectives.retain_nll import RetainNLL
 from expunge.objectives.settle import Settle
-from expunge.train.activations import Activations, managed
+from expunge.train.activations import Activations, manage_activations
 from expunge.train.checkpoint import checkpoints_of_run
 
 Schedule = Literal["constant", "linear", "cosine"]
@@ -97,7 +97,7 @@ class Finetune(WeightMethod):
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(self.seed)
             loop = Loop(self, self.adapter(network, request), request, on_event, checkpoints_of_run())
-            with managed(loop.now.module, self.activations):
+            with manage_activations(loop.now.module, self.activations):
                 return loop.train()
 
     @property

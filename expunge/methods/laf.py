@@ -92,9 +92,9 @@ class LAF(WeightMethod):
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(self.seed)
             on_event(Note("Fitting autoencoders to the representations"))
-            forget = torch.cat(list(_known(network, request.forget)))
-            every = torch.cat([*_known(network, request.retain), forget])
-            common, own = (self._fitted(states) for states in (every, forget))
+            forget = torch.cat(list(_representations(network, request.forget)))
+            every = torch.cat([*_representations(network, request.retain), forget])
+            common, own = (self._fit_autoencoder(states) for states in (every, forget))
         result = Full().insert(network, request)
         on_event(Note("Moving the forgotten representations"))
         losses = self._move(result, network, common, own, request)
@@ -102,7 +102,7 @@ class LAF(WeightMethod):
         on_event(replace(describe_change(network, result), losses=losses))
         return result
 
-    def _fitted(self, states: Tensor) -> "_Autoencoder":
+    def _fit_autoencoder(self, states: Tensor) -> "_Autoencoder":
         made = _Autoencoder(states.shape[1], self.latent).to(states.device)
         optimizer = torch.optim.Adam(made.parameters(), lr=1e-3)
         for _ in range(self.autoencoder_steps):
@@ -171,7 +171,7 @@ def _layers(*widths: int) -> nn.Sequential:
     return nn.Sequential(*made[:-1])
 
 
-def _known(network: Network, examples: Batch) -> Iterator[Tensor]:
+def _representations(network: Network, examples: Batch) -> Iterator[Tensor]:
     """The representations before, a batch at a time."""
     for group in network.batches(examples):
         with torch.no_grad():

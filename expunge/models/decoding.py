@@ -122,7 +122,7 @@ def _scores(states: Tensor, head: Head | None) -> Tensor:
     return states if head is None else head(states)
 
 
-def generated(network: LanguageModel, begun: Sequence[Sequence[int]], most: Sequence[int]) -> list[list[int]]:
+def generate(network: LanguageModel, begun: Sequence[Sequence[int]], most: Sequence[int]) -> list[list[int]]:
     """The same by transformers' own loop, for architectures that read no trees: all are read, padded on the left."""
     said: list[list[int]] = [[] for _ in begun]
     alive = [k for k, many in enumerate(most) if many > 0]

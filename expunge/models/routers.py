@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from expunge.errors import ModelRefused, UsageRefused
 from expunge.internals.mixtures import the_mixtures
-from expunge.primitives.class_scores import widened
+from expunge.primitives.class_scores import widen
 
 
 class UpToRouter(nn.Module):
@@ -66,7 +66,7 @@ class UpToRouter(nn.Module):
 
 def _read(scores: Tensor, indices: Tensor) -> Tensor:
     """Probabilities of all experts, and 1 where they are among the top K: [tokens, 2, experts]."""
-    probabilities = widened(scores).softmax(-1)
+    probabilities = widen(scores).softmax(-1)
     return torch.stack([probabilities, torch.zeros_like(probabilities).scatter(-1, indices, 1.0)], -2)
 
 

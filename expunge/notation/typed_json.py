@@ -62,7 +62,7 @@ def event_from_json(line: object, at: str = "") -> Event:
 def schema(kind: type) -> dict[str, Any]:
     """JSON Schema (2020-12) of a dataclass, with those that it holds under `$defs`."""
     known: dict[str, Any] = {}
-    top = _described(kind, known)["$ref"].rpartition("/")[2]
+    top = _describe(kind, known)["$ref"].rpartition("/")[2]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **known.pop(top), "$defs": known}
 
 
@@ -159,7 +159,7 @@ def _hints(kind: type) -> dict[str, Any]:
 # The schema
 
 
-def _described(kind: Any, known: dict[str, Any]) -> dict[str, Any]:
+def _describe(kind: Any, known: dict[str, Any]) -> dict[str, Any]:
     if kind in PLAIN:
         return {"type": PLAIN[kind][0]}
     if is_dataclass(kind):
@@ -172,13 +172,13 @@ def _described(kind: Any, known: dict[str, Any]) -> dict[str, Any]:
     if origin is Literal:
         return {"enum": list(inner)}
     if origin in (Union, UnionType):
-        return {"anyOf": [_described(each, known) for each in inner]}
+        return {"anyOf": [_describe(each, known) for each in inner]}
     if origin is tuple and inner[1:] == (...,):
-        return {"type": "array", "items": _described(inner[0], known)}
+        return {"type": "array", "items": _describe(inner[0], known)}
     if origin is tuple:
-        return {"type": "array", "prefixItems": [_described(each, known) for each in inner], "items": False}
+        return {"type": "array", "prefixItems": [_describe(each, known) for each in inner], "items": False}
     if origin is dict:
-        return {"type": "object", "additionalProperties": _described(inner[1], known)}
+        return {"type": "object", "additionalProperties": _describe(inner[1], known)}
     raise TypeError(f"{kind!r} has no form in JSON")
 
 
@@ -187,7 +187,7 @@ def _object(kind: type, known: dict[str, Any]) -> dict[str, Any]:
     return {
         "type": "object",
         "description": (kind.__doc__ or "").split("\n\n")[0].replace("\n", " "),
-        "properties": {each.name: _described(hints[each.name], known) for each in _written(kind)},
+        "properties": {each.name: _describe(hints[each.name], known) for each in _written(kind)},
         "required": [each.name for each in _written(kind) if not _has_default(each)],
         "additionalProperties": False,
     }

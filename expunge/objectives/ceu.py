@@ -38,9 +38,9 @@ class CEU(Objective):
 
     def __call__(self, now: View, before: View) -> Scalar:
         said = now.forget
-        return said.over_rows(said.each_row(_to_the_others) * self._pushed(said))
+        return said.over_rows(said.each_row(_to_the_others) * self._rows_to_push(said))
 
-    def _pushed(self, said: Rows) -> Tensor:
+    def _rows_to_push(self, said: Rows) -> Tensor:
         """Which rows are not skipped."""
         counts = said.counts()
         place = torch.arange(len(said.example), device=counts.device) - (counts.cumsum(0) - counts)[said.example]

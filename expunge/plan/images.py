@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from expunge.plan.cost import Linear, how
-from expunge.train.activations import managed
+from expunge.train.activations import manage_activations
 
 if TYPE_CHECKING:
     from expunge.models.vision import ImageClassifier
@@ -112,7 +112,7 @@ def pictures(
     there_and_back = _line(lambda count: _counted(adapted.module, shape, count, gradients=True))
     again = Line(0.0, 0.0)
     if recomputed:
-        with managed(adapted.module, "recomputed"):
+        with manage_activations(adapted.module, "recomputed"):
             again = _line(lambda count: _counted(adapted.module, shape, count, gradients=True)) - there_and_back
     moving = [p for p in adapted.module.parameters() if p.requires_grad]
     full = len(moving) == len(list(adapted.module.parameters()))

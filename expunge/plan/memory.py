@@ -43,7 +43,7 @@ from expunge.plan.images import blank
 from expunge.plan.paper import sketch
 from expunge.primitives.class_scores import CHUNK
 from expunge.runtime.cached_model import ROOM as REMEMBERED
-from expunge.train.activations import managed
+from expunge.train.activations import manage_activations
 
 if TYPE_CHECKING:
     from expunge.plan.cost import Call, Widths
@@ -275,7 +275,7 @@ def _pass(paper: Paper, adapter: Opened | None, call: Call, count: int, recomput
         masks: list[Tensor] = []
         if base.trees:
             ends = torch.zeros(1, 1, 1, call.nodes, dtype=torch.long)
-            attention.known(ends, call.cut or (Piece(0, call.nodes),))
+            attention.set_pieces(ends, call.cut or (Piece(0, call.nodes),))
             masks = [m for m in attention.masks_of(ends, dtype, True) if m is not None]  # counted by themselves
             given |= {"position_ids": torch.zeros_like(tokens), "attention_mask": ends}
         else:
@@ -309,7 +309,7 @@ def _alive(
 
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
     with _Live(known) as live, hooks if gradients else torch.no_grad():
-        with managed(module, "recomputed") if recompute else nullcontext():
+        with manage_activations(module, "recomputed") if recompute else nullcontext():
             states = read(module, given)
         total = sum(storage.nbytes() for storage in kept.values())
         kept.clear()

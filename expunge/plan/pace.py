@@ -115,8 +115,8 @@ def pace(
         else _flops((_gradient(paper, read, group, device),), widths)
     )
     mean = sum(_flops(parts, widths) for parts in read.steps) / len(read.steps)
-    prompts = [e for e in group if getattr(e, "asked", ())][:WRITES]
-    width = max((len(e.asked) for e in prompts), default=1)  # type: ignore[attr-defined]
+    prompts = [e for e in group if getattr(e, "prompt_tokens", ())][:WRITES]
+    width = max((len(e.prompt_tokens) for e in prompts), default=1)  # type: ignore[attr-defined]
     called = shape(paper.network, group, device)
     return Pace(
         step=whole.step * mean / part,
@@ -277,7 +277,7 @@ def _timed(
         step, edit = _edit(network, course.method, request, group)
     with torch.inference_mode():
         read = _seconds(lambda: network.predict(group).answers(), 2)
-    prompts = [e for e in group if getattr(e, "asked", ())][:WRITES]
+    prompts = [e for e in group if getattr(e, "prompt_tokens", ())][:WRITES]
     if not prompts or not isinstance(network, Speaker):
         return _Times(step, edit, read, 0.0, 0.0)
     network.generate(prompts[:1], 1)  # warms up
@@ -293,7 +293,7 @@ def _step(network: Network, method: Finetune, request: Request, few: tuple[int, 
         if isinstance(event, Step):
             seconds.append(event.seconds)
 
-    stop = replace(method.stop, level=None, budget=None, every=1 << 30)
+    stop = replace(method.stop, level=None, max_retain_increase=None, every=1 << 30)
     # The first step warms up, and asks the model before, which later steps only remember.
     trial = replace(method, steps=3, stop=stop, batch=few[0], retain_batch=few[1], accumulate=1)
     trial(network, request, on_event)

@@ -243,7 +243,7 @@ def _writing(request: Request, audits: Sequence[Audit], processes: int) -> Itera
     lengths = sorted({int(new) for audit in audits if (new := getattr(audit, "max_new_tokens", 0))})
     for new in lengths:
         every = [e for examples in request.sets().values() for e in examples]
-        asked = sorted(len(e.asked) for e in every if getattr(e, "asked", ()))[::processes]
+        asked = sorted(len(e.prompt_tokens) for e in every if getattr(e, "prompt_tokens", ()))[::processes]
         for start in range(0, len(asked), WRITES):
             group = asked[start : start + WRITES]
             yield Writing(len(group), group[-1], new)

@@ -107,16 +107,16 @@ def best_class(labels: Int[Tensor, " rows"], scores: Scores) -> tuple[Tensor, Te
     """
     states, head = scores[0].detach(), scores[1]
     if head is None:
-        highest = (logits := widened(states)).max(-1)
+        highest = (logits := widen(states)).max(-1)
         return right_log_prob(labels, logits), highest.indices == labels
     states, row = torch.unique(states, dim=0, return_inverse=True)
-    value = torch.empty(len(labels), device=states.device, dtype=widened(states[:0]).dtype)
+    value = torch.empty(len(labels), device=states.device, dtype=widen(states[:0]).dtype)
     total = torch.zeros(len(states), device=states.device, dtype=value.dtype)
     top, best = torch.full_like(total, -torch.inf), torch.zeros_like(row[:1]).repeat(len(states))
     for rows in _runs(len(states), ROWS):
         asked = ((row >= rows.start) & (row < rows.stop)).nonzero()[:, 0]
         for classes in _runs(len(head.weight), max(1, _room(BLOCK, states) // (rows.stop - rows.start))):
-            part = widened(head.cut(classes)(states[rows]))
+            part = widen(head.cut(classes)(states[rows]))
             here = asked[(labels[asked] >= classes.start) & (labels[asked] < classes.stop)]
             value[here] = part[row[here] - rows.start, labels[here] - classes.start]
             peak, place = part.max(-1)
@@ -142,7 +142,7 @@ def moments(labels: Int[Tensor, " rows"], scores: Scores) -> tuple[Tensor, Tenso
     return log_prob, rank, mean, variance
 
 
-def widened(logits: Tensor) -> Tensor:
+def widen(logits: Tensor) -> Tensor:
     """The same scores in float32 at least."""
     return logits if logits.dtype == torch.float64 else logits.float()
 
@@ -170,7 +170,7 @@ def each_row(read: Read, labels: Tensor, scores: Scores, others: Sequence[Scores
     """`read` of every row, and gradients to the states (and to a head that moves) of `scores`."""
     states, head = scores
     if head is None:
-        return read(labels, widened(states), *(_scores(s.detach(), h) for s, h in others))
+        return read(labels, widen(states), *(_scores(s.detach(), h) for s, h in others))
     if not torch.is_grad_enabled() or not (states.requires_grad or head.moves):
         return torch.cat([read(*part).clone() for part in chunks(labels, scores, *others)])
     if head.moves:  # its gradient has the matrix's size, whatever the rows: the scores are made a second time instead
@@ -195,7 +195,7 @@ class _EachRow(torch.autograd.Function):
             if known:
                 value, slope = known(*part)
             else:
-                value, slope = _differentiated(read, *part)
+                value, slope = _differentiate(read, *part)
             rows = slice(start, start := start + len(part[0]))
             torch.mm(slope.to(head.weight.dtype), head.weight, out=slopes[rows])
             values.append(value)
@@ -209,7 +209,7 @@ class _EachRow(torch.autograd.Function):
         return slopes * up[:, None].to(slopes.dtype), None, None, None, None
 
 
-def _differentiated(read: Read, labels: Tensor, logits: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:
+def _differentiate(read: Read, labels: Tensor, logits: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:
     with torch.enable_grad():
         value = read(labels, logits.requires_grad_(), *others)
         (slope,) = torch.autograd.grad(value.sum(), logits)
@@ -226,7 +226,7 @@ def _cut(others: Sequence[Scores], rows: slice) -> list[Scores]:
 
 
 def _scores(states: Tensor, head: Head | None) -> Tensor:
-    return widened(states if head is None else head(states))
+    return widen(states if head is None else head(states))
 
 
 def _slices(count: int, scores: Scores) -> Iterator[slice]:

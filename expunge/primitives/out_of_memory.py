@@ -41,11 +41,11 @@ _most: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 """Tokens (or images) that one call of a module may read, where that was found out."""
 
 
-def _warned(text: str) -> None:
+def _warn(text: str) -> None:
     warnings.warn(text, RuntimeWarning, stacklevel=3)
 
 
-_say: ContextVar[Callable[[str], None]] = ContextVar("say", default=_warned)
+_say: ContextVar[Callable[[str], None]] = ContextVar("say", default=_warn)
 
 
 @contextmanager

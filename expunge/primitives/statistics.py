@@ -96,6 +96,6 @@ def area(budgets: Values, values: Values) -> float:
     return float(np.trapezoid(values, budgets) / (budgets[-1] - budgets[0]))
 
 
-def reached(budgets: Values, values: Values, level: float) -> float | None:
+def first_reaching(budgets: Values, values: Values, level: float) -> float | None:
     """The first budget whose value is at least `level`; None where there is none."""
     return next((budget for budget, value in zip(budgets, values, strict=True) if value >= level), None)

@@ -58,7 +58,7 @@ class AnswerStore:
                     name = _digest(b"name", material)
                     row = base.execute("SELECT value, mark FROM entries WHERE name = ?", (name,)).fetchone()
                     if row and _digest(b"mark", row[0]) == row[1]:
-                        found[material] = load(_sealed(row[0], material))
+                        found[material] = load(_seal(row[0], material))
                         base.execute("UPDATE entries SET used = ? WHERE name = ?", (time.time(), name))
         except (sqlite3.Error, OSError, SafetensorError):
             return found
@@ -69,7 +69,7 @@ class AnswerStore:
         try:
             with closing(self._open()) as base, base:
                 for material, entry in entries.items():
-                    value = _sealed(save({name: part.contiguous().cpu() for name, part in entry.items()}), material)
+                    value = _seal(save({name: part.contiguous().cpu() for name, part in entry.items()}), material)
                     row = (_digest(b"name", material), value, _digest(b"mark", value), len(value), time.time())
                     base.execute("INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?)", row)
                 self._make_room(base)
@@ -127,7 +127,7 @@ def _digest(what: bytes, data: bytes) -> bytes:
     return hashlib.sha256(what + b":" + data).digest()
 
 
-def _sealed(data: bytes, material: bytes) -> bytes:
+def _seal(data: bytes, material: bytes) -> bytes:
     """`data` mixed with a stream that only `material` gives; done twice, it is undone."""
     stream = hashlib.shake_256(b"seal:" + material).digest(len(data))
     mixed = np.frombuffer(data, dtype=np.uint8) ^ np.frombuffer(stream, dtype=np.uint8)

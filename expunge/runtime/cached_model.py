@@ -89,7 +89,7 @@ class CachedModel(Wrapper):
         made = dict(zip(absent, self._ask_anew(question, list(absent.values())), strict=True)) if absent else {}
         self.store.put({key: question.pack(reply) for key, reply in made.items()})
         return [
-            self._unpacked(question, there[key], example) if key in there else made[key]
+            self._unpack(question, there[key], example) if key in there else made[key]
             for key, example in zip(keys, new, strict=True)
         ]
 
@@ -110,7 +110,7 @@ class CachedModel(Wrapper):
         if sum(part.states.numel() * part.states.element_size() for _, part in known.values()) > MOST:
             known.clear()
 
-    def _unpacked(self, question: Question[Reply], entry: Entry, example: Example) -> Reply:
+    def _unpack(self, question: Question[Reply], entry: Entry, example: Example) -> Reply:
         part = question.unpack(entry, example)
         if isinstance(part, Predictions) and isinstance(self.inner, Network):
             return replace(part.to(self.inner.device), head=self.inner.head())  # type: ignore[return-value]

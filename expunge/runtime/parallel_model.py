@@ -23,16 +23,15 @@ from torch.distributed.fsdp import FSDPModule
 from expunge.core.model import Batch, Model, Network, Wrapper
 from expunge.core.predictions import Predictions, weights_of
 from expunge.core.question import (
-    LogProbabilities,
+    DerivedQuestion,
     Question,
     Reply,
     RowQuestion,
     RowsReply,
-    RowStatistics,
     Scores,
     Text,
 )
-from expunge.primitives.class_scores import Head, widened
+from expunge.primitives.class_scores import Head, widen
 from expunge.runtime.answer_store import AnswerStore, Entry, Recall, store_of_environment
 from expunge.runtime.cached_model import CachedModel
 from expunge.runtime.processes import all_reduce, barrier, is_main, rank, world_size
@@ -54,7 +53,7 @@ class ParallelModel(Network):
     """Within what the parts are asked, so that they answer as the whole does."""
 
     @cached_property
-    def asked(self) -> Network:
+    def local(self) -> Network:
         """What this process calls; a cut one is made when it is first asked, from a whole that may lie elsewhere."""
         if self.parts is not None and self.module is self.whole.module:
             return self.parts
@@ -64,8 +63,8 @@ class ParallelModel(Network):
     def ask(self, question: Question[Reply], batch: Batch) -> Reply:
         with self.around():
             if isinstance(question, Text):
-                return self._written(question, batch)  # type: ignore[return-value]
-            if isinstance(question, LogProbabilities | RowStatistics):
+                return self._write_texts(question, batch)  # type: ignore[return-value]
+            if isinstance(question, DerivedQuestion):
                 return self._in_groups(question, batch)
             return self._in_shares(question, batch)
 
@@ -75,18 +74,18 @@ class ParallelModel(Network):
     def ask_alone(self, question: Question[Reply], batch: Batch) -> Reply:
         """What this process's network says of its own share of a batch, while the others ask theirs."""
         with self.around():
-            return self.asked.ask(question, batch)
+            return self.local.ask(question, batch)
 
     def batches(self, examples: Batch) -> Iterator[list[int]]:
-        return self.asked.batches(examples)
+        return self.local.batches(examples)
 
     def head(self) -> Head | None:
-        for module in sharded_roots(self.asked):
+        for module in sharded_roots(self.local):
             module.unshard()
-        return self.asked.head()
+        return self.local.head()
 
     def settings(self) -> str:
-        device = next(self.asked.module.parameters()).device.type
+        device = next(self.local.module.parameters()).device.type
         return self.whole.settings() + (f"\n{device}" if device != self.device.type else "")
 
     def save(self, folder: Path) -> None:
@@ -94,21 +93,21 @@ class ParallelModel(Network):
 
     def give_back(self) -> None:
         """Give back the memory of this process's part; asked again, it is made anew."""
-        self.__dict__.pop("asked", None)
+        self.__dict__.pop("local", None)
 
-    def _in_groups(self, question: RowQuestion[RowsReply], examples: Batch) -> RowsReply:
+    def _in_groups(self, question: DerivedQuestion[RowsReply], examples: Batch) -> RowsReply:
         """The reply about any number of examples, numbers for each row: groups of examples are dealt out."""
         ends = torch.cumsum(torch.tensor([example.rows for example in examples]), 0).tolist()
         names = [f.name for f in fields(question.reply) if f.name not in ("example", "examples", "share", "weights")]
         table = torch.zeros(len(names), ends[-1], dtype=torch.float64)
-        with without_gradients(), in_step(self.asked, lambda: self.asked.ask(Scores(), examples[:1])):
-            for group in list(self.asked.batches(examples))[rank() :: world_size()]:
-                reply = self.asked.ask(question, [examples[k] for k in group])
+        with without_gradients(), in_step(self.local, lambda: self.local.ask(Scores(), examples[:1])):
+            for group in list(self.local.batches(examples))[rank() :: world_size()]:
+                reply = question.derive(self.local.ask(Scores(), [examples[k] for k in group]))
                 for k, one in zip(group, question.split(reply), strict=True):
                     own = one.tensors()
                     rows = slice(ends[k] - len(one.labels), ends[k])
                     table[:, rows] = torch.stack([own[name].to(table) for name in names])
-        wide = widened(next(self.module.parameters()).new_empty(0)).dtype
+        wide = widen(next(self.module.parameters()).new_empty(0)).dtype
         whole = dict(zip(names, all_reduce(table), strict=True))
         tensors = {name: values.to(WHOLE_NUMBERS.get(name, wide)) for name, values in whole.items()}
         return _reply(question, tensors, torch.tensor([example.rows for example in examples]), examples)
@@ -117,7 +116,7 @@ class ParallelModel(Network):
         """The reply about a batch of which each process reads a share: one pass for each, be its share empty."""
         start, end = len(batch) * rank() // world_size(), len(batch) * (rank() + 1) // world_size()
         with without_gradients():
-            reply = self.asked.ask(question, batch[start:end] or batch[:1])
+            reply = self.local.ask(question, batch[start:end] or batch[:1])
         sizes = torch.zeros(len(batch), dtype=torch.long)
         if end > start:
             sizes[start:end] = reply.counts().cpu()
@@ -141,19 +140,19 @@ class ParallelModel(Network):
         made = _reply(question, tensors, sizes.to(reply.labels.device), batch, **others)
         return replace(made, head=self.head()) if isinstance(made, Predictions) else made  # type: ignore[return-value]
 
-    def _written(self, question: Text, prompts: Batch) -> list[str]:
+    def _write_texts(self, question: Text, prompts: Batch) -> list[str]:
         mine = range(rank(), len(prompts), world_size())
-        if sharded_roots(self.asked):
+        if sharded_roots(self.local):
             self._pass_idly()  # FSDP2 makes its tensors in its first pass, and writing is done in inference mode
-        with in_step(self.asked, self._pass_idly):
+        with in_step(self.local, self._pass_idly):
             begun = tuple(question.begun[k] for k in mine) if question.begun else ()
-            texts = self.asked.ask(replace(question, begun=begun), [prompts[k] for k in mine])
+            texts = self.local.ask(replace(question, begun=begun), [prompts[k] for k in mine])
         return gather_texts({k: text for k, text in zip(mine, texts, strict=True)}, len(prompts))
 
     def _pass_idly(self) -> None:
-        token = torch.zeros(1, 1, dtype=torch.long, device=next(self.asked.module.parameters()).device)
+        token = torch.zeros(1, 1, dtype=torch.long, device=next(self.local.module.parameters()).device)
         with without_gradients():
-            self.asked.module(input_ids=token, use_cache=False)
+            self.local.module(input_ids=token, use_cache=False)
 
 
 WHOLE_NUMBERS = {"labels": torch.long, "rank": torch.long, "right": torch.bool}

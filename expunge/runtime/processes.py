@@ -77,7 +77,7 @@ def processes(device: str) -> Iterator[str]:
         dist.destroy_process_group()
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or "gloo" in str(error) or "NCCL" in str(error):
-            _lost(error)
+            _fail_without_it(error)
         raise
 
 
@@ -95,7 +95,7 @@ def _told_to_end(number: int, _: object) -> NoReturn:
     _ending()
     if number == signal.SIGINT:
         raise KeyboardInterrupt
-    _lost(None)
+    _fail_without_it(None)
 
 
 def _ending() -> None:
@@ -104,7 +104,7 @@ def _ending() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _lost(error: Exception | None) -> NoReturn:
+def _fail_without_it(error: Exception | None) -> NoReturn:
     _ending()
     raise RunFailed(
         f"Process {rank()} of {world_size()} lost another one: it died, was ended from outside, or did not answer "
@@ -131,7 +131,7 @@ def _until(ready: Callable[[], bool]) -> None:
         if barrier.is_completed() and not ready():  # who is through may have left already
             barrier.wait()  # raises where it failed
         if _store().check(["ended"]) and not ready():  # it may have come in time, and ended after that
-            _lost(None)
+            _fail_without_it(None)
         time.sleep(pause)
         pause = min(0.1, 2 * pause)
 

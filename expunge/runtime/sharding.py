@@ -55,7 +55,7 @@ def silent_reference(before: Network, now: Network) -> tuple[Network, Callable[[
     adapter silent, where it has one; else the network before, cut as well."""
     if world_size() == 1:
         return before, nullcontext
-    return (now, partial(silenced, now.module)) if tuners(now.module) else (shard(before), nullcontext)
+    return (now, partial(silence_adapter, now.module)) if tuners(now.module) else (shard(before), nullcontext)
 
 
 def tuners(module: nn.Module) -> list[BaseTunerLayer]:
@@ -64,7 +64,7 @@ def tuners(module: nn.Module) -> list[BaseTunerLayer]:
 
 
 @contextmanager
-def silenced(module: nn.Module) -> Iterator[None]:
+def silence_adapter(module: nn.Module) -> Iterator[None]:
     """The adapter says nothing. peft's own switch takes `requires_grad` away too, which FSDP2 reads only once."""
     layers = tuners(module)
     try:

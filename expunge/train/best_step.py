@@ -47,7 +47,7 @@ class BestStep:
     level: float | None
     slack: float
     source: str
-    budget: float | None
+    max_retain_increase: float | None
     forget: Batch
     retain: Batch
     retain_at_start: float = math.nan
@@ -58,7 +58,7 @@ class BestStep:
 
     def start(self, layers: int, trainable: int, parameters: int, steps: int) -> Started:
         """What may move, and what the run aims at."""
-        budget = self.budget if self.retain else None
+        budget = self.max_retain_increase if self.retain else None
         return Started(layers, trainable, parameters, steps, self.level, self.slack, self.source, budget)
 
     def check(self, step: int, adapted: Network, moving: Mapping[str, nn.Parameter], on_event: OnEvent) -> str:
@@ -82,14 +82,14 @@ class BestStep:
         if self.level is not None and missing == 0 and over == 0:
             return f"the forget examples fall {short:.2f} nats short of {self.level:.2f} ({self.source})"
         if self.level is None and over > 0:
-            return f"the retain budget of {self.budget} nats was spent"
+            return f"the retain budget of {self.max_retain_increase} nats was spent"
         return ""
 
     def overspent(self, retain: float | None) -> float:
         """Nats by which the retain loss exceeds its start and the budget."""
-        if retain is None or self.budget is None:
+        if retain is None or self.max_retain_increase is None:
             return 0.0
-        return max(0.0, retain - self.retain_at_start - self.budget)
+        return max(0.0, retain - self.retain_at_start - self.max_retain_increase)
 
     def fail(self, step: int, name: str, moving: Mapping[str, nn.Parameter]) -> None:
         """Put the best state back and refuse: no comparison with NaN is true, so it would pass for forgotten."""

@@ -209,7 +209,7 @@ def learnt(examples: tuple[Passage, ...], seed: int) -> Network:
     )
     plan = parse(
         "Finetune(objective=RetainNLL(), adapter=Full(), learning_rate=4e-3, steps=90, batch=1, retain_batch=48, "
-        "stop=Stop(level=None, budget=None, every=1000), norms=False)"
+        "stop=Stop(level=None, max_retain_increase=None, every=1000), norms=False)"
     )
     blank = LanguageModel.of(LlamaForCausalLM(config).eval(), WORDS)
     return plan(blank, Request(told(PEOPLE[:1], ["where"]), examples))

@@ -18,7 +18,7 @@ from expunge.objectives.grad_diff import GradDiff
 torch.set_num_threads(1)
 
 V = 40
-FREE = Stop(level=None, budget=None, every=1000)
+FREE = Stop(level=None, max_retain_increase=None, every=1000)
 """Takes every step and keeps the last."""
 
 

@@ -62,7 +62,7 @@ def test_more_parts_than_a_set_has_examples_change_nothing(forget, retain):
 
 
 def test_checks_leave_the_trajectory_as_it_is_to_the_bit():
-    checked, with_checks = run(steps=8, stop=Stop(level=None, budget=None, every=1))
+    checked, with_checks = run(steps=8, stop=Stop(level=None, max_retain_increase=None, every=1))
     plain, without = run(steps=8)
     assert len(with_checks.of(Checked)) == 9
     assert len(without.of(Checked)) == 2

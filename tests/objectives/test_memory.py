@@ -40,7 +40,7 @@ from expunge.train.batches import Batches
 torch.set_num_threads(1)
 
 V = 30
-FREE = Stop(level=None, budget=None, every=1000)
+FREE = Stop(level=None, max_retain_increase=None, every=1000)
 
 
 def language() -> LanguageModel:

@@ -100,7 +100,7 @@ def test_a_value_that_is_no_number_never_meets_a_rule(sign: str):
 
 
 def asked(name: str, *options: Passage) -> tuple[Passage, ...]:
-    return (Passage(name, (1, 2), 1, "", name, f"What is {name}?", asked=(1,), alternatives=options),)
+    return (Passage(name, (1, 2), 1, "", name, f"What is {name}?", prompt_tokens=(1,), alternatives=options),)
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ FORGOTTEN = "three"
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 METHOD = (
     "Finetune(objective=0.3 * HingedAscent(level=3.0) + RetainNLL(), adapter=Bounded(rank=4), learning_rate=0.002, "
-    "steps=40, batch=16, retain_batch=64, stop=Stop(level=None, budget=None, every=10))"
+    "steps=40, batch=16, retain_batch=64, stop=Stop(level=None, max_retain_increase=None, every=10))"
 )
 
 
@@ -79,7 +79,7 @@ def done(tmp_path_factory) -> tuple[Path, dict, list[dict]]:
         retain_batch=64,
         warmup=10,
         schedule="linear",
-        stop=Stop(level=None, budget=None, every=1000),
+        stop=Stop(level=None, max_retain_increase=None, every=1000),
     )
     learn(network, Request(forget=seen[:1], retain=seen[1:])).plain().save(root / "model")
     told: list[Event] = []

@@ -42,8 +42,8 @@ def all_write() -> None:
     model: Any = ask_together(tiny(), "cut")
     passes = iter(range(4))
     if rank() == 1:
-        model.asked.module.register_forward_pre_hook(lambda *_: None if next(passes, None) is not None else die())
-    model.ask(Text(30), [replace(example, asked=example.tokens[:2]) for example in REQUEST.retain])
+        model.local.module.register_forward_pre_hook(lambda *_: None if next(passes, None) is not None else die())
+    model.ask(Text(30), [replace(example, prompt_tokens=example.tokens[:2]) for example in REQUEST.retain])
 
 
 def one_waits(dead: int) -> None:
@@ -123,7 +123,8 @@ def test_the_command_ends_with_one_line_where_the_first_dies_while_it_saves(star
     (tmp_path / "dies.py").write_text(DIES)
     sets = [f"--forget={tmp_path / 'forget.jsonl'}", f"--retain={tmp_path / 'retain.jsonl'}"]
     method = (
-        "Finetune(objective=GradDiff(), adapter=LoRA(rank=2), steps=2, stop=Stop(level=None, budget=None, every=9))"
+        "Finetune(objective=GradDiff(), adapter=LoRA(rank=2), steps=2, "
+        "stop=Stop(level=None, max_retain_increase=None, every=9))"
     )
     asked = ["forget", model, *sets, "--audits", "Loss", "--method", method, "--out", tmp_path / "out"]
     said = start(*asked, processes=2, program=str(tmp_path / "dies.py")).end()

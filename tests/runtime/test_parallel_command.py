@@ -20,7 +20,8 @@ ROOT = Path(__file__).parent.parent.parent
 HOLDS = ["whole", "cut"]
 CLI = "Finetune(adapter=Bounded(rank=2), learning_rate=0.003, steps=4, batch=3, stop=Stop(level=None, every=2))"
 ENDLESS = (
-    "Finetune(adapter=LoRA(rank=2), learning_rate=1e-9, steps=100000, stop=Stop(level=None, budget=None, every=2))"
+    "Finetune(adapter=LoRA(rank=2), learning_rate=1e-9, steps=100000, "
+    "stop=Stop(level=None, max_retain_increase=None, every=2))"
 )
 
 
