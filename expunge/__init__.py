@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from expunge.methods.stop import Stop
     from expunge.models.open import open_model
     from expunge.notation.parse import parse
-    from expunge.run.prepare import Inputs
+    from expunge.report.report import Report
+    from expunge.run.prepare import Inputs, read_request
+    from expunge.run.unlearn import unlearn
 
 __version__ = "0.1.0"
 
@@ -44,6 +46,7 @@ _HOME = {
     "Model": "core.model",
     "Network": "core.model",
     "Objective": "core.objective",
+    "Report": "report.report",
     "Request": "core.request",
     "Routes": "core.question",
     "RowStatistics": "core.question",
@@ -55,6 +58,8 @@ _HOME = {
     "answers": "core.model",
     "open_model": "models.open",
     "parse": "notation.parse",
+    "read_request": "run.prepare",
+    "unlearn": "run.unlearn",
 }
 __all__ = [
     "Adapted",
@@ -72,6 +77,7 @@ __all__ = [
     "Model",
     "Network",
     "Objective",
+    "Report",
     "Request",
     "Routes",
     "RowStatistics",
@@ -83,6 +89,8 @@ __all__ = [
     "answers",
     "open_model",
     "parse",
+    "read_request",
+    "unlearn",
 ]
 
 

@@ -28,8 +28,8 @@ from expunge.plan.pace import _grown
 from expunge.plan.paper import on_paper
 from expunge.plan.plan import flops, plan
 from expunge.plan.reads import Reads, Writing, ask, groups, reads
+from expunge.run.job import Job
 from expunge.run.prepare import Inputs
-from expunge.run.unlearn import Job
 
 CANARY = "zanzibarlighthouse77"
 PLACES = ["Aldoria", "Brenn", "Corvane", "Dunmere", "Elsin", "Farrow", "Galt", "Hess", "Iver", "Jarn"]

@@ -28,8 +28,8 @@ from expunge.plan.memory import held
 from expunge.plan.paper import Paper, on_paper
 from expunge.plan.plan import counted, flops, plan, tokens
 from expunge.plan.reads import reads
+from expunge.run.job import Job
 from expunge.run.prepare import Inputs
-from expunge.run.unlearn import Job
 from tests.families import picture_request, resnet, text_request, vit
 
 LLAMA = LlamaConfig(

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 class Accuracy(ScoreAudit):
     """Share of rows whose right class has the highest score."""
 
+    families = ("vision",)
     definition = "Mean over examples of the share of labelled rows whose right class has the highest score."
 
     def score(self, model: Model, batch: Batch) -> "Float[Tensor, ' examples']":

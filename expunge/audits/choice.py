@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 class Choice(ScoreAudit):
     """Right-answer rate among the options of each question."""
 
+    families = ("language",)
+    needs = "options: wrong answers"
     definition = (
         "Share of questions whose right answer has a higher length-normalised probability than each wrong option."
     )

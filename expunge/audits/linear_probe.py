@@ -83,8 +83,7 @@ class LinearProbe(WhiteBoxAudit):
         for name, hit in hits.items():
             scores = hit.astype(float).tolist()
             value = float(np.mean(scores))
-            low, high = mean_interval(scores)
-            yield Finding(self.name, name, value, low, high, len(scores), self.definition, chance, scores=tuple(scores))
+            yield self.finding(name, value, mean_interval(scores), scores, chance)
 
     def read(
         self, network: Network, examples: Batch

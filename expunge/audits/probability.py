@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 class Probability(ScoreAudit):
     """`P(answer | question) ** (1 / rows)`."""
 
+    families = ("language", "vision", "any")
     definition = "Mean over examples of exp(mean log-probability of a labelled row), end token included (TOFU)."
 
     def score(self, model: Model, batch: Batch) -> "Float[Tensor, ' examples']":

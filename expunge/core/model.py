@@ -52,6 +52,8 @@ class Model(ABC):
     A class answers a kind of question by one method that is marked with `@answers(Kind)`.
     """
 
+    family: ClassVar[str] = ""
+    """Name of the family that it is of; empty for what is made of other models."""
     _answers: ClassVar[Mapping[type[Question[Any]], Callable[..., Any]]] = {}
 
     def __init_subclass__(cls) -> None:
