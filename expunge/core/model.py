@@ -17,7 +17,7 @@ from torch import nn
 from expunge.core.question import DerivedQuestion, Question, Reply, RowsReply, Scores
 from expunge.core.request import Example
 from expunge.errors import ModelRefused, UsageRefused
-from expunge.primitives.composed_files import describe, kind_name, save_parts, take_apart
+from expunge.primitives.composed_files import describe, kind_name, parts_of, save_parts
 from expunge.primitives.out_of_memory import in_fitting_batches
 
 if TYPE_CHECKING:
@@ -83,12 +83,12 @@ class Model(ABC):
 
     def fingerprint(self) -> str:
         """SHA-256 over all that was learnt: two models with equal weights have equal fingerprints."""
-        parts = [part.fingerprint() for _, part in take_apart(self, Model)[1]]
+        parts = [part.fingerprint() for _, part in parts_of(self, Model)]
         return hashlib.sha256("\n".join((kind_name(type(self)), *parts)).encode()).hexdigest()
 
     def settings(self) -> str:
         """All beside what was learnt that its answers depend on."""
-        return "\n".join([describe(self, Model), *(part.settings() for _, part in take_apart(self, Model)[1])])
+        return "\n".join([describe(self, Model), *(part.settings() for _, part in parts_of(self, Model))])
 
     def save(self, folder: Path) -> None:
         """Write a folder that `open_model` reads back. Models made of models and settings need no code of their own."""
