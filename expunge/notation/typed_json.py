@@ -1,8 +1,8 @@
 """Frozen dataclasses <-> JSON: written, read back and checked, and described as JSON Schema, by their annotations.
 
 Known are bool, int, float, str, None, Literal, X | Y, tuple[X, ...], tuple[X, Y], dict[str, X], and dataclasses of
-these. All fields are written but those whose metadata says `{"json": False}`; a field with a default may be missing when
-it is read, and an unknown field is refused.
+these. All fields are written but those whose metadata says `{"json": False}`; a field with a default may be missing
+when it is read, and an unknown field is refused.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from expunge.core.events import EVENTS, Event
+from expunge.events import EVENTS, Event
 
 T = TypeVar("T")
 

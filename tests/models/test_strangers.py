@@ -16,13 +16,14 @@ from torch import Tensor, nn
 
 from expunge import Finetune, Full, Method, Model, Network, Request, Wrapper, answers, open_model, unlearn
 from expunge.adapters.bounded import Bounded
-from expunge.core.audit import Audit, WhiteBoxAudit
-from expunge.core.events import OnEvent, ignore_event
+from expunge.audits._kinds import WhiteBoxAudit
+from expunge.core.audit import Audit
 from expunge.core.model import Batch
 from expunge.core.predictions import Predictions, weights_of
 from expunge.core.question import HiddenStates, LogProbabilities, RowStatistics, Scores, Text
 from expunge.core.request import Example
 from expunge.errors import ModelRefused, UsageRefused
+from expunge.events import OnEvent, ignore_event
 from expunge.methods.stop import Stop
 from expunge.notation.parse import parse, plugins
 from expunge.objectives.ascent import Ascent
@@ -40,7 +41,7 @@ FREE = Stop(level=None, max_retain_increase=None, every=1000)
 
 @dataclass(frozen=True)
 class Swaps(Wrapper):
-    """Exchanges the scores of the right class and of the least likely one, for the records that it knows by their digests."""
+    """Exchanges the scores of the right class and the least likely one, for records that it knows by their digests."""
 
     inner: Model
     guarded: tuple[str, ...]

@@ -11,13 +11,13 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from expunge import Report, open_model, read_request, unlearn
+from expunge.audits._kinds import ScoreAudit
 from expunge.audits.loss import Loss
-from expunge.core.audit import ScoreAudit
-from expunge.core.events import Checked, Ended, Event, Note, Started, Step
 from expunge.core.model import Batch, Model
 from expunge.core.question import LogProbabilities
 from expunge.core.request import Request
 from expunge.errors import DataRefused, RunFailed, UsageRefused
+from expunge.events import Checked, Ended, Event, Note, Started, Step
 from expunge.methods.finetune import Finetune
 from expunge.methods.stop import Stop
 from expunge.objectives.grad_diff import GradDiff
@@ -258,8 +258,7 @@ def test_a_record_that_cannot_be_used_is_named_by_its_place(model: Path, records
     assert CANARY not in str(refused.value)
 
 
-def test_the_readme_goes_from_a_model_and_two_lists_of_records_to_a_saved_report_in_eight_lines(
-):
+def test_the_readme_goes_from_a_model_and_two_lists_of_records_to_a_saved_report_in_eight_lines():
     page = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     [block] = [part.split("```")[0] for part in page.split("```python\n")[1:] if "unlearn(" in part]
     assert len([line for line in block.splitlines() if line.strip()]) <= 8
