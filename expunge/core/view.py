@@ -90,7 +90,7 @@ class View:
         key = (f"{name}, instead", Scores())
         if key not in self.replies:
             reply = replace(self._pass(Scores(), key[0], examples), weights=weights_of(self.batch(name)))
-            self.replies[key] = self._counted(name, reply)
+            self.replies[key] = self._count_as_part(name, reply)
         reply: Predictions = self.replies[key]
         return reply
 

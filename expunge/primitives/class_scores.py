@@ -166,7 +166,9 @@ def chunks(labels: Tensor, *scores: Scores) -> Iterator[tuple[Tensor, ...]]:
             yield labels[rows], *made
 
 
-def each_row(read: Read, labels: Tensor, scores: Scores, others: Sequence[Scores]) -> Float[Tensor, " rows"]:
+def each_row(
+    read: Read, labels: Int[Tensor, " rows"], scores: Scores, others: Sequence[Scores]
+) -> Float[Tensor, " rows"]:
     """`read` of every row, and gradients to the states (and to a head that moves) of `scores`."""
     states, head = scores
     if head is None:
