@@ -27,9 +27,9 @@ Measure = Callable[[Predictions], Tensor]
 """A mean over rows or examples, of which the gradient is taken."""
 
 
-def loss(said: Predictions) -> Tensor:
+def loss(predictions: Predictions) -> Tensor:
     """Cross-entropy: mean over rows, in nats."""
-    return said.nll()
+    return predictions.nll()
 
 
 def gradient(network: Network, measure: Measure, *sets: tuple[float, Batch]) -> Gradient:

@@ -105,8 +105,8 @@ class Inside:
 
     def _odds(self, batch: Batch, seats: _Seats, states: Float[Tensor, "batch width"]) -> Float[Tensor, " batch"]:
         with _change_output(self.module, lambda made: seats.put(made, states.to(made))):
-            said = self.network.ask(Scores(), batch)
-        return said.mean(said.each_row(log_odds))
+            predictions = self.network.ask(Scores(), batch)
+        return predictions.mean(predictions.each_row(log_odds))
 
     def _each(self, examples: Batch, read: Callable[[list[int], Batch, _Seats], Tensor]) -> Tensor:
         """`read` of batches in which no example can be moved by another's state, in the order of the examples."""
@@ -143,9 +143,9 @@ class Inside:
             with _change_output(self.module, lambda output: made.setdefault("output", output)):
                 self.network.ask(HiddenStates(number), batch)
             with _change_output(self.module, _number_positions):
-                felt = self.network.ask(HiddenStates(number), batch)
-            first = felt.counts().cumsum(0) - felt.counts()
-            at = felt.states[first, 0].long()
+                hidden = self.network.ask(HiddenStates(number), batch)
+            first = hidden.counts().cumsum(0) - hidden.counts()
+            at = hidden.states[first, 0].long()
             output = made["output"]
             lines = at // math.prod(output.shape[1:-1])
             alone = len(batch) == 1 or len(lines.unique()) == len(batch)

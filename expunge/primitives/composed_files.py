@@ -68,23 +68,23 @@ def save_parts(thing: Any, part: type[Part], folder: Path, save: Callable[[Part,
 def open_parts(folder: Path, part: type[Part], open_part: Callable[[Path], Part]) -> Part:
     """What `save_parts` wrote, or what a class of its own reads by a static `load(folder, open_part)`."""
     try:
-        said = json.loads((folder / FILE).read_text(encoding="utf-8"))
-        name, settings = str(said["kind"]), dict(said.get("settings", {}))
+        document = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        name, settings = str(document["kind"]), dict(document.get("settings", {}))
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ModelRefused(f"{folder / FILE} does not describe a model. Save the model again.") from error
     kind = _class_called(name, part, folder)
     if "load" in vars(kind):
-        made: Part = vars(kind)["load"].__func__(folder, open_part)
-        return made
-    given = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+        loaded: Part = vars(kind)["load"].__func__(folder, open_part)
+        return loaded
+    arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
     for field in fields(kind):  # type: ignore[arg-type]
-        several = sorted(folder.glob(f"{field.name}-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+        numbered = sorted(folder.glob(f"{field.name}-*"), key=lambda path: int(path.name.rpartition("-")[2]))
         if (folder / field.name).is_dir():
-            given[field.name] = open_part(folder / field.name)
-        elif several:
-            given[field.name] = tuple(map(open_part, several))
+            arguments[field.name] = open_part(folder / field.name)
+        elif numbered:
+            arguments[field.name] = tuple(map(open_part, numbered))
     try:
-        return kind(**given)
+        return kind(**arguments)
     except TypeError as error:
         raise ModelRefused(f"{folder}: {name} cannot be made of what lies there. Save the model again.") from error
 

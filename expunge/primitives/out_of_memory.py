@@ -92,22 +92,22 @@ def in_fitting_batches(
         while waiting:
             waiting[:1] = _cut(waiting[0], examples, _most.get(module))
             part = [examples[k] for k in waiting[0]]
-            said = try_in_memory(lambda part=part: read(part))  # type: ignore[misc]
-            if said is None:
+            result = try_in_memory(lambda part=part: read(part))  # type: ignore[misc]
+            if result is None:
                 _halve(module, part)
             else:
-                yield waiting.pop(0), said[0]
+                yield waiting.pop(0), result[0]
 
 
 def _cut(group: list[int], examples: Sequence[Sized], most: int | None) -> list[list[int]]:
     """The group in runs of at most `most` tokens, or of one example."""
     runs: list[list[int]] = []
-    held = 0
+    size = 0
     for k in group:
-        held += examples[k].size
-        if not runs or (most is not None and held > most):
+        size += examples[k].size
+        if not runs or (most is not None and size > most):
             runs.append([])
-            held = examples[k].size
+            size = examples[k].size
         runs[-1].append(k)
     return runs
 

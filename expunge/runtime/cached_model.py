@@ -83,13 +83,13 @@ class CachedModel(Wrapper):
         if self.store is None:
             return self._ask_anew(question, new)
         keys = [b"|".join((self.identity, repr(question).encode(), example.input_digest())) for example in new]
-        there = self.store.get(keys)
-        self.recalled += len(there)
-        absent = {key: example for key, example in zip(keys, new, strict=True) if key not in there}
-        made = dict(zip(absent, self._ask_anew(question, list(absent.values())), strict=True)) if absent else {}
-        self.store.put({key: question.pack(reply) for key, reply in made.items()})
+        stored = self.store.get(keys)
+        self.recalled += len(stored)
+        absent = {key: example for key, example in zip(keys, new, strict=True) if key not in stored}
+        new_replies = dict(zip(absent, self._ask_anew(question, list(absent.values())), strict=True)) if absent else {}
+        self.store.put({key: question.pack(reply) for key, reply in new_replies.items()})
         return [
-            self._unpack(question, there[key], example) if key in there else made[key]
+            self._unpack(question, stored[key], example) if key in stored else new_replies[key]
             for key, example in zip(keys, new, strict=True)
         ]
 
@@ -102,8 +102,8 @@ class CachedModel(Wrapper):
 
     def _rows_written_anyway(self, example: Example) -> int:
         """How many rows of the example's own answer come first, one after the other, by greedy choice."""
-        said: RowScores | None = self.reply_about(LogProbabilities(), example)
-        return 0 if said is None else int(said.right.int().cumprod(0).sum())
+        row_scores: RowScores | None = self.reply_about(LogProbabilities(), example)
+        return 0 if row_scores is None else int(row_scores.right.int().cumprod(0).sum())
 
     def _give_back(self, known: Replies) -> None:
         """Forget the states where they have become too many."""

@@ -51,7 +51,7 @@ def test_overlap_is_refused_by_ids(other: str, expunge, model: Path, files: File
     sets = {"forget": files.forget, "retain": files.retain, other: same}
     said = expunge("forget", model, *(f"--{name}={path}" for name, path in sets.items()), "--out", tmp_path / "out")
     line = refused(said, 3, "data")
-    assert f"2 records stand in the forget set and in the {other} set (forget0 = o0, forget1 = o1)" in line
+    assert f"2 records are in the forget set and in the {other} set (forget0 = o0, forget1 = o1)" in line
     assert below(tmp_path) == ["o.jsonl"]
 
 
