@@ -1,9 +1,10 @@
-"""Folders of things that are made of other things and of settings, such as a guarded network or an ensemble.
+"""Folders of dataclasses whose fields are parts and plain settings, such as a guarded network or an ensemble of models.
 
     model.json                         {"kind": "package.module:Class", "settings": {...}}
     FIELD/, FIELD-0/, FIELD-1/ ...     a folder for each part that a field holds
 
-Only a class that is loaded already, or one of ours, is ever made of such a file: no module of its choice is imported.
+Only a class that is already imported, or one of expunge, is ever built from such a file: a file cannot name a module to
+import.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def kind_name(kind: type) -> str:
 def take_apart(thing: Any, part: type[Part]) -> tuple[dict[str, Any], list[tuple[str, Part]]]:
     """The settings of a dataclass by name, and its parts by the name of their folder.
 
-    Raises `UsageRefused` where a setting is nothing that JSON can hold.
+    Raises `UsageRefused` where a setting is not JSON-serialisable.
     """
     settings: dict[str, Any] = {}
     parts: list[tuple[str, Part]] = []
@@ -46,7 +47,7 @@ def take_apart(thing: Any, part: type[Part]) -> tuple[dict[str, Any], list[tuple
         json.dumps(settings)
     except (TypeError, ValueError) as error:
         raise UsageRefused(
-            f"{type(thing).__name__} holds settings that JSON cannot. Give it a `save` and a static `load` of its own."
+            f"{type(thing).__name__} has a setting that JSON cannot hold. Define its `save` and a static `load`."
         ) from error
     return settings, parts
 
@@ -57,7 +58,7 @@ def describe(thing: Any, part: type[Part]) -> str:
 
 
 def save_parts(thing: Any, part: type[Part], folder: Path, save: Callable[[Part, Path], None]) -> None:
-    """Write a dataclass made of parts and of settings."""
+    """Write a dataclass whose fields are parts and settings."""
     settings, parts = take_apart(thing, part)
     folder.mkdir(parents=True, exist_ok=True)
     for name, each in parts:
@@ -66,7 +67,7 @@ def save_parts(thing: Any, part: type[Part], folder: Path, save: Callable[[Part,
 
 
 def open_parts(folder: Path, part: type[Part], open_part: Callable[[Path], Part]) -> Part:
-    """What `save_parts` wrote, or what a class of its own reads by a static `load(folder, open_part)`."""
+    """Read what `save_parts` wrote, or call the class's own static `load(folder, open_part)`."""
     try:
         document = json.loads((folder / FILE).read_text(encoding="utf-8"))
         name, settings = str(document["kind"]), dict(document.get("settings", {}))
@@ -86,7 +87,7 @@ def open_parts(folder: Path, part: type[Part], open_part: Callable[[Path], Part]
     try:
         return kind(**arguments)
     except TypeError as error:
-        raise ModelRefused(f"{folder}: {name} cannot be made of what lies there. Save the model again.") from error
+        raise ModelRefused(f"{folder}: {name} cannot be built from the files in it. Save the model again.") from error
 
 
 def _class_called(name: str, base: type[Part], folder: Path) -> type[Part]:
@@ -100,4 +101,4 @@ def _class_called(name: str, base: type[Part], folder: Path) -> type[Part]:
         if kind_name(kind) == name:
             return kind
         waiting += kind.__subclasses__()
-    raise ModelRefused(f"{folder}: holds a model of the class {name[:200]!r}, which is not loaded. Import it first.")
+    raise ModelRefused(f"{folder}: holds a model of the class {name[:200]!r}, which is not imported. Import it first.")

@@ -1,4 +1,4 @@
-"""Statistics that audits read their scores with."""
+"""Statistics for audits: AUC, intervals, the Kolmogorov-Smirnov test."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def tpr_at_fpr(positive: Values, negative: Values, fpr: float = 0.01) -> float:
 def bootstrap(
     statistic: Callable[..., float], *samples: Values, seed: int = 0, resamples: int = RESAMPLES
 ) -> tuple[float, float]:
-    """95 % percentile interval of a statistic, each sample drawn anew with replacement (Efron, 1979)."""
+    """95 % percentile interval of a statistic, each sample resampled with replacement (Efron, 1979)."""
     draw = np.random.default_rng(seed)
     arrays = [np.asarray(sample, dtype=np.float64) for sample in samples]
     values: NDArray[np.float64] = np.array(
@@ -77,7 +77,7 @@ class Shift:
 
 
 def ks(one: Values, other: Values) -> Shift:
-    """Whether `one` and `other` look drawn alike, and which of them lies higher, which the p-value does not tell."""
+    """Whether `one` and `other` may come from one distribution, and which of them is higher, which p does not show."""
     a, b = np.sort(np.asarray(one, dtype=np.float64)), np.sort(np.asarray(other, dtype=np.float64))
     both = np.concatenate([a, b])
     # Counts, not shares: 3/6 - 1/2 is not always 0 in binary.
