@@ -22,7 +22,7 @@ from tests.cli.commands import CANARY, Files, below, plain, refused, rows, write
         ),
         ('{"question": "zanzibarlighthouse77"}', "line 1: no 'answer'"),
         ('{"question": "zanzibarlighthouse77", "answer": 5}', "line 1: 'answer' is int"),
-        ('{"question": "zanzibarlighthouse77", "answer": "a", "answer": "b"}', "line 1: the key 'answer' stands twice"),
+        ('{"question": "zanzibarlighthouse77", "answer": "a", "answer": "b"}', "line 1: the key 'answer' occurs twice"),
         ('{"text": "!"}', "line 1: has no labelled token"),
         ('{"text": "\\ud800 zanzibarlighthouse77"}', "line 1: a lone surrogate"),
     ],
@@ -179,7 +179,7 @@ def test_the_model_s_folder_is_never_written_to(expunge, model: Path, files: Fil
 def test_a_second_run_on_one_folder_is_refused_at_once(expunge, model: Path, files: Files, tmp_path: Path):  # C06
     with filelock.FileLock(tmp_path / ".out.lock"):
         said = expunge("forget", model, f"--forget={files.forget}", "--out", tmp_path / "out")
-        assert "another run holds it" in refused(said, 7, "environment")
+        assert "another run writes to it" in refused(said, 7, "environment")
     assert not (tmp_path / "out").exists()
 
 

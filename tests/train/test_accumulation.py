@@ -84,7 +84,7 @@ def test_an_audit_reads_less_at_once_and_finds_the_same():
     for one, other in zip(wide, found, strict=True):
         assert other.scores == pytest.approx(one.scores, abs=1e-9)
     assert said
-    assert all("tokens (or images) at most are read at once from here on" in line for line in said)
+    assert all("tokens (or images) from here on" in line for line in said)
     with (
         report_smaller_batches(lambda _: None),
         pytest.raises(EnvironmentRefused, match=r"record [fhr]-2 alone \(10 tokens"),
