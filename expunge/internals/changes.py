@@ -1,4 +1,4 @@
-"""How far a network that was edited in one step lies from the one before."""
+"""By how much an edited network's weights differ from the original's."""
 
 from __future__ import annotations
 

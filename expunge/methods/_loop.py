@@ -169,7 +169,11 @@ class Loop:
         # Which sets an objective reads does not depend on what they say, so from now on one call reads them all.
         self.reads = {"now": tuple(now.scores_so_far), "before": tuple(before.scores_so_far)}
         with torch.no_grad():
-            values = [loss, *(value for _, _, value in terms), *(said.nll() for said in now.scores_so_far.values())]
+            values = [
+                loss,
+                *(value for _, _, value in terms),
+                *(predictions.nll() for predictions in now.scores_so_far.values()),
+            ]
         added = all_reduce(torch.stack([value.detach().double() for value in values])).tolist()
         for (_, term, _), value in zip(terms, added[1:], strict=False):
             if not math.isfinite(value):

@@ -1,9 +1,10 @@
-"""Folders of things that are made of other things and of settings, such as a guarded network or an ensemble.
+"""Folders of dataclasses whose fields are parts and plain settings, such as a guarded network or an ensemble of models.
 
     model.json                         {"kind": "package.module:Class", "settings": {...}}
     FIELD/, FIELD-0/, FIELD-1/ ...     a folder for each part that a field holds
 
-Only a class that is loaded already, or one of ours, is ever made of such a file: no module of its choice is imported.
+Only a class that is already imported, or one of expunge, is ever built from such a file: a file cannot name a module to
+import.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def settings_of(thing: Any, part: type[Part]) -> dict[str, Any]:
         json.dumps(settings)
     except (TypeError, ValueError) as error:
         raise UsageRefused(
-            f"{type(thing).__name__} holds settings that JSON cannot. Give it a `save` and a static `load` of its own."
+            f"{type(thing).__name__} has a setting that JSON cannot hold. Define its `save` and a static `load`."
         ) from error
     return settings
 
@@ -73,27 +74,27 @@ def save_parts(thing: Any, part: type[Part], folder: Path, save: Callable[[Part,
 
 
 def open_parts(folder: Path, part: type[Part], open_part: Callable[[Path], Part]) -> Part:
-    """What `save_parts` wrote, or what a class of its own reads by a static `load(folder, open_part)`."""
+    """Read what `save_parts` wrote, or call the class's own static `load(folder, open_part)`."""
     try:
-        said = json.loads((folder / FILE).read_text(encoding="utf-8"))
-        name, settings = str(said["kind"]), dict(said.get("settings", {}))
+        document = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        name, settings = str(document["kind"]), dict(document.get("settings", {}))
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ModelRefused(f"{folder / FILE} does not describe a model. Save the model again.") from error
     kind = _class_called(name, part, folder)
     if "load" in vars(kind):
-        made: Part = vars(kind)["load"].__func__(folder, open_part)
-        return made
-    given = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+        loaded: Part = vars(kind)["load"].__func__(folder, open_part)
+        return loaded
+    arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
     for field in fields(kind):  # type: ignore[arg-type]
-        several = sorted(folder.glob(f"{field.name}-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+        numbered = sorted(folder.glob(f"{field.name}-*"), key=lambda path: int(path.name.rpartition("-")[2]))
         if (folder / field.name).is_dir():
-            given[field.name] = open_part(folder / field.name)
-        elif several:
-            given[field.name] = tuple(map(open_part, several))
+            arguments[field.name] = open_part(folder / field.name)
+        elif numbered:
+            arguments[field.name] = tuple(map(open_part, numbered))
     try:
-        return kind(**given)
+        return kind(**arguments)
     except TypeError as error:
-        raise ModelRefused(f"{folder}: {name} cannot be made of what lies there. Save the model again.") from error
+        raise ModelRefused(f"{folder}: {name} cannot be built from the files in it. Save the model again.") from error
 
 
 def _class_called(name: str, base: type[Part], folder: Path) -> type[Part]:
@@ -107,4 +108,4 @@ def _class_called(name: str, base: type[Part], folder: Path) -> type[Part]:
         if kind_name(kind) == name:
             return kind
         waiting += kind.__subclasses__()
-    raise ModelRefused(f"{folder}: holds a model of the class {name[:200]!r}, which is not loaded. Import it first.")
+    raise ModelRefused(f"{folder}: holds a model of the class {name[:200]!r}, which is not imported. Import it first.")

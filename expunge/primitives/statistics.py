@@ -1,4 +1,4 @@
-"""Statistics that audits read their scores with."""
+"""Statistics for audits: AUC, intervals, the Kolmogorov-Smirnov test."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ class Shift:
 
 
 def ks(one: Values, other: Values) -> Shift:
-    """Whether `one` and `other` look drawn alike, and which of them lies higher, which the p-value does not tell."""
+    """Whether `one` and `other` may come from one distribution, and which of them is higher, which p does not show."""
     a, b = np.sort(np.asarray(one, dtype=np.float64)), np.sort(np.asarray(other, dtype=np.float64))
     both = np.concatenate([a, b])
     # Counts, not shares: 3/6 - 1/2 is not always 0 in binary.
