@@ -98,7 +98,7 @@ class View:
         """Hidden states of the set `name` after a block; `layer` as in `HiddenStates`."""
         return self._ask_once(HiddenStates(layer), name)
 
-    def routes(self, name: str, layer: int) -> RouterScores:
+    def router_scores(self, name: str, layer: int) -> RouterScores:
         """Router probabilities of block `layer` on the set `name`."""
         return self._ask_once(Routes(layer), name)
 
