@@ -68,16 +68,16 @@ class Measure(ABC):
         """The class's name, which is the audit's name in reports and thresholds."""
         return type(self).__name__
 
-    def known(self, where: str) -> Literal["higher", "lower"]:
+    def direction(self, where: str) -> Literal["higher", "lower"]:
         """Which way it goes on the set `where` when the model knows it."""
         return self.better
 
     def good(self, where: str, ideal: float | None) -> Better:
         """Which way is good on a set: of what should be gone to the ideal, or else away from what knowing it gives."""
         if should_be_gone(where):
-            lost: Better = "lower" if self.known(where) == "higher" else "higher"
+            lost: Better = "lower" if self.direction(where) == "higher" else "higher"
             return lost if ideal is None else "ideal"
-        return "ideal" if "holdout" in where else self.known(where)
+        return "ideal" if "holdout" in where else self.direction(where)
 
     def finding(
         self,
@@ -138,7 +138,7 @@ class SetAudit(Audit):
         """Whether the question can be asked of this example."""
         return True
 
-    def asked(self, request: Request) -> dict[str, list[Example]]:
+    def applicable(self, request: Request) -> dict[str, list[Example]]:
         """What it is asked of, by set."""
         sets = {name: [e for e in examples if self.applies(e)] for name, examples in request.sets().items()}
         return {name: examples for name, examples in sets.items() if examples}
@@ -146,10 +146,10 @@ class SetAudit(Audit):
     def lacks(self, where: str, request: Request) -> str:
         if where == BOTH:
             return f"{self.name} is of one set at a time"
+        if where in self.applicable(request):
+            return ""
         needs = f" ({self.needs})" if self.needs else ""
-        return (
-            "" if where in self.asked(request) else f"no record of the set '{where}' has what {self.name} needs{needs}"
-        )
+        return f"no record of the set '{where}' has what {self.name} needs{needs}"
 
 
 class ScoreAudit(SetAudit):
@@ -164,9 +164,10 @@ class ScoreAudit(SetAudit):
         return self.ideal
 
     def __call__(self, model: Model, request: Request) -> tuple[Finding, ...]:
-        self.check(model)
-        sets = self.asked(request)
+        sets = self.applicable(request)
         every = [example for asked in sets.values() for example in asked]
+        if every:
+            self.check(model)
         # All sets are scored together, so that a model which writes fills its batches.
         rest = self.score(model, every).double().tolist() if every else []
         found = []
