@@ -20,7 +20,6 @@ from transformers.pytorch_utils import Conv1D
 
 from expunge.adapters._layers import left_alone
 from expunge.adapters.bounded import Bounded
-from expunge.errors import ModelRefused
 from expunge.core.model import Network
 from expunge.core.request import Request
 from expunge.data.text import Passage

@@ -1,11 +1,12 @@
-"""Writes docs/methods.md from the plug-ins' own files, and docs/tree.md, a line for each file of expunge/.
+"""Writes what is generated in docs/: methods.md from the plug-ins' own files, tree.md, and report.schema.json.
 
-Of each plug-in: what it is, its formula, and what turning each setting does.
+Of each plug-in: what it is, its formula, and what turning each setting does. tree.md has a line for each file of
+expunge/, report.schema.json is made of the report's types.
 
-    python tools/docs.py             writes the pages
-    python tools/docs.py --check     writes nothing; ends with 1 where a page is not what the files say
+    python tools/docs.py             writes them
+    python tools/docs.py --check     writes nothing; ends with 1 where one of them is not what the files say
 
-The files are read, never imported, so the pages are made in a second and without torch.
+The plug-ins' files are read, never imported.
 
 What was shown to work is read from the rows of recipes: every line of a `docs/**/*.jsonl` that holds
 
@@ -33,6 +34,7 @@ from typing import Any
 
 from expunge.cli.listing import Setting, made_by, settings
 from expunge.notation.parse import FOLDERS, Plugin, plugins
+from expunge.notation.typed_json import schema
 
 ROOT = Path(__file__).resolve().parent.parent
 TITLES = {folder: folder.capitalize() for folder in ("methods", *FOLDERS)}
@@ -97,7 +99,18 @@ def tree_page(root: Path) -> str:
     return "\n\n".join([TREE.strip(), *parts]) + "\n"
 
 
-PAGES = {Path("docs/methods.md"): methods_page, Path("docs/tree.md"): tree_page}
+def report_schema(_root: Path) -> str:
+    """JSON Schema of `report.json`."""
+    from expunge.report.report import Report  # brings torch, which the pages do without
+
+    return json.dumps(schema(Report), indent=1) + "\n"
+
+
+PAGES = {
+    Path("docs/methods.md"): methods_page,
+    Path("docs/tree.md"): tree_page,
+    Path("docs/report.schema.json"): report_schema,
+}
 
 
 def _runs(root: Path) -> Iterator[Run]:

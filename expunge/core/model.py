@@ -17,7 +17,7 @@ from torch import nn
 from expunge.core.question import DerivedQuestion, Question, Reply, RowsReply, Scores
 from expunge.core.request import Example
 from expunge.errors import ModelRefused, UsageRefused
-from expunge.primitives.composed_files import describe, kind_name, save_parts, take_apart
+from expunge.primitives.composed_files import describe, kind_name, parts_of, save_parts
 from expunge.primitives.out_of_memory import in_fitting_batches
 
 if TYPE_CHECKING:
@@ -52,6 +52,8 @@ class Model(ABC):
     A class answers a kind of question by one method that is marked with `@answers(Kind)`.
     """
 
+    family: ClassVar[str] = ""
+    """Name of the family that it is of; empty for what is made of other models."""
     _answers: ClassVar[Mapping[type[Question[Any]], Callable[..., Any]]] = {}
 
     def __init_subclass__(cls) -> None:
@@ -62,7 +64,7 @@ class Model(ABC):
         """The reply about each example, in the order of the batch. Raises `ModelRefused` where it cannot answer."""
         method = self._answers.get(type(question))
         if method is None and isinstance(question, DerivedQuestion) and self.answers_to(Scores):
-            return self._derived(question, batch)
+            return self._derive(question, batch)
         if method is None:
             known = ", ".join(sorted(kind.__name__ for kind in self._answers))
             raise ModelRefused(
@@ -81,12 +83,12 @@ class Model(ABC):
 
     def fingerprint(self) -> str:
         """SHA-256 over all that was learnt: two models with equal weights have equal fingerprints."""
-        parts = [part.fingerprint() for _, part in take_apart(self, Model)[1]]
+        parts = [part.fingerprint() for _, part in parts_of(self, Model)]
         return hashlib.sha256("\n".join((kind_name(type(self)), *parts)).encode()).hexdigest()
 
     def settings(self) -> str:
         """All beside what was learnt that its answers depend on."""
-        return "\n".join([describe(self, Model), *(part.settings() for _, part in take_apart(self, Model)[1])])
+        return "\n".join([describe(self, Model), *(part.settings() for _, part in parts_of(self, Model))])
 
     def save(self, folder: Path) -> None:
         """Write a folder that `open_model` reads back. Models made of models and settings need no code of their own."""
@@ -96,7 +98,7 @@ class Model(ABC):
         """The same model without what merely stands around it: adapters merged, caches gone."""
         return self
 
-    def _derived(self, question: DerivedQuestion[RowsReply], examples: Batch) -> RowsReply:
+    def _derive(self, question: DerivedQuestion[RowsReply], examples: Batch) -> RowsReply:
         """What is read off the scores of any number of examples, without gradients, in their order, on the CPU."""
         parts: dict[int, RowsReply] = {}
         module = self.module if isinstance(self, Network) else None

@@ -109,7 +109,6 @@ class HiddenStates(RowQuestion[Hidden]):
     """The state after one transformer block, where each row is predicted from; nothing above the block is run."""
 
     reply: ClassVar[type[Rows]] = Hidden
-
     cached: ClassVar[bool] = False
     layer: int | float
     """Number of the block, from 0; or, below 1.0, a share of the depth: 0.75 is the block three quarters up."""
@@ -127,7 +126,6 @@ class Routes(RowQuestion[RouterScores]):
     """What the routers of a mixture of experts say of each token that predicts another."""
 
     reply: ClassVar[type[Rows]] = RouterScores
-
     cached: ClassVar[bool] = False
     layer: int | None = None
     """Number of a block with experts, from 0; None: all of them."""

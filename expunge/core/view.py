@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from expunge.core.model import Batch, Model
-from expunge.core.predictions import Hidden, Predictions, RouterScores, Share
+from expunge.core.predictions import Hidden, Predictions, RouterScores, Share, weights_of
 from expunge.core.question import HiddenStates, Question, Routes, RowsReply, Scores
 from expunge.errors import DataRefused
 
@@ -89,7 +89,8 @@ class View:
         """Class scores on `examples`, one in the place of each of the set `name`."""
         key = (f"{name}, instead", Scores())
         if key not in self.replies:
-            self.replies[key] = self._count_as_part(name, self._pass(Scores(), key[0], examples))
+            reply = replace(self._pass(Scores(), key[0], examples), weights=weights_of(self.batch(name)))
+            self.replies[key] = self._count_as_part(name, reply)
         reply: Predictions = self.replies[key]
         return reply
 

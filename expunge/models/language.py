@@ -40,6 +40,7 @@ LARGEST = 4096
 class LanguageModel(Network):
     """A decoder with its tokenizer."""
 
+    family: ClassVar[str] = "language"
     tokenizer: Any = field(repr=False)
     trees: int = 0
     """Tokens of the longest sequence that is rightly read as a path of a tree (0: none); probed when it is loaded."""
@@ -302,7 +303,10 @@ class Language(Family):
 
     name: ClassVar[str] = "language"
     records: ClassVar[str] = "text"
-    audits: ClassVar[str] = "Choice, Probability, Loss, ExactMatch, Rouge, LossMembership, MinK"
+    unit: ClassVar[str] = "tokens"
+    limits: ClassVar[tuple[str, ...]] = (
+        "Facts that follow from the forgotten ones, and other languages, were not asked about.",
+    )
     kind: ClassVar[str] = "a causal language model"
     endings: ClassVar[tuple[str, ...]] = ("ForCausalLM", "LMHeadModel")
 
