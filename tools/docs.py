@@ -1,7 +1,7 @@
 """Writes what is generated in docs/: methods.md from the plug-ins' own files, tree.md, and report.schema.json.
 
-Of each plug-in: what it is, its formula, and what turning each setting does. tree.md has a line for each file of expunge/,
-report.schema.json is made of the report's types.
+Of each plug-in: what it is, its formula, and what turning each setting does. tree.md has a line for each file of
+expunge/, report.schema.json is made of the report's types.
 
     python tools/docs.py             writes them
     python tools/docs.py --check     writes nothing; ends with 1 where one of them is not what the files say
