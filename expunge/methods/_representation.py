@@ -32,7 +32,7 @@ def represent(network: Network, batch: Batch) -> Float[Tensor, "rows width"]:
     given = last.get("given")
     if last.get("made") is not predictions.states or given is None or given.dim() != 2:
         raise ModelRefused(
-            f"{type(network.module).__name__} makes its class scores by no linear layer of its own, so it has no one "
-            f"representation of an example. Use a method that reads answers only."
+            f"{type(network.module).__name__} does not compute its class scores by a linear layer of its own, so "
+            f"an example has no single representation. Use a method that reads class scores only."
         )
     return given

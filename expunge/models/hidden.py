@@ -27,7 +27,7 @@ class UpToBlock(nn.Module):
                 f"Use an objective without hidden states."
             )
         self.module = module
-        self.last = [found[question.block(len(found))]]  # in a list, so that it is not registered a second time
+        self.last = [found[question.block(len(found))]]  # a list registers no submodule
 
     def forward(self, **inputs: Any) -> SimpleNamespace:
         hook = self.last[0].register_forward_hook(_stop)

@@ -31,9 +31,7 @@ class UpToRouter(nn.Module):
             raise UsageRefused(f"The `layer` must be a block with experts: {numbers}. Got {layer!r}.")
         self.module = module
         self.layers = tuple(found) if layer is None else (layer,)
-        self.gates = [
-            found[number].gate for number in self.layers
-        ]  # in a list, so that they are not registered a second time
+        self.gates = [found[number].gate for number in self.layers]  # a list registers no submodule
 
     def forward(self, **inputs: Any) -> SimpleNamespace:
         outputs: list[tuple[Tensor, Tensor]] = []
