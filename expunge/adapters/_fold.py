@@ -2,8 +2,8 @@
 
 The update is computed by blocks of rows, added to W ("folded" into it), used and freed; backward recomputes it.
 With T rows of input the matmul FLOPs of forward and backward are 6 T out in against the frozen layer's 4: a factor 1.5
-(method of Stable Forgetting, arXiv 2509.24166; the cost is our own count). On a GPU `_kernels` does the same if Triton is
-installed; this file is the reference implementation that it is tested against.
+(method of Stable Forgetting, arXiv 2509.24166; the cost is our own count). On a GPU `_kernels` does the same if Triton
+is installed; this file is the reference implementation that it is tested against.
 """
 
 from __future__ import annotations
