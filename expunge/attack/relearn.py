@@ -14,6 +14,7 @@ from expunge.core.audit import Audit, Finding
 from expunge.core.errors import DataRefused, UsageRefused
 from expunge.core.method import Method, ignore_event
 from expunge.core.model import Batch, Network, OnEvent
+from expunge.core.rehearsal import Rehearsal
 from expunge.core.request import Request
 from expunge.methods.finetune import Finetune
 from expunge.notation.parse import parse
@@ -44,9 +45,19 @@ class Relearn(Method):
             raise UsageRefused(f"Relearn: steps and items must be at least 1. Got {self.steps!r}, {self.items!r}.")
 
     def __call__(self, network: Network, request: Request, on_event: OnEvent = ignore_event) -> Network:
-        plan = replace(self.learn, steps=self.steps, seed=self.seed)
-        adapted = plan(network, Request(self.others(request).forget, retain=self.given(request)), on_event)
-        return plan.adapter.merge(adapted)
+        learn = self._learn()
+        return learn.adapter.merge(learn(network, self._learnt(request), on_event))
+
+    def rehearse(self, network: Network, request: Request, rehearsal: Rehearsal) -> Network:
+        learn = self._learn()
+        return learn.adapter.merge(learn.rehearse(network, self._learnt(request), rehearsal))
+
+    def _learn(self) -> Finetune:
+        return replace(self.learn, steps=self.steps, seed=self.seed)
+
+    def _learnt(self, request: Request) -> Request:
+        """What the attacker trains on: all others are forget set, of which its objective reads nothing."""
+        return Request(self.others(request).forget, retain=self.given(request))
 
     def given(self, request: Request) -> Batch:
         """The examples that the attacker has."""

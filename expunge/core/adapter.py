@@ -25,6 +25,10 @@ class Adapter(ABC):
     def __call__(self, network: Network, request: Request) -> Network:
         """The adapted network; `request` lets an adapter choose by the data."""
 
+    def cheaper(self) -> Iterator[tuple[str, Adapter]]:
+        """Adapters that need less memory, each with what to write for it."""
+        return iter(())
+
     def close(self, adapted: Network) -> dict[str, object]:
         """What is done once, when the last step was taken and the best one put back; what a report should say of it."""
         return {}

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, Self
 
 from expunge.core.model import Network, OnEvent
+from expunge.core.rehearsal import Rehearsal
 from expunge.core.request import Request
 
 
@@ -21,6 +25,42 @@ class Method(ABC):
     @abstractmethod
     def __call__(self, network: Network, request: Request, on_event: OnEvent = ignore_event) -> Network:
         """The changed network; `on_event` is told what happens meanwhile."""
+
+    def rehearse(self, network: Network, request: Request, rehearsal: Rehearsal) -> Network:
+        """Do what a run does on a narrow random network that notes each pass: `expunge plan` counts those.
+
+        A method with many equal steps takes few of them here, and says how many each stands for. One that is made of
+        other methods rehearses those.
+        """
+        parts = {name: _Rehearsed(part, rehearsal) for name, part in self._parts()}
+        same: Any = replace(self, **parts) if parts else self  # type: ignore[type-var]
+        return same(network, request)  # type: ignore[no-any-return]
+
+    def cheaper(self) -> Iterator[tuple[str, Self]]:
+        """Variants that need less memory, each with what to write for it; from what costs least to what costs most."""
+        for name, part in self._parts():
+            for said, other in part.cheaper():
+                yield f"{said} in {name}", replace(self, **{name: other})  # type: ignore[type-var]
+
+    def _parts(self) -> list[tuple[str, Method]]:
+        names = [field.name for field in fields(self)] if is_dataclass(self) else []
+        return [(name, part) for name in names if isinstance(part := getattr(self, name), Method)]
+
+
+@dataclass(frozen=True)
+class _Rehearsed(Method):
+    """A method that is rehearsed where it is called."""
+
+    method: Method
+    rehearsal: Rehearsal
+
+    def __call__(self, network: Network, request: Request, on_event: OnEvent = ignore_event) -> Network:
+        return self.method.rehearse(network, request, self.rehearsal)
+
+    @property
+    def adapter(self) -> Any:
+        """That of the method."""
+        return self.method.adapter  # type: ignore[attr-defined]
 
 
 def edited(network: Network, result: Network) -> dict[str, object]:

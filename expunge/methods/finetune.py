@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from expunge.core.method import Method, ignore_event
 from expunge.core.model import Batch, Network, OnEvent
 from expunge.core.objective import Objective
 from expunge.core.predictions import Share
+from expunge.core.rehearsal import Rehearsal
 from expunge.core.request import Request
 from expunge.core.view import Run, View
 from expunge.methods.stop import Stop
@@ -116,6 +118,46 @@ class Finetune(Method):
             run = _Run(self, network, adapted, request, on_event, checkpoints)
             with managed(run.now.module, self.activations):
                 return run.train()
+
+    @contextmanager
+    def opened(self, network: Network, request: Request) -> Iterator[Network]:
+        """The network as steps find it: with its adapter, and with blocks that keep their activations or do not."""
+        adapted = self.adapter(network, request)
+        with managed(adapted.module, self.activations):
+            yield adapted
+
+    def rehearse(self, network: Network, request: Request, rehearsal: Rehearsal) -> Network:
+        few = min(self.steps, rehearsal.most)
+        rehearsal.opened, rehearsal.shared, rehearsal.steps = self.opened, True, self.steps
+        asked, later = self._asked(request, self.steps), self._asked(request, few)
+
+        def on_event(event: dict[str, object]) -> None:
+            if event["kind"] == "check" and event["step"] == 0:
+                rehearsal.times, rehearsal.before = self.steps / few, asked / later
+            elif event["kind"] == "step":
+                rehearsal.size += float(str(event["size"])) * self.steps / few
+                if event["step"] == few:  # the check after the last step stands for all but the first
+                    rehearsal.times = math.ceil(self.steps / self.stop.every)
+
+        # Nothing is to be learnt, and the run is not to end early: it looks at its losses twice.
+        trial = replace(self, steps=few, learning_rate=1e-12, warmup=0, stop=replace(self.stop, every=few))
+        try:
+            return trial(network, request, on_event)
+        finally:
+            rehearsal.times = rehearsal.before = 1.0
+
+    def _asked(self, request: Request, steps: int) -> int:
+        """Examples that so many steps draw, each counted once: of those the model before is asked."""
+        sets = ((request.forget, self.batch), (request.retain, self.retain_batch), (request.stand_in, self.batch))
+        return sum(min(len(examples), steps * batch) for examples, batch in sets)
+
+    def cheaper(self) -> Iterator[tuple[str, Self]]:
+        if self.accumulate < self.batch:
+            yield f"accumulate={self.batch}", replace(self, accumulate=self.batch)
+        if self.activations == "kept":
+            yield "activations='recomputed'", replace(self, activations="recomputed")
+        for said, adapter in self.adapter.cheaper():
+            yield said, replace(self, adapter=adapter)
 
     def rate(self, step: int) -> float:
         """Learning rate of a step, counted from 1."""

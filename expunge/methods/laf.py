@@ -20,7 +20,7 @@ steps are counted, not epochs. Its repair (LAF+R) is a fine-tuning on a few labe
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -30,11 +30,13 @@ from expunge.adapters.full import Full
 from expunge.core.errors import DataRefused, RunFailed, UsageRefused
 from expunge.core.method import Method, edited, ignore_event
 from expunge.core.model import Batch, Network, OnEvent
+from expunge.core.rehearsal import Rehearsal
 from expunge.core.request import Request
 from expunge.methods._representation import represent
 from expunge.train.batches import Batches
 
 KL = 0.025
+MOVING = "Moving the forgotten representations"
 WIDTHS = (256, 128, 32)
 
 
@@ -90,11 +92,25 @@ class LAF(Method):
             every = torch.cat([*_known(network, request.retain), forget])
             common, own = (self._fitted(states) for states in (every, forget))
         result = Full()(network, request)
-        on_event({"kind": "phase", "what": "Moving the forgotten representations"})
+        on_event({"kind": "phase", "what": MOVING})
         losses = self._move(result, network, common, own, request)
         result.module.requires_grad_(False)
         on_event({**edited(network, result), **losses})
         return result
+
+    def rehearse(self, network: Network, request: Request, rehearsal: Rehearsal) -> Network:
+        few = min(self.steps, rehearsal.most)
+        rehearsal.steps = self.steps
+
+        def on_event(event: dict[str, object]) -> None:
+            if event["kind"] == "phase" and event["what"] == MOVING:
+                rehearsal.times = rehearsal.before = self.steps / few
+
+        rates = {"extract_rate": 1e-12, "align_rate": 1e-12}
+        try:
+            return replace(self, steps=few, autoencoder_steps=1, **rates)(network, request, on_event)
+        finally:
+            rehearsal.times = rehearsal.before = 1.0
 
     def _fitted(self, states: Tensor) -> "_Autoencoder":
         made = _Autoencoder(states.shape[1], self.latent).to(states.device)

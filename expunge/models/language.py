@@ -44,6 +44,8 @@ class LanguageModel(Network, Speaker):
     """Tokens of the longest sequence that is rightly read as a path of a tree (0: none); probed when it is loaded."""
     headed: bool = False
     """Whether class scores are the output matrix times the last hidden state, and nothing more; probed too."""
+    room: int = 0
+    """Nodes of a tree, or tokens of padded rows, that a call without gradients reads at most; 0: by the device."""
 
     @staticmethod
     def load(source: Source, device: str = "cpu", lies: str | None = None) -> LanguageModel:
@@ -111,7 +113,7 @@ class LanguageModel(Network, Speaker):
 
     def batches(self, examples: Batch) -> Iterator[list[int]]:
         sequences = [example.tokens for example in examples]
-        room = ROOM.get(self.device.type, ROOM["cpu"])
+        room = self.room or ROOM.get(self.device.type, ROOM["cpu"])
         if self.trees:
             yield from pack(sequences, room)
             return

@@ -1,8 +1,7 @@
 """A model on paper: configuration, tokenizer and the shapes of its weights, but no weight.
 
-The network is made on torch's meta device, whose tensors have a shape and no data. What cannot be told from shapes
-(whether the architecture reads trees, whether class scores end in the output matrix) is tried on a small random network
-of the same architecture: both belong to the code of a model, not to its weights.
+The network is made on torch's meta device, whose tensors have a shape and no data. A narrow random network of the same
+architecture stands in for it where something must be run: its code is the same, only its widths are not.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import copy
 import json
 import time
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,9 @@ import torch
 from torch import nn
 
 from expunge.core.errors import ModelRefused
-from expunge.internals.blocks import blocks as blocks_of
+from expunge.internals.blocks import blocks
 from expunge.internals.mixtures import mixtures
-from expunge.models.language import LARGEST, LanguageModel, load_tokenizer
+from expunge.models.language import LARGEST, ROOM, LanguageModel, load_tokenizer
 from expunge.models.open import LANGUAGE, VISION, family_of
 from expunge.models.source import Source, config_of, locate
 from expunge.models.tree_attention import with_trees
@@ -30,20 +30,20 @@ from expunge.plan.gguf import Packed, packed
 LONGEST_HEADER = 100 << 20
 """Bytes of a safetensors header at most, as the format has it."""
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-NARROW = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
+NARROW: dict[str, Any] = {
+    "vocab_size": 251,
+    "hidden_size": 96,
+    "intermediate_size": 212,
+    "moe_intermediate_size": 68,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "head_dim": 8,
+    "head_dim": 24,
+    "embedding_size": 8,
+    "hidden_sizes": [8],
+    "depths": [1],
 }
-"""Widths of the small network, where the architecture has a width of that name."""
-NARROW_STAGES: dict[str, Any] = {"embedding_size": 8, "hidden_sizes": [8], "depths": [1]}
-"""The same for networks of several stages: a width, and what each stage has."""
-
-
-Readable = LanguageModel | ImageClassifier
-"""What can be planned for."""
+"""Widths of the narrow network, where the architecture has one of that name. No batch is likely to have such a size, so
+that a tensor's shape tells whether it is as large as a weight, or has a number for each class."""
 
 
 @dataclass(frozen=True)
@@ -52,14 +52,14 @@ class Paper:
 
     name: str
     config: Any
-    network: Readable
+    network: LanguageModel | ImageClassifier
     """On the meta device, with the tokenizer or the image processor."""
+    narrow: LanguageModel | ImageClassifier
+    """The same architecture with random weights, but narrow."""
     stored: torch.dtype
     """The precision of the weights' file; the configuration's where there is no file."""
     dtype: torch.dtype
     """The precision of a run: float32 on a CPU, the stored one elsewhere."""
-    small: Readable | None
-    """A random network of the same architecture, blocks and vocabulary, but narrow; None where none could be made."""
     took: float = 0.0
     """Seconds that the tokenizer, or the image processor, took to load."""
     shape: tuple[int, ...] = ()
@@ -69,31 +69,46 @@ class Paper:
 
     def at(self, dtype: torch.dtype) -> Paper:
         """The same with weights of another precision."""
-        return replace(self, dtype=dtype, network=replace(self.network, module=sketch(self.config, dtype)))
+        narrow = self.narrow.fork(copy.deepcopy(self.narrow.module).to(dtype))
+        network = replace(self.network, module=sketch(self.config, dtype))
+        return replace(self, dtype=dtype, network=network, narrow=narrow)
 
-    @property
+    @cached_property
     def parameters(self) -> int:
-        """How many numbers the weights are; tied ones once."""
+        """Numbers in all weights."""
         return sum(p.numel() for p in self.network.module.parameters())
 
-    @property
+    @cached_property
     def blocks(self) -> int:
-        """How many blocks stand on one another; an image classifier without attention is one."""
-        if isinstance(self.network, ImageClassifier):
-            return max(1, len(blocks_of(self.network.module)))
-        return int(self.config.get_text_config().num_hidden_layers)
+        """Repeated blocks; 1 where there are none."""
+        return len(blocks(self.network.module)) or 1
 
     @property
-    def width(self) -> int:
-        """Length of what is remembered of a row: a hidden state, or an image's class scores."""
-        if isinstance(self.network, ImageClassifier):
-            return len(self.network.classes)
-        return int(self.config.get_text_config().hidden_size)
+    def size(self) -> int:
+        """Bytes of a number."""
+        return torch.empty((), dtype=self.dtype).element_size()
+
+    @property
+    def weights(self) -> float:
+        """Bytes of all weights."""
+        return float(self.parameters * self.size)
+
+    @property
+    def classes(self) -> tuple[int, int]:
+        """Shape of the output matrix where it is met by labelled rows alone; else nothing."""
+        if not isinstance(self.network, LanguageModel) or not self.network.headed:
+            return 0, 0
+        rows, width = self.network.module.get_output_embeddings().weight.shape  # type: ignore[operator]
+        return int(rows), int(width)
 
 
 def opened(model: str, device: str, dtype: torch.dtype | None) -> Paper:
-    """The model that `model` names, as a run on `device` would hold it. Reads no weight."""
-    source = _source(model)
+    """The model as a run on `device` would hold it. Reads no weight."""
+    path = Path(model)
+    bare = (path / "config.json").is_file() and not any(
+        file.suffix in (".safetensors", ".bin", ".gguf") for file in path.iterdir()
+    )
+    source = Source(model) if bare else locate(model)  # a configuration alone is enough to plan with
     config = config_of(source)
     family = family_of(config)
     if not family:
@@ -104,7 +119,7 @@ def opened(model: str, device: str, dtype: torch.dtype | None) -> Paper:
     took = time.monotonic() - start
     file = packed(Path(source.name) / source.gguf) if source.gguf else None
     stored = file.dtype if file else _stored(source, config)
-    paper = replace(on_paper(Path(model).name, config, words, stored, device, dtype), took=took, packed=file)
+    paper = replace(on_paper(path.name, config, words, stored, device, dtype), took=took, packed=file)
     if file:
         file.check(model, paper.parameters)
     return paper
@@ -113,26 +128,39 @@ def opened(model: str, device: str, dtype: torch.dtype | None) -> Paper:
 def on_paper(name: str, config: Any, words: Any, stored: torch.dtype, device: str, dtype: torch.dtype | None) -> Paper:
     """A model from its configuration and tokenizer, or image processor."""
     run = dtype or (torch.float32 if device == "cpu" else stored)
-    small = _small(config)
-    if family_of(config) == VISION:
-        return Paper(name, config, ImageClassifier.of(sketch(config, run), words), stored, run, small)
+    narrow = _narrow(name, config, words)
+    module: Any = sketch(config, run)
+    if isinstance(narrow, ImageClassifier):
+        network: LanguageModel | ImageClassifier = ImageClassifier.of(module, words)
+    else:
+        window = int(getattr(config.get_text_config(), "sliding_window", None) or LARGEST)
+        trees = min(window, LARGEST) if narrow.trees else 0
+        network = LanguageModel(module, words, trees, narrow.headed, ROOM[device])
+        narrow = replace(narrow, trees=0)  # what it is given is cut to one length
+    narrow.module.to(run)
+    return Paper(name, config, network, narrow, stored, run)
+
+
+def sketch(config: Any, dtype: torch.dtype, count: int | None = None) -> nn.Module:
+    """The network that a configuration describes, on the meta device; of `count` blocks where that is given."""
+    config = copy.deepcopy(config)
+    text = config.get_text_config()
+    if count is not None and family_of(config) != VISION:  # those are run whole
+        kinds = getattr(text, "layer_types", None)
+        if kinds:
+            text.layer_types = list(kinds)[:count]
+        text.num_hidden_layers = count
     config.use_cache = False
-    trees, headed = (small.trees, small.headed) if isinstance(small, LanguageModel) else (_window(config), True)
-    return Paper(name, config, LanguageModel(sketch(config, run), words, trees, headed), stored, run, small)
-
-
-def sketch(config: Any, dtype: torch.dtype, blocks: int | None = None) -> nn.Module:
-    """The network that a configuration describes, on the meta device, of `blocks` blocks where that is given."""
     try:
         with torch.device("meta"):
-            module = _auto(config).from_config(_of_blocks(config, blocks), dtype=dtype)
+            module = _auto(config).from_config(config, dtype=dtype)
     except Exception as error:  # a configuration is a stranger's, and each class checks it in its own way
         said = " ".join(str(error).split())[:200]
         raise ModelRefused(f"config.json describes no network: {type(error).__name__}: {said}") from error
     if mixtures(module):
         module.set_experts_implementation("batched_mm")  # what groups tokens refuses float32 on the meta device
     with_trees(module)
-    return module.requires_grad_(False).eval()
+    return module.requires_grad_(False).eval()  # type: ignore[no-any-return]
 
 
 def _auto(config: Any) -> Any:
@@ -141,23 +169,32 @@ def _auto(config: Any) -> Any:
     return AutoModelForImageClassification if family_of(config) == VISION else AutoModelForCausalLM
 
 
-def _of_blocks(config: Any, blocks: int | None) -> Any:
-    config = copy.deepcopy(config)
-    text = config.get_text_config()
-    if blocks is not None and family_of(config) != VISION:  # those are run whole
-        kinds = getattr(text, "layer_types", None)
-        if kinds:
-            text.layer_types = list(kinds)[:blocks]
-        text.num_hidden_layers = blocks
-    return config
-
-
-def _source(model: str) -> Source:
-    path = Path(model)
-    weights = (*path.glob("*.safetensors"), *path.glob("*.bin"), *path.glob("*.gguf")) if path.is_dir() else ()
-    if path.is_dir() and (path / "config.json").is_file() and not weights:
-        return Source(model)  # a configuration alone is enough to plan with
-    return locate(model)
+def _narrow(name: str, config: Any, words: Any) -> LanguageModel | ImageClassifier:
+    """A narrow network; of an architecture whose widths depend on one another in a way of its own, one as it is."""
+    images = family_of(config) == VISION
+    small = copy.deepcopy(config)
+    for each in {id(part): part for part in (small, small.get_text_config())}.values():
+        for key, value in NARROW.items():
+            if was := getattr(each, key, None):
+                setattr(each, key, value * len(was) if isinstance(was, list | tuple) else value)
+        if not images:
+            each.pad_token_id = each.bos_token_id = each.eos_token_id = None
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        for each in (small, config) if images else (small,):
+            try:
+                module = _auto(config).from_config(each, dtype=torch.float32).requires_grad_(False).eval()
+                if not images:
+                    for p in (p for p in module.parameters() if p.dim() >= 2):  # so large that attention is felt
+                        nn.init.normal_(p, std=p.shape[-1] ** -0.5)
+                    return LanguageModel.of(module, words)
+                side = getattr(config, "image_size", None) or 64
+                sides = side if isinstance(side, list | tuple) else (side, side)
+                module(pixel_values=torch.zeros(1, getattr(config, "num_channels", 3), *sides))
+                return ImageClassifier.of(module, words)
+            except Exception:  # each architecture checks its widths in its own way, some only when they are used
+                continue
+    raise ModelRefused(f"{name}: no small network of this architecture could be made to count with.")
 
 
 def _stored(source: Source, config: Any) -> torch.dtype:
@@ -186,47 +223,3 @@ def _header(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelRefused(f"{path}: its header is not that of a safetensors file. Fetch it again.") from error
     return tensors
-
-
-def _window(config: Any) -> int:
-    """The largest tree of an architecture that reads trees."""
-    return min(int(getattr(config.get_text_config(), "sliding_window", None) or LARGEST), LARGEST)
-
-
-def _small(config: Any) -> Readable | None:
-    """A narrow network whose weights are large enough that its attention is felt."""
-    if family_of(config) == VISION:
-        return _small_classifier(config)
-    config = copy.deepcopy(config)
-    text = config.get_text_config()
-    for name, value in NARROW.items():
-        if getattr(text, name, None):
-            setattr(text, name, value)
-    try:
-        with torch.random.fork_rng(devices=()):
-            torch.manual_seed(0)
-            module = _auto(config).from_config(config, dtype=torch.float32)
-            for p in module.parameters():
-                if p.dim() >= 2:
-                    nn.init.normal_(p, std=p.shape[-1] ** -0.5)
-        return LanguageModel.of(module.requires_grad_(False).eval(), None)
-    except Exception:  # an architecture whose widths depend on one another in a way of its own
-        return None
-
-
-def _small_classifier(config: Any) -> ImageClassifier:
-    """A narrow image classifier; of an architecture whose widths depend on one another, one as wide as it is."""
-    narrow = copy.deepcopy(config)
-    for name, value in {**NARROW, **NARROW_STAGES}.items():
-        if getattr(narrow, name, None):
-            setattr(narrow, name, value if isinstance(value, int) else value * len(getattr(narrow, name)))
-    side, channels = getattr(config, "image_size", None) or 64, getattr(config, "num_channels", 3)
-    height, width = side if isinstance(side, list | tuple) else (side, side)
-    with torch.random.fork_rng(devices=()):
-        torch.manual_seed(0)
-        try:
-            made = _auto(narrow).from_config(narrow, dtype=torch.float32).requires_grad_(False).eval()
-            made(pixel_values=torch.zeros(1, channels, height, width))
-        except Exception:  # each architecture checks its widths in its own way, some only when they are used
-            made = _auto(config).from_config(config, dtype=torch.float32).requires_grad_(False)
-    return ImageClassifier.of(made, None)
