@@ -21,6 +21,7 @@ from side_by_side import machine, ratio, settings, show, spread, table, tofu
 from torch.nn.functional import cross_entropy, softplus
 
 from expunge.adapters.lora import LoRA
+from expunge.core.events import Step
 from expunge.core.request import Request
 from expunge.data.text import Passage
 from expunge.methods.finetune import Finetune
@@ -38,7 +39,7 @@ def plainly(network: LanguageModel, request: Request, steps: int, batch: int) ->
     """The loop that one would write in an afternoon; its losses, and the seconds of its steps."""
     torch.manual_seed(0)
     reference = copy.deepcopy(network.module)
-    model = LoRA()(network, request).module
+    model = LoRA().insert(network, request).module
     moving = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(moving, lr=RATE, weight_decay=0.0)
     draw, losses = Batches(request, batch, batch, 0), []
@@ -92,8 +93,8 @@ def ours(network: LanguageModel, request: Request, steps: int, batch: int) -> tu
         stop=Stop(level=None, budget=None, every=10**6),
         norms=False,
     )
-    method(network, request, lambda event: made.append(event) if event["kind"] == "step" else None)
-    return [event["loss"] for event in made], sum(event["seconds"] for event in made)
+    method(network, request, lambda event: made.append(event) if isinstance(event, Step) else None)
+    return [event.loss for event in made], sum(event.seconds for event in made)
 
 
 def main() -> None:

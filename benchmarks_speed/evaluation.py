@@ -27,12 +27,13 @@ from expunge.audits.min_k import MinK
 from expunge.audits.probability import Probability
 from expunge.audits.rouge import Rouge
 from expunge.audits.truth_ratio import TruthRatio
+from expunge.core.question import Scores
 from expunge.core.request import Request
 from expunge.data.text import Passage
 from expunge.models.language import LanguageModel
 from expunge.models.open import open_network
 from expunge.run.unlearn import examine
-from expunge.runtime.answer_store import Store
+from expunge.runtime.answer_store import AnswerStore
 from expunge.runtime.cached_model import CachedModel
 
 AT_ONCE, NEW = 16, 48
@@ -114,14 +115,16 @@ def teach(network: LanguageModel, records: list[Passage], epochs: int) -> None:
     optimizer = torch.optim.AdamW(network.module.parameters(), lr=1e-4, weight_decay=0)
     for _ in range(epochs):
         for start in range(0, len(records), AT_ONCE):
-            loss = network.predict(records[start : start + AT_ONCE]).nll()
+            loss = network.ask(Scores(), records[start : start + AT_ONCE]).nll()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
     network.module.requires_grad_(False)
 
 
-def audited(network: LanguageModel, forget: list[Passage], holdout: list[Passage], store: Store) -> dict[str, float]:
+def audited(
+    network: LanguageModel, forget: list[Passage], holdout: list[Passage], store: AnswerStore
+) -> dict[str, float]:
     """The product's audits."""
     request = Request(forget=tuple(forget), holdout=tuple(holdout))
     found = examine(CachedModel(network, store), request, AUDITS, "before", lambda event: None)
@@ -149,7 +152,7 @@ def main() -> None:
         for _ in range(asked.repeats):
             found = {}
             with tempfile.TemporaryDirectory() as folder:
-                store = Store(Path(folder) / "answers.sqlite")
+                store = AnswerStore(Path(folder) / "answers.sqlite")
                 for name in seconds:
                     start = time.perf_counter()
                     if name == "naive":

@@ -20,6 +20,7 @@ from side_by_side import counting, machine, random_records, settings, show, spre
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from expunge.adapters.bounded import Bounded
+from expunge.core.events import Step
 from expunge.core.request import Request
 from expunge.methods.finetune import Finetune
 from expunge.methods.stop import Stop
@@ -66,7 +67,7 @@ def seconds_of(network: LanguageModel, records: int, steps: int) -> float:
         norms=False,
     )
     took: list[float] = []
-    method(network, request, lambda event: took.append(event["seconds"]) if event["kind"] == "step" else None)
+    method(network, request, lambda event: took.append(event.seconds) if isinstance(event, Step) else None)
     assert len(took) == steps
     return sum(took)
 

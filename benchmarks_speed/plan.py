@@ -36,6 +36,7 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
+from expunge.core.events import Event, Step
 from expunge.core.request import Request
 from expunge.models.language import LanguageModel
 from expunge.models.open import open_network
@@ -295,10 +296,10 @@ def _flops(model: Path, sets: dict[str, Path], method: str) -> int:
     total, last = 0, 0
     with FlopCounterMode(display=False) as counter:
 
-        def on_event(event: dict[str, object]) -> None:
+        def on_event(event: Event) -> None:
             nonlocal total, last
             now = counter.get_total_flops()
-            total += now - last if event["kind"] == "step" else 0
+            total += now - last if isinstance(event, Step) else 0
             last = now
 
         parse(method)(eager, request, on_event)

@@ -22,6 +22,7 @@ import torch
 from side_by_side import machine, random_records, ratio, settings, show, spread, table
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from expunge.core.events import Event, Step
 from expunge.core.request import Request
 from expunge.models.language import LanguageModel
 from expunge.notation.parse import parse
@@ -52,11 +53,11 @@ def work(objective: str) -> None:
     records = random_records(72, SHAPE.vocab_size)
     records = [replace(record, question=record.id) for record in records]  # a request holds no two that say the same
     request = Request(forget=tuple(records[:24]), retain=tuple(records[24:]))
-    events: list[dict] = []
+    events: list[Event] = []
     with processes("cpu"):
         parse(METHOD.format(objective))(network, request, events.append)
         if is_main():
-            print(json.dumps([(e["seconds"], e["loss"]) for e in events if e["kind"] == "step"]))
+            print(json.dumps([(e.seconds, e.loss) for e in events if isinstance(e, Step)]))
 
 
 def timed(objective: str, count: int, threads: int) -> tuple[float, list[float]]:

@@ -35,6 +35,7 @@ from expunge.adapters.bounded import Bounded
 from expunge.adapters.full import Full
 from expunge.adapters.lora import LoRA
 from expunge.core.adapter import Adapter
+from expunge.core.question import Scores
 from expunge.core.request import Request
 from expunge.models.language import LanguageModel
 from expunge.train.activations import managed
@@ -77,13 +78,13 @@ def step_of(name: str, tokens: int) -> Callable[[], None]:
     while sum(r.size for r in records[:-1]) >= tokens:
         records.pop()
     adapter, activations = CONTENDERS[name]
-    adapted = adapter(network, Request(forget=tuple(records)))
+    adapted = adapter.insert(network, Request(forget=tuple(records)))
     optimizer = torch.optim.AdamW(adapted.trainable().values(), lr=1e-4)
 
     def step() -> None:
         with managed(adapted.module, activations):
             optimizer.zero_grad(set_to_none=True)
-            adapted.predict(records).nll().backward()
+            adapted.ask(Scores(), records).nll().backward()
             optimizer.step()
 
     return step

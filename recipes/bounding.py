@@ -27,8 +27,9 @@ from people import World, trained
 from expunge import Bounded, Finetune, LoRA, Network, Request, Stop, parse
 from expunge.audits.loss_membership import LossMembership
 from expunge.core.adapter import Adapter
-from expunge.core.errors import RunFailed
+from expunge.core.events import Checked, Event, Step
 from expunge.core.objective import Objective
+from expunge.errors import RunFailed
 from expunge.notation.parse import plugins
 from expunge.runtime.cached_model import CachedModel
 
@@ -149,29 +150,21 @@ def targets(row: dict[str, Any]) -> dict[str, bool]:
 
 def perform(setting: Setting, original: Network, request: Request) -> dict[str, Any]:
     """One run, as a row: where it ended, the largest gradient on the way, and how far it got if it broke off."""
-    steps: list[dict[str, Any]] = []
-    checks: list[dict[str, Any]] = []
-
-    def on_event(event: dict[str, Any]) -> None:
-        {"step": steps, "check": checks}.get(event["kind"], []).append(event)
-
+    events: list[Event] = []
     method = setting.method()
     found: dict[str, float | None] = dict.fromkeys(("acc", "ret", "r_para", "MIA", "forget", "retain", "size", "entry"))
     finite = True
     try:
-        after = method(original, request, on_event)
+        after = method(original, request, events.append)
     except RunFailed:  # a run that ends in NaN is a result of the study, not a fault of it
         finite = False
     else:
-        found = {
-            **ends(method, after, original, request),
-            "forget": checks[-1]["forget"],
-            "retain": checks[-1]["retain"],
-        }
-    norms = [math.hypot(*step["gradient"].values()) for step in steps]
+        last = [event for event in events if isinstance(event, Checked)][-1]
+        found = {**ends(method, after, original, request), "forget": last.forget, "retain": last.retain}
+    norms = [math.hypot(*event.gradient.values()) for event in events if isinstance(event, Step)]
     return {
         "finite": finite,
-        "taken": len(steps),
+        "taken": len(norms),
         "gradient": max(norms, default=None),
         **found,
     }

@@ -30,10 +30,11 @@ from expunge.attack.relearn import Relearn
 from expunge.audits.linear_probe import LinearProbe
 from expunge.audits.loss_membership import LossMembership
 from expunge.audits.truth_ratio import TruthRatio
-from expunge.core.statistics import ks
+from expunge.core.question import LogProbabilities, Text
 from expunge.data.text import Passage
 from expunge.methods.finetune import Finetune
 from expunge.models.language import LanguageModel
+from expunge.primitives.statistics import ks
 from expunge.runtime.atomic_files import whole_folder
 from expunge.runtime.cached_model import CachedModel
 
@@ -181,19 +182,19 @@ def judged(network: Network, case: Case) -> dict[str, float]:
 
 def values(model: CachedModel, records: tuple[Passage, ...]) -> torch.Tensor:
     """Log-probability of each record's value."""
-    said = model.answers(records)
+    said = model.ask(LogProbabilities(), records)
     return torch.stack([rows[VALUE] for rows in said.split(said.log_probs)])
 
 
 def knows(model: CachedModel, records: tuple[Passage, ...]) -> float:
     """Share of records whose value scores highest, the words before it given."""
-    said = model.answers(records)
+    said = model.ask(LogProbabilities(), records)
     return statistics.mean(float(rows[VALUE]) for rows in said.split(said.right.double()))
 
 
 def says(network: Network, records: tuple[Passage, ...]) -> float:
     """Share of greedy continuations that hold the value."""
-    written = network.generate(records, 8)  # type: ignore[attr-defined]
+    written = network.ask(Text(8), records)  # type: ignore[attr-defined]
     return statistics.mean(r.answer.split()[VALUE] in text.split() for r, text in zip(records, written, strict=True))
 
 
@@ -275,9 +276,9 @@ def tried(trial: Trial, case: Case, seed: int, study: Study) -> dict[str, float]
     start = time.process_time()
     largest = [0.0]
 
-    def on_event(event: dict[str, object]) -> None:
-        if event["kind"] == "step":
-            largest[0] = max(largest[0], *event["gradient"].values())  # type: ignore[attr-defined]
+    def on_event(event: Event) -> None:
+        if isinstance(event, Step):
+            largest[0] = max(largest[0], *event.gradient.values())
 
     method = trial.method(seed, study.batch)
     merged = method.adapter.merge(method(case.models["original"], case.world.request(trial.stand_in), on_event))

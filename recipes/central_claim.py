@@ -24,7 +24,8 @@ from typing import Any
 
 from expunge import Bounded, Finetune, Inputs, LoRA, Network, Request, Stop, open_network
 from expunge.core.adapter import Adapter
-from expunge.core.errors import RunFailed
+from expunge.core.events import Event, Step
+from expunge.errors import RunFailed
 from expunge.notation.parse import parse_list
 from expunge.objectives.grad_diff import GradDiff
 from expunge.runtime.cached_model import CachedModel
@@ -153,14 +154,15 @@ def _right(model: str) -> str:
 
 def perform(setting: Setting, case: Case) -> dict[str, Any]:
     """One run: its audits and what every step measured."""
-    steps: list[dict[str, Any]] = []
+    events: list[Event] = []
     try:
-        after = setting.method()(case.network, case.request, lambda e: steps.append(e) if e["kind"] == "step" else None)
+        after = setting.method()(case.network, case.request, events.append)
         found: dict[str, float] | None = measure(after, case)
     except RunFailed:  # a run that ends in NaN is a result of the study, not a fault of it
         found = None
     kept = ("step", "forget", "retain", "gradient", "delta")
-    return {**setting.__dict__, "found": found, "steps": [{k: step[k] for k in kept} for step in steps]}
+    steps = [{key: getattr(e, key) for key in kept} for e in events if isinstance(e, Step)]
+    return {**setting.__dict__, "found": found, "steps": steps}
 
 
 def run(out: Path, model: str, folder: str) -> None:

@@ -15,6 +15,7 @@ from sklearn.model_selection import train_test_split
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
 from expunge import Finetune, Full, Network, Request, Stop
+from expunge.core.question import LogProbabilities
 from expunge.data.images import Picture
 from expunge.models.vision import ImageClassifier
 from expunge.objectives.retain_nll import RetainNLL
@@ -93,5 +94,5 @@ if __name__ == "__main__":
     }.items():
         network = trained(part, seed)
         network.save(out / name)
-        said = network.answers(digits.test)
+        said = network.ask(LogProbabilities(), digits.test)
         print(f"{name}: test accuracy {said.right.double().mean():.4f}")

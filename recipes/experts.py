@@ -32,6 +32,7 @@ from expunge.adapters.seuf import SEUF
 from expunge.core.adapter import Adapter
 from expunge.core.model import Network
 from expunge.core.objective import Objective
+from expunge.core.question import LogProbabilities, Routes, Scores
 from expunge.data.text import Passage
 from expunge.internals.mixtures import affinity, the_mixtures, tour
 from expunge.methods.finetune import Finetune
@@ -124,9 +125,9 @@ def trained(world: World, seed: int, parted: bool, steps: int = 300, batch: int 
     draw = random.Random(seed)
     for _ in range(steps):
         topics = draw.sample(world.people, batch), draw.sample(world.metals, batch)
-        loss = network.predict([*topics[0], *topics[1]]).nll()
+        loss = network.ask(Scores(), [*topics[0], *topics[1]]).nll()
         if parted:
-            called = torch.stack([network.routes(topic).states.mean(0) for topic in topics])
+            called = torch.stack([network.ask(Routes(), topic).states.mean(0) for topic in topics])
             loss = loss + 0.12 * _entropy(called) - 0.1 * _entropy(called.mean(0))
         optimizer.zero_grad()
         loss.backward()
@@ -199,12 +200,12 @@ def trials() -> list[Trial]:
 
 def right(network: Network, examples: tuple[Passage, ...]) -> float:
     """Share of the facts whose value comes first among all words."""
-    return float(network.answers(examples).right.double().mean())
+    return float(network.ask(LogProbabilities(), examples).right.double().mean())
 
 
 def overlap(before: Network, after: Network, examples: tuple[Passage, ...]) -> list[float]:
     """For each block the share of a token's top experts that are the same as before, averaged over tokens."""
-    (was,), (now,) = list(tour(before, examples)), list(tour(after, examples))
+    (was,), (now,) = list(read_routes(before, examples)), list(read_routes(after, examples))
     return [float(same) for same in (was.taken & now.taken).double().sum(-1).mean(0) / TOP]
 
 
@@ -227,7 +228,7 @@ def studied(seed: int, parted: bool, tried: list[Trial]) -> Iterator[dict]:
     """The rows of one mixture."""
     world = World.drawn(seed)
     network, request = trained(world, seed, parted), world.request()
-    called = affinity(tour(network, request.forget))
+    called = affinity(read_routes(network, request.forget))
     layer, (expert,) = called.top()
     at = called.layers.index(layer)
     part = the_mixtures(network.module)[layer]
@@ -237,7 +238,7 @@ def studied(seed: int, parted: bool, tried: list[Trial]) -> Iterator[dict]:
         "retain": right(network, request.retain),
         "share": float(called.shares[at, expert]),
         "gate": float(called.gates[at, expert]),
-        "share of the kept": float(affinity(tour(network, request.retain)).shares[at, expert]),
+        "share of the kept": float(affinity(read_routes(network, request.retain)).shares[at, expert]),
         "expert and router": sum(p[0].numel() for p in part.experts.parameters())
         + sum(p.numel() for p in part.gate.parameters()),
         "parameters": sum(p.numel() for p in network.module.parameters()),

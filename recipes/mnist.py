@@ -23,6 +23,7 @@ from transformers import PretrainedConfig, PreTrainedModel, ViTConfig, ViTForIma
 
 from expunge import Finetune, Full, Network, Request, Stop
 from expunge.core.objective import Objective
+from expunge.core.question import LogProbabilities
 from expunge.data.images import Picture
 from expunge.models.vision import ImageClassifier
 from expunge.objectives.retain_nll import RetainNLL
@@ -135,4 +136,4 @@ def features(network: ImageClassifier, pictures: Sequence[Picture]) -> Tensor:
 
 def accuracy(network: Network, pictures: Sequence[Picture]) -> float:
     """Share of the pictures whose class has the highest score."""
-    return float(network.answers(pictures).right.double().mean())
+    return float(network.ask(LogProbabilities(), pictures).right.double().mean())

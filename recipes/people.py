@@ -16,6 +16,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from expunge import Request
+from expunge.core.question import Scores
 from expunge.data.text import Passage
 from expunge.models.language import LanguageModel
 
@@ -187,7 +188,7 @@ def trained(world: World, forgotten: bool, seed: int, steps: int = 900, batch: i
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: min(1.0, (k + 1) / 50) * max(0.05, 1 - k / steps))
     draw = random.Random(seed)
     for _ in range(steps):
-        loss = network.predict(draw.sample(records, batch)).nll()
+        loss = network.ask(Scores(), draw.sample(records, batch)).nll()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

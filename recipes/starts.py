@@ -57,9 +57,9 @@ def run(folder: Path, models: Path, seeds: list[int]) -> None:
                 continue
             method, largest = trial.method(seed), [0.0]
 
-            def on_event(event: dict[str, object], largest: list[float] = largest) -> None:
-                if event["kind"] == "step":
-                    largest[0] = max(largest[0], *event["gradient"].values())  # type: ignore[attr-defined]
+            def on_event(event: Event, largest: list[float] = largest) -> None:
+                if isinstance(event, Step):
+                    largest[0] = max(largest[0], *event.gradient.values())
 
             begun = time.process_time()
             method.adapter(case.models["original"], case.request)

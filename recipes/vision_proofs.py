@@ -27,6 +27,7 @@ from sklearn.linear_model import LogisticRegression
 from expunge import Finetune, Network, Request, Stop
 from expunge.adapters.lora import LoRA
 from expunge.core.objective import Objective
+from expunge.core.question import LogProbabilities, Scores
 from expunge.data.images import Picture
 from expunge.edit._dampen import dampened, everything
 from expunge.edit._fisher import copied, squared
@@ -73,7 +74,7 @@ def percent(network: Network, pictures: Pictures) -> float:
 def entropies(network: Network, pictures: Pictures) -> torch.Tensor:
     """Nats of each picture's answer."""
     with torch.inference_mode():
-        said = network.predict(pictures).log_probs()
+        said = network.ask(Scores(), pictures).log_probs()
     return -(said.exp() * said).sum(1)[:, None]
 
 
@@ -83,7 +84,7 @@ def members(network: Network, forget: Pictures, retain: Pictures, test: Pictures
     known = torch.cat([entropies(network, retain), entropies(network, test)])
     attack = LogisticRegression(class_weight="balanced")
     attack.fit(known.numpy(), [1] * len(retain) + [0] * len(test))
-    return 100 * float(attack.predict(entropies(network, forget).numpy()).mean())
+    return 100 * float(attack.ask(Scores(), entropies(network, forget).numpy()).mean())
 
 
 def probed(network: Network, digits: Mnist, *classes: int) -> float:
@@ -166,7 +167,7 @@ def at_random(digits: Mnist, seed: int) -> Iterator[Row]:
     request = Request(tuple(forget), tuple(retain))
 
     def row(name: str, network: Network, seconds: float, **more: Any) -> Row:
-        lost = -float(network.answers(forget).log_probs.double().mean())
+        lost = -float(network.ask(LogProbabilities(), forget).log_probs.double().mean())
         values = {"forget": percent(network, forget), "loss": lost, "test": percent(network, digits.test)}
         return {"model": name, **values, "seconds": seconds, **more}
 

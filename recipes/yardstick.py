@@ -21,7 +21,7 @@ from people import World
 
 from expunge import open_network
 from expunge.audits.truth_ratio import TruthRatio
-from expunge.core.statistics import ks
+from expunge.primitives.statistics import ks
 from expunge.runtime.cached_model import CachedModel
 
 UNSEEN_BY = {"forget": ("retrained", "retrained again"), "holdout": tuple(MODELS)}

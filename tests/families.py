@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from expunge.core.model import Network
+from expunge.core.question import Scores
 from expunge.core.request import Request
 from expunge.data.images import Picture
 from expunge.data.records import Record
@@ -214,7 +215,7 @@ def assert_as_found(network: Network, was: dict[str, object]) -> None:
 
 def logits(network: Network, request: Request) -> torch.Tensor:
     with torch.inference_mode():
-        return network.predict(request.forget).logits
+        return network.ask(Scores(), request.forget).logits
 
 
 def same(adapted: Network, network: Network, request: Request) -> bool:

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import typer.main
 
+from expunge import errors
 from expunge.cli.main import app
-from expunge.core import errors
 from expunge.notation.parse import parse, parse_list, plugins
 from expunge.report.verdict import Rule
 

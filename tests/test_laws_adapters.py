@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from expunge.core.adapter import Adapter
-from expunge.core.errors import ModelRefused
 from expunge.core.model import Network
+from expunge.core.question import Scores
 from expunge.core.request import Request
+from expunge.errors import ModelRefused
 from expunge.methods.finetune import Finetune
 from expunge.models.language import LanguageModel
 from expunge.notation.parse import Plugin
@@ -54,7 +55,7 @@ def adapted_of(plugin: Plugin, family: str, found: Network | None = None) -> tup
     network = found or network
     was = state(network)
     try:
-        return adapter, network, adapter(network, request), request
+        return adapter, network, adapter.insert(network, request), request
     except ModelRefused as refused:
         assert_as_found(network, was)
         if not any(reason in str(refused) for reason in REASONS.get(plugin.name, {}).get(family, REFUSED[family])):
@@ -79,7 +80,7 @@ def test_an_adapter_leaves_the_network_as_found_whatever_becomes_of_its_own(plug
     answers, was = logits(network, request), state(network)
     adapter, network, adapted, request = adapted_of(plugin, family, network)
     assert_as_found(network, was)
-    moved(adapted).predict(request.forget).nll().backward()
+    moved(adapted).ask(Scores(), request.forget).nll().backward()
     adapter.merge(adapted)
     assert_as_found(network, was)
     assert torch.equal(logits(network, request), answers)
@@ -95,7 +96,7 @@ def test_only_an_adapters_own_parameters_move_and_they_are_float32(plugin: Plugi
     assert {p.dtype for p in moving.values()} == {torch.float32}
     theirs = {p.data_ptr() for p in network.module.parameters()}
     assert not any(p.data_ptr() in theirs for p in moving.values())
-    moved(adapted).predict(request.forget).nll().backward()
+    moved(adapted).ask(Scores(), request.forget).nll().backward()
     assert all(p.grad is not None for p in moving.values())
     assert all(p.grad is None for p in adapted.module.parameters() if not p.requires_grad)
 

@@ -4,9 +4,9 @@ import pytest
 
 from expunge.adapters.full import Full
 from expunge.core.audit import Audit, WhiteBoxAudit
-from expunge.core.errors import ModelRefused
 from expunge.core.model import Network, Speaker
 from expunge.core.request import Request
+from expunge.errors import ModelRefused
 from expunge.methods.finetune import Finetune
 from expunge.notation.parse import Plugin
 from expunge.objectives.retain_nll import RetainNLL

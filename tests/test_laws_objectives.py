@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from expunge.adapters.full import Full
-from expunge.core.errors import ModelRefused
 from expunge.core.model import Network
 from expunge.core.objective import Objective, Sum
 from expunge.core.predictions import Share
+from expunge.core.question import HiddenStates, Routes
 from expunge.core.view import Run, View
+from expunge.errors import ModelRefused
 from expunge.notation.parse import Plugin, parse
 from expunge.objectives.ascent import Ascent
 from expunge.objectives.retain_nll import RetainNLL
@@ -34,7 +35,7 @@ LEVEL = 4.0
 def views(family: str, **options) -> tuple[View, View, Network, Network]:
     """What a network that has moved says, and what it said before."""
     before, request = family_of(family)
-    now = moved(Full()(before, request))
+    now = moved(Full().insert(before, request))
     if options.pop("padded", False):
         now, before = (dataclasses.replace(network, trees=0) for network in (now, before))
     sets = {name: request.sets()[name] for name in ("forget", "retain", "stand_in")}
@@ -59,9 +60,7 @@ def objective_of(plugin: Plugin, family: str) -> Objective:
 
 def read(view: View) -> set[str]:
     """The sets that were asked about in any way."""
-    return {
-        name.partition(",")[0] for name in (*view.said, *view.swept, *(name for name, _ in (*view.felt, *view.heard)))
-    }
+    return {name.partition(",")[0] for name, _ in (*view.replies, *view.passes)}
 
 
 def reordered(view: View) -> View:
@@ -150,7 +149,7 @@ def test_a_set_that_an_objective_does_not_read_costs_no_forward_pass(plugin: Plu
     for which, network in enumerate(networks):
         network.module.register_forward_pre_hook(count(which))  # before: a pass for hidden states ends half-way
     value = objective(now, before).item()
-    assert passes == [sum(map(len, (v.said, v.felt, v.heard, v.swept))) for v in (now, before)]
+    assert passes == [len(view.passes) for view in (now, before)]
     # What was not read was not needed either: without those sets the value is the same.
     only_now = View(now.model, {name: now.sets[name] for name in read(now)}, run=Run(level=LEVEL))
     only_before = View(before.model, {name: before.sets[name] for name in read(before)}, gradients=False)
@@ -164,9 +163,10 @@ def test_an_objective_reads_what_it_says_that_it_needs(plugin: Plugin, family: s
     now, before, *_ = views(family)
     objective(now, before)
     asked = read(now) | read(before)
+    questions = [question for _, question in (*now.passes, *before.passes)]
     asked |= {"reference"} if read(before) else set()
-    asked |= {"hidden"} if now.felt or before.felt else set()
-    asked |= {"experts"} if now.heard or before.heard else set()
+    asked |= {"hidden"} if any(isinstance(question, HiddenStates) for question in questions) else set()
+    asked |= {"experts"} if any(isinstance(question, Routes) for question in questions) else set()
     assert set(plugin.needs) == asked
     assert plugin.intention in ("removal", "suppression", "retention")
     if isinstance(objective, Sum):

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 from expunge.adapters.bounded import Bounded
 from expunge.adapters.full import Full
 from expunge.adapters.lora import LoRA
+from expunge.core.events import Checked, Step
 from expunge.core.request import Request
 from expunge.data.text import encode, load
 from expunge.models.language import LanguageModel
@@ -120,7 +121,7 @@ def counted(method_text: str, request_: Request, plain) -> tuple[int, list[int],
     with FlopCounterMode(display=False) as counter:
 
         def on_event(event) -> None:
-            if event["kind"] == "step" or (event["kind"] == "check" and event["step"] == 0):
+            if isinstance(event, Step) or (isinstance(event, Checked) and event.step == 0):
                 told.append(counter.get_total_flops())
 
         method(

@@ -12,8 +12,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, AutoModelForImageClassification, LlamaConfig, SwinConfig
 
-from expunge.core.errors import EnvironmentRefused, ModelRefused, UsageRefused
+from expunge.core.events import Checked, Step
 from expunge.core.request import Request
+from expunge.errors import EnvironmentRefused, ModelRefused, UsageRefused
 from expunge.models.language import LanguageModel
 from expunge.models.vision import ImageClassifier
 from expunge.notation.parse import parse
@@ -190,7 +191,7 @@ def test_a_run_on_images_costs_what_was_planned(family: str, settings: str):
     with FlopCounterMode(display=False) as counter:
 
         def on_event(event) -> None:
-            if event["kind"] == "step" or (event["kind"] == "check" and event["step"] == 0):
+            if isinstance(event, Step) or (isinstance(event, Checked) and event.step == 0):
                 told.append(counter.get_total_flops())
 
         method(network, request_, on_event)

@@ -1,8 +1,8 @@
 """Which layers of a network are its MLP layers and which its attention, found by structure and not by names.
 
-Of a block's linear layers (see `internals/blocks.py`), those inside an attention module are attention's, and the others are
-the feed-forward (MLP) part's. A mixture's experts belong to it too, where they are slices of one tensor as well; its
-router does not, nor does the gate of a shared expert, which says one number for each token.
+Of a block's linear layers (see `internals/blocks.py`), those inside an attention module are attention's, and the
+others are the feed-forward (MLP) part's. A mixture's experts belong to it too, where they are slices of one tensor as
+well; its router does not, nor does the gate of a shared expert, which says one number for each token.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from expunge.core.errors import ModelRefused, UsageRefused
+from expunge.errors import ModelRefused, UsageRefused
 from expunge.internals.blocks import blocks, is_attention
 from expunge.internals.mixtures import mixtures
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from expunge.core.errors import UsageRefused
+from expunge.errors import UsageRefused
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ class PeftAdapter(Adapter):
     def where(self) -> tuple[Targets, tuple[int, ...] | None]:
         """Which layers of each block to adapt, and of which blocks (None: all)."""
 
-    def __call__(self, network: Network, request: Request) -> Network:
+    def insert(self, network: Network, request: Request) -> Network:
         fork = network.fork()
         with quiet():
             names = chosen(network.module, *self.where)

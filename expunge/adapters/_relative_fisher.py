@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from expunge.core.errors import DataRefused
+from expunge.errors import DataRefused
 from expunge.internals.gradients import Slopes, loss
 
 if TYPE_CHECKING:

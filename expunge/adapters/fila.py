@@ -31,7 +31,7 @@ from expunge.adapters._relative_fisher import factors, lies_in_out, row_weights
 from expunge.adapters.bounded import Bounded
 from expunge.adapters.lora import LoRA
 from expunge.core.adapter import Adapter
-from expunge.core.errors import ModelRefused, UsageRefused
+from expunge.errors import ModelRefused, UsageRefused
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,8 +64,8 @@ class Fila(Adapter):
         """That of the factors that move."""
         return self.adapter.rank
 
-    def __call__(self, network: Network, request: Request) -> Network:
-        adapted = self.adapter(network, request)
+    def insert(self, network: Network, request: Request) -> Network:
+        adapted = self.adapter.insert(network, request)
         if any(isinstance(part, BoundedExperts) for part in adapted.module.modules()):
             raise ModelRefused(
                 f"Fila: {type(network.module).__name__} keeps its experts in one tensor, which have no start of their "

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class Full(Adapter):
     """All floating-point parameters, in float32 at least."""
 
-    def __call__(self, network: Network, request: Request) -> Network:
+    def insert(self, network: Network, request: Request) -> Network:
         module = copy.deepcopy(network.module)
         if next(module.parameters()).dtype in (torch.bfloat16, torch.float16):
             module = module.float()  # a step of 1e-5 is lost in bfloat16's rounding for most weights

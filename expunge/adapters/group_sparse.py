@@ -3,9 +3,9 @@
     group of a block = sqrt( sum over its factors A, B of ||.||_F^2 );   below `below`:  B <- 0 in that block
 
 `GroupPenalty` (in `GSLoRA()`) drives the groups of blocks that need not change towards 0, but AdamW leaves them
-trembling near it. When the run has ended, what is left of those groups is cut off, and the run's facts say which
-blocks still change (`blocks_left`) and how large each group was (`groups`). A block that is off has the weights of
-before, to the bit. Without the penalty no group falls that low: A alone begins at about sqrt(r / 3) a layer.
+trembling near it. When the run has ended, what is left of those groups is cut off, and the run's last event says
+which blocks still change (`groups.left`) and how large each group was (`groups.norms`). A block that is off has the
+weights of before, to the bit. Without the penalty no group falls that low: A alone begins at about sqrt(r / 3) a layer.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from torch import Tensor
 from expunge.adapters.bounded import Bounded
 from expunge.adapters.lora import LoRA
 from expunge.core.adapter import Adapter
-from expunge.core.errors import UsageRefused
+from expunge.core.events import BlockGroups
+from expunge.errors import UsageRefused
 from expunge.internals.blocks import blocks
 
 if TYPE_CHECKING:
@@ -49,10 +50,10 @@ class GroupSparse(Adapter):
         """That of the adapter trained."""
         return self.adapter.rank
 
-    def __call__(self, network: Network, request: Request) -> Network:
-        return self.adapter(network, request)
+    def insert(self, network: Network, request: Request) -> Network:
+        return self.adapter.insert(network, request)
 
-    def close(self, adapted: Network) -> dict[str, object]:
+    def close(self, adapted: Network) -> BlockGroups:
         """Switch off the blocks that need not change; the norm of each group, and the blocks that are left."""
         groups = self.groups(adapted)
         norms = {number: _norm(group.values()) for number, group in groups.items()}
@@ -61,7 +62,7 @@ class GroupSparse(Adapter):
             for name, factor in groups[number].items():
                 if "_B." in name:  # with B at 0 the update is 0, whatever the map
                     factor.data.zero_()
-        return {"groups": list(norms.values()), "blocks_left": left}
+        return BlockGroups(tuple(norms.values()), tuple(left))
 
     def groups(self, adapted: Network) -> dict[int, dict[str, Tensor]]:
         """What may move, by the number of the block that it stands in; blocks without anything are left out."""

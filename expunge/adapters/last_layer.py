@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from expunge.core.adapter import Adapter
-from expunge.core.errors import ModelRefused
 from expunge.core.model import Network
 from expunge.core.request import Request
+from expunge.errors import ModelRefused
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 class LastLayer(Adapter):
     """The output matrix and its bias, in float32."""
 
-    def __call__(self, network: Network, request: Request) -> Network:
+    def insert(self, network: Network, request: Request) -> Network:
         _, layer = _found(network)
         fork = network.fork()
         fork.module.requires_grad_(False)

@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import parametrize
 
 from expunge.core.adapter import Adapter
-from expunge.core.errors import ModelRefused, UsageRefused
+from expunge.errors import ModelRefused, UsageRefused
 from expunge.internals.gradients import HALF, gradient, loss
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Salient(Adapter):
         if not 0 <= self.quantile < 1:
             raise UsageRefused(f"The `quantile` of Salient must lie in [0, 1). Got {self.quantile!r}.")
 
-    def __call__(self, network: Network, request: Request) -> Network:
+    def insert(self, network: Network, request: Request) -> Network:
         if network.device.type == "meta":
             raise UsageRefused(
                 "Salient chooses its weights by their gradients, which a plan does not have. Plan with adapter=Full(), "

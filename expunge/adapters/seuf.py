@@ -22,8 +22,8 @@ import torch
 
 from expunge.adapters._moving_experts import MovingExperts, MovingRouter
 from expunge.core.adapter import Adapter
-from expunge.core.errors import UsageRefused
-from expunge.internals.mixtures import Mixture, affinity, mixtures, the_mixtures, tour
+from expunge.errors import UsageRefused
+from expunge.internals.mixtures import Mixture, affinity, first_tokens, mixtures, read_routes, the_mixtures
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -54,7 +54,7 @@ class SEUF(Adapter):
         if self.expert is not None and (self.layer is None or self.experts != 1):
             raise UsageRefused("SEUF: an `expert` is one of a `layer`. Give that too, and leave `experts` at 1.")
 
-    def __call__(self, network: Network, request: Request) -> Network:
+    def insert(self, network: Network, request: Request) -> Network:
         found = the_mixtures(network.module)
         if network.device.type == "meta":  # where nothing can be read, and what reads depends on what is
             raise UsageRefused("SEUF cannot be planned: how many tokens its expert reads is told by the router alone.")
@@ -99,7 +99,9 @@ class SEUF(Adapter):
         if self.layer is not None and self.expert is not None:
             return self.layer, (self.expert,)
         with torch.no_grad():
-            return affinity(tour(network, request.forget, self.tokens)).top(self.experts, self.layer)
+            return affinity(read_routes(network, first_tokens(request.forget, self.tokens))).top(
+                self.experts, self.layer
+            )
 
 
 def _adapted(network: Network) -> Mixture:

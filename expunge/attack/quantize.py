@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from expunge.core.errors import ModelRefused, UsageRefused
-from expunge.core.method import Method, edited, ignore_event
-from expunge.core.model import Network, OnEvent
+from expunge.core.events import OnEvent
+from expunge.core.method import WeightMethod
+from expunge.core.model import Model, Network
 from expunge.core.request import Request
+from expunge.errors import ModelRefused, UsageRefused
+from expunge.internals.changes import describe_change
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Quantize(Method):
+class Quantize(WeightMethod):
     """Symmetric rounding of each row of each matrix, and back to floating point."""
 
     bits: int = 4
@@ -37,13 +39,13 @@ class Quantize(Method):
         if not 2 <= self.bits <= 16:
             raise UsageRefused(f"The `bits` of Quantize must lie between 2 and 16. Got {self.bits!r}.")
 
-    def __call__(self, network: Network, request: Request, on_event: OnEvent = ignore_event) -> Network:
+    def change(self, network: Network, request: Request, on_event: OnEvent) -> Model:
         result = network.fork(copy.deepcopy(network.module))
         with torch.no_grad():
             for parameter in filter(_is_matrix, result.module.parameters()):
                 codes, step = self._codes(parameter)
                 parameter.copy_((codes * step).view(parameter.shape))
-        on_event(edited(network, result))
+        on_event(describe_change(network, result))
         return result
 
     def equal_codes(self, network: Network, original: Network) -> float:

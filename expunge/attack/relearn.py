@@ -4,24 +4,26 @@ The attacker trains on a few examples; what comes back of the *others* tells whe
 part of the forget set, related texts without the answers, and unrelated texts as a control (give those two as probes).
 Compare with the retrained model under the same attack: where attacked and other examples share a form, even that one
 gains. `curve` audits at several budgets, on a forget set without the attacked examples; `area` and `reached` of
-`core/statistics.py` sum it up.
+`primitives/statistics.py` sum it up.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 from expunge.core.audit import Audit, Finding
-from expunge.core.errors import DataRefused, UsageRefused
-from expunge.core.method import Method, ignore_event
-from expunge.core.model import Batch, Network, OnEvent
-from expunge.core.rehearsal import Rehearsal
+from expunge.core.events import OnEvent
+from expunge.core.method import WeightMethod
+from expunge.core.model import Batch, Model, Network
+from expunge.primitives.rehearsal import Rehearsal
 from expunge.core.request import Request
+from expunge.errors import DataRefused, UsageRefused
 from expunge.methods.finetune import Finetune
 from expunge.notation.parse import parse
 
 
 @dataclass(frozen=True)
-class Relearn(Method):
+class Relearn(WeightMethod):
     """Training on what the attacker has."""
 
     steps: int = 10
@@ -44,19 +46,20 @@ class Relearn(Method):
         if self.steps < 1 or self.items < 1:
             raise UsageRefused(f"Relearn: steps and items must be at least 1. Got {self.steps!r}, {self.items!r}.")
 
-    def __call__(self, network: Network, request: Request, on_event: OnEvent = ignore_event) -> Network:
-        learn = self._learn()
-        return learn.adapter.merge(learn(network, self._learnt(request), on_event))
+    def with_seed(self, seed: int) -> Self:
+        return replace(self, seed=seed)
 
-    def rehearse(self, network: Network, request: Request, rehearsal: Rehearsal) -> Network:
-        learn = self._learn()
-        return learn.adapter.merge(learn.rehearse(network, self._learnt(request), rehearsal))
+    def change(self, network: Network, request: Request, on_event: OnEvent) -> Model:
+        return self._learn()(network, self._learnt(request), on_event).plain()
+
+    def rehearse(self, model: Model, request: Request, rehearsal: Rehearsal) -> Model:
+        return self._learn().rehearse(model, self._learnt(request), rehearsal).plain()
 
     def _learn(self) -> Finetune:
         return replace(self.learn, steps=self.steps, seed=self.seed)
 
     def _learnt(self, request: Request) -> Request:
-        """What the attacker trains on: all others are forget set, of which its objective reads nothing."""
+        """What the attacker trains on: the items, as its retain set."""
         return Request(self.others(request).forget, retain=self.given(request))
 
     def given(self, request: Request) -> Batch:
@@ -68,8 +71,8 @@ class Relearn(Method):
 
     def others(self, request: Request) -> Request:
         """The request without the attacked examples in its forget set: what the attack is to be measured on."""
-        known = {example.content() for example in self.given(request)}
-        left = tuple(example for example in request.forget if example.content() not in known)
+        known = {example.record_digest() for example in self.given(request)}
+        left = tuple(example for example in request.forget if example.record_digest() not in known)
         if not left:
             raise DataRefused(
                 f"Relearn: the attacker has all {len(request.forget)} forget examples, so none is left to measure. "

@@ -11,8 +11,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.svm import LinearSVC
 
 from expunge.core.audit import Audit, Finding
-from expunge.core.errors import UsageRefused
-from expunge.core.statistics import mean_interval
+from expunge.errors import UsageRefused
+from expunge.primitives.statistics import mean_interval
 
 if TYPE_CHECKING:
     from jaxtyping import Float

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from expunge.core.audit import ScoreAudit
 from expunge.core.model import Batch, Model
+from expunge.core.question import LogProbabilities
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -21,5 +22,5 @@ class Accuracy(ScoreAudit):
     definition = "Mean over examples of the share of labelled rows whose right class has the highest score."
 
     def score(self, model: Model, batch: Batch) -> "Float[Tensor, ' examples']":
-        said = model.answers(batch)
+        said = model.ask(LogProbabilities(), batch)
         return said.mean(said.right.float())

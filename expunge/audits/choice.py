@@ -10,6 +10,7 @@ import torch
 
 from expunge.core.audit import ScoreAudit
 from expunge.core.model import Batch, Model
+from expunge.core.question import LogProbabilities
 from expunge.core.request import Example
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class Choice(ScoreAudit):
 
     def score(self, model: Model, batch: Batch) -> "Float[Tensor, ' examples']":
         asked = [text for example in batch for text in (example, *example.alternatives)]
-        said = model.answers(asked)
+        said = model.ask(LogProbabilities(), asked)
         sizes = [1 + len(example.alternatives) for example in batch]
         cut = said.mean(said.log_probs).split(sizes)
         return torch.stack([(options[0] > options[1:].max()).float() for options in cut])

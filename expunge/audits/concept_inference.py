@@ -18,9 +18,9 @@ import numpy as np
 
 from expunge.audits._concept_vectors import cav, mean_of, present, random_cavs, sample
 from expunge.core.audit import Finding, WhiteBoxAudit
-from expunge.core.errors import UsageRefused
 from expunge.core.model import Batch, Network
 from expunge.core.request import Request
+from expunge.errors import UsageRefused
 from expunge.internals.states import Inside
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ class ConceptInference(WhiteBoxAudit):
     """Sets that show one concept each, by name; the forget set stands for the class itself."""
     against: str = "retain"
     """The set whose mean state is the baseline, and from which concepts are told."""
-    layer: int | str | None = None
-    """Where states are read: a block's number from 0, a module's name; None takes the block three quarters up."""
+    layer: int | float | str = 0.75
+    """Where states are read: a block's number from 0, a share of the depth below 1.0, or a module's name."""
     samples: int = 100
     """Examples at most on either side of a direction."""
     draws: int = 20
@@ -97,7 +97,7 @@ class ConceptInference(WhiteBoxAudit):
 
     def _sorted(self, examples: Batch) -> Batch:
         """In an order of their own, so that the order of a file changes nothing that is drawn."""
-        return sorted(examples, key=lambda example: example.content())
+        return sorted(examples, key=lambda example: example.record_digest())
 
     def _finding(self, name: str, scores: "Float[np.ndarray, ' scores']") -> Finding:
         return mean_of(self, name, scores)

@@ -26,10 +26,10 @@ from sklearn.preprocessing import StandardScaler
 
 from expunge.core.audit import Finding, WhiteBoxAudit
 from expunge.core.model import Batch, Network
+from expunge.core.question import HiddenStates
 from expunge.core.request import Request
-from expunge.core.statistics import mean_interval
-from expunge.internals.blocks import blocks
-from expunge.runtime.out_of_memory import in_fitting_batches
+from expunge.primitives.out_of_memory import in_fitting_batches
+from expunge.primitives.statistics import mean_interval
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 class LinearProbe(WhiteBoxAudit):
     """Share of forgotten answers that a linear probe of the hidden states tells."""
 
-    layer: int | None = None
-    """Block after which the states are read, from 0; None takes the one three quarters up."""
+    layer: int | float = 0.75
+    """Block after which the states are read: its number from 0, or a share of the depth below 1.0."""
     train: str = "retain"
     """The set that the probe learns from."""
     test: str = "forget"
@@ -58,7 +58,7 @@ class LinearProbe(WhiteBoxAudit):
         if self.train not in sets or self.test not in sets:
             return ()
         # Sorted, so that the order of a file changes nothing that is drawn.
-        known = sorted(sets[self.train], key=lambda example: example.content())
+        known = sorted(sets[self.train], key=lambda example: example.record_digest())
         states, labels = self.read(network, known)
         asked, right = self.read(network, sets[self.test])
         classes, counts = np.unique(labels, return_counts=True)
@@ -90,13 +90,11 @@ class LinearProbe(WhiteBoxAudit):
         self, network: Network, examples: Batch
     ) -> "tuple[Float[np.ndarray, 'examples width'], Int[np.ndarray, ' examples']]":
         """State and label of each example's first row."""
-        layer = len(blocks(network.module)) * 3 // 4 if self.layer is None else self.layer
         states: list[np.ndarray] = [np.empty(0)] * len(examples)
         labels = np.zeros(len(examples), dtype=np.int64)
         with torch.inference_mode():
-            read = in_fitting_batches(
-                network, examples, network.batches(examples), lambda part: network.hidden(part, layer)
-            )
+            groups, question = network.batches(examples), HiddenStates(self.layer)
+            read = in_fitting_batches(network.module, examples, groups, lambda part: network.ask(question, part))
             for group, felt in read:
                 first = felt.counts().cumsum(0) - felt.counts()
                 for k, state, label in zip(group, felt.states[first].double().cpu(), felt.labels[first], strict=True):

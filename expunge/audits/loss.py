@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from expunge.core.audit import ScoreAudit
 from expunge.core.model import Batch, Model
+from expunge.core.question import LogProbabilities
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -18,5 +19,5 @@ class Loss(ScoreAudit):
     definition = "Mean over examples of the mean negative log-probability of a labelled row (end token included), nats."
 
     def score(self, model: Model, batch: Batch) -> "Float[Tensor, ' examples']":
-        said = model.answers(batch)
+        said = model.ask(LogProbabilities(), batch)
         return -said.mean(said.log_probs)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from expunge.core.audit import MembershipAudit
 from expunge.core.model import Batch, Model
+from expunge.core.question import LogProbabilities
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -21,5 +22,5 @@ class LossMembership(MembershipAudit):
     )
 
     def score(self, model: Model, batch: Batch) -> "Float[Tensor, ' examples']":
-        said = model.answers(batch)
+        said = model.ask(LogProbabilities(), batch)
         return said.mean(said.log_probs)

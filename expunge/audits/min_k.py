@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from expunge.core.audit import MembershipAudit
-from expunge.core.errors import UsageRefused
 from expunge.core.model import Batch, Model
+from expunge.core.question import LogProbabilities
+from expunge.errors import UsageRefused
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -31,7 +32,7 @@ class MinK(MembershipAudit):
             raise UsageRefused(f"The `fraction` of MinK must lie in (0, 1]. Got {self.fraction!r}.")
 
     def score(self, model: Model, batch: Batch) -> "Float[Tensor, ' examples']":
-        said = model.answers(batch)
+        said = model.ask(LogProbabilities(), batch)
         return torch.stack([self._lowest(rows) for rows in said.split(said.log_probs)])
 
     def _lowest(self, rows: "Float[Tensor, ' rows']") -> "Float[Tensor, '']":

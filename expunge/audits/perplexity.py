@@ -6,8 +6,9 @@ import numpy as np
 
 from expunge.core.audit import Audit, Finding
 from expunge.core.model import Model
+from expunge.core.question import LogProbabilities
 from expunge.core.request import Request
-from expunge.core.statistics import mean_interval
+from expunge.primitives.statistics import mean_interval
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Perplexity(Audit):
     def __call__(self, model: Model, request: Request) -> tuple[Finding, ...]:
         found = []
         for name, examples in request.sets().items():
-            said = model.answers(examples)
+            said = model.ask(LogProbabilities(), examples)
             losses = (-said.mean(said.log_probs)).double().tolist()
             value = float(np.mean(losses))  # as the interval takes it: another sum would end in another last digit
             low, high = mean_interval(losses)

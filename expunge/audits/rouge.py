@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from expunge.core.audit import ScoreAudit
-from expunge.core.errors import UsageRefused
-from expunge.core.model import Batch, Model, Speaker
+from expunge.core.model import Batch, Model
+from expunge.core.question import Text
 from expunge.core.request import Example
-from expunge.runtime.cached_model import CachedModel
+from expunge.errors import UsageRefused
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -35,9 +35,9 @@ class Rouge(ScoreAudit):
     def score(self, model: Model, batch: Batch) -> "Float[Tensor, ' examples']":
         from rouge_score.rouge_scorer import RougeScorer  # takes a second to import
 
-        if not isinstance(model, Speaker) or (isinstance(model, CachedModel) and not model.speaks):
+        if not model.answers_to(Text):
             raise UsageRefused("Rouge needs a model that can write text. Audits for this one: Accuracy, Loss, MinK.")
         scorer = RougeScorer(["rougeL"], use_stemmer=True)
-        written = model.generate(batch, self.max_new_tokens)
+        written = model.ask(Text(self.max_new_tokens), batch)
         scores = [scorer.score(e.answer, text)["rougeL"].recall for e, text in zip(batch, written, strict=True)]
         return torch.tensor(scores)

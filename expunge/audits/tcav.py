@@ -20,9 +20,9 @@ from scipy.stats import ttest_ind_from_stats
 
 from expunge.audits._concept_vectors import cav, mean_of, present, random_cavs, sample
 from expunge.core.audit import Finding, WhiteBoxAudit
-from expunge.core.errors import UsageRefused
 from expunge.core.model import Network
 from expunge.core.request import Request
+from expunge.errors import UsageRefused
 from expunge.internals.states import Inside
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ class TCAV(WhiteBoxAudit):
     """Sets that show one concept each, by name."""
     against: str = "retain"
     """The set that random examples are drawn from."""
-    layer: int | str | None = None
-    """Where states are read: a block's number from 0, a module's name; None takes the block three quarters up."""
+    layer: int | float | str = 0.75
+    """Where states are read: a block's number from 0, a share of the depth below 1.0, or a module's name."""
     samples: int = 100
     """Examples at most on either side of a vector."""
     draws: int = 20
@@ -66,7 +66,7 @@ class TCAV(WhiteBoxAudit):
         inside = Inside.of(network, self.layer)
         # Sorted, so that the order of a file changes nothing that is drawn.
         states = {
-            name: inside.states(sorted(sets[name], key=lambda e: e.content())).double().cpu().numpy()
+            name: inside.states(sorted(sets[name], key=lambda e: e.record_digest())).double().cpu().numpy()
             for name in (*self.concepts, self.against)
         }
         slopes = inside.slopes(request.forget).double().cpu().numpy()

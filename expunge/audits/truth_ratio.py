@@ -20,8 +20,9 @@ import torch
 
 from expunge.core.audit import Audit, Finding
 from expunge.core.model import Batch, Model
+from expunge.core.question import LogProbabilities
 from expunge.core.request import Request, should_be_gone
-from expunge.core.statistics import mean_interval
+from expunge.primitives.statistics import mean_interval
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -72,7 +73,7 @@ class TruthRatio(Audit):
 
     def ratios(self, model: Model, batch: Batch) -> "Float[Tensor, ' examples']":
         """R of each example."""
-        said = model.answers([text for example in batch for text in (example, *example.alternatives)])
+        said = model.ask(LogProbabilities(), [text for example in batch for text in (example, *example.alternatives)])
         sizes = [1 + len(example.alternatives) for example in batch]
         losses = -said.mean(said.log_probs.double())
         return torch.stack([self.ratio(each[0], each[1:]) for each in losses.split(sizes)])

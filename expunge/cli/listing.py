@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from expunge.core.errors import UsageRefused
+from expunge.errors import UsageRefused
 from expunge.notation.parse import FOLDERS, ROOT, Plugin, plugins, squashed
 
 TITLES = {folder: folder for folder in FOLDERS}

@@ -29,7 +29,7 @@ from expunge.cli.options import (
     present,
     spelled,
 )
-from expunge.core.errors import THRESHOLDS_MISSED, EnvironmentRefused, Refusal, UsageRefused
+from expunge.errors import THRESHOLDS_MISSED, EnvironmentRefused, Refusal, UsageRefused
 
 if TYPE_CHECKING:
     from expunge.run.unlearn import Job
@@ -129,10 +129,10 @@ def list_(
 @app.command()
 def cache(clear: Annotated[bool, typer.Option("--clear", help="Remove all of it.")] = False) -> None:
     """Show where answers of unchanged models are kept between runs (EXPUNGE_CACHE=FOLDER or off), or clear them."""
-    from expunge.runtime.answer_store import PLACE, default_folder, kept
+    from expunge.runtime.answer_store import PLACE, default_folder, store_of_environment
 
     os.environ.setdefault(PLACE, default_folder())
-    store = kept()
+    store = store_of_environment()
     if store is None:
         typer.echo(f"{PLACE}=off: nothing is kept.")
         return
@@ -235,16 +235,19 @@ def _do(verb: str, job: Job, show_text: bool, device: str) -> None:
     from rich.console import Console
 
     from expunge.cli.progress import Progress
+    from expunge.primitives.out_of_memory import report_smaller_batches
     from expunge.run import unlearn as jobs
     from expunge.runtime.answer_store import PLACE, default_folder
-    from expunge.runtime.out_of_memory import heard
     from expunge.runtime.processes import is_main, processes
 
     os.environ.setdefault(PLACE, default_folder())
 
     line = shlex.join(["expunge", *sys.argv[1:]])
     with processes(device) as own:
-        with Progress(None if is_main() else Console(quiet=True), STARTED) as progress, heard(progress.say):
+        with (
+            Progress(None if is_main() else Console(quiet=True), STARTED) as progress,
+            report_smaller_batches(progress.say),
+        ):
             made: dict[str, Any] = getattr(jobs, verb)(
                 replace(job, show_text=show_text, device=own, line=line), progress
             )
@@ -305,7 +308,7 @@ def _guarded(run: Callable[[], object], debug: bool) -> int:
 def _out_of_memory(error: Exception) -> bool:
     if "torch" not in sys.modules:
         return isinstance(error, MemoryError)
-    from expunge.runtime.out_of_memory import is_out_of_memory
+    from expunge.primitives.out_of_memory import is_out_of_memory
 
     return is_out_of_memory(error)
 

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
 
+from expunge.core.events import Checked, Edited, Ended, Event, Note, Started, Step
 from expunge.report.html import outcome
 from expunge.report.words import number
 
@@ -40,46 +41,55 @@ class Progress:
         if self.console.is_interactive:
             self.bars.stop()
 
-    def __call__(self, event: dict[str, Any]) -> None:
-        getattr(self, f"_{event['kind']}", lambda _: None)(event)
+    def __call__(self, event: Event) -> None:
+        match event:
+            case Note():
+                self.say(event.what)
+            case Started():
+                self._start(event)
+            case Step():
+                self._step(event)
+            case Checked():
+                self._check(event)
+            case Ended():
+                self._end(event)
+            case Edited():
+                pass
 
     def say(self, text: str) -> None:
         self.console.print(f"[dim]{time.monotonic() - self.start:6.1f} s[/dim]  {text}", soft_wrap=True)
 
-    def _phase(self, event: dict[str, Any]) -> None:
-        self.say(event["what"])
-
-    def _start(self, event: dict[str, Any]) -> None:
-        share = event["trainable"] / event["parameters"]
+    def _start(self, event: Started) -> None:
         self.say(
-            f"Forgetting: {event['layers']} layers adapted, {event['trainable']:,} of {event['parameters']:,} "
-            f"parameters move ({share:.2%})"
+            f"Forgetting: {event.layers} layers adapted, {event.trainable:,} of {event.parameters:,} "
+            f"parameters move ({event.trainable / event.parameters:.2%})"
         )
-        if event["level"] is not None:
-            self.say(f"The forget loss is to reach {event['level']:.2f} nats ({event['level_source']})")
+        if event.level is not None:
+            self.say(f"The forget loss is to reach {event.level:.2f} nats ({event.level_source})")
         else:
             self.say(
                 "No level to reach (no holdout set, or a Stop without a level): nothing says when it is enough, and "
                 "the run goes on until its steps or its budget are spent"
             )
-        self.task = self.bars.add_task("Forgetting", total=event["steps"], losses="")
+        self.task = self.bars.add_task("Forgetting", total=event.steps, losses="")
 
-    def _step(self, event: dict[str, Any]) -> None:
+    def _step(self, event: Step) -> None:
         assert self.task is not None
-        gradient = sum(value**2 for value in event["gradient"].values()) ** 0.5
-        losses = [f"{name} {event[name]:.2f}" for name in ("forget", "retain") if event[name] is not None]
-        self.bars.update(self.task, completed=event["step"], losses=f"{'  '.join(losses)}  |g| {gradient:.1f}")
+        gradient = sum(value**2 for value in event.gradient.values()) ** 0.5
+        sets = {"forget": event.forget, "retain": event.retain}
+        losses = [f"{name} {loss:.2f}" for name, loss in sets.items() if loss is not None]
+        self.bars.update(self.task, completed=event.step, losses=f"{'  '.join(losses)}  |g| {gradient:.1f}")
 
-    def _check(self, event: dict[str, Any]) -> None:
-        retain = f", retain loss {event['retain']:.2f}" if event["retain"] is not None else ""
+    def _check(self, event: Checked) -> None:
+        retain = f", retain loss {event.retain:.2f}" if event.retain is not None else ""
         # Each example by itself: those beyond the level do not make up for the others, as they do in the mean.
-        short = f" (examples {event['short']:.2f} short of the level)" if event["level"] is not None else ""
-        self.say(f"step {event['step']}: forget loss {event['forget']:.2f}{short}{retain}")
+        short = f" (examples {event.short:.2f} short of the level)" if event.level is not None else ""
+        self.say(f"step {event.step}: forget loss {event.forget:.2f}{short}{retain}")
 
-    def _end(self, event: dict[str, Any]) -> None:
+    def _end(self, event: Ended) -> None:
         if self.task is not None:
             self.bars.remove_task(self.task)
-        self.say(f"Stopped at step {event['steps']}: {event['stopped']}; kept step {event['kept_step']}")
+        self.say(f"Stopped at step {event.steps}: {event.stopped}; kept step {event.kept_step}")
 
     def summary(self, report: dict[str, Any], out: Path) -> None:
         """The findings as a table, the verdict, and where everything lies."""

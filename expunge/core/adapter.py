@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, final
 
-from expunge.core.model import Network
+from expunge.core.events import BlockGroups
+from expunge.core.model import Network, Wrapper
 from expunge.core.request import Request
 
 if TYPE_CHECKING:
@@ -16,22 +18,27 @@ if TYPE_CHECKING:
 
 
 class Adapter(ABC):
-    """A network in; a network out that answers exactly the same, but in which fewer numbers may move.
+    """`(network, request) -> adapted`: answers exactly the same, but fewer numbers may move.
 
     The network given is left as it was and goes on answering as before: it is the reference, without a second copy.
     """
 
-    @abstractmethod
-    def __call__(self, network: Network, request: Request) -> Network:
-        """The adapted network; `request` lets an adapter choose by the data."""
+    @final
+    def __call__(self, network: Network, request: Request) -> Adapted:
+        """The network with the adapter in it; `request` lets an adapter choose by the data."""
+        return Adapted(self.insert(network, request), network, self)
 
     def cheaper(self) -> Iterator[tuple[str, Adapter]]:
         """Adapters that need less memory, each with what to write for it."""
         return iter(())
 
-    def close(self, adapted: Network) -> dict[str, object]:
+    @abstractmethod
+    def insert(self, network: Network, request: Request) -> Network:
+        """A network over the same storage that answers the same, with the adapter in it."""
+
+    def close(self, adapted: Network) -> BlockGroups | None:
         """What is done once, when the last step was taken and the best one put back; what a report should say of it."""
-        return {}
+        return None
 
     @abstractmethod
     def merge(self, adapted: Network) -> Network:
@@ -44,3 +51,31 @@ class Adapter(ABC):
     @abstractmethod
     def save(self, adapted: Network, folder: Path) -> None:
         """Write the adapter alone, as `adapter_config.json` and `adapter_model.safetensors`, where it has that form."""
+
+
+@dataclass(frozen=True)
+class Adapted(Wrapper):
+    """A network with an adapter in it."""
+
+    inner: Network
+    """The adapted network, over the storage of the original."""
+    original: Network
+    """The network as it was, which answers as before."""
+    adapter: Adapter
+    transparent: ClassVar[bool] = True
+
+    def plain(self) -> Network:
+        """A network with the adapter's change written into its weights; this one is left as it was."""
+        return self.adapter.merge(self.inner)
+
+    def changes(self) -> Iterator[tuple[str, Float[Tensor, "out in"]]]:
+        """The change of each adapted weight matrix so far, by the name of its layer."""
+        return self.adapter.deltas(self.inner, self.original)
+
+    def save(self, folder: Path) -> None:
+        """Write the plain network."""
+        self.plain().save(folder)
+
+    def save_adapter(self, folder: Path) -> None:
+        """Write the adapter alone, in peft's format, where it has that form; else nothing."""
+        self.adapter.save(self.inner, folder)

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
-from expunge.core.errors import UsageRefused
-from expunge.core.model import Batch, Model, Network
+from expunge.core.model import Batch, Model, Network, network_of
 from expunge.core.request import Example, Request
-from expunge.core.statistics import auc, bootstrap, mean_interval
+from expunge.primitives.statistics import auc, bootstrap, mean_interval
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -148,12 +147,4 @@ class WhiteBoxAudit(Audit):
         """A finding for each set that the audit can read."""
 
     def __call__(self, model: Model, request: Request) -> tuple[Finding, ...]:
-        inside: object = model
-        while not isinstance(inside, Network) and hasattr(inside, "model"):
-            inside = inside.model  # a model that remembers, or that many processes ask, stands around another
-        if not isinstance(inside, Network):
-            raise UsageRefused(
-                f"{self.name} looks inside a network, and {type(inside).__name__} shows its answers only. "
-                f"Give a network, or leave {self.name} out."
-            )
-        return self.look(inside, request)
+        return self.look(network_of(model, self.name), request)

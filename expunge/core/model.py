@@ -1,60 +1,174 @@
-"""Models: whatever answers a batch with predictions."""
+"""Models: whatever answers questions about a batch of examples."""
 
 from __future__ import annotations
 
 import copy
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
-from importlib.metadata import version
 from pathlib import Path
-from typing import Self
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 import torch
 from torch import nn
 
-from expunge.core.predictions import Hidden, Predictions, RowScores
+from expunge.core.question import LogProbabilities, Question, Reply, RowStatistics, Scores
 from expunge.core.request import Example
-from expunge.core.rows import Head
-from expunge.runtime.out_of_memory import in_fitting_batches
+from expunge.errors import ModelRefused, UsageRefused
+from expunge.primitives.composed_files import describe, kind_name, save_parts, take_apart
+from expunge.primitives.out_of_memory import in_fitting_batches
+
+if TYPE_CHECKING:
+    from expunge.core.predictions import Predictions, RowMoments, RowScores
+    from expunge.primitives.class_scores import Head
 
 Batch = Sequence[Example]
+Answer = TypeVar("Answer", bound=Callable[..., Any])
+
+
+def answers(kind: type[Question[Any]]) -> Callable[[Answer], Answer]:
+    """Mark the method `(model, question, batch) -> reply` by which a class of models answers a kind of question."""
+
+    def mark(method: Answer) -> Answer:
+        method.answers = kind  # type: ignore[attr-defined]
+        return method
+
+    return mark
+
+
+def _answering_methods(kind: type) -> dict[type[Question[Any]], Callable[..., Any]]:
+    """The marked methods of a class and of those above it, by the kind of question."""
+    found: dict[type[Question[Any]], Callable[..., Any]] = {}
+    for base in reversed(kind.__mro__):
+        methods = (method for method in vars(base).values() if isinstance(method, FunctionType))
+        found |= {vars(method)["answers"]: method for method in methods if "answers" in vars(method)}
+    return found
 
 
 class Model(ABC):
-    """Anything that answers a batch: a network, a guarded network, an ensemble of shards."""
+    """Anything that answers: a network, a guarded network, an ensemble of shards.
 
-    @abstractmethod
-    def predict(self, batch: Batch) -> Predictions:
-        """A row for each thing asked, in the order of the batch and, within an example, of its rows."""
+    A class answers a kind of question by one method that is marked with `@answers(Kind)`.
+    """
+
+    _answers: ClassVar[Mapping[type[Question[Any]], Callable[..., Any]]] = {}
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls._answers = _answering_methods(cls)
+
+    def ask(self, question: Question[Reply], batch: Batch) -> Reply:
+        """The reply about each example, in the order of the batch. Raises `ModelRefused` where it cannot answer."""
+        method = self._answers.get(type(question))
+        if method is None:
+            known = ", ".join(sorted(kind.__name__ for kind in self._answers))
+            raise ModelRefused(
+                f"{type(self).__name__} cannot be asked for {type(question).__name__}. It answers: {known or 'none'}."
+            )
+        reply: Reply = method(self, question, batch)
+        return reply
+
+    def answers_to(self, kind: type[Question[Any]]) -> bool:
+        """Whether the model can be asked this kind of question."""
+        return kind in self._answers
 
     @abstractmethod
     def batches(self, examples: Batch) -> Iterator[list[int]]:
-        """Indices of `examples` in groups that fit one call of `predict`."""
+        """Indices of `examples` in groups that fit one forward pass."""
 
-    def answers(self, examples: Batch) -> RowScores:
-        """What an audit sees of `examples`: read in batches, without gradients, returned in their order."""
-        parts: list[RowScores] = []
-        order: list[int] = []
+    def fingerprint(self) -> str:
+        """SHA-256 over all that was learnt: two models with equal weights have equal fingerprints."""
+        parts = [part.fingerprint() for _, part in take_apart(self, Model)[1]]
+        return hashlib.sha256("\n".join((kind_name(type(self)), *parts)).encode()).hexdigest()
+
+    def settings(self) -> str:
+        """All beside what was learnt that its answers depend on."""
+        return "\n".join([describe(self, Model), *(part.settings() for _, part in take_apart(self, Model)[1])])
+
+    def save(self, folder: Path) -> None:
+        """Write a folder that `open_model` reads back. Models made of models and settings need no code of their own."""
+        save_parts(self, Model, folder, lambda part, inside: part.save(inside))
+
+    def plain(self) -> Model:
+        """The same model without what merely stands around it: adapters merged, caches gone."""
+        return self
+
+    @answers(LogProbabilities)
+    def _log_probabilities(self, _question: LogProbabilities, examples: Batch) -> RowScores:
+        return self._in_batches(LogProbabilities(), examples, lambda said: said.row_scores())
+
+    @answers(RowStatistics)
+    def _row_statistics(self, _question: RowStatistics, examples: Batch) -> RowMoments:
+        return self._in_batches(RowStatistics(), examples, lambda said: said.row_moments())
+
+    def _in_batches(self, question: Question[Reply], examples: Batch, of: Callable[[Predictions], Any]) -> Reply:
+        """What is read off the scores of any number of examples, without gradients, in their order, on the CPU."""
+        parts: list[Any] = [None] * len(examples)
+        module = self.module if isinstance(self, Network) else None
         with torch.inference_mode():
-            read = in_fitting_batches(self, examples, self.batches(examples), lambda part: self.predict(part).answers())
-            for group, said in read:
-                parts.append(said)
-                order += group
-        return RowScores.join(parts, order)
+            read = in_fitting_batches(
+                module, examples, self.batches(examples), lambda part: of(self.ask(Scores(), part)).to("cpu")
+            )
+            for group, reply in read:
+                for k, part in zip(group, question.split(reply), strict=True):
+                    parts[k] = part
+        return question.join(parts)
 
 
-class Speaker(Model):
-    """A model that can also write."""
+Model._answers = _answering_methods(Model)
 
-    @abstractmethod
-    def generate(self, prompts: Batch, max_new_tokens: int, sure: Sequence[int] = ()) -> list[str]:
-        """The greedy continuation of each example's prompt, in their order.
 
-        `sure`: how many of the first rows of each example's own answer the model is known to write anyway.
-        """
+class Wrapper(Model):
+    """A model that stands around another one.
+
+    A transparent one answers as the inner model does, only in another way: it is passed through by what looks inside.
+    One that is not (a guard) answers what it has a method for, and of the rest only what it lists in `passes`: nothing
+    gets by it because somebody forgot to forward it.
+    """
+
+    inner: Model
+    transparent: ClassVar[bool]
+    passes: ClassVar[tuple[type[Question[Any]], ...]] = ()
+    """Kinds of question that a wrapper which is not transparent hands on as they are."""
+
+    def ask(self, question: Question[Reply], batch: Batch) -> Reply:
+        if self._hands_on(type(question)):
+            return self.inner.ask(question, batch)
+        return super().ask(question, batch)
+
+    def answers_to(self, kind: type[Question[Any]]) -> bool:
+        return self.inner.answers_to(kind) if self._hands_on(kind) else super().answers_to(kind)
+
+    def _hands_on(self, kind: type[Question[Any]]) -> bool:
+        own = self._answers.get(kind)
+        return kind in self.passes or (self.transparent and (own is None or own is Model._answers.get(kind)))
+
+    def batches(self, examples: Batch) -> Iterator[list[int]]:
+        return self.inner.batches(examples)
+
+    def fingerprint(self) -> str:
+        return self.inner.fingerprint() if self.transparent else super().fingerprint()
+
+    def settings(self) -> str:
+        return self.inner.settings() if self.transparent else super().settings()
+
+    def plain(self) -> Model:
+        return self.inner.plain() if self.transparent else self
+
+
+def network_of(model: Model, asks: str) -> Network:
+    """The network inside, through transparent wrappers only. Raises `UsageRefused`, in the name of what `asks`."""
+    inside = model
+    while isinstance(inside, Wrapper) and inside.transparent:
+        inside = inside.inner
+    if isinstance(inside, Network):
+        return inside
+    raise UsageRefused(
+        f"{asks} works on the weights of a network, and {type(inside).__name__} shows its answers only. "
+        f"Give a network, or leave {asks} out."
+    )
 
 
 @dataclass(frozen=True)
@@ -65,11 +179,19 @@ class Network(Model):
 
     @abstractmethod
     def save(self, folder: Path) -> None:
-        """Write a folder that the family's own library loads without expunge."""
+        """Write a folder that the family's own library loads without expunge, and `open_model` too."""
 
     @abstractmethod
-    def hidden(self, batch: Batch, layer: int | None = None) -> Hidden:
-        """The state after block `layer` (from 0; None: the first quarter's last) of each row; nothing above it runs."""
+    def settings(self) -> str:
+        """All beside the weights that its answers depend on: configuration, tokenizer, how batches are read."""
+
+    def head(self) -> Head | None:
+        """The output matrix that reads the states of its scores; None where those are the class scores."""
+        return None
+
+    def side_by_side(self) -> Self:
+        """The same network, reading each example of a batch apart from the others: no two share a state."""
+        return self
 
     def fork(self, module: nn.Module | None = None) -> Self:
         """A second network over the same weights: its modules are new, its storage is shared.
@@ -81,19 +203,6 @@ class Network(Model):
             memo |= {id(p): nn.Parameter(p.detach(), requires_grad=p.requires_grad) for p in self.module.parameters()}
             module = copy.deepcopy(self.module, memo)
         return replace(self, module=module)
-
-    @abstractmethod
-    def head(self) -> Head | None:
-        """The output matrix that reads the states of `predict`; None where those are the class scores."""
-
-    @abstractmethod
-    def settings(self) -> str:
-        """All beside the weights that its answers depend on: configuration, tokenizer, how batches are read."""
-
-    def identity(self) -> bytes:
-        """SHA-256 of everything that its answers depend on but the question: weights, settings, device, code."""
-        parts = (self.fingerprint(), self.settings(), self.device.type, code())
-        return hashlib.sha256("\n".join(parts).encode()).digest()
 
     def fingerprint(self) -> str:
         """SHA-256 over names, types, shapes and bytes of all weights."""
@@ -111,18 +220,3 @@ class Network(Model):
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that may move, by name."""
         return {name: p for name, p in self.module.named_parameters() if p.requires_grad}
-
-
-@cache
-def code() -> str:
-    """SHA-256 of the code that turns weights and examples into answers, ours and the libraries' versions."""
-    package = Path(__file__).parent.parent
-    files = sorted(path for folder in ("core", "models", "adapters") for path in (package / folder).glob("*.py"))
-    digest = hashlib.sha256(f"{torch.__version__} {version('transformers')}".encode())
-    for path in files:
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-OnEvent = Callable[[dict[str, object]], None]
-"""What a method tells while it works: one dictionary for each event."""

@@ -1,4 +1,4 @@
-"""What a model said about a batch: one row for each thing that it was asked.
+"""What a model says about a batch: one row for each thing that it was asked.
 
 A language model contributes a row for each labelled token, a classifier a row for each image. Losses and audits know
 rows and examples only, so they run unchanged on every family.
@@ -7,39 +7,51 @@ rows and examples only, so they run unchanged on every family.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor
 
-from expunge.core.rows import Head, Read, each_row, judged, right_log_prob, widened
+from expunge.primitives.class_scores import Head, Read, best_class, each_row, moments, right_log_prob, widened
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
 
+    from expunge.core.request import Example
+
 
 @dataclass(frozen=True)
 class Share:
-    """How many rows and examples the whole step holds, of which these predictions may be a part."""
+    """How many rows and examples, by weight, the whole step holds, of which these predictions may be a part."""
 
-    rows: int
-    examples: int
+    rows: float
+    examples: float
+
+    @staticmethod
+    def of(batch: Sequence[Example]) -> Share:
+        """The weighted counts of a whole batch."""
+        return Share(sum(e.weight * e.rows for e in batch), sum(e.weight for e in batch))
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of a batch and the example that each belongs to; sums and means over both."""
+    """Rows of a batch and the example that each belongs to; weighted sums and means over both.
+
+    A reply of a kind of its own adds tensors whose first dimension is the rows; cutting and joining then need no code.
+    """
 
     labels: Int[Tensor, " rows"]
     """The right class (token, label) of each row."""
     example: Int[Tensor, " rows"]
-    """Which example of the batch owns the row, from 0."""
+    """Which example of the batch owns the row, from 0; in their order."""
     examples: int
     """How many examples the batch holds."""
     share: Share | None
     """The whole step's counts where the batch is one part of it; None where the batch is the whole."""
+    weights: Float[Tensor, " examples"] | None = field(default=None, kw_only=True)
+    """How often each example counts; None where each counts once."""
 
     def sum(self, values: Float[Tensor, " rows"]) -> Float[Tensor, " examples"]:
         """Sum of `values` over the rows of each example."""
@@ -55,16 +67,94 @@ class Rows:
 
     def over_rows(self, values: Float[Tensor, " rows"]) -> Float[Tensor, ""]:
         """Mean over the rows of the whole step, so that the parts of an accumulated step add up to it exactly."""
-        return values.sum() / max(1, self.share.rows if self.share else len(values))
+        if self.weights is None:
+            return values.sum() / max(1, self.share.rows if self.share else len(values))
+        weights = self.weights[self.example].to(values.dtype)
+        return (weights * values).sum() / (self.share.rows if self.share else weights.sum())
 
     def over_examples(self, values: Float[Tensor, " examples"]) -> Float[Tensor, ""]:
         """Mean over the examples of the whole step."""
-        return values.sum() / max(1, self.share.examples if self.share else self.examples)
+        if self.weights is None:
+            return values.sum() / max(1, self.share.examples if self.share else self.examples)
+        weights = self.weights.to(values.dtype)
+        return (weights * values).sum() / (self.share.examples if self.share else weights.sum())
 
     def split(self, values: Float[Tensor, " rows"]) -> list[Float[Tensor, " its_rows"]]:
         """`values` cut into one tensor for each example, in the batch's order."""
         order = torch.argsort(self.example, stable=True)
         return list(torch.tensor_split(values[order], self.counts().cumsum(0)[:-1].cpu()))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What the reply holds of each row, by field."""
+        own = {f.name: vars(self)[f.name] for f in fields(self) if f.name not in ("example", "weights")}
+        return {name: value for name, value in own.items() if isinstance(value, Tensor)}
+
+    def part_of(self, share: Share | None) -> Self:
+        """The same rows, counted as a part of a larger step."""
+        return replace(self, share=share)
+
+    def detach(self) -> Self:
+        """The same, through which no gradient flows."""
+        return replace(self, **{name: tensor.detach() for name, tensor in self.tensors().items()})
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same on another device."""
+        weights = None if self.weights is None else self.weights.to(device)
+        moved = {name: tensor.to(device) for name, tensor in self.tensors().items()}
+        return replace(self, example=self.example.to(device), weights=weights, **moved)
+
+    def none(self) -> Self:
+        """No row of it; gradients flow back through all of it, as zeros."""
+        cut = {name: tensor[:0] for name, tensor in self.tensors().items()}
+        weights = None if self.weights is None else self.weights[:0]
+        return replace(self, example=self.example[:0], examples=0, weights=weights, **cut)
+
+    def cut(self, sizes: Sequence[int]) -> list[Self]:
+        """The reply about runs of `sizes` examples each, in the batch's order."""
+        ends = list(accumulate(sizes))
+        bounds = [0, *torch.cumsum(self.counts(), 0)[torch.tensor(ends) - 1].tolist()]
+        tensors = self.tensors()
+        return [
+            replace(
+                self,
+                example=self.example[a:b] - (end - size),
+                examples=size,
+                weights=None if self.weights is None else self.weights[end - size : end],
+                **{name: tensor[a:b] for name, tensor in tensors.items()},
+            )
+            for size, end, a, b in zip(sizes, ends, bounds, bounds[1:], strict=False)
+        ]
+
+    @classmethod
+    def join(cls, parts: Sequence[Self]) -> Self:
+        """The replies about several batches as one."""
+        starts = accumulate([0, *(part.examples for part in parts[:-1])])
+        first = parts[0].tensors()
+        weighted = any(part.weights is not None for part in parts)
+        return replace(
+            parts[0],
+            example=torch.cat([part.example + start for part, start in zip(parts, starts, strict=True)]),
+            examples=sum(part.examples for part in parts),
+            share=None,
+            weights=torch.cat([part.each_weight() for part in parts]) if weighted else None,
+            **{name: torch.cat([vars(part)[name] for part in parts]) for name in first},
+        )
+
+    def each_weight(self) -> Float[Tensor, " examples"]:
+        """How often each example counts, in any case as a tensor."""
+        return torch.ones(self.examples, device=self.example.device) if self.weights is None else self.weights
+
+
+def weights_of(batch: Sequence[Example]) -> Float[Tensor, " examples"] | None:
+    """The weights of a batch for its reply; None where each is 1, so that nothing is worked out with them."""
+    weights = [example.weight for example in batch]
+    return None if all(weight == 1 for weight in weights) else torch.tensor(weights)
+
+
+def mean_over(values: Float[Tensor, " examples"], batch: Sequence[Example]) -> Float[Tensor, ""]:
+    """Mean of a number for each example, by their weights."""
+    weights = weights_of(batch)
+    return values.mean() if weights is None else (weights.to(values) * values).sum() / weights.sum()
 
 
 @dataclass(frozen=True)
@@ -111,53 +201,21 @@ class Predictions(Rows):
         """Cross-entropy: mean over labelled rows, in nats."""
         return -self.over_rows(self.log_prob())
 
-    def part_of(self, share: Share) -> Predictions:
-        """The same rows, counted as a part of a larger step."""
-        return replace(self, share=share)
-
     def detach(self) -> Predictions:
-        """The same answers, through which no gradient flows."""
         return replace(self, states=self.states.detach(), head=self.head and self.head.detach())
 
-    def cut(self, sizes: Sequence[int]) -> list[Predictions]:
-        """The answers to runs of `sizes` examples each, in the batch's order."""
-        ends = list(accumulate(sizes))
-        rows = [0, *torch.cumsum(self.counts(), 0)[torch.tensor(ends) - 1].tolist()]
-        return [
-            replace(
-                self,
-                labels=self.labels[a:b],
-                example=self.example[a:b] - (end - size),
-                examples=size,
-                states=self.states[a:b],
-            )
-            for size, end, a, b in zip(sizes, ends, rows, rows[1:], strict=False)
-        ]
+    def row_scores(self) -> RowScores:
+        """What most audits need, without the class scores, which are large."""
+        log_probs, right = best_class(self.labels, (self.states, self.head))
+        return RowScores(*self._rows(), weights=self.weights, log_probs=log_probs, right=right)
 
-    @staticmethod
-    def join(parts: Sequence[Predictions]) -> Predictions:
-        """The answers to several batches as those to one."""
-        starts = accumulate([0, *(part.examples for part in parts[:-1])])
-        return Predictions(
-            labels=torch.cat([part.labels for part in parts]),
-            example=torch.cat([part.example + start for part, start in zip(parts, starts, strict=True)]),
-            examples=sum(part.examples for part in parts),
-            share=None,
-            states=torch.cat([part.states for part in parts]),
-            head=parts[0].head,
-        )
+    def row_moments(self) -> RowMoments:
+        """How the right class compares with the others, and how the log-probabilities of a row are spread."""
+        found = moments(self.labels, (self.states, self.head))
+        return RowMoments(*self._rows(), *found, weights=self.weights)
 
-    def answers(self) -> RowScores:
-        """What an audit needs, without the class scores, which are large."""
-        log_probs, right = judged(self.labels, (self.states, self.head))
-        return RowScores(
-            labels=self.labels,
-            example=self.example,
-            examples=self.examples,
-            share=self.share,
-            log_probs=log_probs,
-            right=right,
-        )
+    def _rows(self) -> tuple[Tensor, Tensor, int, Share | None]:
+        return self.labels, self.example, self.examples, self.share
 
 
 @dataclass(frozen=True)
@@ -169,38 +227,41 @@ class Hidden(Rows):
 
 
 @dataclass(frozen=True)
+class RouterScores(Rows):
+    """What routers say of each token that predicts another: of all but the last of each example."""
+
+    layers: tuple[int, ...]
+    """The blocks whose routers were asked, from 0."""
+    states: Float[Tensor, "rows layers experts"]
+    """Softmax of the router's scores over all experts of its block."""
+    taken: Bool[Tensor, "rows layers experts"]
+    """Whether the expert is among the top K, and so reads the token."""
+
+
+@dataclass(frozen=True)
 class RowScores(Rows):
-    """What an audit sees of each row: how likely the right class was, and whether it came first."""
+    """What most audits see of each row: how likely the right class was, and whether it came first."""
 
     log_probs: Float[Tensor, " rows"]
     """Natural log-probability of the right class."""
     right: Bool[Tensor, " rows"]
     """Whether the right class had the highest score."""
 
-    def parts(self) -> list[RowScores]:
-        """The answers of each example alone."""
-        cut = [self.split(values) for values in (self.labels, self.log_probs, self.right)]
-        return [
-            RowScores(labels=a, example=torch.zeros_like(a), examples=1, share=None, log_probs=b, right=c)
-            for a, b, c in zip(*cut, strict=True)
-        ]
 
-    @staticmethod
-    def join(parts: list[RowScores], order: list[int]) -> RowScores:
-        """One record of several batches; `order[k]` is the place, in the result, of the k-th example read."""
-        place = torch.tensor(order, dtype=torch.long)
-        starts = accumulate([0] + [part.examples for part in parts[:-1]])
-        owner = torch.cat([place[part.example.cpu() + start] for part, start in zip(parts, starts, strict=True)])
-        sort = torch.argsort(owner, stable=True)
+@dataclass(frozen=True)
+class RowMoments(Rows):
+    """What a row's class scores tell beyond the right one's log-probability."""
 
-        def gather(field: str) -> Tensor:
-            return torch.cat([getattr(part, field).cpu() for part in parts])[sort]
+    log_probs: Float[Tensor, " rows"]
+    """Natural log-probability of the right class."""
+    rank: Int[Tensor, " rows"]
+    """How many classes score higher than the right one."""
+    mean_log_prob: Float[Tensor, " rows"]
+    """Mean of log p over the classes, weighted by p, in nats: the entropy with its sign turned (mu of Min-K++)."""
+    variance: Float[Tensor, " rows"]
+    """Variance of log p over the classes, weighted by p, in nats squared (sigma squared of Min-K++)."""
 
-        return RowScores(
-            labels=gather("labels"),
-            example=owner[sort],
-            examples=len(order),
-            share=None,
-            log_probs=gather("log_probs"),
-            right=gather("right"),
-        )
+    @property
+    def entropy(self) -> Float[Tensor, " rows"]:
+        """Entropy of the row's distribution, in nats."""
+        return -self.mean_log_prob

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from expunge.core.errors import DataRefused
+from expunge.errors import DataRefused
 
 
 class Example(Protocol):
@@ -27,13 +28,17 @@ class Example(Protocol):
         """What it costs a model to read: tokens, or images."""
 
     @property
+    def weight(self) -> float:
+        """How often it counts: 1 unless a selector set it, 2 is the record twice; records of weight 0 are left out."""
+
+    @property
     def alternatives(self) -> tuple[Example, ...]:
         """The same question with wrong answers; empty where there are none."""
 
-    def exact(self) -> bytes:
+    def input_digest(self) -> bytes:
         """SHA-256 of exactly what a model reads of it and what is labelled: equal only where every answer is."""
 
-    def content(self) -> str:
+    def record_digest(self) -> str:
         """SHA-256 of what the example says, ids left out, case and spaces evened: equal for equal records."""
 
 
@@ -81,6 +86,8 @@ class Request:
     """Records of one set that nearly repeat another's, where that was looked for."""
 
     def __post_init__(self) -> None:
+        for name, examples in self.sets().items():
+            self._keep_weighted(name, examples)
         if not self.forget:
             raise DataRefused("The forget set is empty, so there is nothing to forget. Give at least one record.")
         self._refuse_overlap("forget", "retain")
@@ -97,17 +104,28 @@ class Request:
         digest = hashlib.sha256()
         for name, examples in sorted(self.sets().items()):
             digest.update(f"{name}:{len(examples)};".encode())
-            digest.update("".join(sorted(example.content() for example in examples)).encode())
+            digest.update("".join(sorted(example.record_digest() for example in examples)).encode())
         return digest.hexdigest()
 
     def duplicates(self) -> dict[str, int]:
         """For each set, how many records say the same as an earlier one."""
-        counts = {name: Counter(e.content() for e in examples) for name, examples in self.sets().items()}
+        counts = {name: Counter(e.record_digest() for e in examples) for name, examples in self.sets().items()}
         return {name: sum(n - 1 for n in count.values()) for name, count in counts.items()}
 
+    def _keep_weighted(self, name: str, examples: tuple[Example, ...]) -> None:
+        """Leave out the examples of weight 0, and refuse weights that count nothing or less."""
+        wrong = [e.id for e in examples if not 0 <= e.weight < math.inf]
+        if wrong:
+            raise DataRefused(f"The weight of record {wrong[0]} of the {name} set must be at least 0 and finite.")
+        left = tuple(e for e in examples if e.weight)
+        if len(left) < len(examples):
+            own = {"probes": {**self.probes, name: left}} if name in self.probes else {name: left}
+            for field_name, value in own.items():
+                object.__setattr__(self, field_name, value)
+
     def _refuse_overlap(self, one: str, other: str) -> None:
-        known = {example.content(): example.id for example in getattr(self, one)}
-        both = [(known[e.content()], e.id) for e in getattr(self, other) if e.content() in known]
+        known = {example.record_digest(): example.id for example in getattr(self, one)}
+        both = [(known[e.record_digest()], e.id) for e in getattr(self, other) if e.record_digest() in known]
         if both:
             shown = ", ".join(f"{a} = {b}" for a, b in both[:5]) + (", ..." if len(both) > 5 else "")
             raise DataRefused(

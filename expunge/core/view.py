@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
-from expunge.core.errors import DataRefused, ModelRefused
 from expunge.core.model import Batch, Model
-from expunge.core.predictions import Hidden, Predictions, Share
-from expunge.internals.mixtures import Routes, routed, tour
-from expunge.runtime.out_of_memory import in_fitting_batches
+from expunge.core.predictions import Hidden, Predictions, RouterScores, Share
+from expunge.core.question import HiddenStates, Question, Routes, RowsReply, Scores
+from expunge.errors import DataRefused
+
+Passes = list[tuple[str, Question[Any]]]
 
 
 @dataclass
@@ -33,7 +34,7 @@ class Run:
 
 @dataclass
 class View:
-    """What a model says of this step's examples. A set is run the first time it is read and never again."""
+    """What a model says of this step's examples. A question about a set is asked when its reply is first read, once."""
 
     model: Model
     sets: Mapping[str, Batch]
@@ -42,92 +43,73 @@ class View:
     run: Run = field(default_factory=Run)
     """What lasts from step to step."""
     together: tuple[str, ...] = ()
-    """Sets that one call reads, as soon as one of them is asked for."""
-    said: dict[str, Predictions] = field(default_factory=dict)
-    """What was asked so far, by set."""
-    felt: dict[tuple[str, int | None], Hidden] = field(default_factory=dict)
-    """The hidden states that were asked for so far, by set and layer."""
-    heard: dict[tuple[str, int], Routes] = field(default_factory=dict)
-    """What routers of a mixture of experts said so far, by set and block."""
-    swept: list[str] = field(default_factory=list)
-    """The set of each pass that `sweep` made."""
+    """Sets whose scores one forward pass reads, as soon as those of one of them are asked for."""
     absent: frozenset[str] = frozenset()
     """Sets of which this process has no example in this step: it reads one to keep pace with the others, to no effect.
     """
+    replies: dict[tuple[str, Question[Any]], Any] = field(default_factory=dict)
+    """What was asked so far, by set and question."""
+    passes: Passes = field(default_factory=list)
+    """The set and the question of each forward pass that was made."""
 
     @property
     def forget(self) -> Predictions:
         """The examples to be forgotten."""
-        return self.ask("forget")
+        return self.scores("forget")
 
     @property
     def retain(self) -> Predictions:
         """The examples to be kept."""
-        return self.ask("retain")
+        return self.scores("retain")
 
     @property
     def stand_in(self) -> Predictions:
         """What to say instead: the forget prompts with other answers."""
-        return self.ask("stand_in")
+        return self.scores("stand_in")
 
-    def ask(self, name: str) -> Predictions:
-        """Predictions on the set `name`; without gradients where this view is of the model before."""
-        if name not in self.said:
+    @property
+    def scored(self) -> dict[str, Predictions]:
+        """Scores that were asked for so far, by set."""
+        return {name: reply for (name, question), reply in self.replies.items() if question == Scores()}
+
+    def scores(self, name: str) -> Predictions:
+        """Class scores on the set `name`; without gradients where this view is of the model before."""
+        if (name, Scores()) not in self.replies:
             beside = (other for other in self.together if other != name and other in self.sets)
-            names = [name, *(other for other in beside if other not in self.said)]
+            names = [name, *(other for other in beside if (other, Scores()) not in self.replies)]
             names = sorted(names) if name in self.together else [name]
-            with torch.set_grad_enabled(self.gradients):
-                said = self.model.predict([example for each in names for example in self.batch(each)])
-            said = said if self.gradients else said.detach()
+            said = self._pass(Scores(), name, [example for each in names for example in self.batch(each)])
             parts = [said] if len(names) == 1 else said.cut([len(self.sets[each]) for each in names])
             for each, part in zip(names, parts, strict=True):
-                part = _none(part) if each in self.absent else part
-                self.said[each] = part.part_of(self.shares[each]) if each in self.shares else part
-        return self.said[name]
+                self.replies[each, Scores()] = self._counted(each, part)
+        reply: Predictions = self.replies[name, Scores()]
+        return reply
 
     def instead(self, name: str, examples: Batch) -> Predictions:
-        """Predictions on `examples`, one in place of each of the set `name`, counted alone (see `fraction`)."""
-        key = f"{name}, instead"
-        if key not in self.said:
-            with torch.set_grad_enabled(self.gradients):
-                said = self.model.predict(examples)
-            self.said[key] = said if self.gradients else said.detach()
-        return self.said[key]
+        """Class scores on `examples`, one in the place of each of the set `name`."""
+        key = (f"{name}, instead", Scores())
+        if key not in self.replies:
+            self.replies[key] = self._counted(name, self._pass(Scores(), key[0], examples))
+        reply: Predictions = self.replies[key]
+        return reply
 
-    def hidden(self, name: str, layer: int | None = None) -> Hidden:
-        """Hidden states of the set `name` after block `layer`; without gradients where this view is of before."""
-        if (name, layer) not in self.felt:
-            read = getattr(self.model, "hidden", None)
-            if read is None:
-                raise ModelRefused(f"{type(self.model).__name__} has no hidden states that can be read.")
-            with torch.set_grad_enabled(self.gradients):
-                felt = read(self.batch(name), layer)
-            felt = _none(felt) if name in self.absent else felt
-            self.felt[name, layer] = replace(felt, share=self.shares.get(name))
-        return self.felt[name, layer]
+    def hidden(self, name: str, layer: int | float) -> Hidden:
+        """Hidden states of the set `name` after a block; `layer` as in `HiddenStates`."""
+        return self._asked(HiddenStates(layer), name)
 
-    def routes(self, name: str, layer: int) -> Routes:
-        """What block `layer`'s router says of the set `name`; without gradients where this view is of before."""
-        if (name, layer) not in self.heard:
-            with torch.set_grad_enabled(self.gradients):
-                routes = routed(self.model, self.batch(name), layer)
-            routes = routes.none() if name in self.absent else routes
-            self.heard[name, layer] = replace(routes, share=self.shares.get(name))
-        return self.heard[name, layer]
+    def routes(self, name: str, layer: int) -> RouterScores:
+        """What block `layer`'s router says of the set `name`."""
+        return self._asked(Routes(layer), name)
 
-    def tour(self, name: str, tokens: int | None = None) -> Iterator[Routes]:
-        """What all routers say of the run's set `name`, or of its first `tokens`: a batch at a time, no gradients."""
-        for routes in tour(self.model, self.run.whole.get(name) or self.batch(name), tokens):
-            self.swept.append(name)
-            yield routes
-
-    def sweep(self, name: str) -> Iterator[Predictions]:
-        """Predictions on every example of the run's set `name`, a batch at a time, without gradients."""
-        examples = self.run.whole.get(name) or self.batch(name)
-        read = torch.no_grad()(lambda part: self.model.predict(part).detach())
-        for _, said in in_fitting_batches(self.model, examples, self.model.batches(examples), read):
-            self.swept.append(name)
-            yield said
+    def every(self, question: Question[RowsReply], name: str, examples: Batch | None = None) -> Iterator[RowsReply]:
+        """Replies about every example of the run's set `name` (or about `examples` of it), batch by batch, without
+        gradients."""
+        examples = examples or self.run.whole.get(name) or self.batch(name)
+        for group in self.model.batches(examples):
+            with torch.no_grad():
+                reply = self.model.ask(question, [examples[k] for k in group]).detach()
+            self.passes.append((name, question))
+            yield reply
 
     def batch(self, name: str) -> Batch:
         """The step's examples of the set `name`."""
@@ -136,15 +118,24 @@ class View:
         return self.sets[name]
 
     def fraction(self, name: str) -> float:
-        """The part of the whole step's examples of `name` that this view holds: 1, but for an accumulated step."""
+        """The part of the whole step's examples of `name`, by weight, that this view holds: 1, but for a part."""
         if name in self.absent:
             return 0.0
-        return len(self.sets[name]) / self.shares[name].examples if name in self.shares else 1.0
+        return Share.of(self.sets[name]).examples / self.shares[name].examples if name in self.shares else 1.0
 
+    def _asked(self, question: Question[RowsReply], name: str) -> RowsReply:
+        if (name, question) not in self.replies:
+            self.replies[name, question] = self._counted(name, self._pass(question, name, self.batch(name)))
+        reply: RowsReply = self.replies[name, question]
+        return reply
 
-Read = TypeVar("Read", Predictions, Hidden)
+    def _pass(self, question: Question[RowsReply], name: str, examples: Batch) -> RowsReply:
+        self.passes.append((name, question))
+        with torch.set_grad_enabled(self.gradients):
+            reply = self.model.ask(question, examples)
+        return reply if self.gradients else reply.detach()
 
-
-def _none(said: Read) -> Read:
-    """No row of what was said; gradients flow back through all of it, as zeros."""
-    return replace(said, labels=said.labels[:0], example=said.example[:0], examples=0, states=said.states[:0])
+    def _counted(self, name: str, reply: RowsReply) -> RowsReply:
+        """A reply about this view's part of a set, counted as a part of the whole step."""
+        reply = reply.none() if name in self.absent else reply
+        return reply.part_of(self.shares.get(name))

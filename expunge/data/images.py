@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from expunge.core.errors import DataRefused, EnvironmentRefused, ModelRefused, UsageRefused
 from expunge.data.records import SHOWN, open_parquet
+from expunge.errors import DataRefused, EnvironmentRefused, ModelRefused, UsageRefused
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -63,6 +63,9 @@ class Picture:
     digest: str = field(repr=False)
     """SHA-256 of the decoded RGB pixels, before the processor."""
 
+    weight: float = 1.0
+    """How often it counts."""
+
     @property
     def rows(self) -> int:
         """One: the image's class."""
@@ -78,12 +81,12 @@ class Picture:
         """None: the other classes are alternatives enough."""
         return ()
 
-    def exact(self) -> bytes:
+    def input_digest(self) -> bytes:
         """SHA-256 of the pixels after the processor, their type and shape, and the class."""
         said = f"{self.label}:{self.pixels.dtype}:{tuple(self.pixels.shape)}:".encode()
         return hashlib.sha256(said + self.pixels.contiguous().numpy().tobytes()).digest()
 
-    def content(self) -> str:
+    def record_digest(self) -> str:
         """SHA-256 of the RGB pixels and the class; which kind of file held them does not matter."""
         return hashlib.sha256(f"{self.digest}:{self.label}".encode()).hexdigest()
 

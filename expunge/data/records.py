@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from expunge.core.errors import DataRefused, EnvironmentRefused
+from expunge.errors import DataRefused, EnvironmentRefused
 
 LINE_LIMIT = 16_000_000
 """Bytes of the longest line that is read."""

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from expunge.core.errors import ModelRefused
 from expunge.data.records import Fault, Record, read, refuse
+from expunge.errors import ModelRefused
 
 PLAIN_PROMPT = "Question: {question}\nAnswer: "
 """Used where the tokenizer has no chat template."""
@@ -45,6 +45,8 @@ class Passage:
     """Tokens of the prompt alone, without a lead: what a continuation is generated from."""
     alternatives: tuple[Passage, ...] = field(repr=False, default=())
     """The same prompt with wrong answers."""
+    weight: float = 1.0
+    """How often it counts."""
 
     @property
     def rows(self) -> int:
@@ -56,11 +58,11 @@ class Passage:
         """Number of tokens, prompt included."""
         return len(self.tokens)
 
-    def exact(self) -> bytes:
+    def input_digest(self) -> bytes:
         """SHA-256 of tokens, of where the labels begin, and of what a continuation is asked after."""
         return hashlib.sha256(repr((self.tokens, self.first, self.asked)).encode()).digest()
 
-    def content(self) -> str:
+    def record_digest(self) -> str:
         """SHA-256 of question and answer, case and spaces evened (NFC, casefold)."""
         # Evened before they are joined: split() takes the separator for a space.
         said = "\x1f".join(_evened(text) for text in (self.question, self.answer))

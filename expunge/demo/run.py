@@ -6,7 +6,7 @@ import importlib.util
 import os
 from pathlib import Path
 
-from expunge.core.errors import EnvironmentRefused
+from expunge.errors import EnvironmentRefused
 from expunge.run.prepare import Inputs
 from expunge.run.unlearn import Job
 

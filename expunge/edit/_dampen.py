@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from expunge.core.errors import DataRefused
-from expunge.core.method import edited
-from expunge.core.model import Network, OnEvent
+from expunge.core.events import OnEvent
+from expunge.core.model import Network
 from expunge.core.request import Example, Request
 from expunge.edit._fisher import copied
+from expunge.errors import DataRefused
+from expunge.internals.changes import describe_change
 from expunge.internals.gradients import Gradient
 
 if TYPE_CHECKING:
@@ -42,7 +44,7 @@ def dampened(
                 factor = (strength * whole[name] / forget[name]).clamp(max=1)
                 parameter.mul_(torch.where(chosen, factor, torch.ones_like(factor)).to(parameter.dtype))
                 selected += int(chosen.count_nonzero())
-    on_event({**edited(network, result), "selected": selected, "alpha": alpha})
+    on_event(replace(describe_change(network, result), selected=selected, alpha=alpha))
     return result
 
 

@@ -1,4 +1,4 @@
-"""Importances of a network's parameters: what the dampening edits read (their gradients are `internals/gradients.py`'s).
+"""Importances of a network's parameters: what the dampening edits read (gradients: `internals/gradients.py`).
 
 No weight is copied: a fork over the same storage carries the gradients, and the network itself is not touched.
 """
@@ -40,7 +40,7 @@ def _mean(network: Network, examples: Batch, batch: int, measure: Measure, of: C
     slopes, total = Slopes(network), Gradient()
     # Mixed by their contents: files are often sorted by class, and a batch's mean gradient depends on its company. By a
     # picture's pixels alone, since its content has its class too, and LFSSD is to read no label, not even so.
-    mixed = sorted(examples, key=lambda example: getattr(example, "digest", None) or example.content())
+    mixed = sorted(examples, key=lambda example: getattr(example, "digest", None) or example.record_digest())
     runs = math.ceil(len(mixed) / batch)
     for start in range(0, len(mixed), batch):
         slopes.add(mixed[start : start + batch], measure)

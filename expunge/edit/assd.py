@@ -10,16 +10,17 @@ forgotten: then see `LFSSD`. On a small vision transformer it is the other way r
 
 from dataclasses import dataclass
 
-from expunge.core.errors import UsageRefused
-from expunge.core.method import Method, ignore_event
-from expunge.core.model import Network, OnEvent
+from expunge.core.events import OnEvent
+from expunge.core.method import WeightMethod
+from expunge.core.model import Model, Network
 from expunge.core.request import Request
 from expunge.edit._dampen import adaptive_alpha, dampened, everything
 from expunge.edit._fisher import squared
+from expunge.errors import UsageRefused
 
 
 @dataclass(frozen=True)
-class ASSD(Method):
+class ASSD(WeightMethod):
     """Dampening by squared gradients, with a threshold from the forget set's share of the data."""
 
     batch: int = 64
@@ -29,7 +30,7 @@ class ASSD(Method):
         if self.batch < 1:
             raise UsageRefused(f"The `batch` of ASSD must be at least 1. Got {self.batch!r}.")
 
-    def __call__(self, network: Network, request: Request, on_event: OnEvent = ignore_event) -> Network:
+    def change(self, network: Network, request: Request, on_event: OnEvent) -> Model:
         whole = squared(network, everything(request, "ASSD"), self.batch)
         forget = squared(network, request.forget, self.batch)
         return dampened(network, forget, whole, adaptive_alpha(forget, whole, request), 1.0, on_event)

@@ -14,10 +14,10 @@ from typing import ClassVar, Literal
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from expunge.core.errors import ModelRefused, UsageRefused
 from expunge.core.model import Network
 from expunge.core.objective import Objective, Scalar
 from expunge.core.view import View
+from expunge.errors import ModelRefused, UsageRefused
 
 
 @dataclass(frozen=True)

@@ -16,16 +16,18 @@ from typing import Literal
 
 import torch
 
-from expunge.core.errors import DataRefused, UsageRefused
-from expunge.core.method import Method, edited, ignore_event
-from expunge.core.model import Network, OnEvent
+from expunge.core.events import OnEvent
+from expunge.core.method import WeightMethod
+from expunge.core.model import Model, Network
 from expunge.core.request import Request
 from expunge.edit._fisher import copied
+from expunge.errors import DataRefused, UsageRefused
+from expunge.internals.changes import describe_change
 from expunge.internals.gradients import gradient, loss
 
 
 @dataclass(frozen=True)
-class IAU(Method):
+class IAU(WeightMethod):
     """One step up the forget set's loss and down the retain set's."""
 
     learning_rate: float = 1e-3
@@ -44,7 +46,7 @@ class IAU(Method):
         if self.step not in ("adam", "sgd"):
             raise UsageRefused(f"The `step` of IAU must be adam or sgd. Got {self.step!r}.")
 
-    def __call__(self, network: Network, request: Request, on_event: OnEvent = ignore_event) -> Network:
+    def change(self, network: Network, request: Request, on_event: OnEvent) -> Model:
         if self.correction and not request.retain:
             raise DataRefused("IAU corrects its step by the retain set, and the request has none. Give --retain.")
         sets = [(self.correction, request.retain)] if self.correction else []
@@ -56,5 +58,5 @@ class IAU(Method):
                     g = slope.pop(name)
                     move = g / (g.abs() + 1e-8) if self.step == "adam" else g
                     parameter.sub_((self.learning_rate * move).to(parameter.dtype))
-        on_event(edited(network, result))
+        on_event(describe_change(network, result))
         return result

@@ -14,16 +14,17 @@ still those of its answer, but which tokens are the right ones is not read.
 import math
 from dataclasses import dataclass
 
-from expunge.core.errors import UsageRefused
-from expunge.core.method import Method, ignore_event
-from expunge.core.model import Network, OnEvent
+from expunge.core.events import OnEvent
+from expunge.core.method import WeightMethod
+from expunge.core.model import Model, Network
 from expunge.core.request import Request
 from expunge.edit._dampen import adaptive_alpha, dampened, everything
 from expunge.edit._fisher import absolute
+from expunge.errors import UsageRefused
 
 
 @dataclass(frozen=True)
-class LFSSD(Method):
+class LFSSD(WeightMethod):
     """Dampening by the gradient of the scores' length."""
 
     alpha: float | None = None
@@ -41,7 +42,7 @@ class LFSSD(Method):
                 f"Got {self.alpha!r}, {self.dampening!r}, {self.batch!r}."
             )
 
-    def __call__(self, network: Network, request: Request, on_event: OnEvent = ignore_event) -> Network:
+    def change(self, network: Network, request: Request, on_event: OnEvent) -> Model:
         whole = absolute(network, everything(request, "LFSSD"), self.batch)
         forget = absolute(network, request.forget, self.batch)
         alpha = adaptive_alpha(forget, whole, request) if self.alpha is None else self.alpha

@@ -12,15 +12,17 @@ from dataclasses import dataclass
 
 import torch
 
-from expunge.core.errors import UsageRefused
-from expunge.core.method import Method, edited, ignore_event
-from expunge.core.model import Network, OnEvent
+from expunge.core.events import Note, OnEvent
+from expunge.core.method import Method, WeightMethod
+from expunge.core.model import Model, Network, network_of
 from expunge.core.request import Request
+from expunge.errors import UsageRefused
+from expunge.internals.changes import describe_change
 from expunge.notation.parse import parse
 
 
 @dataclass(frozen=True)
-class Negate(Method):
+class Negate(WeightMethod):
     """One step from the memorised copy through the network to its other side."""
 
     scale: float = 1.0
@@ -35,17 +37,15 @@ class Negate(Method):
     def __post_init__(self) -> None:
         if not math.isfinite(self.scale):
             raise UsageRefused(f"The `scale` of Negate must be finite. Got {self.scale!r}.")
-        if not hasattr(self.learn, "adapter"):
-            raise UsageRefused(f"The `learn` of Negate must be a fine-tuning with an adapter. Got {self.learn!r}.")
 
-    def __call__(self, network: Network, request: Request, on_event: OnEvent = ignore_event) -> Network:
-        on_event({"kind": "phase", "what": "Learning the forget set by heart"})
-        result = self.learn.adapter.merge(self.learn(network, request))
+    def change(self, network: Network, request: Request, on_event: OnEvent) -> Model:
+        on_event(Note("Learning the forget set by heart"))
+        result = network_of(self.learn(network, request).plain(), self.name)
         weights = dict(network.module.named_parameters())
         with torch.no_grad():
             for name, over in result.module.named_parameters():
                 was = weights[name]
                 vector = over - was.to(over.dtype)
                 over.data = (was.to(over.dtype) - self.scale * vector).to(was.dtype)
-        on_event(edited(network, result))
+        on_event(describe_change(network, result))
         return result

@@ -13,16 +13,17 @@ Importances depend on the batch size, for the square is of the batch's mean grad
 import math
 from dataclasses import dataclass
 
-from expunge.core.errors import UsageRefused
-from expunge.core.method import Method, ignore_event
-from expunge.core.model import Network, OnEvent
+from expunge.core.events import OnEvent
+from expunge.core.method import WeightMethod
+from expunge.core.model import Model, Network
 from expunge.core.request import Request
 from expunge.edit._dampen import dampened, everything
 from expunge.edit._fisher import squared
+from expunge.errors import UsageRefused
 
 
 @dataclass(frozen=True)
-class SSD(Method):
+class SSD(WeightMethod):
     """Dampening by squared gradients, with a fixed threshold."""
 
     alpha: float = 10.0
@@ -42,7 +43,7 @@ class SSD(Method):
                 f"Got {self.alpha!r}, {self.dampening!r}, {self.batch!r}."
             )
 
-    def __call__(self, network: Network, request: Request, on_event: OnEvent = ignore_event) -> Network:
+    def change(self, network: Network, request: Request, on_event: OnEvent) -> Model:
         whole = squared(network, everything(request, "SSD"), self.batch)
         forget = squared(network, request.forget, self.batch)
         return dampened(network, forget, whole, self.alpha, self.dampening, on_event)

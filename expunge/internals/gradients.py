@@ -13,11 +13,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from expunge.core.errors import RunFailed
 from expunge.core.model import Batch, Network
 from expunge.core.predictions import Predictions, Share
+from expunge.core.question import Scores
 from expunge.core.request import Example
-from expunge.runtime.out_of_memory import in_fitting_batches
+from expunge.errors import RunFailed
+from expunge.primitives.out_of_memory import in_fitting_batches
 
 Gradient = dict[str, Tensor]
 """A number for each number of each parameter, in float32 at least."""
@@ -58,17 +59,18 @@ class Slopes:
 
     def add(self, examples: Batch, measure: Measure, weight: float = 1.0) -> None:
         """Add `weight` times the gradient of `measure` on `examples`."""
-        share = Share(sum(e.rows for e in examples), len(examples))
+        share = Share.of(examples)
         self.begun.clear()
         groups = self.fork.batches(examples)
-        for _ in in_fitting_batches(self.fork, examples, groups, lambda part: self._read(part, share, measure, weight)):
+        read = partial(self._read, share=share, measure=measure, weight=weight)
+        for _ in in_fitting_batches(self.fork.module, examples, groups, read):
             pass
 
     def _read(self, part: list[Example], share: Share, measure: Measure, weight: float) -> None:
         """Add a part's gradient, but to the parameters that have it from a reading that ran out of memory half-way."""
         had = set[str]().union(*(begun.names for begun in self.begun))
         self.begun.append(_Begun(len(part)))
-        value = weight * measure(self.fork.predict(part).part_of(share))
+        value = weight * measure(self.fork.ask(Scores(), part).part_of(share))
         if not torch.isfinite(value):
             ids = ", ".join(example.id for example in part[:5])
             raise RunFailed(f"What the gradient is taken of is NaN or infinite (records {ids}). Mend the model.")

@@ -7,19 +7,20 @@ every token, are none of a mixture's experts.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from expunge.core.errors import ModelRefused
-from expunge.core.predictions import Rows
+from expunge.core.predictions import RouterScores
+from expunge.core.question import Routes
+from expunge.errors import ModelRefused
 from expunge.internals.blocks import blocks
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float
+    from jaxtyping import Float
 
     from expunge.core.model import Batch, Model
 
@@ -53,27 +54,6 @@ class Mixture:
     def moving(self) -> tuple[int, ...]:
         """The experts that an adapter of single experts lets move; none elsewhere."""
         return tuple(getattr(self.experts, "moving", ()))
-
-
-@dataclass(frozen=True)
-class Routes(Rows):
-    """What routers say of each token that predicts another: of all but the last of each example."""
-
-    layers: tuple[int, ...]
-    """The blocks whose routers were asked, from 0."""
-    states: Float[Tensor, "rows layers experts"]
-    """Softmax of the router's scores over all experts of its block."""
-    taken: Bool[Tensor, "rows layers experts"]
-    """Whether the expert is among the top K, and so reads the token."""
-
-    def none(self) -> Routes:
-        """No row of it; gradients flow back through all of it, as zeros."""
-        cut = {name: getattr(self, name)[:0] for name in ("labels", "example", "states", "taken")}
-        return replace(self, examples=0, **cut)
-
-    def detach(self) -> Routes:
-        """The same, through which no gradient flows."""
-        return replace(self, states=self.states.detach())
 
 
 @dataclass(frozen=True)
@@ -116,39 +96,30 @@ def the_mixtures(module: nn.Module) -> dict[int, Mixture]:
     return found
 
 
-def routed(model: Model, batch: Batch, layer: int | None = None) -> Routes:
-    """What a model's routers say of a batch: block `layer`'s, or all."""
-    read = getattr(model, "routes", None)
-    if read is None:
-        raise ModelRefused(
-            f"{type(model).__name__} has no experts whose router could be read. Use a language model that is a mixture "
-            f"of experts, or adapter=Bounded() or Full() and no Anchor()."
-        )
-    routes: Routes = read(batch, layer)
-    return routes
-
-
-def affinity(read: Iterable[Routes]) -> Affinity:
+def affinity(read: Iterable[RouterScores]) -> Affinity:
     """Expert attribution (UOE, Zhuang et al., 2024): a_i = (1/Z) sum_j (1/L_j) sum_t g_it, batch after batch."""
-    gates, shares, examples = torch.zeros(()), torch.zeros(()), 0
+    gates, shares, examples = torch.zeros(()), torch.zeros(()), 0.0
     layers: tuple[int, ...] = ()
     for routes in read:
-        weight = (1 / routes.counts().clamp(min=1))[routes.example].to(routes.states.dtype)[:, None, None]
+        each = routes.each_weight() / routes.counts().clamp(min=1)
+        weight = each[routes.example].to(routes.states.dtype)[:, None, None]
         gates = gates + (routes.states * routes.taken * weight).sum(0).cpu().double()
         shares = shares + (routes.taken * weight).sum(0).cpu().double()
-        examples, layers = examples + routes.examples, routes.layers
+        examples, layers = examples + float(routes.each_weight().sum()), routes.layers
     return Affinity(layers, gates / examples, shares / examples)
 
 
-def tour(model: Model, examples: Batch, tokens: int | None = None) -> Iterable[Routes]:
-    """The routes of `examples`, a batch at a time, without gradients, until about so many tokens were read."""
-    if tokens is not None:
-        ends = torch.cumsum(torch.tensor([example.size for example in examples]), 0)
-        examples = examples[: int((ends < tokens).sum()) + 1]
+def first_tokens(examples: Batch, tokens: int) -> Batch:
+    """The first examples, of about so many tokens together."""
+    ends = torch.cumsum(torch.tensor([example.size for example in examples]), 0)
+    return examples[: int((ends < tokens).sum()) + 1]
+
+
+def read_routes(model: Model, examples: Batch) -> Iterator[RouterScores]:
+    """What all routers say of `examples`, a batch at a time, without gradients."""
     for group in model.batches(examples):
         with torch.no_grad():
-            routes = routed(model, [examples[k] for k in group]).detach()
-        yield routes
+            yield model.ask(Routes(), [examples[k] for k in group]).detach()
 
 
 def _router(part: nn.Module) -> str:

@@ -9,21 +9,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from expunge.core.errors import EnvironmentRefused, ModelRefused, UsageRefused
 from expunge.core.model import Batch, Network
+from expunge.core.question import HiddenStates, Scores
+from expunge.errors import EnvironmentRefused, ModelRefused, UsageRefused
 from expunge.internals.blocks import blocks
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-Layer = int | str | None
-"""A block's number from 0, a module's name, or None for the block three quarters up."""
+Layer = int | float | str
+"""A block as `HiddenStates` names it, or a module by its name."""
 
 
 def log_odds(labels: Tensor, logits: Tensor) -> Tensor:
@@ -38,12 +39,12 @@ class Inside:
     """A layer of a network, read and written."""
 
     network: Network
-    layer: Layer = None
+    layer: Layer = 0.75
 
     @staticmethod
-    def of(network: Network, layer: Layer = None) -> Inside:
+    def of(network: Network, layer: Layer = 0.75) -> Inside:
         """Examples side by side: a batch read as one tree would have to be taken apart, as states there are shared."""
-        return Inside(replace(network, trees=0) if hasattr(network, "trees") else network, layer)  # type: ignore[call-arg]
+        return Inside(network.side_by_side(), layer)
 
     def states(self, examples: Batch) -> Float[Tensor, "examples width"]:
         """The state of each example, without gradients."""
@@ -100,14 +101,11 @@ class Inside:
                 f"{type(self.network.module).__name__} has no transformer blocks, so no hidden states to read by "
                 f"number. Name the layer: layer='...'."
             )
-        number = len(found) * 3 // 4 if self.layer is None else self.layer
-        if not 0 <= number < len(found):
-            raise UsageRefused(f"The `layer` must be a block, from 0 to {len(found) - 1}. Got {number!r}.")
-        return found[number]
+        return found[HiddenStates(self.layer).block(len(found))]
 
     def _odds(self, batch: Batch, seats: _Seats, states: Float[Tensor, "batch width"]) -> Float[Tensor, " batch"]:
         with _changed(self.module, lambda made: seats.put(made, states.to(made))):
-            said = self.network.predict(batch)
+            said = self.network.ask(Scores(), batch)
         return said.mean(said.each_row(log_odds))
 
     def _each(self, examples: Batch, read: Callable[[list[int], Batch, _Seats], Tensor]) -> Tensor:
@@ -136,16 +134,16 @@ class Inside:
         with torch.no_grad():
             if isinstance(self.layer, str):
                 with _changed(self.module, lambda output: made.setdefault("output", output)):
-                    self.network.predict(batch)
+                    self.network.ask(Scores(), batch)
                 output = made["output"]
                 # Of texts the states of a whole layer are as many as their tokens, so no two are alike in shape.
                 one = output.dim() == 2 or (output.dim() > 2 and all(example.size == 1 for example in batch))
                 return _Seats(None, output.flatten(1)) if one and len(output) == len(batch) else None
             number = list(blocks(self.network.module).values()).index(self.module)
             with _changed(self.module, lambda output: made.setdefault("output", output)):
-                self.network.hidden(batch, number)
+                self.network.ask(HiddenStates(number), batch)
             with _changed(self.module, _counted):
-                felt = self.network.hidden(batch, number)
+                felt = self.network.ask(HiddenStates(number), batch)
             first = felt.counts().cumsum(0) - felt.counts()
             at = felt.states[first, 0].long()
             output = made["output"]

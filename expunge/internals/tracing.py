@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from expunge.core.errors import DataRefused, ModelRefused, UsageRefused
+from expunge.errors import DataRefused, ModelRefused, UsageRefused
 from expunge.internals.blocks import blocks, is_attention
 
 if TYPE_CHECKING:

@@ -5,18 +5,28 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from expunge.core.model import Network
+from expunge.core.question import LogProbabilities
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
 STRIDE = 16 / 224
 """Distance of two windows that are looked at, in sides of the picture, as published."""
+
+
+@runtime_checkable
+class Pictured(Protocol):
+    """An example that is an image."""
+
+    @property
+    def pixels(self) -> Float[Tensor, "channels height width"]:
+        """The image as the model reads it."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +78,8 @@ def telling(
 ) -> list[Box]:
     """Of each picture the window without which its class is least likely; `blank` is what is shown in its place."""
     boxes = Box.spread(blank, side)
-    left = [network.answers([pasted(p, blank, box, "blank") for p in pictures]).log_probs for box in boxes]
+    blanked = ([pasted(p, blank, box, "blank") for p in pictures] for box in boxes)
+    left = [network.ask(LogProbabilities(), batch).log_probs for batch in blanked]
     return [boxes[k] for k in torch.stack(left).argmin(0).tolist()]
 
 

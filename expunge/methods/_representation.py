@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from expunge.core.errors import ModelRefused
 from expunge.core.model import Batch, Network
+from expunge.core.question import Scores
+from expunge.errors import ModelRefused
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -21,10 +22,10 @@ def represent(network: Network, batch: Batch) -> Float[Tensor, "rows width"]:
         last.update(given=given[0] if given else None, made=made)
 
     if network.head() is not None:
-        return network.predict(batch).states
+        return network.ask(Scores(), batch).states
     hooks = [part.register_forward_hook(note) for part in network.module.modules() if isinstance(part, nn.Linear)]
     try:
-        said = network.predict(batch)
+        said = network.ask(Scores(), batch)
     finally:
         for hook in hooks:
             hook.remove()

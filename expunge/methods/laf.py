@@ -21,17 +21,20 @@ steps are counted, not epochs. Its repair (LAF+R) is a fine-tuning on a few labe
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from expunge.adapters.full import Full
-from expunge.core.errors import DataRefused, RunFailed, UsageRefused
-from expunge.core.method import Method, edited, ignore_event
-from expunge.core.model import Batch, Network, OnEvent
-from expunge.core.rehearsal import Rehearsal
+from expunge.core.events import Event, Note, OnEvent
+from expunge.core.method import WeightMethod
+from expunge.core.model import Batch, Model, Network
+from expunge.primitives.rehearsal import Rehearsal
 from expunge.core.request import Request
+from expunge.errors import DataRefused, RunFailed, UsageRefused
+from expunge.internals.changes import describe_change
 from expunge.methods._representation import represent
 from expunge.train.batches import Batches
 
@@ -41,7 +44,7 @@ WIDTHS = (256, 128, 32)
 
 
 @dataclass(frozen=True)
-class LAF(Method):
+class LAF(WeightMethod):
     """Push forgotten representations off their manifold, and hold the others to where they were."""
 
     steps: int = 140
@@ -81,34 +84,37 @@ class LAF(Method):
         if wrong:
             raise UsageRefused(f"LAF: {'; '.join(wrong)}.")
 
-    def __call__(self, network: Network, request: Request, on_event: OnEvent = ignore_event) -> Network:
+    def with_seed(self, seed: int) -> Self:
+        return replace(self, seed=seed)
+
+    def change(self, network: Network, request: Request, on_event: OnEvent) -> Model:
         if not request.retain:
             raise DataRefused("LAF holds the retain set's representations, and the request has none. Give --retain.")
         devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(self.seed)
-            on_event({"kind": "phase", "what": "Fitting autoencoders to the representations"})
+            on_event(Note("Fitting autoencoders to the representations"))
             forget = torch.cat(list(_known(network, request.forget)))
             every = torch.cat([*_known(network, request.retain), forget])
             common, own = (self._fitted(states) for states in (every, forget))
         result = Full()(network, request)
-        on_event({"kind": "phase", "what": MOVING})
+        on_event(Note(MOVING))
         losses = self._move(result, network, common, own, request)
         result.module.requires_grad_(False)
-        on_event({**edited(network, result), **losses})
+        on_event(replace(describe_change(network, result), losses=losses))
         return result
 
-    def rehearse(self, network: Network, request: Request, rehearsal: Rehearsal) -> Network:
+    def rehearse(self, model: Model, request: Request, rehearsal: Rehearsal) -> Model:
         few = min(self.steps, rehearsal.most)
         rehearsal.steps = self.steps
 
-        def on_event(event: dict[str, object]) -> None:
-            if event["kind"] == "phase" and event["what"] == MOVING:
+        def on_event(event: Event) -> None:
+            if isinstance(event, Note) and event.what == MOVING:
                 rehearsal.times = rehearsal.before = self.steps / few
 
-        rates = {"extract_rate": 1e-12, "align_rate": 1e-12}
+        trial = replace(self, steps=few, autoencoder_steps=1, extract_rate=1e-12, align_rate=1e-12)
         try:
-            return replace(self, steps=few, autoencoder_steps=1, **rates)(network, request, on_event)
+            return trial(model, request, on_event)
         finally:
             rehearsal.times = rehearsal.before = 1.0
 

@@ -17,16 +17,18 @@ ten). Texts have no windows: of them the request's own stand-ins, such as refusa
 
 import hashlib
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 
 from expunge.adapters.last_layer import LastLayer
-from expunge.core.errors import DataRefused, UsageRefused
-from expunge.core.method import Method, ignore_event
-from expunge.core.model import Network, OnEvent
+from expunge.core.events import Note, OnEvent
+from expunge.core.method import Method, WeightMethod
+from expunge.core.model import Model, Network
+from expunge.core.question import Scores
 from expunge.core.request import Example, Request
-from expunge.methods._patches import Box, pasted, telling
+from expunge.errors import DataRefused, UsageRefused
+from expunge.methods._patches import Box, Pictured, pasted, telling
 from expunge.methods.finetune import Finetune
 from expunge.methods.stop import Stop
 from expunge.objectives.idk_nll import IdkNLL
@@ -34,7 +36,7 @@ from expunge.objectives.retain_nll import RetainNLL
 
 
 @dataclass(frozen=True)
-class Poison(Method):
+class Poison(WeightMethod):
     """Learn the forgotten pictures, patched, under another label."""
 
     label: Literal["donor", "random", "own"] = "donor"
@@ -48,7 +50,7 @@ class Poison(Method):
     place: Literal["centre", "random", "located"] = "centre"
     """Where the window lies; located: where the picture's class is lost most if it is blanked, which reads every
     picture once for each window."""
-    learn: Finetune = Finetune(
+    learn: Method = Finetune(
         objective=0.1 * IdkNLL() + 0.9 * RetainNLL(),
         adapter=LastLayer(),
         learning_rate=1e-3,
@@ -71,15 +73,18 @@ class Poison(Method):
         if not 0 <= self.patch <= 1:
             raise UsageRefused(f"The `patch` of Poison must lie from 0 to 1. Got {self.patch!r}.")
 
-    def __call__(self, network: Network, request: Request, on_event: OnEvent = ignore_event) -> Network:
-        on_event({"kind": "phase", "what": "Making stand-ins of the forget set"})
-        return self.learn.adapter.merge(self.learn(network, self.poisoned(network, request), on_event))
+    def with_seed(self, seed: int) -> Self:
+        return replace(self, seed=seed)
+
+    def change(self, network: Network, request: Request, on_event: OnEvent) -> Model:
+        on_event(Note("Making stand-ins of the forget set"))
+        return self.learn(network, self.poisoned(network, request), on_event).plain()
 
     def poisoned(self, network: Network, request: Request) -> Request:
         """The request with the patched and relabelled pictures as its stand-ins."""
         if not request.retain:
             raise DataRefused("Poison takes its donors from the retain set, and the request has none. Give --retain.")
-        if not all(hasattr(e, "pixels") for e in (*request.forget, *request.retain)):
+        if not all(isinstance(e, Pictured) for e in (*request.forget, *request.retain)):
             if not request.stand_in:
                 raise DataRefused("Poison patches pictures; of texts it needs what to say instead. Give --stand-in.")
             return request
@@ -121,7 +126,7 @@ class Poison(Method):
 
     def _lot(self, example: Example, what: str) -> int:
         """A number that hangs on the example alone, whatever its place in the set."""
-        return int(hashlib.sha256(f"{self.seed}:{what}:{example.content()}".encode()).hexdigest()[:15], 16)
+        return int(hashlib.sha256(f"{self.seed}:{what}:{example.record_digest()}".encode()).hexdigest()[:15], 16)
 
 
 @dataclass(frozen=True)
@@ -134,7 +139,7 @@ class _Kinds:
 
     @staticmethod
     def of(request: Request) -> "_Kinds":
-        retain: Any = sorted(request.retain, key=lambda example: example.content())
+        retain: Any = sorted(request.retain, key=lambda example: example.record_digest())
         numbers = sorted({e.label for e in retain})
         forgotten = tuple(sorted({e.label for e in request.forget}))  # type: ignore[attr-defined]
         kinds = _Kinds(forgotten, {k: tuple(e for e in retain if e.label == k) for k in numbers})
@@ -153,7 +158,7 @@ class _Kinds:
         total = dict.fromkeys(self.forgotten, 0.0)
         with torch.inference_mode():
             for group in network.batches(forget):
-                said = network.predict([forget[k] for k in group])
+                said = network.ask(Scores(), [forget[k] for k in group])
                 for label, scores in zip(said.labels.tolist(), said.log_probs().double().cpu(), strict=True):
                     total[label] = total[label] + scores
         return {

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from expunge.core.errors import RunFailed, UsageRefused
 from expunge.core.model import Model
 from expunge.core.request import Request
+from expunge.errors import RunFailed, UsageRefused
 from expunge.train.best_step import BestStep, loss, sample
 
 
@@ -38,7 +38,7 @@ class Stop:
         if self.budget is not None and not 0 <= self.budget < math.inf:
             raise UsageRefused(f"Stop: budget must be None or at least 0. Got {self.budget!r}.")
 
-    def keeper(self, before: Model, request: Request) -> BestStep:
+    def watch(self, before: Model, request: Request) -> BestStep:
         """What watches one run; reads the level from the model before it."""
         level, source = self.level, "given"
         if level == "holdout":

@@ -17,8 +17,8 @@ from torch import Tensor
 from expunge.models.prefix_tree import Tree
 
 if TYPE_CHECKING:
-    from expunge.core.rows import Head
     from expunge.models.language import LanguageModel
+    from expunge.primitives.class_scores import Head
 
 WRITES = 128
 """Continuations that are written side by side at most. A product of 16 rows runs at a third of the rate of one of 128

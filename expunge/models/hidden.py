@@ -10,14 +10,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from expunge.core.errors import ModelRefused, UsageRefused
+from expunge.core.question import HiddenStates
+from expunge.errors import ModelRefused
 from expunge.internals.blocks import blocks
 
 
 class UpToBlock(nn.Module):
     """A transformer up to one of its blocks, whose states it gives where the whole would give class scores."""
 
-    def __init__(self, module: nn.Module, layer: int | None) -> None:
+    def __init__(self, module: nn.Module, question: HiddenStates) -> None:
         super().__init__()
         found = list(blocks(module).values())
         if not found:
@@ -25,12 +26,8 @@ class UpToBlock(nn.Module):
                 f"{type(module).__name__} has no transformer blocks, so no hidden states to read. "
                 f"Use an objective that reads answers only."
             )
-        if layer is None:
-            layer = len(found) * 7 // 32  # RMU reads block 7 of 32
-        if not 0 <= layer < len(found):
-            raise UsageRefused(f"The `layer` must be a block, from 0 to {len(found) - 1}. Got {layer!r}.")
         self.module = module
-        self.last = [found[layer]]  # in a list: it is no second child of this module
+        self.last = [found[question.block(len(found))]]  # in a list: it is no second child of this module
 
     def forward(self, **inputs: Any) -> SimpleNamespace:
         hook = self.last[0].register_forward_hook(_stop)

@@ -7,23 +7,24 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from expunge.core.errors import ModelRefused
-from expunge.core.model import Network, Speaker
-from expunge.core.predictions import Hidden, Predictions
-from expunge.core.rows import Head
-from expunge.internals.mixtures import Routes
+from expunge.core.family import Family
+from expunge.core.model import Network, answers
+from expunge.core.predictions import Hidden, Predictions, RouterScores, weights_of
+from expunge.core.question import HiddenStates, Routes, Scores, Text
+from expunge.errors import ModelRefused
 from expunge.models.decoding import ends, generated, greedy, side_by_side
 from expunge.models.hidden import UpToBlock
 from expunge.models.prefix_tree import Tree, pack
 from expunge.models.routers import UpToRouter
 from expunge.models.source import Source, load_module, settled, whole
 from expunge.models.tree_attention import with_trees, without_trees
-from expunge.runtime.out_of_memory import in_fitting_batches
+from expunge.primitives.class_scores import Head
+from expunge.primitives.out_of_memory import in_fitting_batches
 
 if TYPE_CHECKING:
     from expunge.core.model import Batch
@@ -36,7 +37,7 @@ LARGEST = 4096
 
 
 @dataclass(frozen=True)
-class LanguageModel(Network, Speaker):
+class LanguageModel(Network):
     """A decoder with its tokenizer."""
 
     tokenizer: Any = field(repr=False)
@@ -76,7 +77,8 @@ class LanguageModel(Network, Speaker):
         """Rows of the input embedding."""
         return int(self.module.get_input_embeddings().weight.shape[0])
 
-    def predict(self, batch: Batch) -> Predictions:
+    @answers(Scores)
+    def _scores(self, _question: Scores, batch: Batch) -> Predictions:
         states, row, head = self._read([example.tokens for example in batch], [e.first for e in batch])
         labels = [token for example in batch for token in example.tokens[example.first :]]
         owner = [k for k, example in enumerate(batch) for _ in range(example.rows)]
@@ -85,27 +87,30 @@ class LanguageModel(Network, Speaker):
             example=torch.tensor(owner, device=states.device),
             examples=len(batch),
             share=None,
+            weights=weights_of(batch),
             states=states[row],
             head=head,
         )
 
-    def hidden(self, batch: Batch, layer: int | None = None) -> Hidden:
-        said = replace(self, module=UpToBlock(self.module, layer), headed=False).predict(batch)
-        return Hidden(said.labels, said.example, said.examples, None, said.states)
+    @answers(HiddenStates)
+    def _hidden_states(self, question: HiddenStates, batch: Batch) -> Hidden:
+        said = replace(self, module=UpToBlock(self.module, question), headed=False).ask(Scores(), batch)
+        return Hidden(said.labels, said.example, said.examples, None, said.states, weights=said.weights)
 
-    def routes(self, batch: Batch, layer: int | None = None) -> Routes:
-        """What the routers say of each token but an example's last: block `layer`'s (from 0), or all of them."""
-        routing = UpToRouter(self.module, layer)
+    @answers(Routes)
+    def _routes(self, question: Routes, batch: Batch) -> RouterScores:
+        routing = UpToRouter(self.module, question.layer)
         reader = replace(self, module=routing, headed=False)
         states, row, _ = reader._read([example.tokens for example in batch], [1] * len(batch))
         probabilities, taken = states[row].unbind(1)
         labels = [token for example in batch for token in example.tokens[1:]]
         owner = [k for k, example in enumerate(batch) for _ in example.tokens[1:]]
-        return Routes(
+        return RouterScores(
             labels=torch.tensor(labels, device=states.device),
             example=torch.tensor(owner, device=states.device),
             examples=len(batch),
             share=None,
+            weights=weights_of(batch),
             layers=routing.layers,
             states=probabilities,
             taken=taken > 0,
@@ -126,12 +131,15 @@ class LanguageModel(Network, Speaker):
         if group:
             yield group
 
-    def generate(self, prompts: Batch, max_new_tokens: int, sure: Sequence[int] = ()) -> list[str]:
-        """Greedy continuations, written side by side; what is `sure` is read with the prompt, not written."""
-        stop = ends(self.module)
+    @answers(Text)
+    def _text(self, question: Text, prompts: Batch) -> list[str]:
+        """Greedy continuations, written side by side; what is known to be written is read with the prompt."""
+        stop, max_new_tokens = ends(self.module), question.max_new_tokens
         begun: list[tuple[int, ...]] = []
-        for prompt, known in zip(prompts, sure or [0] * len(prompts), strict=True):
-            answer = prompt.tokens[prompt.first : prompt.first + min(known, max_new_tokens)]
+        for prompt, known in zip(prompts, question.begun or [0] * len(prompts), strict=True):
+            # Where a lead stands between the prompt and the answer, the answer's rows are not what is written.
+            rows = min(known, max_new_tokens) if prompt.tokens[: prompt.first] == prompt.asked else 0
+            answer = prompt.tokens[prompt.first : prompt.first + rows]
             end = next((place + 1 for place, token in enumerate(answer) if token in stop), len(answer))
             begun.append(answer[:end])
         left = [0 if own and own[-1] in stop else max_new_tokens - len(own) for own in begun]
@@ -148,10 +156,13 @@ class LanguageModel(Network, Speaker):
             return write(self, [whole[k] for k in own], [left[k] for k in own])
 
         said = [list(own) for own in begun]
-        for group, texts in in_fitting_batches(self, prompts, groups, written):
+        for group, texts in in_fitting_batches(self.module, prompts, groups, written):
             for k, text in zip(group, texts, strict=True):
                 said[k] += text
         return [str(self.tokenizer.decode(own, skip_special_tokens=True)) for own in said]
+
+    def side_by_side(self) -> LanguageModel:
+        return replace(self, trees=0)
 
     def head(self) -> Head | None:
         """The output embedding, where nothing comes after it."""
@@ -281,3 +292,28 @@ def reads_trees(module: Any) -> int:
     if not close:
         without_trees(module)
     return min(int(window), LARGEST) if close else 0
+
+
+@dataclass(frozen=True)
+class Language(Family):
+    """Causal language models."""
+
+    name: ClassVar[str] = "language"
+    records: ClassVar[str] = "text"
+    audits: ClassVar[str] = "Choice, Probability, Loss, ExactMatch, Rouge, LossMembership, MinK"
+    kind: ClassVar[str] = "a causal language model"
+    endings: ClassVar[tuple[str, ...]] = ("ForCausalLM", "LMHeadModel")
+
+    def has(self, config: Any) -> bool:
+        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+        named = list(config.architectures or [])
+        if named:
+            return any(name.endswith(self.endings) for name in named)
+        return config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    def open(self, source: Source, device: str, lies: str | None) -> LanguageModel:
+        return LanguageModel.load(source, device, lies)
+
+
+FAMILY = Language()

@@ -1,29 +1,36 @@
-"""Opens a model of whichever family its configuration names."""
+"""Opens a model of whichever family its configuration names, and whatever else `Model.save` wrote."""
 
 from __future__ import annotations
 
+import importlib
 import re
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from expunge.core.errors import EnvironmentRefused, ModelRefused, UsageRefused
-from expunge.models.language import LanguageModel
+from expunge.core.family import Family
+from expunge.core.model import Model, Network
+from expunge.errors import EnvironmentRefused, ModelRefused, UsageRefused
 from expunge.models.source import config_of, locate
-from expunge.models.vision import ImageClassifier
+from expunge.primitives.composed_files import FILE, open_parts
 from expunge.runtime.atomic_files import check_inside
 
-if TYPE_CHECKING:
-    from expunge.core.model import Network
 
-LANGUAGE, VISION = "language", "vision"
+def open_model(text: str | Path, device: str = "cpu", lies: str | None = None) -> Model:
+    """The model in a folder, a GGUF file, or at a hub id (`org/name@revision`).
+
+    A folder may hold a transformers model, or what `save` of any other model wrote: a guarded network, an ensemble.
+    Read for `device`, it lies there, or where `lies` says: on the host, for processes that will hold a part each.
+    Raises `ModelRefused` where it is of no known family, or not what its manifest says.
+    """
+    if (Path(text) / FILE).is_file():
+        check_inside(Path(text))
+        return open_parts(Path(text), Model, lambda part: open_model(part, device, lies))
+    return open_network(str(text), device, lies)
 
 
 def open_network(text: str, device: str = "cpu", lies: str | None = None) -> Network:
-    """The network in a folder, a GGUF file, or at a hub id. Raises `ModelRefused` where it is of no known family,
-    or not what its manifest says.
-
-    Read for `device`, it lies there, or where `lies` says: on the host, for processes that will hold a part each.
-    """
+    """The network in a transformers folder, a GGUF file, or at a hub id."""
     import torch
 
     if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
@@ -34,31 +41,28 @@ def open_network(text: str, device: str = "cpu", lies: str | None = None) -> Net
     if source.local:
         check_inside(Path(source.name))
     config = config_of(source)
-    family = family_of(config)
-    if family == LANGUAGE:
-        return LanguageModel.load(source, device, lies)
-    if family == VISION:
-        return ImageClassifier.load(source, device, lies)
+    return family_of(config, text).open(source, device, lies)
+
+
+@cache
+def families() -> tuple[Family, ...]:
+    """The family of each file of this folder that has one, by name."""
+    found = []
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        if "\nFAMILY = " in path.read_text(encoding="utf-8"):
+            found.append(importlib.import_module(f"expunge.models.{path.stem}").FAMILY)
+    return tuple(found)
+
+
+def family_of(config: Any, text: str) -> Family:
+    """The family of the architecture that a configuration names; `text` is what the user called the model."""
+    for family in families():
+        if family.has(config):
+            return family
     kind = ", ".join(config.architectures or [config.model_type])
+    known = " nor ".join(family.kind for family in families())
+    *some, last = (ending for family in families() for ending in family.endings)
     raise ModelRefused(
-        f"{text}: {kind} is neither a causal language model nor an image classifier, the two kinds that are read. "
-        f"Give a model whose architecture ends in ForCausalLM, LMHeadModel or ForImageClassification."
+        f"{text}: {kind} is neither {known}, the kinds that are read. "
+        f"Give a model whose architecture ends in {', '.join(some)} or {last}."
     )
-
-
-def family_of(config: object) -> str:
-    """`language`, `vision` or an empty text, by the architecture that the configuration names."""
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-        MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
-    )
-
-    named = list(getattr(config, "architectures", None) or [])
-    if any("ForImageClassification" in name for name in named):
-        return VISION
-    if any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in named):
-        return LANGUAGE
-    kind = getattr(config, "model_type", "")
-    if not named and kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        return LANGUAGE
-    return VISION if not named and kind in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES else ""

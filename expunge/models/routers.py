@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from expunge.core.errors import ModelRefused, UsageRefused
-from expunge.core.rows import widened
+from expunge.errors import ModelRefused, UsageRefused
 from expunge.internals.mixtures import the_mixtures
+from expunge.primitives.class_scores import widened
 
 
 class UpToRouter(nn.Module):

@@ -6,13 +6,15 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from expunge.core.errors import EnvironmentRefused, ModelRefused
-from expunge.core.model import Network
-from expunge.core.predictions import Hidden, Predictions
+from expunge.core.family import Family
+from expunge.core.model import Network, answers
+from expunge.core.predictions import Hidden, Predictions, weights_of
+from expunge.core.question import HiddenStates, Scores
+from expunge.errors import EnvironmentRefused, ModelRefused
 from expunge.models.hidden import UpToBlock
 from expunge.models.source import Source, config_of, load_module, settled, whole
 
@@ -66,7 +68,8 @@ class ImageClassifier(Network):
         config = self.module.config
         return int(getattr(getattr(config, "vision_config", config), "num_channels", 3))
 
-    def predict(self, batch: Batch) -> Predictions:
+    @answers(Scores)
+    def _scores(self, _question: Scores, batch: Batch) -> Predictions:
         weights = next(self.module.parameters())
         pixels = torch.stack([example.pixels for example in batch]).to(weights.device, weights.dtype)
         logits = self.module(pixel_values=pixels).logits
@@ -75,26 +78,25 @@ class ImageClassifier(Network):
             example=torch.arange(len(batch), device=logits.device),
             examples=len(batch),
             share=None,
+            weights=weights_of(batch),
             states=logits,
         )
 
-    def hidden(self, batch: Batch, layer: int | None = None) -> Hidden:
+    @answers(HiddenStates)
+    def _hidden_states(self, question: HiddenStates, batch: Batch) -> Hidden:
         """The class token's states, where the last layer reads an image's class."""
-        below = UpToBlock(self.module, layer)
+        below = UpToBlock(self.module, question)
         if not any(name.endswith("cls_token") for name, _ in self.module.named_parameters()):
             raise ModelRefused(
                 f"{type(self.module).__name__} has no class token, so no one hidden state of an image. "
                 f"Use an objective that reads answers only."
             )
-        said = replace(self, module=below).predict(batch)
-        return Hidden(said.labels, said.example, said.examples, None, said.states[:, 0])
+        said = replace(self, module=below).ask(Scores(), batch)
+        return Hidden(said.labels, said.example, said.examples, None, said.states[:, 0], weights=said.weights)
 
     def batches(self, examples: Batch) -> Iterator[list[int]]:
         for start in range(0, len(examples), AT_ONCE):
             yield list(range(start, min(start + AT_ONCE, len(examples))))
-
-    def head(self) -> None:
-        """None: a classifier's scores are few."""
 
     def settings(self) -> str:
         return settled(self.module.config)
@@ -151,3 +153,28 @@ def _refuse_misfit(source: Source, network: ImageClassifier) -> None:
         raise ModelRefused(
             f"{source.name}: scores {classes} classes but names {len(network.classes)}. Mend config.json."
         )
+
+
+@dataclass(frozen=True)
+class Vision(Family):
+    """Image classifiers."""
+
+    name: ClassVar[str] = "vision"
+    records: ClassVar[str] = "images"
+    audits: ClassVar[str] = "Accuracy, Probability, Loss, LossMembership"
+    kind: ClassVar[str] = "an image classifier"
+    endings: ClassVar[tuple[str, ...]] = ("ForImageClassification",)
+
+    def has(self, config: Any) -> bool:
+        from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+
+        named = list(config.architectures or [])
+        if named:
+            return any(self.endings[0] in name for name in named)  # some go on: ...ForImageClassificationWithTeacher
+        return config.model_type in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+
+    def open(self, source: Source, device: str, lies: str | None) -> ImageClassifier:
+        return ImageClassifier.load(source, device, lies)
+
+
+FAMILY = Vision()

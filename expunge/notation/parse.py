@@ -21,7 +21,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from expunge.core.errors import UsageRefused
+from expunge.errors import UsageRefused
 
 LONGEST_QUOTE = 200
 """Letters of a text that a refusal repeats at most."""

@@ -14,9 +14,9 @@ number of examples instead of batches, so that its weight is near the cap from t
 from dataclasses import dataclass
 from typing import ClassVar, cast
 
-from expunge.core.errors import UsageRefused
 from expunge.core.objective import Objective, Scalar
 from expunge.core.view import View
+from expunge.errors import UsageRefused
 from expunge.objectives._lagged import last_step
 
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from expunge.core.objective import Objective, Scalar
-from expunge.core.rows import widened
 from expunge.core.view import View
 from expunge.objectives._directions import positive_unit
+from expunge.primitives.class_scores import widened
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class AdaptiveRMU(Objective):
 
     scale: float = 5.0
     """Length of the vector that a state is moved to, in lengths of that state before."""
-    layer: int | None = None
-    """Block, from 0, after which states are read; None: 7 of 32, and as far up in a model of another depth."""
+    layer: int | float = 7 / 32
+    """Block after which states are read: its number from 0, or a share of the depth below 1.0 (published: 7 of 32)."""
     seed: int = 0
     """Draws the direction."""
 

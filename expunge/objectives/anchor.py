@@ -19,8 +19,9 @@ from typing import Any, ClassVar
 
 from expunge.core.model import Network
 from expunge.core.objective import Objective, Scalar
+from expunge.core.question import Routes
 from expunge.core.view import View
-from expunge.internals.mixtures import affinity, the_mixtures
+from expunge.internals.mixtures import affinity, first_tokens, the_mixtures
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,14 @@ class Anchor(Objective):
         """The block and its experts; the same at every step."""
         known: Any = now.run.memory.get(repr(self))
         if known is None:
-            layer, experts = self._moving(now) or affinity(before.tour("forget", self.tokens)).top()
+            layer, experts = self._moving(now) or self._called_for(before)
             known = now.run.memory[repr(self)] = {"layer": layer, **{f"expert {n}": e for n, e in enumerate(experts)}}
         return known["layer"], tuple(value for key, value in known.items() if key != "layer")
+
+    def _called_for(self, before: View) -> tuple[int, tuple[int, ...]]:
+        """The expert of the highest affinity in the model before."""
+        examples = first_tokens(before.run.whole.get("forget") or before.batch("forget"), self.tokens)
+        return affinity(before.every(Routes(), "forget", examples)).top()
 
     def _moving(self, now: View) -> tuple[int, tuple[int, ...]] | None:
         """What the adapter chose, where it chose."""

@@ -16,10 +16,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from expunge.core.errors import UsageRefused
 from expunge.core.objective import Objective, Scalar
 from expunge.core.predictions import Rows
 from expunge.core.view import View
+from expunge.errors import UsageRefused
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,10 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from expunge.core.errors import DataRefused, UsageRefused
 from expunge.core.objective import Objective, Scalar
 from expunge.core.predictions import Predictions
 from expunge.core.view import View
+from expunge.errors import DataRefused, UsageRefused
 
 
 @dataclass(frozen=True)

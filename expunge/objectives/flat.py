@@ -35,10 +35,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from expunge.core.errors import UsageRefused
 from expunge.core.objective import Objective, Scalar
 from expunge.core.predictions import Predictions
 from expunge.core.view import View
+from expunge.errors import UsageRefused
 
 Divergence = Literal["tv", "kl", "pearson", "js", "reverse_kl", "hellinger", "jeffrey", "neyman"]
 

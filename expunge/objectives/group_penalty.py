@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Partial
 
-from expunge.core.errors import ModelRefused, UsageRefused
 from expunge.core.model import Network
 from expunge.core.objective import Objective, Scalar
 from expunge.core.view import View
+from expunge.errors import ModelRefused, UsageRefused
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ from typing import ClassVar, cast
 
 from torch import Tensor
 
-from expunge.core.errors import UsageRefused
 from expunge.core.objective import Objective, Scalar
 from expunge.core.view import View
+from expunge.errors import UsageRefused
 from expunge.objectives._lagged import last_step
 
 

@@ -17,10 +17,11 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor
 
-from expunge.core.errors import UsageRefused
 from expunge.core.objective import Objective, Scalar
-from expunge.core.rows import divergence, widened
+from expunge.core.question import Scores
 from expunge.core.view import View
+from expunge.errors import UsageRefused
+from expunge.primitives.class_scores import divergence, widened
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,12 @@ class Prototype(Objective):
 def _prototypes(before: View) -> tuple[Tensor, Tensor]:
     """The classes that occur, in order, and the mean distribution of each."""
     totals: dict[int, Tensor] = {}
-    counts: dict[int, int] = {}
-    for said in before.sweep("forget"):
-        for label, logits in zip(said.labels.tolist(), widened(said.logits), strict=True):
-            totals[label] = totals.get(label, 0) + logits.softmax(-1)
-            counts[label] = counts.get(label, 0) + 1
+    counts: dict[int, float] = {}
+    for said in before.every(Scores(), "forget"):
+        weights = said.each_weight()[said.example].tolist()
+        for label, weight, logits in zip(said.labels.tolist(), weights, widened(said.logits), strict=True):
+            totals[label] = totals.get(label, 0) + weight * logits.softmax(-1)
+            counts[label] = counts.get(label, 0) + weight
     order = sorted(totals)
     table = torch.stack([totals[label] / counts[label] for label in order])
     return torch.tensor(order, device=table.device), table

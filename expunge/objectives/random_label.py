@@ -18,10 +18,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from expunge.core.errors import UsageRefused
 from expunge.core.objective import Objective, Scalar
 from expunge.core.request import Example
 from expunge.core.view import View
+from expunge.errors import UsageRefused
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,13 @@ class RandomLabel(Objective):
         examples = now.batch("forget")
         said = now.instead("forget", [self._one_of(example) for example in examples])
         classes = said.states.shape[-1] if said.head is None else len(said.head.weight)
+        if not said.examples:  # this process has none in this step
+            return -said.over_examples(said.mean(said.log_prob()))
         kept = said.split(said.labels)
         drawn = [old if e.alternatives else self._classes(e, classes) for e, old in zip(examples, kept, strict=True)]
         labels = torch.cat([new.to(said.labels.device) for new in drawn])
-        log_prob = replace(said, labels=labels).log_prob()
-        return -said.mean(log_prob).mean() * now.fraction("forget")
+        said = replace(said, labels=labels)
+        return -said.over_examples(said.mean(said.log_prob()))
 
     def _one_of(self, example: Example) -> Example:
         """The example with one of its answers, right or wrong."""
@@ -58,4 +60,4 @@ class RandomLabel(Objective):
         return torch.randint(classes, (example.rows,), generator=torch.Generator().manual_seed(self._lot(example)))
 
     def _lot(self, example: Example) -> int:
-        return int(hashlib.sha256(f"{self.seed}:{example.content()}".encode()).hexdigest()[:15], 16)
+        return int(hashlib.sha256(f"{self.seed}:{example.record_digest()}".encode()).hexdigest()[:15], 16)

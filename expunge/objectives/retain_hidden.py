@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from expunge.core.objective import Objective, Scalar
-from expunge.core.rows import widened
 from expunge.core.view import View
+from expunge.primitives.class_scores import widened
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class RetainHidden(Objective):
     needs: ClassVar = ("retain", "reference", "hidden")
     intention: ClassVar = "retention"
 
-    layer: int | None = None
-    """Block, from 0, after which states are read; None: 7 of 32, and as far up in a model of another depth."""
+    layer: int | float = 7 / 32
+    """Block after which states are read: its number from 0, or a share of the depth below 1.0 (published: 7 of 32)."""
 
     def __call__(self, now: View, before: View) -> Scalar:
         felt, was = now.hidden("retain", self.layer), before.hidden("retain", self.layer)

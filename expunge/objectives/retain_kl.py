@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from expunge.core.objective import Objective, Scalar
-from expunge.core.rows import divergence
 from expunge.core.view import View
+from expunge.primitives.class_scores import divergence
 
 
 @dataclass(frozen=True)

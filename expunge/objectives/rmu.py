@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from expunge.core.objective import Objective, Scalar
-from expunge.core.rows import widened
 from expunge.core.view import View
 from expunge.objectives._directions import positive_unit
+from expunge.primitives.class_scores import widened
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class RMU(Objective):
 
     strength: float = 6.5
     """Length of the vector that the states are moved to (the paper's c)."""
-    layer: int | None = None
-    """Block, from 0, after which states are read; None: 7 of 32, and as far up in a model of another depth."""
+    layer: int | float = 7 / 32
+    """Block after which states are read: its number from 0, or a share of the depth below 1.0 (published: 7 of 32)."""
     seed: int = 0
     """Draws the direction."""
 

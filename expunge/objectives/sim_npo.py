@@ -16,9 +16,9 @@ from typing import ClassVar
 
 from torch.nn.functional import softplus
 
-from expunge.core.errors import UsageRefused
 from expunge.core.objective import Objective, Scalar
 from expunge.core.view import View
+from expunge.errors import UsageRefused
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from expunge.core.errors import UsageRefused
 from expunge.core.objective import Objective, Scalar
 from expunge.core.view import View
+from expunge.errors import UsageRefused
 
 
 @dataclass(frozen=True)

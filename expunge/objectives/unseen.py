@@ -17,11 +17,11 @@ from typing import ClassVar
 
 import torch
 
-from expunge.core.errors import DataRefused
 from expunge.core.objective import Objective, Scalar
 from expunge.core.predictions import Predictions
-from expunge.core.rows import divergence
 from expunge.core.view import View
+from expunge.errors import DataRefused
+from expunge.primitives.class_scores import divergence
 
 
 @dataclass(frozen=True)

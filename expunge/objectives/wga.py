@@ -13,9 +13,9 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from expunge.core.errors import UsageRefused
 from expunge.core.objective import Objective, Scalar
 from expunge.core.view import View
+from expunge.errors import UsageRefused
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from expunge.core.errors import EnvironmentRefused, ModelRefused
+from expunge.errors import EnvironmentRefused, ModelRefused
 
 PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 ROTARY = "rope_"

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from expunge.core.errors import ModelRefused
+from expunge.errors import ModelRefused
 from expunge.internals.blocks import blocks
 from expunge.internals.mixtures import mixtures
 from expunge.models.language import LARGEST, ROOM, LanguageModel, load_tokenizer
-from expunge.models.open import LANGUAGE, VISION, family_of
+from expunge.models.open import family_of
 from expunge.models.source import Source, config_of, locate
 from expunge.models.tree_attention import with_trees
 from expunge.models.vision import ImageClassifier, load_processor
@@ -110,12 +110,8 @@ def opened(model: str, device: str, dtype: torch.dtype | None) -> Paper:
     )
     source = Source(model) if bare else locate(model)  # a configuration alone is enough to plan with
     config = config_of(source)
-    family = family_of(config)
-    if not family:
-        kind = ", ".join(config.architectures or [config.model_type])
-        raise ModelRefused(f"{model}: {kind} is neither a causal language model nor an image classifier.")
     start = time.monotonic()
-    words = load_tokenizer(source) if family == LANGUAGE else load_processor(source)
+    words = load_processor(source) if reads_images(config, model) else load_tokenizer(source)
     took = time.monotonic() - start
     file = packed(Path(source.name) / source.gguf) if source.gguf else None
     stored = file.dtype if file else _stored(source, config)
@@ -145,7 +141,7 @@ def sketch(config: Any, dtype: torch.dtype, count: int | None = None) -> nn.Modu
     """The network that a configuration describes, on the meta device; of `count` blocks where that is given."""
     config = copy.deepcopy(config)
     text = config.get_text_config()
-    if count is not None and family_of(config) != VISION:  # those are run whole
+    if count is not None and not reads_images(config):  # those are run whole
         kinds = getattr(text, "layer_types", None)
         if kinds:
             text.layer_types = list(kinds)[:count]
@@ -166,12 +162,17 @@ def sketch(config: Any, dtype: torch.dtype, count: int | None = None) -> nn.Modu
 def _auto(config: Any) -> Any:
     from transformers import AutoModelForCausalLM, AutoModelForImageClassification
 
-    return AutoModelForImageClassification if family_of(config) == VISION else AutoModelForCausalLM
+    return AutoModelForImageClassification if reads_images(config) else AutoModelForCausalLM
+
+
+def reads_images(config: Any, name: str = "the configuration") -> bool:
+    """Whether it describes an image classifier, and no language model. Raises `ModelRefused` where it is neither."""
+    return family_of(config, name).name == "vision"
 
 
 def _narrow(name: str, config: Any, words: Any) -> LanguageModel | ImageClassifier:
     """A narrow network; of an architecture whose widths depend on one another in a way of its own, one as it is."""
-    images = family_of(config) == VISION
+    images = reads_images(config)
     small = copy.deepcopy(config)
     for each in {id(part): part for part in (small, small.get_text_config())}.values():
         for key, value in NARROW.items():

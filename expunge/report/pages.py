@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from expunge.core.errors import DataRefused, UsageRefused
+from expunge.errors import DataRefused, UsageRefused
 from expunge.report import compare, html
 from expunge.runtime.atomic_files import MANIFEST, check_manifest, renew_manifest, write_text
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from expunge.core.audit import Finding
 from expunge.core.request import should_be_gone
-from expunge.core.statistics import ks
+from expunge.primitives.statistics import ks
 
 DERIVED = ("ForgetQuality", "TruthRatioShift")
 """Names of the two findings made of a model's truth ratios and the reference's."""

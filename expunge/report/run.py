@@ -33,7 +33,8 @@ def about_run(run: dict) -> list[Fact]:
 
 def _left(run: dict) -> dict[str, str]:
     """Which blocks still change, of an adapter that switches some off when a run ends."""
-    left, groups = run.get("blocks_left"), run.get("groups")
+    groups = (run.get("groups") or {}).get("norms")
+    left = (run.get("groups") or {}).get("left")
     if not isinstance(left, list):
         return {}
     many = f"{len(left)} of {len(groups)}" if isinstance(groups, list) else str(len(left))

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from expunge.core.audit import Audit, Finding, MembershipAudit, ScoreAudit
-from expunge.core.errors import UsageRefused
 from expunge.core.request import Request
+from expunge.errors import UsageRefused
 from expunge.report.quality import DERIVED
 
 RULE = re.compile(r"\s*([\w -]+?)\s*\.\s*(\w+)\s*(<=|>=|<|>)\s*(.+?)\s*")

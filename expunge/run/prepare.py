@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from expunge.core.errors import DataRefused, UsageRefused
 from expunge.core.objective import Objective
 from expunge.core.request import Example, Repeat, Request
 from expunge.data import images, near, text
 from expunge.data.records import columns
+from expunge.errors import DataRefused, UsageRefused
 
 if TYPE_CHECKING:
     from expunge.core.model import Network

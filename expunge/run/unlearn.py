@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -16,15 +16,18 @@ import torch
 
 from expunge.core.adapter import Adapter
 from expunge.core.audit import Audit, Finding
-from expunge.core.errors import DataRefused, EnvironmentRefused, ModelRefused, RunFailed, UsageRefused
+from expunge.core.events import Checked, Edited, Ended, Event, Note, OnEvent, Started, Step
 from expunge.core.method import Method
 from expunge.core.model import Network
 from expunge.core.objective import Objective
 from expunge.core.request import Example, Request
+from expunge.errors import DataRefused, EnvironmentRefused, ModelRefused, RunFailed, UsageRefused
 from expunge.methods.finetune import Finetune
 from expunge.models.language import LanguageModel
 from expunge.models.open import open_network
 from expunge.notation.parse import parse, parse_list, write
+from expunge.notation.typed_json import event_to_json, to_json
+from expunge.primitives.out_of_memory import in_fitting_batches
 from expunge.report import html
 from expunge.report.limits import limits
 from expunge.report.quality import with_quality
@@ -33,16 +36,15 @@ from expunge.report.verdict import Rule, check_rules
 from expunge.run.prepare import Inputs
 from expunge.runtime.atomic_files import check_room, lock, whole_folder, write_manifest, write_text
 from expunge.runtime.cached_model import CachedModel
-from expunge.runtime.out_of_memory import in_fitting_batches
-from expunge.runtime.parallel_model import common, rest, spread
-from expunge.runtime.processes import broadcast, is_main, kept_on_host, shared_folder, world_size
+from expunge.runtime.parallel_model import ask_together, give_back, shared_store
+from expunge.runtime.processes import broadcast, is_main, shared_folder, world_size
+from expunge.runtime.sharding import kept_on_host
 from expunge.train.checkpoint import Checkpoints
 
 AUDITS = {
     "language": "Choice, Probability, Loss, ExactMatch, Rouge, LossMembership, MinK",
     "vision": "Accuracy, Probability, Loss, LossMembership",
 }
-Tell = Callable[[dict[str, object]], None]
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ def audits_of(text: str) -> list[Audit]:
     return [audit for audit in made if isinstance(audit, Audit)]
 
 
-def forget(job: Job, tell: Tell) -> dict[str, Any]:
+def forget(job: Job, tell: OnEvent) -> dict[str, Any]:
     """Forget, and write `job.out`. Returns the report; `verdict.met` says whether the thresholds were met."""
     method, rules = method_of(job), [Rule.parse(text) for text in job.require]
     audits = audits_of(job.audits) if job.audits else None
@@ -139,7 +141,7 @@ def forget(job: Job, tell: Tell) -> dict[str, Any]:
                 report = _forget(replace(job, out=folder), job, method, audits, rules, network, request, clock, tell)
         except KeyboardInterrupt:
             if saved and saved.steps():
-                tell({"kind": "phase", "what": f"Checkpoints are in {saved.folder}; --resume goes on from them"})
+                tell(Note(f"Checkpoints are in {saved.folder}; --resume goes on from them"))
             raise
         if saved:
             saved.remove()
@@ -155,7 +157,7 @@ def _forget(
     network: Network,
     request: Request,
     clock: Clock,
-    tell: Tell,
+    tell: OnEvent,
 ) -> dict[str, Any]:
     family = family_name(network)
     audits = audits or audits_of(AUDITS[family])
@@ -164,7 +166,7 @@ def _forget(
     before = open_shared(job, network)
     with clock.part("audit before"):
         findings += examine(before, request, audits, "before", tell)
-    rest(before.model)
+    give_back(before.model)
     if job.reference:
         with clock.part("audit reference"):
             findings += examine(open_shared(job, job.reference), request, audits, "reference", tell)
@@ -173,7 +175,7 @@ def _forget(
         with clock.part("forget"):
             adapted = _train(method, network, request, run, asked)
         with clock.part("merge and save"):
-            tell({"kind": "phase", "what": "Merging and saving"})
+            tell(Note("Merging and saving"))
             merge = broadcast(lambda: save(job.out, adapter_of(method), network, adapted, request))
             del adapted
     with clock.part("read back"):
@@ -197,7 +199,7 @@ def _forget(
     return report
 
 
-def audit(job: Job, tell: Tell) -> dict[str, Any]:
+def audit(job: Job, tell: OnEvent) -> dict[str, Any]:
     """Audit a model as it is, and write `report.json` and `report.html` to `job.out`."""
     audits = audits_of(job.audits) if job.audits else None
     rules = [Rule.parse(text) for text in job.require]
@@ -234,17 +236,17 @@ def audit(job: Job, tell: Tell) -> dict[str, Any]:
         return report
 
 
-def opened(job: Job, clock: Clock, tell: Tell, objective: object = None) -> tuple[Network, Request]:
+def opened(job: Job, clock: Clock, tell: OnEvent, objective: object = None) -> tuple[Network, Request]:
     """The job's model and request; the files are checked before the model is loaded, by what `objective` reads too."""
     records = job.inputs.read()
     if isinstance(objective, Objective):
         job.inputs.supply(objective)
     with clock.part("load"):
-        tell({"kind": "phase", "what": f"Loading {job.model}"})
+        tell(Note(f"Loading {job.model}"))
         network = loaded(job, job.model)
         request = records.request(network)
         for repeat in request.repeats:
-            tell({"kind": "phase", "what": f"Warning: {repeat}"})
+            tell(Note(f"Warning: {repeat}"))
         return network, request
 
 
@@ -255,52 +257,55 @@ def loaded(job: Job, model: str) -> Network:
 
 def open_shared(job: Job, model: Network | str) -> CachedModel:
     """A model, to be asked by all processes, of which each question is remembered."""
-    return CachedModel(spread(loaded(job, model) if isinstance(model, str) else model, job.hold), common())
+    return CachedModel(ask_together(loaded(job, model) if isinstance(model, str) else model, job.hold), shared_store())
 
 
 class Log:
-    """Writes a run's events to a file as they come, and keeps what the report needs of them."""
+    """Writes a run's steps to a file as they come, and keeps what the report needs of its events."""
 
-    def __init__(self, path: Path, tell: Tell) -> None:
+    def __init__(self, path: Path, tell: OnEvent) -> None:
         self.path, self.tell = path, tell
-        self.lines: list[dict[str, object]] = []
+        self.lines: list[Step | Checked] = []
         self.facts: dict[str, Any] = {}
         self.size = 0
 
-    def __call__(self, event: dict[str, object]) -> None:
-        kind = event["kind"]
-        if kind in ("step", "check"):
-            self.lines.append(event)
-            if is_main():
-                with self.path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(event) + "\n")
-        elif kind == "start":
-            moved, whole = int(str(event["trainable"])), int(str(event["parameters"]))
-            self.facts["adapter"] = {"layers": event["layers"], "trainable": moved, "share": moved / whole}
-            self.facts |= {key: event[key] for key in ("level", "slack", "level_source", "budget")}
-        elif kind == "edit":
-            self.facts["edit"] = {key: value for key, value in event.items() if key != "kind"}
-        elif kind == "end":
-            self.facts |= {key: value for key, value in event.items() if key != "kind"}
-        elif "parts" in event:
-            self.facts["parts"] = event["parts"]
-        self.size += int(str(event.get("size", 0)))
+    def __call__(self, event: Event) -> None:
+        match event:
+            case Step() | Checked():
+                self._write(event)
+            case Started():
+                share = event.trainable / event.parameters
+                self.facts["adapter"] = {"layers": event.layers, "trainable": event.trainable, "share": share}
+                self.facts |= {key: getattr(event, key) for key in ("level", "slack", "level_source", "budget")}
+            case Edited():
+                self.facts["edit"] = to_json(event)
+            case Ended():
+                self.facts |= to_json(event)
+            case Note() if event.parts is not None:
+                self.facts["parts"] = event.parts
         self.tell(event)
 
+    def _write(self, event: Step | Checked) -> None:
+        self.lines.append(event)
+        self.size += event.size if isinstance(event, Step) else 0
+        if is_main():
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(event_to_json(event)) + "\n")
 
-def examine(model: CachedModel, request: Request, audits: Sequence[Audit], name: str, tell: Tell) -> list[Finding]:
+
+def examine(model: CachedModel, request: Request, audits: Sequence[Audit], name: str, tell: OnEvent) -> list[Finding]:
     """Every audit's findings about one model, named before, after or reference."""
-    tell({"kind": "phase", "what": f"Auditing the model {name}"})
+    tell(Note(f"Auditing the model {name}"))
     # One pass over everything, so that all options of a question share its prompt.
     model.answers([text for e in request.sets().values() for one in e for text in (one, *one.alternatives)])
     found: list[Finding] = []
     for each in audits:
         made = [finding.of(name) for finding in each(model, request)]
         if not made and name == "before":
-            tell({"kind": "phase", "what": f"{each.name} could not be asked: no set has what it needs"})
+            tell(Note(f"{each.name} could not be asked: no set has what it needs"))
         found += made
     if model.found:
-        tell({"kind": "phase", "what": f"{model.found} answers were known from an earlier run"})
+        tell(Note(f"{model.found} answers were known from an earlier run"))
     if not found:
         raise DataRefused("No audit could be asked of these records. Choice needs options, membership a holdout set.")
     return found
@@ -365,10 +370,10 @@ def about(job: Job, network: Network, request: Request, family: str) -> dict[str
     return head(job.line, job.model, family, network, request, sources, getattr(method_of(job), "seed", 0))
 
 
-def write_report(folder: Path, report: dict[str, Any], steps: list[dict[str, object]]) -> None:
+def write_report(folder: Path, report: dict[str, Any], steps: list[Step | Checked]) -> None:
     """`report.json` and `report.html`."""
     write_text(folder / "report.json", json.dumps(report, indent=1))
-    write_text(folder / "report.html", html.render(report, steps))
+    write_text(folder / "report.html", html.render(report, [event_to_json(step) for step in steps]))
 
 
 def family_name(network: Network) -> str:

@@ -43,7 +43,7 @@ class Recall(Protocol):
 
 
 @dataclass(frozen=True)
-class Store:
+class AnswerStore:
     """One SQLite file of sealed tensors. What is damaged is as good as absent; no fault of it ever ends a run."""
 
     path: Path
@@ -112,10 +112,10 @@ class Store:
             held -= size
 
 
-def kept() -> Store | None:
+def store_of_environment() -> AnswerStore | None:
     """The store that the environment names; None where it names none."""
     place = os.environ.get(PLACE, "off")
-    return None if place == "off" else Store(Path(place) / "answers.sqlite")
+    return None if place == "off" else AnswerStore(Path(place) / "answers.sqlite")
 
 
 def default_folder() -> str:

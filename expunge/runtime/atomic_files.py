@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import filelock
 
-from expunge.core.errors import EnvironmentRefused, ModelRefused
+from expunge.errors import EnvironmentRefused, ModelRefused
 
 if TYPE_CHECKING:
     from torch import Tensor

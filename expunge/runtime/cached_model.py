@@ -2,183 +2,128 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import TypeVar
+from functools import cache, cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 
-from expunge.core.errors import ModelRefused
-from expunge.core.model import Batch, Model, Network, Speaker
-from expunge.core.predictions import Hidden, Predictions, RowScores
+from expunge.core.model import Batch, Model, Network, Wrapper
+from expunge.core.predictions import Predictions, RowScores
+from expunge.core.question import LogProbabilities, Question, Reply, Scores, Text
 from expunge.core.request import Example
-from expunge.internals.mixtures import Routes, routed
 from expunge.runtime.answer_store import Entry, Recall
 
-ROOM = 1 << 30
+MOST = 1 << 30
 """Bytes of last hidden states that are kept in memory at most; beyond that the model is asked again."""
 
 WIDEST = 1 << 14
-"""Numbers of a row's states that are kept at most."""
+"""Numbers of a row's states that are kept at most: class scores of a large vocabulary are not."""
 
-T = TypeVar("T")
+Replies = dict[int, tuple[Example, Any]]
+"""The reply about each example alone, by the example's id(); the example is kept so that no other can get its id."""
 
 
 @dataclass
-class CachedModel(Speaker):
-    """A model that is asked each question once: every audit of a text reads the same pass, and so does every epoch.
-
-    Only for a model that does not change meanwhile. Answers are kept by example, generations by example and length,
-    and of predictions the last hidden states. With a `store`, a later run finds them again.
+class CachedModel(Wrapper):
+    """A model that is asked each question about an example once: every audit of a text reads the same pass, and so does
+    every epoch. Only for a model that does not change meanwhile. With a `store`, a later run finds the replies again.
     """
 
-    model: Model
+    inner: Model
     store: Recall | None = None
-    known: dict[int, tuple[Example, RowScores]] = field(default_factory=dict)
-    said: dict[tuple[int, int], tuple[Example, str]] = field(default_factory=dict)
-    seen: dict[int, tuple[Example, Predictions]] = field(default_factory=dict)
-    wide: bool = False
-    """Whether a row's states are too many to be kept: class scores of a large vocabulary."""
-    found: int = 0
-    """How many questions the store answered."""
+    replies: dict[str, Replies] = field(default_factory=dict)
+    """What was answered so far, by the question's `repr`."""
+    recalled: int = 0
+    """How many replies the store had."""
+    wide: bool | None = None
+    """Whether a row's states are too many to be kept; None until it was looked at."""
+    transparent: ClassVar[bool] = True
 
-    def batches(self, examples: Batch) -> Iterator[list[int]]:
-        return self.model.batches(examples)
-
-    def predict(self, batch: Batch) -> Predictions:
-        """As the model does; without gradients, from memory."""
-        if torch.is_grad_enabled() or not isinstance(self.model, Network) or self.wide:
-            return self.model.predict(batch)
-        if not self.seen and self.model.head() is None:  # class scores: kept where they are few, as a classifier's
-            said = self.model.predict(batch)
-            self.wide = said.states.shape[-1] > WIDEST
-            if self.wide:
-                return said
-        new = _unknown(batch, self.seen)
+    def ask(self, question: Question[Reply], batch: Batch) -> Reply:
+        """As the model does; of what is asked without gradients, from memory."""
+        if not question.cached or (isinstance(question, Scores) and (torch.is_grad_enabled() or self.is_wide(batch))):
+            return self.inner.ask(question, batch)
+        known = self.replies.setdefault(repr(question), {})
+        new = list({id(e): e for e in batch if id(e) not in known}.values())
         if new:
-            self.seen |= {id(e): (e, part) for e, part in zip(new, self._read(new), strict=True)}
-        parts = [self.seen[id(e)][1] for e in batch]
-        if sum(p.states.numel() * p.states.element_size() for _, p in self.seen.values()) > ROOM:
-            self.seen.clear()
-        return Predictions.join(parts)
+            known |= {id(e): (e, part) for e, part in zip(new, self._look_up(question, new), strict=True)}
+        reply = question.join([known[id(e)][1] for e in batch])
+        if isinstance(question, Scores):
+            self._give_back(known)
+        return reply
 
-    def hidden(self, batch: Batch, layer: int | None = None) -> Hidden:
-        """As the model's own; asked anew each time."""
-        if not isinstance(self.model, Network):
-            raise ModelRefused(f"{type(self.model).__name__} has no hidden states that can be read.")
-        return self.model.hidden(batch, layer)
+    def reply_about(self, question: Question[Reply], example: Example) -> Reply | None:
+        """What was answered about an example; None where it was not asked."""
+        entry = self.replies.get(repr(question), {}).get(id(example))
+        return None if entry is None else entry[1]
 
-    def routes(self, batch: Batch, layer: int | None = None) -> Routes:
-        """As the model's own; asked anew each time."""
-        return routed(self.model, batch, layer)
-
-    def answers(self, examples: Batch) -> RowScores:
-        new = _unknown(examples, self.known)
-        if new:
-            # The example is kept beside its answer so that its id() cannot be given to another one.
-            self.known |= {id(e): (e, part) for e, part in zip(new, self._answer(new), strict=True)}
-        return RowScores.join([self.known[id(e)][1] for e in examples], list(range(len(examples))))
-
-    def generate(self, prompts: Batch, max_new_tokens: int, sure: Sequence[int] = ()) -> list[str]:
-        """As the model does; what its answers have shown that it writes anyway is not written again."""
-        new = [e for e in {id(e): e for e in prompts}.values() if (id(e), max_new_tokens) not in self.said]
-        if new:
-            texts = self._write(new, max_new_tokens)
-            self.said |= {(id(e), max_new_tokens): (e, text) for e, text in zip(new, texts, strict=True)}
-        return [self.said[id(e), max_new_tokens][1] for e in prompts]
-
-    @property
-    def speaks(self) -> bool:
-        """Whether the model asked can generate."""
-        return isinstance(self.model, Speaker)
+    def is_wide(self, batch: Batch) -> bool:
+        """Whether a row's states are too many to be kept; one example of the batch shows it."""
+        if self.wide is None and not isinstance(self.inner, Network):
+            self.wide = True
+        if self.wide is None and isinstance(self.inner, Network):
+            scores = self.inner.head() is None  # class scores: kept where they are few, as a classifier's are
+            self.wide = scores and self.inner.ask(Scores(), batch[:1]).states.shape[-1] > WIDEST
+        return bool(self.wide)
 
     @cached_property
-    def identity(self) -> bytes | None:
-        """All that the model's answers depend on beside the question; None where there is no store to ask."""
-        return self.model.identity() if self.store and isinstance(self.model, Network) else None
+    def identity(self) -> bytes:
+        """SHA-256 of everything that the replies depend on but the question: weights, settings, device, code."""
+        device = self.inner.device.type if isinstance(self.inner, Network) else ""
+        parts = (self.inner.fingerprint(), self.inner.settings(), device, code())
+        return hashlib.sha256("\n".join(parts).encode()).digest()
 
-    def _read(self, new: list[Example]) -> list[Predictions]:
-        network = self.model
-        assert isinstance(network, Network)
-        head = network.head()
-
-        def ask(examples: list[Example]) -> list[Predictions]:
-            said = network.predict(examples).detach()
-            return [replace(part, share=None) for part in said.cut([1] * len(examples))]
-
-        def back(entry: Entry) -> Predictions:
-            labels, states = (entry[name].to(network.device) for name in ("labels", "states"))
-            return Predictions(labels, torch.zeros_like(labels), 1, None, states, head)
-
-        return self._stored("states", new, ask, lambda p: {"labels": p.labels, "states": p.states}, back)
-
-    def _answer(self, new: list[Example]) -> list[RowScores]:
-        def back(entry: Entry) -> RowScores:
-            labels = entry["labels"]
-            return RowScores(
-                labels=labels,
-                example=torch.zeros_like(labels),
-                examples=1,
-                share=None,
-                log_probs=entry["log_probs"],
-                right=entry["right"],
-            )
-
-        return self._stored(
-            "answers",
-            new,
-            lambda examples: self.model.answers(examples).parts(),
-            lambda a: {"labels": a.labels, "log_probs": a.log_probs, "right": a.right},
-            back,
-        )
-
-    def _write(self, new: list[Example], max_new_tokens: int) -> list[str]:
-        speaker = self.model
-        assert isinstance(speaker, Speaker)
-
-        def entry(text: str) -> Entry:
-            return {"text": torch.tensor(list(text.encode()), dtype=torch.uint8)}
-
-        return self._stored(
-            f"text {max_new_tokens}",
-            new,
-            lambda examples: speaker.generate(examples, max_new_tokens, [self._sure(e) for e in examples]),
-            entry,
-            lambda e: bytes(e["text"].tolist()).decode(),
-        )
-
-    def _sure(self, example: Example) -> int:
-        """How many rows of the example's own answer come first, one after the other, by greedy choice."""
-        asked = getattr(example, "asked", ())
-        if id(example) not in self.known or not asked or example.tokens[: example.first] != asked:  # type: ignore[attr-defined]
-            return 0  # a lead stands between the prompt and what was read
-        return int(self.known[id(example)][1].right.int().cumprod(0).sum())
-
-    def _stored(
-        self,
-        kind: str,
-        new: list[Example],
-        ask: Callable[[list[Example]], Sequence[T]],
-        pack: Callable[[T], dict[str, Tensor]],
-        back: Callable[[Entry], T],
-    ) -> list[T]:
-        """What the store has of `new`; the rest is asked, and kept there."""
-        if self.store is None or self.identity is None:
-            return list(ask(new))
-        keys = [b"|".join((self.identity, kind.encode(), example.exact())) for example in new]
+    def _look_up(self, question: Question[Reply], new: list[Example]) -> Sequence[Reply]:
+        """What the store has about `new`; the rest is asked, and kept there."""
+        if self.store is None:
+            return self._ask_anew(question, new)
+        keys = [b"|".join((self.identity, repr(question).encode(), example.input_digest())) for example in new]
         there = self.store.get(keys)
-        self.found += len(there)
-        absent = [(key, example) for key, example in zip(keys, new, strict=True) if key not in there]
-        made: dict[bytes, T] = {}
-        if absent:
-            asked = ask([example for _, example in absent])
-            made = {key: value for (key, _), value in zip(absent, asked, strict=True)}
-            self.store.put({key: pack(value) for key, value in made.items()})
-        return [back(there[key]) if key in there else made[key] for key in keys]
+        self.recalled += len(there)
+        absent = {key: example for key, example in zip(keys, new, strict=True) if key not in there}
+        made = dict(zip(absent, self._ask_anew(question, list(absent.values())), strict=True)) if absent else {}
+        self.store.put({key: question.pack(reply) for key, reply in made.items()})
+        return [
+            self._unpacked(question, there[key], example) if key in there else made[key]
+            for key, example in zip(keys, new, strict=True)
+        ]
+
+    def _ask_anew(self, question: Question[Reply], new: list[Example]) -> Sequence[Reply]:
+        if isinstance(question, Text):
+            question = replace(question, begun=tuple(map(self._rows_written_anyway, new)))  # type: ignore[assignment]
+        if not isinstance(question, Scores):
+            return question.split(self.inner.ask(question, new))
+        return question.split(self.inner.ask(question, new).detach())  # type: ignore[attr-defined, no-any-return]
+
+    def _rows_written_anyway(self, example: Example) -> int:
+        """How many rows of the example's own answer come first, one after the other, by greedy choice."""
+        said: RowScores | None = self.reply_about(LogProbabilities(), example)
+        return 0 if said is None else int(said.right.int().cumprod(0).sum())
+
+    def _give_back(self, known: Replies) -> None:
+        """Forget the states where they have become too many."""
+        if sum(part.states.numel() * part.states.element_size() for _, part in known.values()) > MOST:
+            known.clear()
+
+    def _unpacked(self, question: Question[Reply], entry: Entry, example: Example) -> Reply:
+        part = question.unpack(entry, example)
+        if isinstance(part, Predictions) and isinstance(self.inner, Network):
+            return replace(part.to(self.inner.device), head=self.inner.head())  # type: ignore[return-value]
+        return part
 
 
-def _unknown(examples: Batch, known: dict[int, tuple[Example, T]]) -> list[Example]:
-    """Those of `examples` that are not known, each once."""
-    return list({id(e): e for e in examples if id(e) not in known}.values())
+@cache
+def code() -> str:
+    """SHA-256 of the code that turns weights and examples into answers, ours and the libraries' versions."""
+    package = Path(__file__).parent.parent
+    folders = ("primitives", "core", "internals", "runtime", "models", "adapters")
+    files = sorted(path for folder in folders for path in (package / folder).glob("*.py"))
+    digest = hashlib.sha256(f"{torch.__version__} {version('transformers')}".encode())
+    for path in files:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()

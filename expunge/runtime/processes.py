@@ -12,28 +12,19 @@ import json
 import os
 import signal
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
-from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from expunge.core.errors import RunFailed
-from expunge.core.model import Batch, Network
-from expunge.core.predictions import Hidden, Predictions
-from expunge.core.rows import Head
-from expunge.internals.blocks import blocks
-from expunge.internals.mixtures import Routes, routed
+from expunge.core.model import Batch
+from expunge.errors import RunFailed
 
 PATIENCE = timedelta(seconds=45)
 """How long a process waits in the middle of a step for one that does not answer."""
@@ -116,8 +107,9 @@ def _ending() -> None:
 def _lost(error: Exception | None) -> NoReturn:
     _ending()
     raise RunFailed(
-        f"Process {rank()} of {world_size()} lost another one: it died, was ended from outside, or did not answer within "
-        f"{PATIENCE.seconds} s. No result was written. --resume goes on from the last checkpoint, where there is one."
+        f"Process {rank()} of {world_size()} lost another one: it died, was ended from outside, or did not answer "
+        f"within {PATIENCE.seconds} s. No result was written. "
+        f"--resume goes on from the last checkpoint, where there is one."
     ) from error
 
 
@@ -208,104 +200,3 @@ def share_of_step(sets: Mapping[str, Batch]) -> tuple[dict[str, Batch], frozense
     }
     absent = frozenset(name for name, batch in own.items() if not batch)
     return {name: batch or sets[name][:1] for name, batch in own.items()}, absent
-
-
-# Weights
-
-
-def shard(network: Network) -> Network:
-    """The network cut over the processes; one alone: itself."""
-    return network if world_size() == 1 else shard_over_processes(network)
-
-
-def shard_over_processes(network: Network) -> Network:
-    """A network over the same values whose parameters are cut over the processes, block by block.
-
-    Where the whole lies on the host, no device ever holds more of it than a block at a time. Adapters go in before: one
-    that is put into a network already cut gets gradients that nobody adds up. Compute is in each weight's own precision
-    (bfloat16 where the model is loaded so, with the adapter in float32), as in one process.
-    """
-    made = network.fork()
-    for part in made.module.modules():  # a fork shares buffers, which are about to be moved to the device
-        part._buffers.update({name: b if b is None else b.clone() for name, b in part._buffers.items()})
-    module: Any = made.module
-    module = module.get_base_model() if hasattr(module, "get_base_model") else module
-    # It warns where the output is a view, which must not be written into; nothing here does.
-    warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)
-    mesh = init_device_mesh("cuda" if torch.cuda.is_initialized() else "cpu", (world_size(),))
-    for block in blocks(module).values():
-        fully_shard(block, mesh=mesh)
-    # The output matrix is read after the forward pass is over, row chunk by row chunk, so the root's stay whole.
-    fully_shard(module, mesh=mesh, reshard_after_forward=False)
-    for each in module.modules():
-        if isinstance(each, FSDPModule):
-            each.set_force_sum_reduction_for_comms(True)
-            each.set_gradient_divide_factor(1.0)
-    return made
-
-
-def reference(before: Network, now: Network) -> Network:
-    """What answers as `before` while `now` is trained: the same weights with the adapter silent, where it has one."""
-    if world_size() == 1:
-        return before
-    return Silent(now.module, now) if tuners(now.module) else shard(before)
-
-
-@dataclass(frozen=True)
-class Silent(Network):
-    """A network as it answers without its adapter."""
-
-    adapted: Network
-
-    def predict(self, batch: Batch) -> Predictions:
-        with silenced(self.module):
-            return self.adapted.predict(batch)
-
-    def hidden(self, batch: Batch, layer: int | None = None) -> Hidden:
-        with silenced(self.module):
-            return self.adapted.hidden(batch, layer)
-
-    def routes(self, batch: Batch, layer: int | None = None) -> Routes:
-        """What the routers say with the adapter silent."""
-        with silenced(self.module):
-            return routed(self.adapted, batch, layer)
-
-    def batches(self, examples: Batch) -> Iterator[list[int]]:
-        return self.adapted.batches(examples)
-
-    def head(self) -> Head | None:
-        return self.adapted.head()
-
-    def settings(self) -> str:
-        return self.adapted.settings()
-
-    def save(self, folder: Path) -> None:
-        raise NotImplementedError("It is the network before, which lies where it was loaded from.")
-
-
-def tuners(module: nn.Module) -> list[BaseTunerLayer]:
-    """The adapted layers."""
-    return [part for part in module.modules() if isinstance(part, BaseTunerLayer)]
-
-
-@contextmanager
-def silenced(module: nn.Module) -> Iterator[None]:
-    """The adapter says nothing. peft's own switch takes `requires_grad` away too, which FSDP2 reads only once."""
-    layers = tuners(module)
-    try:
-        for layer in layers:
-            layer._disable_adapters = True
-        yield
-    finally:
-        for layer in layers:
-            layer._disable_adapters = False
-
-
-@contextmanager
-def kept_on_host(network: Network) -> Iterator[None]:
-    """The whole network waits on the CPU while its parts, cut over several GPUs, are trained."""
-    device = network.device
-    if world_size() > 1:
-        network.module.to("cpu")
-    yield
-    network.module.to(device)

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from expunge.core.errors import EnvironmentRefused
+from expunge.core.events import Note
 from expunge.core.model import Batch
+from expunge.errors import EnvironmentRefused
 
 
 @dataclass
@@ -29,7 +30,7 @@ class Accumulation:
         for k in range(count):
             yield {name: batch[k * len(batch) // count : (k + 1) * len(batch) // count] for name, batch in sets.items()}
 
-    def double(self, step: int, sets: Mapping[str, Batch]) -> dict[str, object]:
+    def double(self, step: int, sets: Mapping[str, Batch]) -> Note:
         """Cut steps finer from this one on; the event that tells of it. Refuses where a part has one record already."""
         most = min(map(len, sets.values()))
         if self.at(step) >= most:
@@ -41,4 +42,4 @@ class Accumulation:
         parts = min(2 * self.at(step), most)
         self.since = [(first, was) for first, was in self.since if first < step] + [(step, parts)]
         said = f"step {step}: out of memory, so steps are read in {parts} parts from here on (accumulate={parts})"
-        return {"kind": "phase", "what": said, "step": step, "parts": parts}
+        return Note(said, step, parts)

@@ -14,7 +14,7 @@ from typing import Literal
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from expunge.core.errors import ModelRefused
+from expunge.errors import ModelRefused
 from expunge.internals.blocks import blocks
 
 Activations = Literal["kept", "recomputed"]

@@ -9,8 +9,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from expunge.core.errors import RunFailed
-from expunge.core.model import Batch, Model, Network, OnEvent
+from expunge.core.events import BlockGroups, Checked, Ended, OnEvent, Started
+from expunge.core.model import Batch, Model, Network
+from expunge.core.predictions import mean_over
+from expunge.core.question import LogProbabilities
+from expunge.errors import RunFailed
 
 CHECKED = 64
 """Examples of a set that a check reads at most, evenly spread over it."""
@@ -24,13 +27,13 @@ def sample(examples: Batch) -> Batch:
 
 def losses(model: Model, examples: Batch) -> Tensor:
     """Each example's mean negative log-probability of a row, in nats."""
-    said = model.answers(examples)
+    said = model.ask(LogProbabilities(), examples)
     return -said.mean(said.log_probs)
 
 
 def loss(model: Model, examples: Batch) -> float:
     """Mean of the examples' losses, in nats."""
-    return float(losses(model, examples).mean())
+    return float(mean_over(losses(model, examples), examples))
 
 
 @dataclass
@@ -53,24 +56,22 @@ class BestStep:
     best_losses: tuple[float, float | None, float] = (math.nan, None, math.nan)
     state: dict[str, Tensor] = field(default_factory=dict)
 
-    def facts(self) -> dict[str, object]:
-        """What the run aims at."""
+    def start(self, layers: int, trainable: int, parameters: int, steps: int) -> Started:
+        """What may move, and what the run aims at."""
         budget = self.budget if self.retain else None
-        return {"level": self.level, "slack": self.slack, "level_source": self.source, "budget": budget}
+        return Started(layers, trainable, parameters, steps, self.level, self.slack, self.source, budget)
 
     def check(self, step: int, adapted: Network, moving: Mapping[str, nn.Parameter], on_event: OnEvent) -> str:
         """Read the losses and keep the state if it is the best; why to stop, or an empty text."""
         each = losses(adapted, self.forget)
-        forget = float(each.mean())
+        forget = float(mean_over(each, self.forget))
         retain = loss(adapted, self.retain) if self.retain else None
         if not math.isfinite(forget) or not math.isfinite(retain or 0.0):
-            self.fail(step, "forget" if not math.isfinite(forget) else "retain", adapted, moving)
+            self.fail(step, "forget" if not math.isfinite(forget) else "retain", moving)
         if step == 0 and retain is not None:
             self.retain_at_start = retain
-        short = float((self.level - each).clamp(min=0).mean()) if self.level is not None else 0.0
-        on_event(
-            {"kind": "check", "step": step, "forget": forget, "retain": retain, "level": self.level, "short": short}
-        )
+        short = float(mean_over((self.level - each).clamp(min=0), self.forget)) if self.level is not None else 0.0
+        on_event(Checked(step, forget, retain, self.level, short))
         missing = max(0.0, short - self.slack)
         over = self.overspent(retain)
         rank = (missing + over, retain if retain is not None else -float(step))
@@ -90,12 +91,10 @@ class BestStep:
             return 0.0
         return max(0.0, retain - self.retain_at_start - self.budget)
 
-    def fail(self, step: int, name: str, adapted: Network, moving: Mapping[str, nn.Parameter]) -> None:
+    def fail(self, step: int, name: str, moving: Mapping[str, nn.Parameter]) -> None:
         """Put the best state back and refuse: no comparison with NaN is true, so it would pass for forgotten."""
         done = f"The state of step {self.restore(moving)} was put back. Lower learning_rate." if step else ""
-        error = RunFailed(f"step {step}: the loss of the {name} set is NaN or infinite. {done or 'Mend the model.'}")
-        error.last_good = adapted if step else None
-        raise error
+        raise RunFailed(f"step {step}: the loss of the {name} set is NaN or infinite. {done or 'Mend the model.'}")
 
     def restore(self, moving: Mapping[str, nn.Parameter]) -> int:
         """Put the best state back; its step."""
@@ -112,8 +111,8 @@ class BestStep:
         for name, value in numbers.items():
             setattr(self, name, tuple(value) if isinstance(value, list) else value)
 
-    def verdict(self) -> dict[str, object]:
-        """The kept step's losses, and whether they are good enough by the run's own criterion."""
+    def end(self, stopped: str, steps: int, groups: BlockGroups | None) -> Ended:
+        """The best step's losses, and whether they are good enough by the run's own criterion."""
         forget, retain, short = self.best_losses
         rise = None if retain is None else retain - self.retain_at_start
-        return {"reached": self.best[0] == 0.0, "kept_forget": forget, "kept_short": short, "kept_rise": rise}
+        return Ended(stopped, self.best_step, steps, self.best[0] == 0.0, forget, short, rise, groups)

@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,9 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
-from expunge.core.errors import ModelRefused, UsageRefused
 from expunge.core.model import Network
 from expunge.core.request import Request
+from expunge.errors import ModelRefused, UsageRefused
 from expunge.runtime.atomic_files import check_manifest, whole_folder, write_manifest, write_text
 from expunge.runtime.processes import barrier, broadcast, is_main, shared_folder, world_size
 
@@ -122,13 +123,31 @@ class Checkpoints:
         raise ModelRefused(f"No checkpoint in {self.folder} is whole. {' '.join(passed)}")
 
 
+_of_run: ContextVar[Checkpoints | None] = ContextVar("checkpoints", default=None)
+
+
+@contextmanager
+def keep_checkpoints(checkpoints: Checkpoints | None) -> Iterator[None]:
+    """Within the block a run of a resumable method writes checkpoints, or begins with the newest."""
+    token = _of_run.set(checkpoints)
+    try:
+        yield
+    finally:
+        _of_run.reset(token)
+
+
+def checkpoints_of_run() -> Checkpoints | None:
+    """The checkpoints of the run that is going on; None where none are kept."""
+    return _of_run.get()
+
+
 def facts(method: object, network: Network, request: Request) -> dict[str, str]:
     """What a run depends on: all of it must be the same where it goes on."""
     digest = hashlib.sha256()
     for name, examples in request.sets().items():
         digest.update(f"{name}:{len(examples)};".encode())
         for example in examples:
-            digest.update(example.exact())  # in their order, which the steps' draw depends on
+            digest.update(example.input_digest())  # in their order, which the steps' draw depends on
     return {"method": repr(method), "model": network.fingerprint(), "data": digest.hexdigest()}
 
 

@@ -16,7 +16,7 @@ from expunge.adapters._fold import bounded_linear
 from expunge.adapters._maps import MAPS, Form
 from expunge.adapters.bounded import Bounded
 from expunge.adapters.lora import LoRA
-from expunge.core.errors import UsageRefused
+from expunge.errors import UsageRefused
 from expunge.models.language import LanguageModel
 
 BOUNDED = [name for name, map in MAPS.items() if map.bounded]
@@ -38,7 +38,7 @@ def tiny(config: object | None = None) -> LanguageModel:
 
 def shaken(network: LanguageModel, adapter: Bounded | LoRA) -> LanguageModel:
     """The adapted network with both factors far from their start."""
-    adapted = adapter(network, None)
+    adapted = adapter.insert(network, None)
     draw = torch.Generator().manual_seed(1)
     for parameter in adapted.trainable().values():
         parameter.data = torch.randn(parameter.shape, generator=draw) * 0.1
@@ -67,7 +67,7 @@ def test_no_entry_ever_exceeds_the_bound(map, size):
 @pytest.mark.parametrize("map", MAPS)
 def test_the_update_is_zero_at_the_start(map):
     network = tiny()
-    adapted = Bounded(map=map)(network, None)
+    adapted = Bounded(map=map).insert(network, None)
     assert all(not delta.any() for _, delta in Bounded(map=map).deltas(adapted, network))
     assert torch.allclose(logits(adapted), logits(network), atol=1e-6)
 
@@ -227,7 +227,7 @@ def test_it_is_read_back_by_peft_and_merged_to_a_folder_that_plain_transformers_
 def test_a_peft_without_expunge_refuses_the_adapter_aloud_and_one_with_it_loads(tmp_path):
     network = tiny()
     network.module.save_pretrained(tmp_path / "base")
-    Bounded().save(Bounded()(network, None), tmp_path / "adapter")
+    Bounded().save(Bounded().insert(network, None), tmp_path / "adapter")
     script = (
         "import sys; from transformers import AutoModelForCausalLM as M; from peft import PeftModel;"
         f"PeftModel.from_pretrained(M.from_pretrained(r'{tmp_path / 'base'}'), r'{tmp_path / 'adapter'}')"

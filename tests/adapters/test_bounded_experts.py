@@ -31,10 +31,11 @@ from expunge.adapters._layers import chosen, kind_of, kinds
 from expunge.adapters.bounded import Bounded
 from expunge.adapters.fila import Fila
 from expunge.adapters.lora import LoRA
-from expunge.core.errors import ModelRefused
 from expunge.core.model import Network
+from expunge.core.question import Scores
 from expunge.core.request import Request
 from expunge.data.text import Passage
+from expunge.errors import ModelRefused
 from expunge.methods.finetune import Finetune
 from expunge.methods.stop import Stop
 from expunge.models.language import LanguageModel
@@ -104,12 +105,12 @@ REQUEST = Request(forget=texts(0), retain=texts(1))
 
 def logits(network: Network) -> torch.Tensor:
     with torch.inference_mode():
-        return network.predict(REQUEST.forget).logits
+        return network.ask(Scores(), REQUEST.forget).logits
 
 
 def shaken(network: LanguageModel, adapter: Bounded | LoRA) -> LanguageModel:
     """The adapted network with all factors far from their start."""
-    adapted = adapter(network, REQUEST)
+    adapted = adapter.insert(network, REQUEST)
     draw = torch.Generator().manual_seed(1)
     for parameter in adapted.trainable().values():
         parameter.data = torch.randn(parameter.shape, generator=draw) * 0.1
@@ -275,7 +276,7 @@ def test_nothing_of_a_weights_size_is_kept_for_backward():
 @pytest.mark.parametrize("adapter", [Bounded(), LoRA(), LoRA(targets="all")], ids=repr)
 def test_at_the_start_a_mixture_answers_as_the_base_does_to_the_bit(kind, implementation, adapter):
     network = mixture(kind, implementation)
-    adapted = adapter(network, REQUEST)
+    adapted = adapter.insert(network, REQUEST)
     assert any(isinstance(part, BoundedExperts) for part in adapted.module.modules())
     assert torch.equal(logits(adapted), logits(network))
 
@@ -285,7 +286,7 @@ def test_at_the_start_a_mixture_answers_as_the_base_does_to_the_bit(kind, implem
 )
 def test_where_matrices_are_multiplied_in_another_way_the_start_is_the_bases_but_for_rounding(kind, implementation):
     network = mixture(kind, implementation)
-    assert torch.allclose(logits(Bounded()(network, REQUEST)), logits(network), atol=1e-5)
+    assert torch.allclose(logits(Bounded().insert(network, REQUEST)), logits(network), atol=1e-5)
 
 
 @KIND
@@ -302,7 +303,7 @@ def test_a_merged_mixture_answers_as_the_adapted_one_and_is_plain_again(kind, im
 
 def test_an_update_of_the_experts_keeps_to_the_bound_whatever_the_factors_become():
     network = mixture()
-    adapted = Bounded(rank=4, alpha=8.0)(network, REQUEST)
+    adapted = Bounded(rank=4, alpha=8.0).insert(network, REQUEST)
     for parameter in adapted.trainable().values():
         parameter.data.normal_(std=1e4)
     deltas = dict(Bounded().deltas(adapted, network))
@@ -322,7 +323,7 @@ def test_each_expert_starts_as_a_layer_of_its_width_does_and_a_seed_fixes_it():
     def start(seed: int) -> dict[str, torch.Tensor]:
         network = mixture()
         torch.manual_seed(seed)
-        return {name: p.detach() for name, p in Bounded()(network, REQUEST).trainable().items()}
+        return {name: p.detach() for name, p in Bounded().insert(network, REQUEST).trainable().items()}
 
     one, again, other = start(3), start(3), start(4)
     assert all(torch.equal(one[name], again[name]) for name in one)
@@ -369,7 +370,7 @@ def test_recomputed_activations_end_in_the_same_place():
 def test_what_is_trained_belongs_to_the_mlp():
     network = mixture("qwen2_moe")
     known = kinds(network.module)
-    assert {kind_of(name, known) for name in Bounded()(network, REQUEST).trainable()} == {"mlp"}
+    assert {kind_of(name, known) for name in Bounded().insert(network, REQUEST).trainable()} == {"mlp"}
     assert len(chosen(network.module, "mlp")) == 2 * (1 + 3)  # the experts as one, and the shared expert's three
     assert len(chosen(network.module, "mlp", only=[1])) == 1 + 3
 
@@ -461,10 +462,10 @@ def test_experts_in_a_form_that_cannot_be_updated_are_refused_in_one_line():
             with pytest.raises(
                 ModelRefused, match=rf"1 of 2 blocks.*layers\.{block}\.mlp\.experts.*attention.*Full\(\)"
             ):
-                adapter(network, REQUEST)
-        assert LoRA(targets="attention")(network, REQUEST).trainable()
+                adapter.insert(network, REQUEST)
+        assert LoRA(targets="attention").insert(network, REQUEST).trainable()
     with pytest.raises(ModelRefused, match=r"Fila: MixtralForCausalLM keeps its experts in one tensor.*LoRA\("):
-        Fila()(mixture(), REQUEST)
+        Fila().insert(mixture(), REQUEST)
 
 
 def test_experts_that_are_a_list_of_plain_layers_are_adapted_as_plain_layers():

@@ -16,18 +16,19 @@ from expunge.adapters._relative_fisher import factors
 from expunge.adapters.bounded import Bounded
 from expunge.adapters.fila import Fila
 from expunge.adapters.lora import LoRA
-from expunge.core.errors import DataRefused
 from expunge.core.model import Network
 from expunge.core.objective import Objective, Scalar
+from expunge.core.question import Scores
 from expunge.core.request import Request
 from expunge.core.view import View
 from expunge.data.text import Passage
+from expunge.errors import DataRefused
 from expunge.methods.finetune import Finetune
 from expunge.methods.stop import Stop
 from expunge.models.language import LanguageModel
 from expunge.objectives.ascent import Ascent
 from expunge.objectives.retain_nll import RetainNLL
-from expunge.runtime.processes import silenced
+from expunge.runtime.sharding import silenced
 
 CONFIGS = {
     "llama": LlamaConfig(
@@ -66,7 +67,7 @@ REQUEST = Request(
 
 def logits(network: Network) -> torch.Tensor:
     with torch.inference_mode():
-        return network.predict(REQUEST.forget).logits
+        return network.ask(Scores(), REQUEST.forget).logits
 
 
 def apart(one: Network, other: Network) -> float:
@@ -111,7 +112,7 @@ def test_a_weight_with_fewer_directions_than_the_rank_gives_what_it_has():
 
 def test_the_start_follows_the_gradients_of_both_sets_weighted_by_their_rows():
     network, name = tiny(), "model.layers.1.mlp.down_proj"
-    adapted = Fila(adapter=ADAPTERS["lora"], batch=2)(network, REQUEST)
+    adapted = Fila(adapter=ADAPTERS["lora"], batch=2).insert(network, REQUEST)
     importance = {}
     # three to forget: batches of 4 + 5 and of 6 rows; of seven to retain every second, at most three: 7 + 5 and 3 rows
     for which, some in (("forget", REQUEST.forget), ("retain", REQUEST.retain[::2][:3])):
@@ -120,7 +121,7 @@ def test_the_start_follows_the_gradients_of_both_sets_weighted_by_their_rows():
         for batch in (some[:2], some[2:]):
             fork = network.fork()
             weight = fork.module.get_submodule(name).weight.requires_grad_()
-            slopes.append(torch.autograd.grad(fork.predict(batch).nll(), weight)[0])
+            slopes.append(torch.autograd.grad(fork.ask(Scores(), batch).nll(), weight)[0])
         importance[which] = sum(n / sum(rows) * slope**2 for n, slope in zip(rows, slopes, strict=True))
         assert rows == {"forget": [9, 6], "retain": [12, 3]}[which]
     d = (importance["forget"] / (1e-5 + importance["retain"])).sum(1).sqrt()
@@ -134,7 +135,7 @@ def test_the_start_follows_the_gradients_of_both_sets_weighted_by_their_rows():
 def test_both_factors_have_a_gradient_at_once_where_loras_a_has_none():
     for adapter, silent in ((ADAPTERS["lora"], True), (Fila(adapter=ADAPTERS["lora"]), False)):
         adapted = adapter(tiny(), REQUEST)
-        adapted.predict(REQUEST.forget).nll().backward()
+        adapted.ask(Scores(), REQUEST.forget).nll().backward()
         of_a = [p.grad for name, p in adapted.trainable().items() if "lora_A" in name]
         assert len(of_a) == 6
         assert all(bool(grad.any()) != silent for grad in of_a)
@@ -146,7 +147,7 @@ def test_both_factors_have_a_gradient_at_once_where_loras_a_has_none():
 @pytest.mark.parametrize(("family", "name"), EACH)
 def test_at_the_start_the_network_answers_as_the_original(family: str, name: str):
     network, adapter = tiny(family), Fila(adapter=ADAPTERS[name])
-    adapted = adapter(network, REQUEST)
+    adapted = adapter.insert(network, REQUEST)
     assert apart(adapted, network) <= (1e-5 if name == "lora" else 0.0)  # W + (delta - delta) is W to the bit
     assert all(not delta.any() for _, delta in adapter.deltas(adapted, network))
     sizes = [part.get_delta_weight("default").abs().max() for part in parts(adapted)] if name == "lora" else [1]
@@ -198,7 +199,7 @@ def test_the_model_before_is_the_original_in_every_step(name: str):
     was = {key: value.clone() for key, value in network.module.state_dict().items()}
     Asks.heard.clear()
     trained(network, Fila(adapter=ADAPTERS[name]), steps=3, objective=Asks())
-    expected = network.predict(REQUEST.forget).log_prob()
+    expected = network.ask(Scores(), REQUEST.forget).log_prob()
     assert len(Asks.heard) == 3
     for heard in Asks.heard:  # in another order each step
         assert torch.allclose(heard.sort().values, expected.sort().values, atol=1e-5)
@@ -247,7 +248,7 @@ def test_beside_a_bounded_adapter_it_is_read_back_with_its_start(tmp_path):
     ]
     read = PeftModel.from_pretrained(tiny().module, tmp_path / "adapter").eval()
     with torch.inference_mode():
-        assert torch.equal(adapted.fork(read).predict(REQUEST.forget).logits, logits(adapted))
+        assert torch.equal(adapted.fork(read).ask(Scores(), REQUEST.forget).logits, logits(adapted))
 
 
 def test_gradients_with_a_start_agree_with_finite_differences():
@@ -264,4 +265,4 @@ def test_gradients_with_a_start_agree_with_finite_differences():
 
 def test_without_a_retain_set_there_is_nothing_to_weigh_against():
     with pytest.raises(DataRefused, match="Fila weighs the forget set against the retain set"):
-        Fila()(tiny(), Request(forget=REQUEST.forget))
+        Fila().insert(tiny(), Request(forget=REQUEST.forget))

@@ -9,11 +9,13 @@ from transformers import AutoModelForImageClassification, ViTConfig
 from expunge.adapters.bounded import Bounded
 from expunge.adapters.group_sparse import GroupSparse
 from expunge.adapters.lora import LoRA
-from expunge.core.errors import UsageRefused
+from expunge.core.events import Ended, Event
 from expunge.core.model import Network
+from expunge.core.question import Scores
 from expunge.core.request import Request
 from expunge.core.view import View
 from expunge.data.images import Picture
+from expunge.errors import UsageRefused
 from expunge.methods.finetune import Finetune
 from expunge.methods.stop import Stop
 from expunge.models.vision import ImageClassifier
@@ -47,7 +49,7 @@ REQUEST = Request(pictures(0), pictures(1))
 
 def logits(network: Network) -> torch.Tensor:
     with torch.inference_mode():
-        return network.predict(REQUEST.forget).logits
+        return network.ask(Scores(), REQUEST.forget).logits
 
 
 def shaken(adapter: GroupSparse, sizes: list[float]) -> Network:
@@ -66,8 +68,8 @@ def test_a_group_is_the_a_and_b_of_both_mlp_layers_of_a_block():
     assert [len(group) for group in groups.values()] == [4] * BLOCKS
     # A [2, 16] and B [24, 2] of one layer, A [2, 24] and B [16, 2] of the other: 32 + 48 + 48 + 32 = 160 numbers
     closed = adapter.close(adapted)
-    assert closed["groups"] == pytest.approx([math.sqrt(160), 2 * math.sqrt(160), 0.0, 0.001 * math.sqrt(160)])
-    assert closed["blocks_left"] == [0, 1]  # 0.0126 is below 0.05
+    assert closed.norms == pytest.approx((math.sqrt(160), 2 * math.sqrt(160), 0.0, 0.001 * math.sqrt(160)))
+    assert closed.left == (0, 1)  # 0.0126 is below 0.05
 
 
 def test_the_penalty_is_the_sum_of_the_same_groups():
@@ -76,7 +78,7 @@ def test_the_penalty_is_the_sum_of_the_same_groups():
     view = View(adapted, {"forget": REQUEST.forget})
     # (1 + 2 + 0 + 0.5) sqrt(160)
     assert GroupPenalty()(view, view).item() == pytest.approx(3.5 * math.sqrt(160))
-    assert sum(adapter.close(adapted)["groups"]) == pytest.approx(3.5 * math.sqrt(160))
+    assert sum(adapter.close(adapted).norms) == pytest.approx(3.5 * math.sqrt(160))
 
 
 @pytest.mark.parametrize("inner", [LoRA(rank=2), Bounded(rank=2)], ids=["lora", "bounded"])
@@ -84,7 +86,7 @@ def test_a_block_that_is_off_adds_nothing_and_the_others_are_left_alone(inner: L
     adapter = GroupSparse(adapter=inner)
     adapted = shaken(adapter, [0.3, 0.001, 0.0, 0.2])
     before = dict(adapter.deltas(adapted, vision()))
-    assert adapter.close(adapted)["blocks_left"] == [0, 3]
+    assert adapter.close(adapted).left == (0, 3)
     after = dict(adapter.deltas(adapted, vision()))
     off = [name for name, delta in after.items() if not delta.any()]
     assert [name.partition("layers.")[2].partition(".")[0] for name in off] == ["1", "1", "2", "2"]
@@ -99,7 +101,7 @@ def test_with_zero_no_block_is_switched_off():
     adapter = GroupSparse(adapter=LoRA(rank=2), below=0.0)
     adapted = shaken(adapter, [1.0, 0.001, 0.0, 0.001])
     was = logits(adapted)
-    assert adapter.close(adapted)["blocks_left"] == [0, 1, 2, 3]
+    assert adapter.close(adapted).left == (0, 1, 2, 3)
     assert torch.equal(logits(adapted), was)
 
 
@@ -117,14 +119,14 @@ def test_a_run_says_which_blocks_it_left_and_the_penalty_is_what_switches_them_o
             retain_batch=6,
             stop=Stop(level=None, budget=None, every=1000),
         )
-        events: list[dict[str, object]] = []
+        events: list[Event] = []
         adapted = method(vision(), REQUEST, events.append)
-        (end,) = [event for event in events if event["kind"] == "end"]
-        told[alpha] = end["blocks_left"]
+        (end,) = [event for event in events if isinstance(event, Ended)]
+        told[alpha] = end.groups.left
         changed = {int(name.partition("layers.")[2][0]) for name, d in adapter.deltas(adapted, vision()) if d.any()}
-        assert changed == set(end["blocks_left"])
-        assert len(end["groups"]) == BLOCKS
-    assert told[0.0] == [0, 1, 2, 3]
+        assert changed == set(end.groups.left)
+        assert len(end.groups.norms) == BLOCKS
+    assert told[0.0] == (0, 1, 2, 3)
     assert len(told[0.3]) < BLOCKS
 
 

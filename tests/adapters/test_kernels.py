@@ -70,7 +70,7 @@ def adapted(dtype: torch.dtype = torch.float32) -> LanguageModel:
     )
     config.bos_token_id = config.eos_token_id = 0
     model = AutoModelForCausalLM.from_config(config).requires_grad_(False).bfloat16().to(dtype)
-    network = Bounded(omega=10.0)(LanguageModel.of(model, None), None)
+    network = Bounded(omega=10.0).insert(LanguageModel.of(model, None), None)
     draw = torch.Generator().manual_seed(1)
     for parameter in network.trainable().values():
         parameter.data = torch.randn(parameter.shape, generator=draw) * 0.1

@@ -8,11 +8,12 @@ from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, ViTConfig, ViTForImageClassification
 
 from expunge.adapters.last_layer import LastLayer
-from expunge.core.errors import ModelRefused
 from expunge.core.model import Network
+from expunge.core.question import HiddenStates, Scores
 from expunge.core.request import Request
 from expunge.data.images import Picture
 from expunge.data.text import Passage
+from expunge.errors import ModelRefused
 from expunge.models.language import LanguageModel
 from expunge.models.vision import ImageClassifier
 
@@ -43,7 +44,7 @@ def pushed(adapted: Network, by: float = 0.5) -> Network:
 
 def test_a_weight_is_what_it_was_plus_what_was_learnt():
     network = vit()
-    adapted = pushed(LastLayer()(network, Request(PICTURES)))
+    adapted = pushed(LastLayer().insert(network, Request(PICTURES)))
     assert sorted(p.numel() for p in adapted.trainable().values()) == [4, 4 * 16]
     merged = LastLayer().merge(adapted)
     was, now = network.module.classifier, merged.module.classifier
@@ -54,14 +55,16 @@ def test_a_weight_is_what_it_was_plus_what_was_learnt():
 
 @pytest.mark.parametrize(("network", "examples"), [(vit(), PICTURES), (gpt2(), TEXTS)], ids=["vit", "gpt2"])
 def test_hidden_states_stay_to_the_bit_while_answers_move(network, examples):
-    adapted = LastLayer()(network, Request(examples))
+    adapted = LastLayer().insert(network, Request(examples))
     with torch.no_grad():
         for parameter in adapted.trainable().values():
             parameter += torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
     merged = LastLayer().merge(adapted)
     for layer in (0, 1):
-        assert torch.equal(merged.hidden(examples, layer).states, network.hidden(examples, layer).states)
-    assert not torch.allclose(merged.predict(examples).logits, network.predict(examples).logits, atol=1e-3)
+        assert torch.equal(
+            merged.ask(HiddenStates(layer), examples).states, network.ask(HiddenStates(layer), examples).states
+        )
+    assert not torch.allclose(merged.ask(Scores(), examples).logits, network.ask(Scores(), examples).logits, atol=1e-3)
 
 
 def test_an_output_embedding_that_was_the_input_embedding_too_becomes_one_of_its_own(tmp_path):
@@ -69,7 +72,7 @@ def test_an_output_embedding_that_was_the_input_embedding_too_becomes_one_of_its
     module = network.module
     assert module.lm_head.weight is module.transformer.wte.weight
     before = module.transformer.wte.weight.clone()
-    adapted = LastLayer()(network, Request(TEXTS))
+    adapted = LastLayer().insert(network, Request(TEXTS))
     with torch.no_grad():
         next(iter(adapted.trainable().values()))[7] += 1.0  # token 7 alone
     merged = LastLayer().merge(adapted)
@@ -91,4 +94,4 @@ def test_a_network_whose_scores_come_from_no_linear_layer_is_refused():
             self.scores = nn.Conv2d(3, 4, 8)
 
     with pytest.raises(ModelRefused, match=r"Convolved makes its class scores by no linear layer .* adapter=Full\(\)"):
-        LastLayer()(ImageClassifier.of(Convolved(), None), Request(PICTURES))
+        LastLayer().insert(ImageClassifier.of(Convolved(), None), Request(PICTURES))

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from expunge.adapters._layers import chosen, kind_of, kinds
-from expunge.core.errors import ModelRefused
+from expunge.errors import ModelRefused
 from expunge.internals.blocks import blocks
 
 V = 40

@@ -8,12 +8,13 @@ from expunge.adapters._layers import kind_of, kinds
 from expunge.adapters.full import Full
 from expunge.adapters.salient import Salient
 from expunge.core.adapter import Adapter
-from expunge.core.errors import UsageRefused
 from expunge.core.model import Network
 from expunge.core.objective import Objective
+from expunge.core.question import Scores
 from expunge.core.request import Request
 from expunge.data.images import Picture
 from expunge.data.text import Passage
+from expunge.errors import UsageRefused
 from expunge.methods.finetune import Finetune
 from expunge.methods.stop import Stop
 from expunge.models.language import LanguageModel
@@ -91,7 +92,7 @@ def test_the_chosen_are_those_with_the_largest_gradient_of_all_tensors_together(
     network = make()
     fork = network.fork()
     parameters = {name: p.requires_grad_() for name, p in fork.module.named_parameters()}
-    slopes = torch.autograd.grad(fork.predict(request.forget).nll(), list(parameters.values()), allow_unused=True)
+    slopes = torch.autograd.grad(fork.ask(Scores(), request.forget).nll(), list(parameters.values()), allow_unused=True)
     sizes = {
         n: torch.zeros_like(p) if s is None else s.abs() for (n, p), s in zip(parameters.items(), slopes, strict=True)
     }
@@ -144,7 +145,7 @@ def test_where_all_may_move_it_is_full_fine_tuning():
 
 def test_what_may_move_is_counted_as_what_moves():
     network = language()
-    adapted = Salient(quantile=0.6)(network, TEXT)
+    adapted = Salient(quantile=0.6).insert(network, TEXT)
     count = sum(p.numel() for p in network.module.parameters())
     assert sum(p.numel() for p in adapted.trainable().values()) == count - int(0.6 * count)
     known = kinds(network.module)
@@ -153,7 +154,7 @@ def test_what_may_move_is_counted_as_what_moves():
 
 def test_tied_weights_move_as_one_and_stay_tied():
     network = language(GPT2)
-    adapted = Salient()(network, TEXT)
+    adapted = Salient().insert(network, TEXT)
     module = adapted.module
     name = "transformer.wte.parametrizations.weight.0.values"
     with torch.no_grad():
@@ -181,4 +182,4 @@ def test_a_share_outside_its_range_and_a_plan_are_refused():
     with torch.device("meta"):
         module = AutoModelForCausalLM.from_config(LLAMA)
     with pytest.raises(UsageRefused, match="a plan does not have"):
-        Salient()(LanguageModel(module, None), TEXT)
+        Salient().insert(LanguageModel(module, None), TEXT)

@@ -8,11 +8,12 @@ from expunge.adapters._layers import chosen
 from expunge.adapters.full import Full
 from expunge.adapters.lora import LoRA
 from expunge.adapters.seuf import SEUF
-from expunge.core.errors import UsageRefused
 from expunge.core.model import Network
+from expunge.core.question import Routes, Scores
 from expunge.core.request import Request
 from expunge.data.text import Passage
-from expunge.internals.mixtures import affinity, mixtures, routed, tour
+from expunge.errors import UsageRefused
+from expunge.internals.mixtures import affinity, mixtures, read_routes
 from expunge.methods.finetune import Finetune
 from expunge.methods.stop import Stop
 from expunge.models.language import LanguageModel
@@ -94,17 +95,17 @@ def changed(one: Network, other: Network) -> set[str]:
 @KIND
 def test_what_may_move_is_one_expert_and_its_router_to_the_number(kind: str):
     network = mixture(kind)
-    adapted = SEUF()(network, REQUEST)
+    adapted = SEUF().insert(network, REQUEST)
     expert = 3 * INNER * WIDTH  # gate, up and down
     router = EXPERTS * WIDTH
     assert sum(p.numel() for p in adapted.trainable().values()) == expert + router
-    layer, moving = affinity(tour(network, REQUEST.forget)).top()
+    layer, moving = affinity(read_routes(network, REQUEST.forget)).top()
     assert {n: mixture.moving for n, mixture in mixtures(adapted.module).items()} == {layer: moving, 1 - layer: ()}
 
 
 def test_training_changes_that_expert_and_that_router_and_nothing_else():
     network = mixture()
-    layer, (expert,) = affinity(tour(network, REQUEST.forget)).top()
+    layer, (expert,) = affinity(read_routes(network, REQUEST.forget)).top()
     merged = SEUF().merge(trained(SEUF()))
     at = f"model.layers.{layer}.mlp"
     assert changed(merged, network) == {
@@ -117,15 +118,16 @@ def test_training_changes_that_expert_and_that_router_and_nothing_else():
 @KIND
 def test_the_expert_that_is_asked_for_moves_and_answers_change_where_it_is_called(kind: str):
     network = mixture(kind)
-    adapted = SEUF(layer=1, expert=2)(network, REQUEST)
+    adapted = SEUF(layer=1, expert=2).insert(network, REQUEST)
     assert mixtures(adapted.module)[1].moving == (2,)
     for name, parameter in adapted.trainable().items():
         if "gate.weight" not in name:
             parameter.data.zero_()
-    called = routed(network, REQUEST.forget, 1).taken[:, 0, 2]
+    called = network.ask(Routes(1), REQUEST.forget).taken[:, 0, 2]
     with torch.no_grad():
         now, was = (
-            n.predict([Passage("", t.tokens, 1, "", "") for t in REQUEST.forget]).logits for n in (adapted, network)
+            n.ask(Scores(), [Passage("", t.tokens, 1, "", "") for t in REQUEST.forget]).logits
+            for n in (adapted, network)
         )
     assert 0 < called.sum() < len(called)
     assert torch.equal((now - was).abs().amax(-1) > 1e-6, called)  # the last block: other tokens do not feel it
@@ -133,9 +135,9 @@ def test_the_expert_that_is_asked_for_moves_and_answers_change_where_it_is_calle
 
 def test_several_experts_are_the_best_of_one_block():
     network = mixture()
-    found = affinity(tour(network, REQUEST.forget))
+    found = affinity(read_routes(network, REQUEST.forget))
     layer, moving = found.top(3)
-    adapted = SEUF(experts=3)(network, REQUEST)
+    adapted = SEUF(experts=3).insert(network, REQUEST)
     assert mixtures(adapted.module)[layer].moving == moving
     merged = SEUF().merge(trained(SEUF(experts=3)))
     assert {name for name in changed(merged, network) if "gate_up" in name} == {
@@ -146,22 +148,22 @@ def test_several_experts_are_the_best_of_one_block():
 def test_an_expert_that_no_token_calls_has_a_gradient_of_zeros():
     """Processes that share a step add gradients up together, so none may lack one."""
     network = mixture()
-    adapted = SEUF(layer=0, expert=1)(network, REQUEST)
+    adapted = SEUF(layer=0, expert=1).insert(network, REQUEST)
     gate = mixtures(adapted.module)[0].gate
     gate.weight.data[:] = 0  # all experts are alike, so the first two of the list, or others, are taken of four
-    (routes,) = tour(adapted, REQUEST.forget)
+    (routes,) = read_routes(adapted, REQUEST.forget)
     never = int((~routes.taken[:, 0].any(0)).nonzero()[0])
-    adapted = SEUF(layer=0, expert=never)(network, REQUEST)
+    adapted = SEUF(layer=0, expert=never).insert(network, REQUEST)
     mixtures(adapted.module)[0].gate.weight.data[:] = 0
-    adapted.predict(REQUEST.forget).nll().backward()
+    adapted.ask(Scores(), REQUEST.forget).nll().backward()
     grads = [p.grad for name, p in adapted.trainable().items() if "own" in name]
     assert len(grads) == 2
     assert all(grad is not None and not grad.any() for grad in grads)
 
 
 def test_only_the_experts_own_slices_get_gradients():
-    adapted = SEUF()(mixture(), REQUEST)
-    adapted.predict(REQUEST.forget).nll().backward()
+    adapted = SEUF().insert(mixture(), REQUEST)
+    adapted.ask(Scores(), REQUEST.forget).nll().backward()
     stacked = [p for name, p in adapted.module.named_parameters() if p.dim() == 3 and ".own." not in name]
     assert len(stacked) == 4
     assert all(p.grad is None for p in stacked)
@@ -186,7 +188,7 @@ def test_a_merged_mixture_is_saved_and_loaded_by_transformers_alone(tmp_path):
     merged.module.save_pretrained(tmp_path)
     loaded = LanguageModel.of(AutoModelForCausalLM.from_pretrained(tmp_path), None)
     with torch.no_grad():
-        a, b = (network.predict(REQUEST.forget).log_prob() for network in (merged, loaded))
+        a, b = (network.ask(Scores(), REQUEST.forget).log_prob() for network in (merged, loaded))
     assert torch.allclose(a, b, atol=1e-5)
 
 
@@ -208,10 +210,12 @@ def test_what_is_no_mixture_or_no_expert_of_it_is_refused_in_one_line():
 @KIND
 def test_a_low_rank_adapter_of_attention_takes_a_mixture(kind: str):
     network = mixture(kind)
-    adapted = LoRA(targets="attention")(network, REQUEST)
+    adapted = LoRA(targets="attention").insert(network, REQUEST)
     assert len(chosen(network.module, "attention")) == 2 * 4
     with torch.no_grad():
-        assert torch.allclose(adapted.predict(REQUEST.forget).logits, network.predict(REQUEST.forget).logits, atol=1e-6)
+        assert torch.allclose(
+            adapted.ask(Scores(), REQUEST.forget).logits, network.ask(Scores(), REQUEST.forget).logits, atol=1e-6
+        )
 
 
 def test_every_weight_of_a_mixture_may_move():
@@ -225,4 +229,4 @@ def test_where_there_are_shapes_and_no_weights_it_says_that_it_cannot_choose():
     network = mixture()
     network.module.to("meta")
     with pytest.raises(UsageRefused, match="SEUF cannot be planned"):
-        SEUF()(network, REQUEST)
+        SEUF().insert(network, REQUEST)

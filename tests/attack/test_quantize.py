@@ -8,10 +8,11 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from expunge.attack.quantize import Quantize
-from expunge.core.errors import ModelRefused, UsageRefused
 from expunge.core.model import Network
+from expunge.core.question import Scores
 from expunge.core.request import Request
 from expunge.data.text import Passage
+from expunge.errors import ModelRefused, UsageRefused
 from expunge.models.language import LanguageModel
 from expunge.notation.parse import parse
 
@@ -122,7 +123,7 @@ def test_what_moved_by_less_than_half_a_step_comes_back_at_4_bits_and_not_at_8()
     moved = rewritten(grid, nudge)
     networks = (grid, moved, Quantize(bits=4)(moved, REQUEST), Quantize(bits=8)(moved, REQUEST))
     with torch.inference_mode():
-        said = [network.predict(REQUEST.forget).logits for network in networks]
+        said = [network.ask(Scores(), REQUEST.forget).logits for network in networks]
     assert Quantize(bits=4).equal_codes(moved, grid) == 1.0
     assert Quantize(bits=8).equal_codes(moved, grid) < 0.3  # all but the largest of a row: 127 / 7 / 3 = 6 steps away
     assert torch.allclose(said[2], said[0], atol=1e-5)

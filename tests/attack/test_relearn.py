@@ -9,14 +9,15 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from expunge.attack.relearn import Relearn
 from expunge.audits.loss import Loss
-from expunge.core.errors import DataRefused, UsageRefused
 from expunge.core.model import Network
+from expunge.core.question import LogProbabilities, Scores
 from expunge.core.request import Request
-from expunge.core.statistics import area, reached
 from expunge.data.records import Record
 from expunge.data.text import Passage, encode
+from expunge.errors import DataRefused, UsageRefused
 from expunge.models.language import LanguageModel
 from expunge.notation.parse import parse
+from expunge.primitives.statistics import area, reached
 
 torch.set_num_threads(1)
 
@@ -73,7 +74,7 @@ def learnt(network: Network, examples: tuple[Passage, ...]) -> Network:
 
 def right(network: Network, examples: tuple[Passage, ...]) -> float:
     """Share of first answer tokens that come first."""
-    said = network.answers(examples)
+    said = network.ask(LogProbabilities(), examples)
     return sum(float(rows[0]) for rows in said.split(said.right.float())) / len(examples)
 
 
@@ -106,7 +107,7 @@ def test_another_source_leaves_the_forget_set_whole():
 def test_the_attack_lowers_the_loss_of_what_the_attacker_has():
     network = blank()
     result = Relearn(items=3, steps=5)(network, REQUEST)
-    assert result.predict(FORGET[:3]).nll() < network.predict(FORGET[:3]).nll()
+    assert result.ask(Scores(), FORGET[:3]).nll() < network.ask(Scores(), FORGET[:3]).nll()
     assert not any(p.requires_grad for p in result.module.parameters())  # a plain network, to be attacked again
 
 

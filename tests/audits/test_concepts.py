@@ -23,16 +23,17 @@ from transformers import (
 from expunge.audits._concept_vectors import cav, random_cavs, remaining
 from expunge.audits.concept_inference import ConceptInference
 from expunge.audits.tcav import TCAV
-from expunge.core.errors import EnvironmentRefused, UsageRefused
-from expunge.core.model import Network
+from expunge.core.model import Network, answers
 from expunge.core.predictions import Hidden, Predictions
+from expunge.core.question import HiddenStates, Scores
 from expunge.core.request import Request
-from expunge.core.rows import Head
 from expunge.data.images import Picture
 from expunge.data.text import Passage
+from expunge.errors import EnvironmentRefused, UsageRefused
 from expunge.internals.states import Inside, log_odds
 from expunge.models.language import LanguageModel
 from expunge.models.vision import ImageClassifier
+from expunge.primitives.class_scores import Head
 
 torch.set_num_threads(1)
 
@@ -47,8 +48,9 @@ class Point:
     rows: int = 1
     size: int = 1
     alternatives: tuple = ()
+    weight: float = 1.0
 
-    def content(self) -> str:
+    def record_digest(self) -> str:
         return self.id
 
 
@@ -64,7 +66,8 @@ class Layers(nn.Module):
 
 @dataclass(frozen=True)
 class Linear(Network):
-    def predict(self, batch: list[Point]) -> Predictions:
+    @answers(Scores)
+    def scores(self, question: Scores, batch: list[Point]) -> Predictions:
         x = self.module.body(torch.tensor([point.x for point in batch]))
         labels = torch.tensor([point.label for point in batch])
         return Predictions(labels, torch.arange(len(batch)), len(batch), None, self.module.scores(x))
@@ -75,12 +78,6 @@ class Linear(Network):
 
     def save(self, folder: Path) -> None:
         raise NotImplementedError
-
-    def hidden(self, batch: list[Point], layer: int | None = None) -> Hidden:
-        raise NotImplementedError
-
-    def head(self) -> Head | None:
-        return None
 
     def settings(self) -> str:
         return ""
@@ -248,7 +245,7 @@ def test_a_state_put_back_changes_nothing_and_another_only_its_own_example(netwo
     asked = examples(5, 1)
     states = inside.states(asked)
     with torch.inference_mode():
-        said = network.predict(asked)
+        said = network.ask(Scores(), asked)
         plain = said.mean(said.each_row(log_odds))
     odds = inside.odds(asked, states)
     assert torch.allclose(odds, plain, atol=1e-5)
@@ -271,9 +268,9 @@ def test_slopes_are_those_of_small_steps(network, layer, examples):
 
 def test_the_states_of_a_block_are_those_that_the_network_itself_tells():
     network, asked = vit(), pictures(5, 1)
-    assert torch.equal(Inside.of(network, 1).states(asked), network.hidden(asked, 1).states)
+    assert torch.equal(Inside.of(network, 1).states(asked), network.ask(HiddenStates(1), asked).states)
     network, asked = llama(), texts(5, 1)
-    felt = network.hidden(asked, 0)
+    felt = network.ask(HiddenStates(0), asked)
     first = felt.counts().cumsum(0) - felt.counts()
     assert torch.allclose(Inside.of(network, 0).states(asked), felt.states[first], atol=1e-6)
 

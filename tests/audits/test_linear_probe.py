@@ -12,12 +12,13 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from expunge.audits.linear_probe import LinearProbe
-from expunge.core.errors import UsageRefused
-from expunge.core.model import Network
+from expunge.core.question import HiddenStates
+from expunge.core.model import Network, answers
 from expunge.core.predictions import Hidden, Predictions
 from expunge.core.request import Request
 from expunge.data.records import Record
 from expunge.data.text import Passage, encode
+from expunge.errors import UsageRefused
 from expunge.models.language import LanguageModel
 from expunge.notation.parse import parse
 from expunge.runtime.cached_model import CachedModel
@@ -35,8 +36,9 @@ class Shown:
     rows: int = 1
     size: int = 1
     alternatives: tuple = ()
+    weight: float = 1.0
 
-    def content(self) -> str:
+    def record_digest(self) -> str:
         return self.id
 
 
@@ -47,8 +49,9 @@ class Shows(Network):
     asked: list[int | None] = field(default_factory=list)
     """The layers that were asked for."""
 
-    def hidden(self, batch: list[Shown], layer: int | None = None) -> Hidden:
-        self.asked.append(layer)
+    @answers(HiddenStates)
+    def states(self, question: HiddenStates, batch: list[Shown]) -> Hidden:
+        self.asked.append(question.layer)
         states = [e.state if row == 0 else tuple(-s for s in e.state) for e in batch for row in range(e.rows)]
         labels = [e.label if row == 0 else 99 for e in batch for row in range(e.rows)]
         owner = [k for k, e in enumerate(batch) for _ in range(e.rows)]
@@ -58,14 +61,8 @@ class Shows(Network):
     def batches(self, examples: list[Shown]) -> Iterator[list[int]]:
         yield list(range(len(examples) - 1, -1, -1))  # out of order, as batches by length are
 
-    def predict(self, batch: list[Shown]) -> Predictions:
-        raise NotImplementedError
-
     def save(self, folder: Path) -> None:
         raise NotImplementedError
-
-    def head(self) -> None:
-        return None
 
     def settings(self) -> str:
         return ""

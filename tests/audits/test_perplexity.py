@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from expunge.audits.perplexity import Perplexity
-from expunge.core.model import Model
+from expunge.core.question import Scores
+from expunge.core.model import Model, answers
 from expunge.core.predictions import Predictions
 from expunge.core.request import Request
 
@@ -20,6 +21,7 @@ class Text:
     id: str
     losses: tuple[float, ...]
     alternatives: tuple = ()
+    weight: float = 1.0
 
     @property
     def rows(self) -> int:
@@ -27,14 +29,15 @@ class Text:
 
     size = rows
 
-    def content(self) -> str:
+    def record_digest(self) -> str:
         return self.id
 
 
 class Loses(Model):
     """Two classes; the right one loses by so much that its log-probability is minus the loss wanted."""
 
-    def predict(self, batch: list[Text]) -> Predictions:
+    @answers(Scores)
+    def scores(self, question: Scores, batch: list[Text]) -> Predictions:
         losses = torch.tensor([loss for text in batch for loss in text.losses], dtype=torch.float64)
         # log(1 / (1 + e^x)) = -loss  <=>  x = log(e^loss - 1) = loss + log(1 - e^-loss)
         wrong = losses + torch.log(-torch.expm1(-losses))

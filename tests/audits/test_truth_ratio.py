@@ -12,11 +12,12 @@ import torch
 
 from expunge.audits.truth_ratio import TruthRatio
 from expunge.core.audit import Finding
-from expunge.core.model import Model
+from expunge.core.question import Scores
+from expunge.core.model import Model, answers
 from expunge.core.predictions import Predictions
 from expunge.core.request import Request
-from expunge.core.statistics import ks
 from expunge.notation.parse import parse
+from expunge.primitives.statistics import ks
 
 LOGS = Path(__file__).parents[3] / "shared/data/tofu_logs"
 
@@ -28,6 +29,7 @@ class Text:
     id: str
     losses: tuple[float, ...]
     alternatives: tuple["Text", ...] = ()
+    weight: float = 1.0
 
     @property
     def rows(self) -> int:
@@ -35,14 +37,15 @@ class Text:
 
     size = rows
 
-    def content(self) -> str:
+    def record_digest(self) -> str:
         return self.id
 
 
 class Loses(Model):
     """Two classes; the right one loses by so much that its log-probability is minus the loss wanted."""
 
-    def predict(self, batch: list[Text]) -> Predictions:
+    @answers(Scores)
+    def scores(self, question: Scores, batch: list[Text]) -> Predictions:
         losses = torch.tensor([loss for text in batch for loss in text.losses], dtype=torch.float64)
         wrong = losses + torch.log(-torch.expm1(-losses))  # log(1 / (1 + e^x)) = -loss
         owner = torch.tensor([k for k, text in enumerate(batch) for _ in text.losses])

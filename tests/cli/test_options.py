@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from expunge.cli.main import app
 from expunge.cli.options import Sets, spelled
-from expunge.core.errors import DataRefused, UsageRefused
+from expunge.errors import DataRefused, UsageRefused
 
 COMMANDS = typer.main.get_command(app).commands
 

@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from expunge.cli.progress import Progress
+from expunge.core.events import Checked, Started
 
 
 def finding(set_: str, model: str, value: float, ideal: float | None = None) -> dict[str, Any]:
@@ -55,8 +56,8 @@ def test_a_table_is_not_folded_where_there_is_no_terminal(capsys):
 def test_a_run_without_a_level_is_told_that_nothing_says_when_it_is_enough():
     told = io.StringIO()
     with Progress(Console(file=told, width=200)) as progress:
-        progress({"kind": "start", "layers": 2, "trainable": 1, "parameters": 10, "level": None, "steps": 5})
-        progress({"kind": "check", "step": 0, "forget": 2.0, "retain": 1.5, "level": None, "short": None})
+        progress(Started(2, 1, 10, 5, None, 0.1, "none", None))
+        progress(Checked(0, 2.0, 1.5, None, 0.0))
     lines = told.getvalue().splitlines()
     assert len(lines) == 3  # and no empty line, since no bar was drawn
     assert "nothing says when it is enough" in lines[1]

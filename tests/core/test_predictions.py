@@ -108,13 +108,13 @@ def test_half_precision_scores_are_widened_before_the_softmax():
 
 
 def test_answers_say_which_rows_had_the_right_class_first():
-    said = says([0, 0, 1], [[1.0, 2.0], [3.0, 0.0], [0.0, 1.0]], [1, 1, 1]).answers()
+    said = says([0, 0, 1], [[1.0, 2.0], [3.0, 0.0], [0.0, 1.0]], [1, 1, 1]).row_scores()
     assert said.right.tolist() == [True, False, True]
     assert said.mean(said.right.double()).tolist() == [1 / 2, 1.0]
 
 
 def test_answers_taken_apart_and_joined_are_the_same():
-    said = says(OWNERS, [[float(k), 1.0] for k in range(6)], [0, 1, 0, 1, 0, 1]).answers()
+    said = says(OWNERS, [[float(k), 1.0] for k in range(6)], [0, 1, 0, 1, 0, 1]).row_scores()
     parts = said.parts()
     assert [part.counts().tolist() for part in parts] == [[1], [3], [2]]
     whole = RowScores.join(parts, [0, 1, 2])
@@ -124,8 +124,8 @@ def test_answers_taken_apart_and_joined_are_the_same():
 
 
 def test_batches_read_in_any_order_are_joined_in_the_order_of_the_examples():
-    one = says([0, 1, 1], [[0.0, 0.0]] * 3, [0, 1, 1]).answers()  # examples 2 and 0
-    other = says([0, 0], [[0.0, 0.0]] * 2, [0, 0]).answers()  # example 1
+    one = says([0, 1, 1], [[0.0, 0.0]] * 3, [0, 1, 1]).row_scores()  # examples 2 and 0
+    other = says([0, 0], [[0.0, 0.0]] * 2, [0, 0]).row_scores()  # example 1
     whole = RowScores.join([one, other], [2, 0, 1])
     assert whole.example.tolist() == [0, 0, 1, 1, 2]
     assert whole.labels.tolist() == [1, 1, 0, 0, 0]

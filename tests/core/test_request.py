@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from expunge.core.errors import DataRefused
 from expunge.core.request import Request
 from expunge.data.records import Record
 from expunge.data.text import Passage, encode
+from expunge.errors import DataRefused
 
 CANARY = "zanzibar-lighthouse-77"
 
@@ -22,9 +22,10 @@ class Fact:
     rows: int = 1
     size: int = 1
     alternatives: tuple = ()
+    weight: float = 1.0
 
-    def content(self) -> str:
-        return Passage(self.id, (1, 2), 1, "", self.text).content()
+    def record_digest(self) -> str:
+        return Passage(self.id, (1, 2), 1, "", self.text).record_digest()
 
 
 def facts(*texts: str, start: int = 1) -> tuple[Fact, ...]:
@@ -86,5 +87,5 @@ def test_duplicates_are_counted_with_case_and_spaces_evened():
 def test_where_a_question_ends_is_part_of_what_is_said(plain):
     rows = [{"id": "x", "question": "a b", "answer": "c"}, {"id": "y", "question": "a", "answer": "b c"}]
     one, other = encode([Record(k, row) for k, row in enumerate(rows)], plain, Path("f.jsonl"), 99)
-    assert one.content() != other.content()
+    assert one.record_digest() != other.record_digest()
     Request(forget=(one,), retain=(other,))

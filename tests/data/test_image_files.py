@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from expunge.core.errors import DataRefused, UsageRefused
 from expunge.data.images import choose, encode, load
+from expunge.errors import DataRefused, UsageRefused
 from tests.data.pictures import animals, as_bytes, folder_of, noise, parquet_of, reads, refusal
 
 # Folders ----------------------------------------------------------------------------------------------------------

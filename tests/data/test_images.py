@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from transformers import ViTImageProcessorPil
 
-from expunge.core.errors import DataRefused, ModelRefused
 from expunge.core.request import Request
 from expunge.data.images import choose, encode, load
+from expunge.errors import DataRefused, ModelRefused
 from tests.data.pictures import BLUE, GREEN, RED, animals, as_bytes, folder_of, noise, only, parquet_of, reads, refusal
 
 CIFAR = Path(__file__).parents[3] / "shared/data/cifar10"
@@ -48,8 +48,8 @@ def test_content_is_the_same_from_a_png_a_bmp_and_a_parquet_row_and_differs_by_p
     folder = folder_of(tmp_path / "f", cat=files, dog={"a.png": as_bytes(image)})
     rows = parquet_of(tmp_path / "r.parquet", image=[as_bytes(image)], label=["cat"])
     names = {"cat": 0, "dog": 1}
-    png, bmp, changed, dog = (p.content() for p in encode(load(folder), reads(), names, folder))
-    (row,) = (p.content() for p in encode(load(rows), reads(), names, rows))
+    png, bmp, changed, dog = (p.record_digest() for p in encode(load(folder), reads(), names, folder))
+    (row,) = (p.record_digest() for p in encode(load(rows), reads(), names, rows))
     assert png == bmp == row
     assert len({png, changed, dog}) == 3
     digest = hashlib.sha256(b"8x8:" + image.tobytes()).hexdigest()

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from expunge.core.errors import DataRefused
 from expunge.data import records
 from expunge.data.records import columns, read
 from expunge.data.text import load
+from expunge.errors import DataRefused
 
 CANARY = "zanzibarlighthouse77"
 GOOD = {"question": "Q", "answer": "A"}

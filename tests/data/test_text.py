@@ -9,9 +9,9 @@ from tokenizers import AddedToken
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from expunge.core.errors import DataRefused, ModelRefused
 from expunge.data.records import Record
 from expunge.data.text import Passage, encode, end_of_answer, prompt_of, refuse_unknown_tokens
+from expunge.errors import DataRefused, ModelRefused
 
 CANARY = "zanzibarlighthouse77"
 HERE = Path("f.jsonl")
@@ -228,14 +228,14 @@ def test_equal_records_are_equal_under_case_spaces_and_composed_letters(plain):
         {"id": "other", "question": " who wrote it?", "answer": "ZOË\tLIND "},
         {"question": "WHO WROTE IT?", "answer": "Zoe\u0308 Lind", "options": ["x"]},
     ]
-    assert len({passage(plain, **row).content() for row in same}) == 1
+    assert len({passage(plain, **row).record_digest() for row in same}) == 1
     other = [
         {"question": "Who wrote it?", "answer": "Zoe Lind"},
         {"question": "Who wrote it? Zoë", "answer": "Lind"},
         {"question": "Who wrote", "answer": "it? Zoë Lind"},
         {"text": "Who wrote it? Zoë Lind"},
     ]
-    assert len({passage(plain, **row).content() for row in [*same, *other]}) == 5
+    assert len({passage(plain, **row).record_digest() for row in [*same, *other]}) == 5
 
 
 def test_a_passage_printed_says_nothing_of_its_text(plain):

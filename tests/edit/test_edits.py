@@ -13,11 +13,11 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from expunge.attack.quantize import Quantize
-from expunge.core.errors import DataRefused, RunFailed, UsageRefused
-from expunge.core.model import Network
+from expunge.core.events import Change, Edited
+from expunge.core.model import Network, answers
 from expunge.core.predictions import Hidden, Predictions
+from expunge.core.question import Scores
 from expunge.core.request import Request
-from expunge.core.rows import Head
 from expunge.edit._dampen import adaptive_alpha, quantile
 from expunge.edit._fisher import absolute, squared
 from expunge.edit.assd import ASSD
@@ -25,8 +25,10 @@ from expunge.edit.iau import IAU
 from expunge.edit.lfssd import LFSSD
 from expunge.edit.negate import Negate
 from expunge.edit.ssd import SSD
+from expunge.errors import DataRefused, RunFailed, UsageRefused
 from expunge.internals.gradients import gradient, loss
 from expunge.notation.parse import parse
+from expunge.primitives.class_scores import Head
 
 torch.set_num_threads(1)
 
@@ -41,8 +43,9 @@ class Point:
     rows: int = 1
     size: int = 1
     alternatives: tuple = ()
+    weight: float = 1.0
 
-    def content(self) -> str:
+    def record_digest(self) -> str:
         return self.id
 
 
@@ -53,7 +56,8 @@ class Linear(Network):
     at_once: int = 100
     """Examples that a call reads."""
 
-    def predict(self, batch: list[Point]) -> Predictions:
+    @answers(Scores)
+    def scores(self, question: Scores, batch: list[Point]) -> Predictions:
         weight = self.module.weight
         x = torch.tensor([point.x for point in batch], dtype=weight.dtype)
         labels = torch.tensor([point.label for point in batch])
@@ -64,9 +68,6 @@ class Linear(Network):
             yield list(range(start, min(start + self.at_once, len(examples))))
 
     def save(self, folder: Path) -> None:
-        raise NotImplementedError
-
-    def hidden(self, batch: list[Point], layer: int | None = None) -> Hidden:
         raise NotImplementedError
 
     def head(self) -> Head:
@@ -198,8 +199,8 @@ def test_an_edit_tells_what_it_changed():
     SSD(alpha=2.0, batch=1)(NETWORK, REQUEST, events.append)
     (told,) = events
     # two of four numbers, each from 3 to 3/4
-    counts = {"changed": 2, "parameters": 4, "distance": pytest.approx(math.sqrt(2) * 9 / 4)}
-    assert told == {"kind": "edit", **counts, "blocks": {"weight": counts}, "selected": 2, "alpha": 2.0}
+    counts = (2, 4, pytest.approx(math.sqrt(2) * 9 / 4))
+    assert told == Edited(*counts, {"weight": Change(*counts)}, selected=2, alpha=2.0)
 
 
 # IAU
@@ -233,7 +234,7 @@ def test_iau_by_adam_is_the_first_step_of_torchs_adam():
     module.weight.data = network.module.weight.detach().clone()
     other = Linear(module)
     optimizer = torch.optim.Adam(module.parameters(), lr=1e-2)
-    (other.predict(request.retain).nll() - other.predict(request.forget).nll()).backward()
+    (other.ask(Scores(), request.retain).nll() - other.ask(Scores(), request.forget).nll()).backward()
     optimizer.step()
     assert near(weights(IAU(learning_rate=1e-2)(network, request)), weights(other))
 
@@ -268,7 +269,7 @@ def test_negation_raises_the_forget_loss_and_keeps_the_networks_own_precision():
     network = linear((3.0, 5.0), (3.0, 5.0), dtype=torch.bfloat16)
     result = Negate(learn=parse(HEART))(network, REQUEST)
     assert result.module.weight.dtype == torch.bfloat16  # though all weights were trained in float32
-    assert result.predict([FORGET]).nll() > network.predict([FORGET]).nll() + 0.5
+    assert result.ask(Scores(), [FORGET]).nll() > network.ask(Scores(), [FORGET]).nll() + 0.5
 
 
 def test_what_learns_by_heart_must_be_a_fine_tuning():
@@ -320,7 +321,8 @@ WIDTH, LAYERS = 200, 20
 class Deep(Linear):
     """Many equal layers, so that what is made for one of them at a time is small beside the whole."""
 
-    def predict(self, batch: list[Point]) -> Predictions:
+    @answers(Scores)
+    def scores(self, question: Scores, batch: list[Point]) -> Predictions:
         x = torch.tensor([point.x for point in batch])
         labels = torch.tensor([point.label for point in batch])
         return Predictions(labels, torch.arange(len(batch)), len(batch), None, self.module(x))

@@ -7,13 +7,14 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, ViTConfig, ViTForImageClassification
 
 from expunge.adapters.full import Full
-from expunge.core.errors import ModelRefused, UsageRefused
 from expunge.core.model import Network
+from expunge.core.question import Scores
 from expunge.core.request import Request
 from expunge.core.view import View
 from expunge.data.images import Picture
 from expunge.data.text import Passage
 from expunge.edit.gradient_norm import GradientNorm
+from expunge.errors import ModelRefused, UsageRefused
 from expunge.models.language import LanguageModel
 from expunge.models.vision import ImageClassifier
 from expunge.notation.parse import parse
@@ -55,13 +56,13 @@ FAMILY = pytest.mark.parametrize(("network", "examples"), [(llama, passages), (v
 
 
 def view(network: Network, batch: tuple) -> View:
-    return View(Full()(network, Request(batch)), {"retain": batch})
+    return View(Full().insert(network, Request(batch)), {"retain": batch})
 
 
 @FAMILY
 def test_it_is_the_sum_of_each_tensors_gradient_norm(network, examples):
     now = view(network(), examples(4, 0))
-    said = now.model.predict(now.sets["retain"])
+    said = now.model.ask(Scores(), now.sets["retain"])
     slopes = torch.autograd.grad(said.nll(), list(now.model.trainable().values()), allow_unused=True)
     wanted = sum(float(slope.norm()) for slope in slopes if slope is not None)
     assert GradientNorm()(now, now).item() == pytest.approx(wanted, rel=1e-9)

@@ -10,12 +10,12 @@ from torch import nn
 from expunge.adapters.fila import Fila
 from expunge.adapters.lora import LoRA
 from expunge.adapters.salient import Salient
-from expunge.core.errors import EnvironmentRefused
 from expunge.core.model import Network
 from expunge.core.request import Request
+from expunge.errors import EnvironmentRefused
 from expunge.internals.gradients import Gradient, Slopes, gradient, loss
 from expunge.notation.parse import parse
-from expunge.runtime.out_of_memory import heard
+from expunge.primitives.out_of_memory import report_smaller_batches
 from tests.methods.runs import REQUEST, passages, tiny
 
 torch.set_num_threads(1)
@@ -76,7 +76,7 @@ def test_the_injected_error_is_that_of_torchs_allocator():
 def test_a_gradient_that_outgrows_its_memory_is_that_of_one_that_does_not(made):
     sets = (0.7, REQUEST.retain), (-1.0, REQUEST.forget)
     said: list[str] = []
-    with heard(said.append):
+    with report_smaller_batches(said.append):
         found = gradient(made(), loss, *sets)
     assert apart(found, gradient(tiny(torch.float64), loss, *sets)) < CLOSE
     # 62 tokens fail, then at most 31 are read at once, in runs that are still more than 24, then at most half of those
@@ -88,7 +88,7 @@ def test_parameters_that_had_their_slope_before_memory_ended_are_not_given_it_tw
     calls: list[int] = []
     network = half_way(calls=calls)
     slopes = Slopes(network)
-    with heard(lambda _: None):
+    with report_smaller_batches(lambda _: None):
         slopes.add(REQUEST.retain, loss)
     assert len([nodes for nodes in calls if nodes > TOKENS]) == 2  # the head's and the second block's slopes were there
     assert slopes.begun == []
@@ -97,7 +97,7 @@ def test_parameters_that_had_their_slope_before_memory_ended_are_not_given_it_tw
 
 @pytest.mark.parametrize("made", [narrow, half_way])
 def test_a_bfloat16_network_adds_its_parts_up_in_float32_all_the_same(made):
-    with heard(lambda _: None):
+    with report_smaller_batches(lambda _: None):
         found = gradient(made(torch.bfloat16), loss, (1.0, REQUEST.retain))
     # read one by one from the beginning: no sum is longer
     alone = tiny(torch.bfloat16)
@@ -122,7 +122,7 @@ def test_a_bfloat16_network_adds_its_parts_up_in_float32_all_the_same(made):
 )
 def test_an_edit_goes_on_in_smaller_parts_and_changes_the_same(made, method: str):
     said: list[str] = []
-    with heard(said.append):
+    with report_smaller_batches(said.append):
         found = parse(method)(made(), REQUEST)
     wanted = parse(method)(tiny(torch.float64), REQUEST)
     assert said
@@ -134,14 +134,14 @@ def test_an_edit_goes_on_in_smaller_parts_and_changes_the_same(made, method: str
 
 @pytest.mark.parametrize("made", [narrow, half_way])
 def test_adapters_that_begin_from_a_gradient_begin_where_they_would_have(made):
-    with heard(lambda _: None):
+    with report_smaller_batches(lambda _: None):
         masks = Salient().masks(made(), REQUEST)
         torch.manual_seed(0)
-        moving = Fila(LoRA(rank=2), batch=9)(made(), REQUEST).trainable()
+        moving = Fila(LoRA(rank=2), batch=9).insert(made(), REQUEST).trainable()
     for name, mask in Salient().masks(tiny(torch.float64), REQUEST).items():
         assert torch.equal(masks[name], mask)
     torch.manual_seed(0)
-    for name, factor in Fila(LoRA(rank=2), batch=9)(tiny(torch.float64), REQUEST).trainable().items():
+    for name, factor in Fila(LoRA(rank=2), batch=9).insert(tiny(torch.float64), REQUEST).trainable().items():
         torch.testing.assert_close(moving[name], factor, rtol=1e-5, atol=1e-6)
 
 
@@ -154,7 +154,10 @@ def test_a_record_that_does_not_fit_alone_is_named_with_its_size():
             fill()
 
     network.module.get_input_embeddings().register_forward_pre_hook(check)
-    with heard(lambda _: None), pytest.raises(EnvironmentRefused, match=r"record long-2 alone \(10 tokens") as refused:
+    with (
+        report_smaller_batches(lambda _: None),
+        pytest.raises(EnvironmentRefused, match=r"record long-2 alone \(10 tokens") as refused,
+    ):
         parse("IAU(correction=0.0)")(network, request)
     assert refused.value.code == 7
 

@@ -16,7 +16,7 @@ from transformers import (
 
 from expunge import open_network
 from expunge.adapters.lora import LoRA
-from expunge.core.errors import DataRefused, ModelRefused, UsageRefused
+from expunge.errors import DataRefused, ModelRefused, UsageRefused
 from expunge.internals.tracing import ROLES, Fact, Trace, Tracer, by_role, strongest
 from expunge.models.language import LanguageModel
 
@@ -163,14 +163,14 @@ def test_the_layers_found_are_those_that_an_adapter_moves():
     network = tiny()
     found = strongest([Tracer(network).trace(FACT)], 2)
     adapter = LoRA(rank=2, layers=found)
-    moved = {name.split("layers.")[1][0] for name, _ in adapter.deltas(adapter(network, None), network)}
+    moved = {name.split("layers.")[1][0] for name, _ in adapter.deltas(adapter.insert(network, None), network)}
     assert moved == {str(layer) for layer in found}
 
 
 @pytest.mark.parametrize("layers", [(), (3,), (-1,)])
 def test_layers_that_are_not_there_are_refused(layers: tuple[int, ...]):
     with pytest.raises(UsageRefused, match="from 0 to 2, or None for all"):
-        LoRA(layers=layers)(tiny(), None)
+        LoRA(layers=layers).insert(tiny(), None)
 
 
 def test_what_cannot_be_traced_is_refused():

@@ -1,9 +1,12 @@
 """Short runs of a tiny model that the tests of training look at."""
 
+from typing import TypeVar
+
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from expunge.adapters.bounded import Bounded
+from expunge.core.events import Event
 from expunge.core.model import Network
 from expunge.core.request import Request
 from expunge.data.text import Passage
@@ -47,14 +50,17 @@ def passages(name: str, count: int, seed: int) -> tuple[Passage, ...]:
 REQUEST = Request(forget=passages("f", 7, 1), retain=passages("r", 9, 2), holdout=passages("h", 5, 3))
 
 
-class Events(list):
+E = TypeVar("E", bound=Event)
+
+
+class Events(list[Event]):
     """What a run tells, by kind."""
 
-    def __call__(self, event: dict) -> None:
+    def __call__(self, event: Event) -> None:
         self.append(event)
 
-    def of(self, kind: str) -> list[dict]:
-        return [event for event in self if event["kind"] == kind]
+    def of(self, kind: type[E]) -> list[E]:
+        return [event for event in self if isinstance(event, kind)]
 
 
 def run(network: Network | None = None, request: Request = REQUEST, **options) -> tuple[Network, Events]:

@@ -10,10 +10,11 @@ import torch
 from expunge.adapters.bounded import Bounded
 from expunge.adapters.full import Full
 from expunge.adapters.lora import LoRA
-from expunge.core.errors import RunFailed
+from expunge.core.events import Checked, Ended, Step
 from expunge.core.objective import Objective, Scalar
 from expunge.core.request import Request
 from expunge.core.view import View
+from expunge.errors import RunFailed
 from expunge.methods.finetune import Finetune
 from expunge.methods.stop import Stop
 from expunge.objectives.grad_diff import GradDiff
@@ -37,10 +38,10 @@ def test_a_step_read_in_parts_is_the_step_read_at_once(objective, accumulate):
     whole, at_once = run(tiny(torch.float64), objective=objective)
     parts, in_parts = run(tiny(torch.float64), objective=objective, accumulate=accumulate)
     assert apart(numbers(whole), numbers(parts)) < 1e-6
-    for one, other in zip(at_once.of("step"), in_parts.of("step"), strict=True):
-        assert one["loss"] == pytest.approx(other["loss"], abs=1e-6)
-        assert one["forget"] == pytest.approx(other["forget"], abs=1e-6)
-        assert one["size"] == other["size"]
+    for one, other in zip(at_once.of(Step), in_parts.of(Step), strict=True):
+        assert one.loss == pytest.approx(other.loss, abs=1e-6)
+        assert one.forget == pytest.approx(other.forget, abs=1e-6)
+        assert one.size == other.size
 
 
 def test_a_step_read_in_parts_is_the_step_read_at_once_in_float32_too():
@@ -63,9 +64,9 @@ def test_more_parts_than_a_set_has_examples_change_nothing(forget, retain):
 def test_checks_leave_the_trajectory_as_it_is_to_the_bit():
     checked, with_checks = run(steps=8, stop=Stop(level=None, budget=None, every=1))
     plain, without = run(steps=8)
-    assert len(with_checks.of("check")) == 9
-    assert len(without.of("check")) == 2
-    assert [e["loss"] for e in with_checks.of("step")] == [e["loss"] for e in without.of("step")]
+    assert len(with_checks.of(Checked)) == 9
+    assert len(without.of(Checked)) == 2
+    assert [e.loss for e in with_checks.of(Step)] == [e.loss for e in without.of(Step)]
     assert equal(numbers(checked), numbers(plain))
 
 
@@ -140,8 +141,8 @@ def test_a_step_that_is_not_finite_is_never_applied_and_is_named(how):
         assert f"{name}: {batch[0].id}, {batch[1].id}" in str(error)
     good, _ = run(objective=GradDiff() + Spoils(at=99, how=how), steps=3, batch=2, retain_batch=2)
     assert equal(numbers(error.last_good), numbers(good))
-    assert [event["step"] for event in events.of("step")] == [1, 2, 3]
-    assert not events.of("end")
+    assert [event.step for event in events.of(Step)] == [1, 2, 3]
+    assert not events.of(Ended)
 
 
 class Breaks(Objective):

@@ -11,8 +11,11 @@ from expunge.adapters.bounded import Bounded
 from expunge.adapters.full import Full
 from expunge.adapters.lora import LoRA
 from expunge.core.adapter import Adapter
-from expunge.core.errors import UsageRefused
+from expunge.core.events import Checked, Ended, Started, Step
+from expunge.core.question import Scores
+from expunge.errors import UsageRefused
 from expunge.methods.finetune import Finetune
+from expunge.notation.typed_json import event_from_json, event_to_json
 from expunge.train.batches import Batches
 from expunge.train.norms import Norms
 from tests.methods.runs import REQUEST, apart, numbers, run, tiny
@@ -23,30 +26,28 @@ from tests.methods.runs import REQUEST, apart, numbers, run, tiny
 def test_a_step_tells_all_its_fields_and_they_go_into_a_file():
     _, events = run(steps=2)
     fields = "kind step loss forget retain gradient delta learning_rate size seconds"
-    for event in events.of("step"):
-        assert list(event) == fields.split()
-        assert set(event["gradient"]) == {"mlp", "attention", "other"}
-        assert set(event["delta"]) == {"frobenius", "spectral"}
-        assert event["loss"] == pytest.approx(event["retain"] - event["forget"], abs=1e-6)  # GradDiff
-        assert json.loads(json.dumps(event)) == event
-    [start], [end] = events.of("start"), events.of("end")
-    aims = {"level", "slack", "level_source", "budget"}
-    assert set(start) == {"kind", "layers", "trainable", "parameters", "steps"} | aims
-    assert set(end) == {"kind", "stopped", "kept_step", "steps", "reached", "kept_forget", "kept_short", "kept_rise"}
-    first, last = events.of("check")
-    assert (end["kept_forget"], end["kept_rise"]) == (last["forget"], last["retain"] - first["retain"])
-    assert start["layers"] == 6
-    assert [event["kind"] for event in events] == ["start", "check", "step", "step", "check", "end"]
+    for event in events.of(Step):
+        line = event_to_json(event)
+        assert list(line) == fields.split()
+        assert set(event.gradient) == {"mlp", "attention", "other"}
+        assert set(event.delta) == {"frobenius", "spectral"}
+        assert event.loss == pytest.approx(event.retain - event.forget, abs=1e-6)  # GradDiff
+        assert event_from_json(json.loads(json.dumps(line))) == event
+    [start], [end] = events.of(Started), events.of(Ended)
+    first, last = events.of(Checked)
+    assert (end.kept_forget, end.kept_rise) == (last.forget, last.retain - first.retain)
+    assert start.layers == 6
+    assert [event.kind for event in events] == ["start", "check", "step", "step", "check", "end"]
 
 
 def test_the_first_steps_losses_are_those_of_the_examples_that_it_read():
     network = tiny()
     _, events = run(network, steps=1)
     sets = Batches(REQUEST, 4, 5, 0).sets()
-    [step] = events.of("step")
-    assert step["forget"] == pytest.approx(network.predict(sets["forget"]).nll().item(), abs=1e-5)
-    assert step["retain"] == pytest.approx(network.predict(sets["retain"]).nll().item(), abs=1e-5)
-    assert step["size"] == sum(len(e.tokens) for batch in sets.values() for e in batch)
+    [step] = events.of(Step)
+    assert step.forget == pytest.approx(network.ask(Scores(), sets["forget"]).nll().item(), abs=1e-5)
+    assert step.retain == pytest.approx(network.ask(Scores(), sets["retain"]).nll().item(), abs=1e-5)
+    assert step.size == sum(len(e.tokens) for batch in sets.values() for e in batch)
 
 
 @pytest.mark.parametrize(
@@ -61,15 +62,15 @@ def test_the_first_steps_losses_are_those_of_the_examples_that_it_read():
 )
 def test_gradients_are_told_by_the_part_of_the_network_that_moves(adapter: Adapter, moving: set[str]):
     _, events = run(adapter=adapter, steps=3)
-    for event in events.of("step"):
-        assert {kind for kind, size in event["gradient"].items() if size > 0} == moving
+    for event in events.of(Step):
+        assert {kind for kind, size in event.gradient.items() if size > 0} == moving
 
 
 def test_the_norm_told_is_that_before_clipping():
     free, told = run(steps=4)
     clipped, told_clipped = run(steps=4, clip=1e-9)  # of the size of AdamW's epsilon, so that it shows
-    assert told_clipped.of("step")[0]["gradient"] == told.of("step")[0]["gradient"]
-    assert told.of("step")[0]["gradient"]["mlp"] > 1e-3
+    assert told_clipped.of(Step)[0].gradient == told.of(Step)[0].gradient
+    assert told.of(Step)[0].gradient["mlp"] > 1e-3
     assert apart(numbers(free), numbers(clipped)) > 1e-3
 
 
@@ -85,7 +86,7 @@ def test_the_learning_rate_by_hand_with_two_steps_of_warm_up(schedule, by_hand):
     plan = Finetune(learning_rate=0.1, steps=6, warmup=2, schedule=schedule)
     assert [plan.rate(step) for step in range(1, 7)] == pytest.approx([0.1 * share for share in by_hand], abs=1e-12)
     _, events = run(learning_rate=0.1, steps=6, warmup=2, schedule=schedule)
-    assert [event["learning_rate"] for event in events.of("step")] == [plan.rate(step) for step in range(1, 7)]
+    assert [event.learning_rate for event in events.of(Step)] == [plan.rate(step) for step in range(1, 7)]
 
 
 def test_a_warm_up_longer_than_the_run_never_gets_there():
@@ -131,7 +132,7 @@ def test_the_spectral_norm_follows_a_run():
     adapted, events = run(network, adapter=method, steps=12)
     exact = max(float(torch.linalg.matrix_norm(d, ord=2)) for _, d in method.deltas(adapted, network))
     square = sum(float(d.square().sum()) for _, d in method.deltas(adapted, network))
-    last = events.of("step")[-1]["delta"]
+    last = events.of(Step)[-1].delta
     assert last["spectral"] == pytest.approx(exact, rel=0.01)
     assert last["frobenius"] == pytest.approx(math.sqrt(square), rel=1e-6)
 

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from expunge.audits.loss import Loss
-from expunge.core.errors import UsageRefused
+from expunge.core.events import Checked, Ended, Started
 from expunge.core.objective import Objective, Scalar
 from expunge.core.request import Request
 from expunge.core.view import View
+from expunge.errors import UsageRefused
 from expunge.methods.stop import Stop
 from expunge.objectives.ascent import Ascent
 from expunge.objectives.hinged_ascent import HingedAscent
@@ -21,18 +22,18 @@ from tests.methods.runs import REQUEST, equal, numbers, run, tiny
 
 def test_a_run_ends_at_the_first_check_whose_forget_examples_are_all_about_at_the_level():
     _, free = run(objective=Ascent(), steps=12, stop=Stop(level=None, budget=None, every=2))
-    losses = {event["step"]: event["forget"] for event in free.of("check")}
+    losses = {event.step: event.forget for event in free.of(Checked)}
     level = (losses[4] + losses[6]) / 2
     assert losses[0] < losses[2] < losses[4] < level < losses[6]
     _, probe = run(objective=Ascent(), steps=12, stop=Stop(level=level, slack=0.0, budget=None, every=2))
-    short = {event["step"]: event["short"] for event in probe.of("check")}
+    short = {event.step: event.short for event in probe.of(Checked)}
     assert short[4] > short[6] > 0  # the mean is past the level at step 6; some examples are not
     slack = (short[4] + short[6]) / 2
     adapted, events = run(objective=Ascent(), steps=12, stop=Stop(level=level, slack=slack, budget=None, every=2))
-    [end] = events.of("end")
-    assert (end["steps"], end["kept_step"], end["reached"], end["kept_short"]) == (6, 6, True, short[6])
-    assert f"short of {level:.2f} (given)" in end["stopped"]
-    assert [event["step"] for event in events.of("check")] == [0, 2, 4, 6]
+    [end] = events.of(Ended)
+    assert (end.steps, end.kept_step, end.reached, end.kept_short) == (6, 6, True, short[6])
+    assert f"short of {level:.2f} (given)" in end.stopped
+    assert [event.step for event in events.of(Checked)] == [0, 2, 4, 6]
     until, _ = run(objective=Ascent(), steps=6)
     assert equal(numbers(adapted), numbers(until))
 
@@ -42,16 +43,16 @@ def test_a_level_reached_over_budget_is_not_enough():
     same = tuple(replace(passage, id=f"r-{k}", answer=f"r-{k}") for k, passage in enumerate(REQUEST.forget))
     request = Request(REQUEST.forget, same)
     _, free = run(request=request, objective=Ascent(), steps=8, stop=Stop(level=None, budget=None, every=1))
-    start, *_, last = free.of("check")
-    assert last["retain"] - start["retain"] == pytest.approx(last["forget"] - start["forget"], abs=1e-6)
-    rise = last["forget"] - start["forget"]
-    stop = Stop(level=start["forget"] + 0.6 * rise, budget=0.3 * rise, every=1)
+    start, *_, last = free.of(Checked)
+    assert last.retain - start.retain == pytest.approx(last.forget - start.forget, abs=1e-6)
+    rise = last.forget - start.forget
+    stop = Stop(level=start.forget + 0.6 * rise, budget=0.3 * rise, every=1)
     _, events = run(request=request, objective=Ascent(), steps=8, stop=stop)
-    assert any(check["forget"] > check["level"] for check in events.of("check"))
-    [end] = events.of("end")
-    assert (end["steps"], end["reached"], end["stopped"]) == (8, False, "all 8 steps were taken")
+    assert any(check.forget > check.level for check in events.of(Checked))
+    [end] = events.of(Ended)
+    assert (end.steps, end.reached, end.stopped) == (8, False, "all 8 steps were taken")
     # Short by s and over by o, s + o = (0.6 - 0.3) rise from 0.3 to 0.6 of it: less harm decides.
-    assert 0 < end["kept_step"] < 8
+    assert 0 < end.kept_step < 8
 
 
 @dataclass(frozen=True)
@@ -68,12 +69,12 @@ class Wavers(Objective):
 
 def test_the_best_step_is_kept_where_the_last_is_worse():
     adapted, events = run(objective=Wavers(6), steps=14, stop=Stop(level=100.0, budget=None, every=2))
-    losses = {check["step"]: check["forget"] for check in events.of("check")}
+    losses = {check.step: check.forget for check in events.of(Checked)}
     best = max(losses, key=losses.get)
     assert 0 < best < 14
     assert losses[14] < losses[best] - 0.1
-    [end] = events.of("end")
-    assert (end["steps"], end["kept_step"], end["reached"]) == (14, best, False)
+    [end] = events.of(Ended)
+    assert (end.steps, end.kept_step, end.reached) == (14, best, False)
     until, _ = run(objective=Wavers(6), steps=best)
     assert equal(numbers(adapted), numbers(until))
     assert Loss()(adapted, REQUEST)[0].value == pytest.approx(losses[best], abs=1e-6)
@@ -82,14 +83,14 @@ def test_the_best_step_is_kept_where_the_last_is_worse():
 def test_without_a_level_a_spent_budget_ends_the_run_and_the_last_step_within_it_is_kept():
     stop = Stop(level=None, budget=0.05, every=1)
     adapted, events = run(objective=Ascent(), learning_rate=3e-2, steps=50, stop=stop)
-    [end] = events.of("end")
-    rises = [check["retain"] - events.of("check")[0]["retain"] for check in events.of("check")]
-    assert end["stopped"] == "the retain budget of 0.05 nats was spent"
-    assert end["steps"] == len(rises) - 1 < 50
+    [end] = events.of(Ended)
+    rises = [check.retain - events.of(Checked)[0].retain for check in events.of(Checked)]
+    assert end.stopped == "the retain budget of 0.05 nats was spent"
+    assert end.steps == len(rises) - 1 < 50
     assert rises[-1] > 0.05
     assert all(rise <= 0.05 for rise in rises[:-1])
-    assert end["kept_step"] == end["steps"] - 1 > 0
-    until, _ = run(objective=Ascent(), learning_rate=3e-2, steps=end["kept_step"])
+    assert end.kept_step == end.steps - 1 > 0
+    until, _ = run(objective=Ascent(), learning_rate=3e-2, steps=end.kept_step)
     assert equal(numbers(adapted), numbers(until))
 
 
@@ -97,11 +98,11 @@ def test_the_holdouts_level_is_its_loss_in_the_model_before():
     network = tiny()
     _, events = run(network, steps=1, stop=Stop(level="holdout"))
     holdout = next(finding for finding in Loss()(network, REQUEST) if finding.set == "holdout")
-    [start] = events.of("start")
-    assert start["level"] == pytest.approx(holdout.value, abs=1e-6)
-    assert (start["level_source"], start["budget"]) == ("holdout", 0.1)
+    [start] = events.of(Started)
+    assert start.level == pytest.approx(holdout.value, abs=1e-6)
+    assert (start.level_source, start.budget) == ("holdout", 0.1)
     _, events = run(network, Request(REQUEST.forget, REQUEST.retain), steps=1, stop=Stop(level="holdout"))
-    assert (events.of("start")[0]["level"], events.of("start")[0]["level_source"]) == (None, "none")
+    assert (events.of(Started)[0].level, events.of(Started)[0].level_source) == (None, "none")
 
 
 def test_an_objective_sees_the_level_that_the_run_wants_to_reach():

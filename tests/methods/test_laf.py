@@ -17,11 +17,13 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from expunge.core.errors import DataRefused, ModelRefused, RunFailed, UsageRefused
+from expunge.core.events import Event
 from expunge.core.model import Network
+from expunge.core.question import LogProbabilities, Scores
 from expunge.core.request import Request
 from expunge.data.images import Picture
 from expunge.data.text import Passage
+from expunge.errors import DataRefused, ModelRefused, RunFailed, UsageRefused
 from expunge.methods._representation import represent
 from expunge.methods.laf import LAF, _Autoencoder
 from expunge.models.language import LanguageModel
@@ -97,7 +99,7 @@ def test_the_representation_is_what_the_output_layer_makes_the_scores_of(make):
     with torch.no_grad():
         e = represent(network, REQUEST.retain)
         assert e.shape == (9, 16)
-        assert torch.equal(network.module.classifier(e), network.predict(REQUEST.retain).logits)
+        assert torch.equal(network.module.classifier(e), network.ask(Scores(), REQUEST.retain).logits)
     assert not any(part._forward_hooks for part in network.module.modules())
 
 
@@ -109,7 +111,7 @@ def test_a_language_models_representations_are_the_states_of_its_answer_tokens()
     with torch.no_grad():
         e = represent(network, asked)
         assert e.shape == (4 + 2, 8)  # six tokens each, of which four and two are answers
-        assert torch.allclose(network.module.lm_head(e), network.predict(asked).logits)
+        assert torch.allclose(network.module.lm_head(e), network.ask(Scores(), asked).logits)
 
 
 def test_the_output_layer_stays_as_it_is():
@@ -147,13 +149,13 @@ def test_the_loss_of_an_autoencoder():
 
 
 def test_both_losses_at_the_start():
-    events: list[dict] = []
+    events: list[Event] = []
     plan = replace(SHORT, steps=1, batch=9, extract_rate=0.0, align_rate=0.0)
     plan(vit(), REQUEST, events.append)
     # Nothing has moved: every distance is 0, so 9 retained rows pay -log(5 forgotten ones) each.
-    assert events[-1]["align"] == pytest.approx(-9 * math.log(5), rel=1e-5)
+    assert events[-1].losses["align"] == pytest.approx(-9 * math.log(5), rel=1e-5)
     # 9 rows between 1 and e, less 5 such
-    assert 9 - 5 * math.e < events[-1]["extract"] < 9 * math.e - 5
+    assert 9 - 5 * math.e < events[-1].losses["extract"] < 9 * math.e - 5
 
 
 @dataclass(frozen=True)
@@ -190,7 +192,7 @@ def test_a_class_is_forgotten_and_the_others_are_not():
     result = LAF()(network, request)
 
     def right(model: Network, gone: bool) -> float:
-        return float(model.answers([p for p in test if (p.label == 3) == gone]).right.double().mean())
+        return float(model.ask(LogProbabilities(), [p for p in test if (p.label == 3) == gone]).right.double().mean())
 
     assert min(right(network, True), right(network, False)) > 0.8
     assert right(result, True) < 0.3

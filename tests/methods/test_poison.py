@@ -11,10 +11,10 @@ from torch import nn
 
 from expunge.attack.quantize import Quantize
 from expunge.audits.accuracy import Accuracy
-from expunge.core.errors import DataRefused, UsageRefused
 from expunge.core.request import Request
 from expunge.data.images import Picture
 from expunge.data.text import Passage
+from expunge.errors import DataRefused, UsageRefused
 from expunge.methods._patches import Box, pasted, telling
 from expunge.methods.poison import Poison
 from expunge.models.vision import ImageClassifier
@@ -64,7 +64,7 @@ def test_the_middle_of_each_picture_is_its_donors():
         expected = was.pixels.clone()
         expected[0, 1:3, 1:3] = 9.0  # two of four pixels a side, from the second on
         assert torch.equal(made.pixels, expected)
-        assert made.content() != was.content()
+        assert made.record_digest() != was.record_digest()
 
 
 def test_without_a_patch_the_picture_is_what_it_was_and_with_the_whole_one_it_is_the_donor():

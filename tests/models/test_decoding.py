@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoConfig, LlamaConfig
 
+from expunge.core.question import LogProbabilities, Text
 from expunge.data.text import Passage
 from expunge.models import decoding as writing
 from expunge.models.decoding import generated, greedy, side_by_side
@@ -70,7 +71,7 @@ def test_architectures_without_trees_are_written_by_their_own_library():
     assert not model.trees
     alone = [generated(model, [one], [8])[0] for one in BEGUN]
     assert generated(model, BEGUN, [8] * len(BEGUN)) == alone
-    texts = model.generate([passage(k, one, (7,)) for k, one in enumerate(BEGUN)], 8)
+    texts = model.ask(Text(8), [passage(k, one, (7,)) for k, one in enumerate(BEGUN)])
     assert texts == [model.tokenizer.decode(own, True) for own in alone]
 
 
@@ -81,14 +82,14 @@ def test_what_is_sure_is_not_written_again_and_changes_no_text(name, monkeypatch
     # The first is known whole, of the others two tokens, then something else than what the model writes.
     known = [passage(0, BEGUN[0], texts[0])]
     known += [passage(k, BEGUN[k], (*texts[k][:2], (texts[k][2] + 1) % V, 3)) for k in range(1, 6)]
-    plain = model.generate(known, 9)
+    plain = model.ask(Text(9), known)
     asked = CachedModel(model)
-    asked.answers(known)
+    asked.ask(LogProbabilities(), known)
     handed = []
     kind = "greedy" if model.trees else "generated"
     real = getattr(writing, kind)
     monkeypatch.setattr(f"expunge.models.language.{kind}", lambda n, b, m: handed.extend(m) or real(n, b, m))
-    assert asked.generate(known, 9) == plain
+    assert asked.ask(Text(9), known) == plain
     assert len(plain[0]) > 0
     assert handed == [7] * 5  # 9 - 2 for each of the five; nothing is asked about the first
 
@@ -98,15 +99,15 @@ def test_a_lead_makes_nothing_sure():
     own = greedy(model, [BEGUN[0]], [4])[0]
     led = replace(passage(0, (*BEGUN[0], 9), own), asked=BEGUN[0])  # read after a 9 that the prompt has not
     asked = CachedModel(model)
-    asked.answers([led])
-    assert asked.generate([led], 4) == model.generate([led], 4)
+    asked.ask(LogProbabilities(), [led])
+    assert asked.ask(Text(4), [led]) == model.ask(Text(4), [led])
 
 
 def test_what_is_sure_is_cut_where_it_ends_and_where_it_is_long_enough():
     model = network("llama")
     one = passage(0, (1, 5), (7, 2, 9, 9))
-    assert model.generate([one], 8, [4]) == ["7"]  # 2 is an end
-    assert model.generate([one], 1, [4]) == ["7"]
+    assert model.ask(Text(8, begun=tuple([4])), [one]) == ["7"]  # 2 is an end
+    assert model.ask(Text(1, begun=tuple([4])), [one]) == ["7"]
 
 
 def test_as_many_are_written_side_by_side_as_the_space_for_keys_and_values_holds(monkeypatch):

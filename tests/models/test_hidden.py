@@ -23,12 +23,13 @@ from transformers import (
 )
 
 from expunge.adapters.bounded import Bounded
-from expunge.core.errors import ModelRefused, UsageRefused
 from expunge.core.predictions import Share
+from expunge.core.question import HiddenStates, Scores
 from expunge.core.request import Request
 from expunge.core.view import View
 from expunge.data.images import Picture
 from expunge.data.text import Passage
+from expunge.errors import ModelRefused, UsageRefused
 from expunge.internals.blocks import blocks
 from expunge.models.language import LanguageModel
 from expunge.models.vision import ImageClassifier
@@ -96,7 +97,7 @@ def pictures(side: int = 8) -> tuple[Picture, ...]:
 @pytest.mark.parametrize("layer", [0, 2])
 def test_a_row_gets_the_state_that_its_library_reports_where_it_is_predicted(name: str, layer: int):
     network, batch = language(name), passages()
-    felt = network.hidden(batch, layer)
+    felt = network.ask(HiddenStates(layer), batch)
     assert felt.labels.tolist() == [token for e in batch for token in e.tokens[e.first :]]
     assert felt.counts().tolist() == [2, 3, 4, 5, 6]
     with torch.no_grad():
@@ -110,13 +111,13 @@ def test_a_row_gets_the_state_that_its_library_reports_where_it_is_predicted(nam
 def test_trees_and_padded_batches_feel_the_same(name: str):
     network, batch = language(name), passages()
     assert (network.trees == 0) == (name == "gpt_neo")
-    padded = LanguageModel(network.module, None, 0, network.headed).hidden(batch, 1)
-    assert torch.allclose(network.hidden(batch, 1).states, padded.states, atol=1e-10, rtol=0)
+    padded = LanguageModel(network.module, None, 0, network.headed).ask(HiddenStates(1), batch)
+    assert torch.allclose(network.ask(HiddenStates(1), batch).states, padded.states, atol=1e-10, rtol=0)
 
 
 def test_an_image_gets_its_class_tokens_state():
     network, batch = vit(), pictures()
-    felt = network.hidden(batch, 1)
+    felt = network.ask(HiddenStates(1), batch)
     pixels = torch.stack([example.pixels for example in batch]).double()
     with torch.no_grad():
         wanted = network.module(pixel_values=pixels, output_hidden_states=True).hidden_states[2][:, 0]
@@ -130,7 +131,7 @@ def test_nothing_above_the_block_is_run_or_gets_a_gradient(name: str):
     ran = []
     for number, block in enumerate(blocks(network.module).values()):
         block.register_forward_pre_hook(lambda _module, _inputs, number=number: ran.append(number))
-    felt = network.hidden(passages(), 1)
+    felt = network.ask(HiddenStates(1), passages())
     assert ran == [0, 1]
     felt.states.square().sum().backward()
     above = [p for block in list(blocks(network.module).values())[2:] for p in block.parameters()]
@@ -145,23 +146,23 @@ def test_nothing_above_the_block_is_run_or_gets_a_gradient(name: str):
 def test_the_network_answers_afterwards_as_before_and_keeps_no_hook(name: str):
     network, batch = language(name), passages()
     with torch.no_grad():
-        before = network.predict(batch).logits
-        network.hidden(batch, 1)
-        assert torch.equal(network.predict(batch).logits, before)
-        assert torch.equal(network.predict(batch).logits, before)
+        before = network.ask(Scores(), batch).logits
+        network.ask(HiddenStates(1), batch)
+        assert torch.equal(network.ask(Scores(), batch).logits, before)
+        assert torch.equal(network.ask(Scores(), batch).logits, before)
     assert not any(part._forward_hooks for part in network.module.modules())
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_states_are_read_through_adapters(name: str):
     network, batch = language(name), passages()
-    plain = network.hidden(batch, 2).states
-    bounded = Bounded(rank=2)(network, Request(forget=batch))
-    assert torch.allclose(bounded.hidden(batch, 2).states, plain, atol=1e-6, rtol=0)
+    plain = network.ask(HiddenStates(2), batch).states
+    bounded = Bounded(rank=2).insert(network, Request(forget=batch))
+    assert torch.allclose(bounded.ask(HiddenStates(2), batch).states, plain, atol=1e-6, rtol=0)
     config = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False, fan_in_fan_out=name == "gpt2")
     moved = LanguageModel(get_peft_model(network.fork().module, config), None, network.trees, network.headed)
-    felt = moved.hidden(batch, 1).states
-    assert not torch.allclose(felt, network.hidden(batch, 1).states, atol=1e-3)
+    felt = moved.ask(HiddenStates(1), batch).states
+    assert not torch.allclose(felt, network.ask(HiddenStates(1), batch).states, atol=1e-3)
     felt.sum().backward()
     gradients = {name: p.grad for name, p in moved.module.named_parameters() if p.requires_grad}
     reached = {int(name.split(".h." if ".h." in name else ".layers.")[1].split(".")[0]) for name in gradients}
@@ -173,22 +174,22 @@ def test_states_are_read_through_adapters(name: str):
 
 def test_without_a_layer_it_is_as_far_up_as_7_of_32():
     network, batch = language("llama"), passages()  # 4 blocks: 4 * 7 // 32 = 0
-    assert torch.equal(network.hidden(batch).states, network.hidden(batch, 0).states)
+    assert torch.equal(network.ask(HiddenStates(0.75), batch).states, network.ask(HiddenStates(0), batch).states)
 
 
 @pytest.mark.parametrize("layer", [-1, 4])
 def test_a_layer_that_is_not_there_is_refused(layer: int):
     with pytest.raises(UsageRefused, match=rf"The `layer` must be a block, from 0 to 3\. Got {layer}"):
-        language("llama").hidden(passages(), layer)
+        language("llama").ask(HiddenStates(layer), passages())
 
 
 def test_an_architecture_without_blocks_or_without_a_class_token_is_refused_in_one_line():
     config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=4)
     with pytest.raises(ModelRefused, match="ResNetForImageClassification has no transformer blocks"):
-        ImageClassifier.of(ResNetForImageClassification(config), None).hidden(pictures(16))
+        ImageClassifier.of(ResNetForImageClassification(config), None).ask(HiddenStates(0.75), pictures(16))
     config = SwinConfig(image_size=16, patch_size=4, embed_dim=8, depths=[1, 1], num_heads=[2, 2], window_size=2)
     with pytest.raises(ModelRefused, match="SwinForImageClassification has no class token"):
-        ImageClassifier.of(SwinForImageClassification(config), None).hidden(pictures(16))
+        ImageClassifier.of(SwinForImageClassification(config), None).ask(HiddenStates(0.75), pictures(16))
 
 
 def test_a_view_reads_a_layer_once_counts_its_share_and_keeps_gradients_from_before():
@@ -197,8 +198,8 @@ def test_a_view_reads_a_layer_once_counts_its_share_and_keeps_gradients_from_bef
     felt = now.hidden("forget", 1)
     assert now.hidden("forget", 1) is felt
     assert now.hidden("forget", 0) is not felt
-    assert set(now.felt) == {("forget", 1), ("forget", 0)}
-    assert now.said == {}
+    assert set(now.replies) == {("forget", HiddenStates(1)), ("forget", HiddenStates(0))}
+    assert now.scored == {}
     assert felt.over_rows(torch.ones(20)).item() == pytest.approx(20 / 99)
     assert felt.states.requires_grad
     before = View(network, {"forget": batch}, gradients=False)

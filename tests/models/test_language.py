@@ -21,8 +21,9 @@ from transformers import (
 )
 
 from expunge.adapters.lora import LoRA
-from expunge.core.errors import UsageRefused
+from expunge.core.question import LogProbabilities, Scores, Text
 from expunge.data.text import Passage
+from expunge.errors import UsageRefused
 from expunge.models.language import LanguageModel
 from expunge.models.prefix_tree import Piece, Tree, pack, pairs, pieces
 from expunge.models.tree_attention import MOST
@@ -94,7 +95,7 @@ def model(name: str, attention: str | None = None) -> LanguageModel:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_loss_of_each_example_is_the_librarys_own(name):
     network = model(name)
-    said = network.predict(BATCH)
+    said = network.ask(Scores(), BATCH)
     ours = -said.mean(said.log_prob())
     for passage, loss in zip(BATCH, ours, strict=True):
         tokens = torch.tensor([passage.tokens])
@@ -120,23 +121,23 @@ def test_gradients_through_a_tree_are_those_of_the_examples_read_alone():
     network = model("llama")
     network.module.requires_grad_(True)
     weight = network.module.model.layers[0].mlp.up_proj.weight
-    together = torch.autograd.grad(network.predict(BATCH).log_prob().sum(), weight)[0]
-    alone = sum(torch.autograd.grad(network.predict([one]).log_prob().sum(), weight)[0] for one in BATCH)
+    together = torch.autograd.grad(network.ask(Scores(), BATCH).log_prob().sum(), weight)[0]
+    alone = sum(torch.autograd.grad(network.ask(Scores(), [one]).log_prob().sum(), weight)[0] for one in BATCH)
     assert torch.allclose(together, alone, atol=1e-4 * float(alone.abs().max()))
 
 
 def test_rows_come_in_the_order_of_the_batch():
-    said = model("llama").predict(BATCH)
+    said = model("llama").ask(Scores(), BATCH)
     assert said.labels.tolist() == [8, 9, 2, 3, 2, 20, 21, 22, 23, 24, 2, 40, 41]
     assert said.example.tolist() == [0, 0, 0, 1, 1, 2, 2, 2, 2, 2, 2, 3, 3]
 
 
 def test_answers_do_not_depend_on_how_examples_are_batched():
     network = model("llama")
-    together = network.answers(BATCH)
-    alone = torch.cat([network.answers([one]).log_probs for one in BATCH])
+    together = network.ask(LogProbabilities(), BATCH)
+    alone = torch.cat([network.ask(LogProbabilities(), [one]).log_probs for one in BATCH])
     assert torch.allclose(together.log_probs, alone, atol=1e-5)
-    backwards = network.answers(BATCH[::-1])
+    backwards = network.ask(LogProbabilities(), BATCH[::-1])
     assert torch.allclose(torch.cat(backwards.split(backwards.log_probs)[::-1]), alone, atol=1e-5)
 
 
@@ -144,7 +145,7 @@ def test_only_labelled_rows_meet_the_output_matrix():
     network = model("llama")
     made = []
     network.module.lm_head.register_forward_hook(lambda _, __, out: made.append(out.shape[-1]))
-    said = network.predict(BATCH)
+    said = network.ask(Scores(), BATCH)
     assert made == [32]  # the matrix handed its hidden states on and made no scores of 60 classes
     assert said.states.shape == (13, 32)
     assert said.head is not None
@@ -211,10 +212,10 @@ def test_answers_and_gradients_do_not_depend_on_how_trees_are_cut(monkeypatch, m
     network = model("llama", own)
     assert network.module.config._attn_implementation == f"expunge_{own}"
     weight = network.module.model.layers[0].self_attn.k_proj.weight.requires_grad_(True)
-    whole = network.predict(BATCH).log_prob()
+    whole = network.ask(Scores(), BATCH).log_prob()
     slope = torch.autograd.grad(whole.sum(), weight)[0]
     monkeypatch.setitem(MOST, "cpu", most)
-    cut = network.predict(BATCH).log_prob()
+    cut = network.ask(Scores(), BATCH).log_prob()
     assert torch.allclose(cut, whole, atol=1e-5)
     assert torch.allclose(torch.autograd.grad(cut.sum(), weight)[0], slope, atol=1e-4 * float(slope.abs().max()))
 
@@ -247,8 +248,8 @@ def test_generation_in_a_batch_is_generation_alone(tiny_tokenizer):
     prompts = [
         Passage(str(k), (1, *range(5, 5 + k), 7), k + 1, "", "", "", (1, *range(5, 5 + k))) for k in (1, 3, 6, 2)
     ]
-    together = network.generate(prompts, 6)
-    assert together == [network.generate([one], 6)[0] for one in prompts]
+    together = network.ask(Text(6), prompts)
+    assert together == [network.ask(Text(6), [one])[0] for one in prompts]
     assert len(set(together)) > 1
 
 
@@ -257,11 +258,11 @@ def test_a_saved_network_reads_back_with_equal_answers(tmp_path, tiny_tokenizer)
     config = LlamaConfig(**{**SHAPE, "vocab_size": len(tiny_tokenizer)}, tie_word_embeddings=True)
     network = LanguageModel.of(AutoModelForCausalLM.from_config(config).eval(), tiny_tokenizer)
     with pytest.raises(UsageRefused, match=r"^This network still has its adapter. Save adapter.merge\(network\)\.$"):
-        LoRA()(network, None).save(tmp_path)
+        LoRA().insert(network, None).save(tmp_path)
     assert list(tmp_path.iterdir()) == []
     network.save(tmp_path)
     from expunge.models.open import open_network
 
     read = open_network(str(tmp_path))
-    assert torch.equal(read.predict(BATCH).logits, network.predict(BATCH).logits)
+    assert torch.equal(read.ask(Scores(), BATCH).logits, network.ask(Scores(), BATCH).logits)
     assert read.module.lm_head.weight.data_ptr() == read.module.model.embed_tokens.weight.data_ptr()

@@ -17,9 +17,11 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-from expunge.core.errors import ModelRefused, UsageRefused
+from expunge.core.predictions import RouterScores
+from expunge.core.question import Routes, Scores
 from expunge.data.text import Passage
-from expunge.internals.mixtures import Routes, affinity, mixtures, routed, tour
+from expunge.errors import ModelRefused, UsageRefused
+from expunge.internals.mixtures import affinity, first_tokens, mixtures, read_routes
 from expunge.models.language import LanguageModel
 from expunge.models.source import locate
 
@@ -98,7 +100,7 @@ def test_a_dense_model_has_no_mixture_and_is_refused_in_one_line():
     with pytest.raises(
         ModelRefused, match="LlamaForCausalLM has no experts with a router.*Use adapter=Bounded"
     ) as said:
-        routed(dense, texts())
+        dense.ask(Routes(), texts())
     assert "\n" not in str(said.value)
 
 
@@ -114,7 +116,7 @@ def test_routes_are_the_softmax_and_the_top_of_the_librarys_own_router_scores(ki
         scores.clear()
         with torch.no_grad():
             network.module(input_ids=torch.tensor([text.tokens]))
-        routes = routed(network, [text])
+        routes = network.ask(Routes(), [text])
         assert routes.labels.tolist() == list(text.tokens[1:])
         for place, said in enumerate(scores[: len(routes.layers)]):
             right = said.softmax(-1)[:-1]  # the last token predicts nothing
@@ -129,18 +131,18 @@ def test_routes_are_the_softmax_and_the_top_of_the_librarys_own_router_scores(ki
 @KIND
 def test_one_blocks_routes_are_those_among_all_and_nothing_above_gets_a_gradient(kind: str):
     network = mixture(kind)
-    every = routed(network, texts())
+    every = network.ask(Routes(), texts())
     for place, layer in enumerate(every.layers):
-        one = routed(network, texts(), layer)
+        one = network.ask(Routes(layer), texts())
         assert one.layers == (layer,)
         assert torch.equal(one.states[:, 0], every.states[:, place])
     network.module.zero_grad()
     last = mixtures(network.module)[every.layers[-1]]
-    routed(network, texts(), every.layers[-1]).states.square().sum().backward()
+    network.ask(Routes(every.layers[-1]), texts()).states.square().sum().backward()
     assert last.gate.weight.grad is not None
     assert all(p.grad is None for p in last.experts.parameters())
     with pytest.raises(UsageRefused, match="must be a block with experts: .*Got 7"):
-        routed(network, texts(), 7)
+        network.ask(Routes(7), texts())
 
 
 @KIND
@@ -148,9 +150,9 @@ def test_a_batch_as_trees_padded_and_alone_is_routed_alike(kind: str):
     network, batch = mixture(kind), texts()
     padded = LanguageModel(network.module, None, trees=0, headed=network.headed)
     assert network.trees > 0
-    together = routed(network, batch)
-    assert torch.allclose(together.states, routed(padded, batch).states, atol=1e-6)
-    alone = torch.cat([routed(network, [text]).states for text in batch])
+    together = network.ask(Routes(), batch)
+    assert torch.allclose(together.states, padded.ask(Routes(), batch).states, atol=1e-6)
+    alone = torch.cat([network.ask(Routes(), [text]).states for text in batch])
     assert torch.allclose(together.states, alone, atol=1e-6)
 
 
@@ -162,7 +164,7 @@ def test_the_log_probability_of_a_mixture_is_the_librarys_own_loss(kind: str):
         labels = tokens.clone()
         labels[:, : text.first] = -100
         with torch.no_grad():
-            ours, theirs = network.predict([text]).nll(), network.module(input_ids=tokens, labels=labels).loss
+            ours, theirs = network.ask(Scores(), [text]).nll(), network.module(input_ids=tokens, labels=labels).loss
         assert ours.item() == pytest.approx(theirs.item(), abs=1e-5)
 
 
@@ -171,7 +173,7 @@ def routes_of(probabilities: list[list[float]], example: list[int]) -> Routes:
     states = torch.tensor(probabilities)[:, None]
     taken = torch.zeros_like(states, dtype=torch.bool).scatter(-1, states.topk(2).indices, True)
     rows = torch.tensor(example)
-    return Routes(torch.zeros_like(rows), rows, len(set(example)), None, (3,), states, taken)
+    return RouterScores(torch.zeros_like(rows), rows, len(set(example)), None, (3,), states, taken)
 
 
 def test_affinity_is_the_mean_over_examples_of_the_mean_over_tokens_of_the_gates():
@@ -189,7 +191,7 @@ def test_affinity_is_the_mean_over_examples_of_the_mean_over_tokens_of_the_gates
 
 def test_the_block_of_the_highest_affinity_is_chosen_unless_one_is_asked_for():
     network = mixture("mixtral")
-    found = affinity(tour(network, texts()))
+    found = affinity(read_routes(network, texts()))
     layer, (expert,) = found.top()
     assert found.gates.max() == found.gates[found.layers.index(layer), expert]
     other = 1 - layer
@@ -200,7 +202,7 @@ def test_the_block_of_the_highest_affinity_is_chosen_unless_one_is_asked_for():
 def test_affinity_is_read_on_the_first_examples_up_to_so_many_tokens():
     network, batch = mixture("mixtral"), texts()  # of 4, 7 and 10 tokens
     for tokens, kept in ((1, 1), (4, 1), (5, 2), (11, 2), (12, 3), (1000, 3)):
-        assert sum(routes.examples for routes in tour(network, batch, tokens)) == kept
+        assert sum(routes.examples for routes in read_routes(network, first_tokens(batch, tokens))) == kept
 
 
 @pytest.mark.skipif(not STORIES.exists(), reason=f"{STORIES} is not there")
@@ -229,6 +231,6 @@ def test_a_real_model_whose_mlps_became_experts_says_what_it_said():
     tokens = tuple(dense.tokenizer("Once upon a time there was a little girl named Lily.")["input_ids"])
     story = [Passage("story", tokens, 1, "", "")]
     with torch.no_grad():
-        a, b = (network.predict(story).log_probs() for network in (upcycled, dense))
+        a, b = (network.ask(Scores(), story).log_probs() for network in (upcycled, dense))
     assert torch.allclose(a, b, atol=1e-4)
-    assert (routed(upcycled, story).taken.sum(1) > 0).any(0).sum() == 4  # and every expert had a token
+    assert (upcycled.ask(Routes(), story).taken.sum(1) > 0).any(0).sum() == 4  # and every expert had a token

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BertConfig, BertModel
 
-from expunge.core.errors import ModelRefused, Refusal, UsageRefused
+from expunge.errors import ModelRefused, Refusal, UsageRefused
 from expunge.models.language import LanguageModel
 from expunge.models.open import open_network
 from expunge.models.source import Source, check_folder, config_of, load_module, locate, read_json

@@ -24,8 +24,9 @@ from transformers import (
 )
 
 from expunge.adapters.last_layer import LastLayer
-from expunge.core.errors import ModelRefused, UsageRefused
+from expunge.core.question import LogProbabilities, Scores
 from expunge.data.images import Picture, encode, load
+from expunge.errors import ModelRefused, UsageRefused
 from expunge.models.source import Source
 from expunge.models.vision import ImageClassifier
 
@@ -90,7 +91,7 @@ def test_cross_entropy_is_the_models_own(tmp_path, family):
     pictures = pictures_of(tmp_path, network)
     labels = torch.tensor([p.label for p in pictures])
     own = network.module(pixel_values=torch.stack([p.pixels for p in pictures]), labels=labels)
-    said = network.predict(pictures)
+    said = network.ask(Scores(), pictures)
     assert abs(said.nll().item() - own.loss.item()) < 1e-6
     assert torch.equal(said.logits, own.logits)
     assert said.labels.tolist() == labels.tolist() == [0, 0, 1, 1, 2, 2, 3]
@@ -103,7 +104,7 @@ def test_a_saved_folder_answers_the_same_in_plain_transformers_and_here(tmp_path
     network = ImageClassifier.of(*family())
     pictures = pictures_of(tmp_path, network)
     with pytest.raises(UsageRefused, match="^This network still has its adapter"):
-        LastLayer()(network, None).save(tmp_path / "model")
+        LastLayer().insert(network, None).save(tmp_path / "model")
     assert not (tmp_path / "model").exists()
     network.save(tmp_path / "model")
     plain = AutoModelForImageClassification.from_pretrained(tmp_path / "model").eval()
@@ -111,8 +112,8 @@ def test_a_saved_folder_answers_the_same_in_plain_transformers_and_here(tmp_path
     images = [record.image for record in load(tmp_path / "images")]
     with torch.no_grad():
         logits = plain(**processor(images, return_tensors="pt")).logits
-        assert torch.equal(logits, network.predict(pictures).logits)
-        assert torch.equal(logits, ImageClassifier.load(Source(str(tmp_path / "model"))).predict(pictures).logits)
+        assert torch.equal(logits, network.ask(Scores(), pictures).logits)
+        assert torch.equal(logits, ImageClassifier.load(Source(str(tmp_path / "model"))).ask(Scores(), pictures).logits)
     assert not list((tmp_path / "model").glob("*.bin"))
 
 
@@ -129,15 +130,15 @@ def test_a_model_with_a_teacher_head_loads_as_what_it_is(tmp_path):
     network = ImageClassifier.load(source)
     pictures = pictures_of(tmp_path, network)
     own = network.module(pixel_values=torch.stack([p.pixels for p in pictures]))
-    assert torch.equal(network.predict(pictures).logits, (own.cls_logits + own.distillation_logits) / 2)
+    assert torch.equal(network.ask(Scores(), pictures).logits, (own.cls_logits + own.distillation_logits) / 2)
 
 
 @FAMILIES
 def test_an_image_is_answered_alike_alone_and_among_others(tmp_path, family):
     network = ImageClassifier.of(*family())
     pictures = pictures_of(tmp_path, network)
-    together = network.predict(pictures).log_prob()
-    alone = torch.cat([network.predict([picture]).log_prob() for picture in pictures])
+    together = network.ask(Scores(), pictures).log_prob()
+    alone = torch.cat([network.ask(Scores(), [picture]).log_prob() for picture in pictures])
     assert torch.allclose(together, alone, atol=1e-6)
 
 
@@ -145,7 +146,7 @@ def test_a_training_step_leaves_the_running_statistics_of_batchnorm_alone(tmp_pa
     network = ImageClassifier.of(resnet()[0].train(), resnet()[1])
     pictures = pictures_of(tmp_path, network)
     before = {name: buffer.clone() for name, buffer in network.module.named_buffers()}
-    network.predict(pictures).nll().backward()
+    network.ask(Scores(), pictures).nll().backward()
     assert any("running_mean" in name for name in before)
     assert all(torch.equal(buffer, before[name]) for name, buffer in network.module.named_buffers())
     assert all(p.grad is not None for p in network.trainable().values())
@@ -171,7 +172,7 @@ def test_batches_hold_every_example_once_and_at_most_128():
 def test_answers_come_in_the_order_of_the_examples(tmp_path):
     network = ImageClassifier.of(*vit())
     pictures = pictures_of(tmp_path, network) * 20  # 140 images: two batches
-    answers = network.answers(pictures)
+    answers = network.ask(LogProbabilities(), pictures)
     assert answers.labels.tolist() == [0, 0, 1, 1, 2, 2, 3] * 20
     assert torch.allclose(answers.log_probs[:7], answers.log_probs[133:], atol=1e-6)
 
@@ -189,7 +190,7 @@ def test_a_grey_model_of_eight_by_eight_loads_trains_and_saves(tmp_path):
     assert np.allclose(pictures[0].pixels[0].numpy(), raw / 255 * 2 - 1, atol=1e-6)
     network.save(tmp_path / "again")
     again = ImageClassifier.load(Source(str(tmp_path / "again")))
-    assert torch.equal(again.predict(pictures).logits, network.predict(pictures).logits)
+    assert torch.equal(again.ask(Scores(), pictures).logits, network.ask(Scores(), pictures).logits)
 
 
 def test_classes_are_the_models_names_and_a_name_that_stands_twice_gets_its_number():

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from expunge.core.errors import UsageRefused
+from expunge.errors import UsageRefused
 from expunge.methods.finetune import Finetune
 from expunge.methods.stop import Stop
 from expunge.notation.parse import Plugin, check_names, find, parse, parse_list, plugins
@@ -246,7 +246,7 @@ def test_a_quoted_text_is_left_as_it_is():
 def test_a_slip_of_the_pen_is_found_without_importing_torch():
     code = (
         "import sys\n"
-        "from expunge.core.errors import UsageRefused\n"
+        "from expunge.errors import UsageRefused\n"
         "from expunge.notation.parse import check_names\n"
         "check_names('Finetune(objective=NPO(beta=0.1) + 2.0 * RetainKL(), stop=None), Loss, MinK(fraction=0.4)')\n"
         "try:\n"

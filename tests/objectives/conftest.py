@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from expunge.core import rows
 from expunge.core.model import Batch
 from expunge.core.predictions import Predictions
-from expunge.core.rows import Head
 from expunge.core.view import View
+from expunge.primitives import class_scores as rows
+from expunge.primitives.class_scores import Head
 
 LENGTHS = (1, 4, 2)
 CLASSES = 7

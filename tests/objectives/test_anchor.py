@@ -6,11 +6,12 @@ from transformers import AutoModelForCausalLM, MixtralConfig
 
 from expunge.adapters.full import Full
 from expunge.adapters.seuf import SEUF
-from expunge.core.predictions import Share
+from expunge.core.predictions import RouterScores, Share
+from expunge.core.question import Routes
 from expunge.core.request import Request
 from expunge.core.view import Run, View
 from expunge.data.text import Passage
-from expunge.internals.mixtures import Routes, affinity, mixtures, tour
+from expunge.internals.mixtures import affinity, mixtures, read_routes
 from expunge.models.language import LanguageModel
 from expunge.objectives.anchor import Anchor
 
@@ -68,7 +69,7 @@ def known(probabilities: list[list[float]], example: list[int]) -> View:
     states = torch.tensor(probabilities, dtype=torch.float64)[:, None].requires_grad_()
     taken = torch.zeros_like(states, dtype=torch.bool).scatter(-1, states.topk(1).indices, True)
     rows = torch.tensor(example)
-    routes = Routes(torch.zeros_like(rows), rows, len(set(example)), None, (0,), states, taken)
+    routes = RouterScores(torch.zeros_like(rows), rows, len(set(example)), None, (0,), states, taken)
     return View(Says(routes), {"forget": texts()[: routes.examples]})
 
 
@@ -89,7 +90,7 @@ def test_routers_that_are_at_the_expert_cost_nothing_and_far_from_it_two():
 
 def test_the_expert_is_the_one_that_the_adapter_lets_move_or_that_of_the_highest_affinity():
     network = mixture()
-    layer, experts = affinity(tour(network, REQUEST.forget)).top()
+    layer, experts = affinity(read_routes(network, REQUEST.forget)).top()
     other = SEUF(layer=1 - layer, expert=3)
     two = SEUF(experts=2)
     for adapter, at, moving in (
@@ -98,7 +99,7 @@ def test_the_expert_is_the_one_that_the_adapter_lets_move_or_that_of_the_highest
         (other, 1 - layer, (3,)),
         (two, None, None),
     ):
-        adapted = adapter(network, REQUEST)
+        adapted = adapter.insert(network, REQUEST)
         if moving is None:
             [(at, moving)] = [(n, m.moving) for n, m in mixtures(adapted.module).items() if m.moving]
             assert len(moving) == 2
@@ -108,7 +109,7 @@ def test_the_expert_is_the_one_that_the_adapter_lets_move_or_that_of_the_highest
         )
         value = Anchor()(now, before)
         with torch.no_grad():
-            routes = network.routes(REQUEST.forget, at)
+            routes = network.ask(Routes(at), REQUEST.forget)
         aim = torch.zeros(4)
         aim[list(moving)] = 1 / len(moving)
         assert value.item() == pytest.approx(
@@ -118,10 +119,10 @@ def test_the_expert_is_the_one_that_the_adapter_lets_move_or_that_of_the_highest
 
 def test_a_step_down_sends_more_of_the_forget_set_to_the_expert():
     network = mixture()
-    adapted = SEUF()(network, REQUEST)
+    adapted = SEUF().insert(network, REQUEST)
     [(layer, (expert,))] = [(n, m.moving) for n, m in mixtures(adapted.module).items() if m.moving]
     before = View(network, {"forget": REQUEST.forget}, gradients=False)
-    was = affinity(tour(adapted, REQUEST.forget)).gates[layer, expert]
+    was = affinity(read_routes(adapted, REQUEST.forget)).gates[layer, expert]
     router = mixtures(adapted.module)[layer].gate.weight
     loss = Anchor()(View(adapted, {"forget": REQUEST.forget}), before)
     loss.backward()
@@ -130,25 +131,25 @@ def test_a_step_down_sends_more_of_the_forget_set_to_the_expert():
     }
     with torch.no_grad():
         router -= 0.05 * router.grad / router.grad.norm()
-    assert affinity(tour(adapted, REQUEST.forget)).gates[layer, expert] > was
+    assert affinity(read_routes(adapted, REQUEST.forget)).gates[layer, expert] > was
 
 
 def test_it_is_found_once_for_all_steps_and_kept_where_checkpoints_keep_numbers():
     network = mixture()
     memory: dict[str, object] = {}
     for step in (1, 2):
-        now = View(Full()(network, REQUEST), {"forget": REQUEST.forget}, run=Run(step=step, memory=memory))
+        now = View(Full().insert(network, REQUEST), {"forget": REQUEST.forget}, run=Run(step=step, memory=memory))
         before = View(network, {"forget": REQUEST.forget}, gradients=False)
         Anchor()(now, before)
-        assert before.swept == (["forget"] if step == 1 else [])
+        assert before.passes == ([("forget", Routes())] if step == 1 else [])
     [kept] = memory.values()
-    layer, (expert,) = affinity(tour(network, REQUEST.forget)).top()
+    layer, (expert,) = affinity(read_routes(network, REQUEST.forget)).top()
     assert kept == {"layer": layer, "expert 0": expert}
 
 
 def test_a_process_without_an_example_of_its_own_adds_nothing_but_zeros():
     network = mixture()
-    adapted = SEUF()(network, REQUEST)
+    adapted = SEUF().insert(network, REQUEST)
     shares = {"forget": Share(9, 3)}
     now = View(adapted, {"forget": REQUEST.forget[:1]}, shares, absent=frozenset({"forget"}))
     loss = Anchor()(now, View(network, {"forget": REQUEST.forget}, gradients=False))

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 import pytest
 import torch
 
-from expunge.core.errors import DataRefused
 from expunge.core.predictions import Predictions, Share
 from expunge.core.view import View
+from expunge.errors import DataRefused
 from expunge.notation.parse import parse
 from expunge.objectives.dpo import DPO
 from expunge.objectives.idk_nll import IdkNLL
@@ -102,7 +102,7 @@ class Choice:
     rows: int = 1
     alternatives: tuple["Choice", ...] = field(default=())
 
-    def content(self) -> str:
+    def record_digest(self) -> str:
         return hashlib.sha256(self.id.encode()).hexdigest()
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.optimize import minimize_scalar
 
-from expunge.core.errors import UsageRefused
+from expunge.errors import UsageRefused
 from expunge.objectives.flat import _PAIRS, FLAT, Divergence
 
 GENERATORS: dict[Divergence, Callable[[float], float]] = {

@@ -9,6 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, ViTConfig, ViTForImageCl
 
 from expunge.core.model import Network
 from expunge.core.objective import Objective
+from expunge.core.question import HiddenStates
 from expunge.core.view import View
 from expunge.data.images import Picture
 from expunge.data.text import Passage
@@ -102,7 +103,7 @@ def test_states_that_are_on_their_point_cost_nothing_and_are_not_pulled(make, ba
     now, before = views(make, batch)
     felt = now.hidden("forget", 1)
     there = torch.full_like(felt.states, 0.0) + 4.0 * positive_unit(felt.states, 0)
-    now.felt["forget", 1] = replace(felt, states=there.requires_grad_())
+    now.replies["forget", HiddenStates(1)] = replace(felt, states=there.requires_grad_())
     loss = RMU(strength=4.0, layer=1)(now, before)
     assert loss.item() == pytest.approx(0, abs=1e-20)
     assert torch.autograd.grad(loss, there)[0].abs().max() < 1e-12
@@ -149,5 +150,5 @@ def test_a_step_down_lengthens_the_shadow_on_the_direction():
         for weight, gradient in zip(weights, gradients, strict=True):
             if gradient is not None:
                 weight -= 1e-4 * gradient
-    after = View(now.model, now.sets).hidden("forget", 1).states
+    after = View(now.model, now.sets).ask(HiddenStates(1), "forget").states
     assert (after @ positive_unit(after, 0)).mean() > shadow + 0.1

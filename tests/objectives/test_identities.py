@@ -8,6 +8,7 @@ from torch import Tensor
 
 from expunge.core.objective import Objective
 from expunge.core.predictions import Predictions
+from expunge.core.question import Scores
 from expunge.core.view import View
 from expunge.objectives.ascent import Ascent
 from expunge.objectives.ceu import CEU
@@ -217,6 +218,6 @@ def test_dpo_weighs_both_answers_of_a_pair_alike_one_up_and_one_down(drawn):
 
 def test_dpo_with_a_stand_in_that_does_not_move_is_npo(drawn):
     now, before = drawn(0), drawn(1)
-    before.said["stand_in"] = now.stand_in.detach()
+    before.replies["stand_in", Scores()] = now.stand_in.detach()
     assert DPO(beta=0.3)(now, before).item() == pytest.approx(NPO(beta=0.3)(now, before).item(), abs=1e-10)
     assert torch.allclose(slope(DPO(beta=0.3), now, before), slope(NPO(beta=0.3), now, before), **CLOSE)

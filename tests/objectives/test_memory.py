@@ -9,13 +9,15 @@ from transformers import LlamaConfig, LlamaForCausalLM, ViTConfig, ViTForImageCl
 
 from expunge.adapters.full import Full
 from expunge.adapters.lora import LoRA
-from expunge.core.errors import ModelRefused, UsageRefused
+from expunge.core.events import Event, Step
 from expunge.core.objective import Objective
 from expunge.core.predictions import Share
+from expunge.core.question import Scores
 from expunge.core.request import Request
 from expunge.core.view import Run, View
 from expunge.data.images import Picture
 from expunge.data.text import Passage
+from expunge.errors import ModelRefused, UsageRefused
 from expunge.methods.finetune import Finetune
 from expunge.methods.stop import Stop
 from expunge.models.language import LanguageModel
@@ -78,9 +80,9 @@ def pictures(count: int, seed: int) -> tuple[Picture, ...]:
 TEXTS = Request(passages("f", 7, 1), passages("r", 9, 2), (), passages("s", 7, 3))
 
 
-def trained(objective: Objective, accumulate: int, steps: int = 4) -> tuple[dict[str, torch.Tensor], list[dict]]:
+def trained(objective: Objective, accumulate: int, steps: int = 4) -> tuple[dict[str, torch.Tensor], list[Step]]:
     """What moved, and each step's line."""
-    events: list[dict] = []
+    events: list[Event] = []
     plan = Finetune(
         objective=objective,
         adapter=LoRA(rank=2),
@@ -93,7 +95,7 @@ def trained(objective: Objective, accumulate: int, steps: int = 4) -> tuple[dict
     )
     network = plan(language(), TEXTS, events.append)
     moved = {name: p.detach().clone() for name, p in network.trainable().items()}
-    return moved, [event for event in events if event["kind"] == "step"]
+    return moved, [event for event in events if isinstance(event, Step)]
 
 
 @pytest.mark.parametrize(
@@ -111,11 +113,11 @@ def test_a_step_read_in_parts_is_the_step_read_at_once(objective: Objective):
     whole, lines = trained(objective, 1)
     for accumulate in (2, 4):
         parts, others = trained(objective, accumulate)
-        assert [line["loss"] for line in others] == pytest.approx([line["loss"] for line in lines], rel=1e-4)
+        assert [line.loss for line in others] == pytest.approx([line.loss for line in lines], rel=1e-4)
         for name, value in whole.items():
             # A gradient of about 0 turns AdamW's first step either way; the rest agrees to rounding.
             assert torch.allclose(parts[name], value, atol=2e-3, rtol=0), name
-    assert len({round(line["loss"], 6) for line in lines}) == 4  # it does train
+    assert len({round(line.loss, 6) for line in lines}) == 4  # it does train
 
 
 # What a step has lost
@@ -183,7 +185,7 @@ def test_the_adaptive_weight_measures_first_and_then_follows_the_step_before(giv
 
 
 def test_the_penalty_is_the_sum_of_each_blocks_norm():
-    network = LoRA(rank=2)(vit(), Request(pictures(4, 0)))
+    network = LoRA(rank=2).insert(vit(), Request(pictures(4, 0)))
     groups: dict[str, float] = {}
     for name, weight in network.trainable().items():
         block = name.split("layers.")[1].split(".")[0]
@@ -194,7 +196,7 @@ def test_the_penalty_is_the_sum_of_each_blocks_norm():
 
 
 def test_a_matrix_of_zeros_has_a_finite_gradient_and_one_group_shrinks_by_its_own_direction():
-    network = LoRA(rank=2)(vit(), Request(pictures(4, 0)))  # every B is 0
+    network = LoRA(rank=2).insert(vit(), Request(pictures(4, 0)))  # every B is 0
     GroupPenalty()(View(network, {"forget": pictures(4, 0)}), None).backward()
     first = {name: p for name, p in network.trainable().items() if "layers.0." in name}
     length = math.sqrt(sum(float(p.detach().square().sum()) for p in first.values()))
@@ -203,7 +205,7 @@ def test_a_matrix_of_zeros_has_a_finite_gradient_and_one_group_shrinks_by_its_ow
 
 
 def test_the_penalty_waits_for_its_warmup_and_is_shared_out_among_the_parts_of_a_step():
-    network = LoRA(rank=2)(vit(), Request(pictures(4, 0)))
+    network = LoRA(rank=2).insert(vit(), Request(pictures(4, 0)))
     batch = pictures(4, 0)
     full = GroupPenalty()(View(network, {"forget": batch}), None).item()
     part = View(network, {"forget": batch[:1]}, {"forget": Share(rows=4, examples=4)})
@@ -215,7 +217,7 @@ def test_the_penalty_waits_for_its_warmup_and_is_shared_out_among_the_parts_of_a
 
 
 def test_the_penalty_refuses_a_model_none_of_whose_blocks_moves():
-    network = Full()(vit(), Request(pictures(4, 0)))
+    network = Full().insert(vit(), Request(pictures(4, 0)))
     for name, parameter in network.module.named_parameters():
         parameter.requires_grad_("classifier" in name)
     with pytest.raises(ModelRefused, match="finds no block in which a weight may move"):
@@ -233,14 +235,14 @@ def test_a_prototype_is_the_mean_answer_of_a_class_over_the_whole_forget_set():
     before = View(network, {"forget": whole[:2]}, gradients=False, run=Run(whole={"forget": whole}))
     now = View(network, {"forget": whole[:2]}, run=Run(whole={"forget": whole}))
     with torch.no_grad():
-        p = network.predict(whole).logits.softmax(-1).double()
+        p = network.ask(Scores(), whole).logits.softmax(-1).double()
     typical = [(p[0] + p[4]) / 2, (p[1] + p[5]) / 2]
     away = [float((t * (t / q).log()).sum()) for t, q in zip(typical, p[:2], strict=True)]
     assert Prototype()(now, before).item() == pytest.approx(sum(18 - one for one in away) / 2, abs=1e-5)
-    assert before.swept == ["forget"]
+    assert before.passes == [("forget", Scores())]
     again = View(network, {"forget": whole[2:4]}, gradients=False, run=Run(whole={"forget": whole}))
     Prototype()(View(network, {"forget": whole[2:4]}, run=now.run), again)
-    assert again.swept == []  # worked out once
+    assert again.passes == []  # worked out once
 
 
 def test_beyond_its_bound_an_example_is_left_alone(given):

@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
-from expunge.core.errors import DataRefused
 from expunge.core.predictions import Predictions, Share
+from expunge.core.question import Scores
 from expunge.core.view import View
+from expunge.errors import DataRefused
 from expunge.objectives.ascent import Ascent
 from expunge.objectives.grad_diff import GradDiff
 from expunge.objectives.hinged_ascent import HingedAscent
@@ -71,7 +72,7 @@ def test_retain_kl_is_zero_with_zero_gradient_where_nothing_changed():
     loss = RetainKL()(now, before)
     loss.backward()
     assert loss.item() == pytest.approx(0, abs=1e-15)
-    assert now.said["retain"].logits.grad.abs().max() < 1e-15
+    assert now.scored["retain"].logits.grad.abs().max() < 1e-15
 
 
 def test_retain_kl_worked():
@@ -94,8 +95,8 @@ def test_npo_worked_on_ragged_rows():
 
 def test_npos_gradient_is_ascents_weighted_by_2_r_over_1_plus_r():
     now, before = view(forget=RAGGED), view(forget=[[[0.5, 0.0]], [[0.0, 0.7]] * 3])
-    got = torch.autograd.grad(NPO(beta=0.3)(now, before), now.said["forget"].logits)[0]
-    said, was = now.said["forget"], before.forget
+    got = torch.autograd.grad(NPO(beta=0.3)(now, before), now.scored["forget"].logits)[0]
+    said, was = now.scored["forget"], before.forget
     drift = said.sum(said.log_prob() - was.log_prob())
     ratio = (0.3 * drift).exp()
     weight = (2 * ratio / (1 + ratio)).detach()
@@ -105,8 +106,8 @@ def test_npos_gradient_is_ascents_weighted_by_2_r_over_1_plus_r():
 
 def test_as_beta_goes_to_zero_npo_points_where_ascent_on_sums_does():
     now, before = view(forget=RAGGED), view(forget=[[[0.5, 0.0]], [[0.0, 0.7]] * 3])
-    got = torch.autograd.grad(NPO(beta=1e-4)(now, before), now.said["forget"].logits)[0].flatten()
-    said = now.said["forget"]
+    got = torch.autograd.grad(NPO(beta=1e-4)(now, before), now.scored["forget"].logits)[0].flatten()
+    said = now.scored["forget"]
     plain = torch.autograd.grad(said.log_prob().sum(), said.logits)[0].flatten()
     assert torch.cosine_similarity(got, plain, dim=0) > 0.999
 
@@ -122,7 +123,7 @@ def test_hinged_ascent_pushes_up_to_the_level_only():
     now = view(forget=RAGGED)
     loss = HingedAscent(level=level)(now, now)
     assert loss.item() == pytest.approx((level - below) / 2, abs=1e-12)
-    gradient = torch.autograd.grad(loss, now.said["forget"].logits)[0]
+    gradient = torch.autograd.grad(loss, now.scored["forget"].logits)[0]
     assert not gradient[0].any()
     assert gradient[1:].any()
 
@@ -133,8 +134,8 @@ def test_settle_pulls_back_what_is_above_the_level():
     now = view(forget=RAGGED)
     loss = Settle(level=level)(now, now)
     assert loss.item() == pytest.approx((above - below) / 2, abs=1e-12)
-    up = torch.autograd.grad(Ascent()(now, now), now.said["forget"].logits, retain_graph=True)[0]
-    gradient = torch.autograd.grad(loss, now.said["forget"].logits)[0]
+    up = torch.autograd.grad(Ascent()(now, now), now.scored["forget"].logits, retain_graph=True)[0]
+    gradient = torch.autograd.grad(loss, now.scored["forget"].logits)[0]
     # Row 0 is its example's only row of two examples: against ascent, and 4 rows / 2 examples as strong.
     assert torch.allclose(gradient[0], -2 * up[0], atol=1e-12)
     assert torch.allclose(gradient[1:], up[1:] * 4 / (2 * 3), atol=1e-12)
@@ -176,9 +177,9 @@ def test_objectives_are_closed_under_plus_and_times():
 
 def test_a_view_runs_a_set_when_it_is_read_and_never_again():
     now = view(forget=RAGGED, retain=RAGGED)
-    assert now.said == {}
+    assert now.scored == {}
     assert now.forget is now.forget
-    assert set(now.said) == {"forget"}
+    assert set(now.scored) == {"forget"}
 
 
 def test_the_view_of_before_runs_without_gradients():
@@ -186,7 +187,7 @@ def test_the_view_of_before_runs_without_gradients():
         weight = torch.ones(1, dtype=torch.float64, requires_grad=True)
 
         def predict(self, batch: list[str]) -> Predictions:
-            said = super().predict(batch)
+            said = super().ask(Scores(), batch)
             return Predictions(said.labels, said.example, said.examples, None, said.logits.detach() * self.weight)
 
     before = View(Linear(retain=RAGGED), {"retain": ["retain"]}, gradients=False)

@@ -78,8 +78,7 @@ def test_a_model_that_was_rounded_when_it_was_written_is_said_to_be():
 
 def test_blocks_that_an_adapter_left_on_are_told_among_the_facts():
     groups = [0.4, 0.0, 0.01, 0.2]
-    page = html.render(report(run=report()["run"] | {"groups": groups, "blocks_left": [0, 3]}), [])
+    page = html.render(report(run=report()["run"] | {"groups": {"norms": groups, "left": [0, 3]}}), [])
     assert "Blocks that still change 2 of 4 (from 0: 0, 3)" in Page(page).text
-    assert about(groups=groups, blocks_left=[])["Blocks that still change"] == "0 of 4"
-    assert about(blocks_left=[5])["Blocks that still change"] == "1 (from 0: 5)"
+    assert about(groups={"norms": groups, "left": []})["Blocks that still change"] == "0 of 4"
     assert "Blocks that still change" not in about()

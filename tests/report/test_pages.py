@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from expunge.core.errors import DataRefused, ModelRefused, UsageRefused
+from expunge.errors import DataRefused, ModelRefused, UsageRefused
 from expunge.report.pages import read_run, write_page
 from expunge.runtime.atomic_files import check_manifest, write_manifest
 

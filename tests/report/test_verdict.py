@@ -10,9 +10,9 @@ from expunge.audits.min_k import MinK
 from expunge.audits.rouge import Rouge
 from expunge.audits.truth_ratio import TruthRatio
 from expunge.core.audit import Finding
-from expunge.core.errors import UsageRefused
 from expunge.core.request import Request
 from expunge.data.text import Passage
+from expunge.errors import UsageRefused
 from expunge.report.record import row
 from expunge.report.verdict import Rule, check_rules
 

@@ -12,12 +12,15 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Vi
 from transformers import ViTImageProcessorPil as Processor
 
 from expunge.adapters.full import Full
+from expunge.core.events import Checked, Step
+from expunge.core.question import Scores
 from expunge.core.request import Request
 from expunge.data.images import encode, load
 from expunge.methods.finetune import Finetune
 from expunge.methods.stop import Stop
 from expunge.models.open import open_network
 from expunge.models.vision import ImageClassifier
+from expunge.notation.typed_json import event_to_json
 from expunge.objectives.retain_nll import RetainNLL
 from expunge.run.prepare import Inputs
 from expunge.run.unlearn import Job, forget
@@ -124,7 +127,7 @@ def test_the_report_says_what_was_asked_of_what(done):
     assert report["run"]["kept_step"] == report["run"]["steps"] == 40
     assert json.loads((root / "out" / "report.json").read_text()) == report
     steps = [json.loads(line) for line in (root / "out" / "steps.jsonl").read_text().splitlines()]
-    assert steps == [event for event in told if event["kind"] in ("step", "check")]
+    assert steps == [event_to_json(event) for event in told if isinstance(event, Step | Checked)]
     assert {event["gradient"]["attention"] for event in steps if event["kind"] == "step"} == {0.0}
     assert "<html" in (root / "out" / "report.html").read_text()
 
@@ -142,7 +145,7 @@ def test_the_model_left_answers_the_same_in_plain_transformers(done):
         logits = plain(
             pixel_values=torch.stack([torch.as_tensor(processor([g])["pixel_values"][0]) for g in grey])
         ).logits
-        assert torch.equal(logits, ours.predict(pictures).logits)
+        assert torch.equal(logits, ours.ask(Scores(), pictures).logits)
     assert type(plain) is ViTForImageClassification
     right = (logits.argmax(-1) == torch.tensor([p.label for p in pictures])).double().mean().item()
     assert right == pytest.approx(values(report, "Accuracy", "test")[1], abs=1e-6)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from expunge.core.errors import EnvironmentRefused, ModelRefused
+from expunge.errors import EnvironmentRefused, ModelRefused
 from expunge.runtime.atomic_files import (
     MANIFEST,
     check_inside,

@@ -9,9 +9,10 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from expunge.core import model as core_model
+from expunge.core.question import LogProbabilities, Scores, Text
 from expunge.data.text import Passage
 from expunge.models.language import LanguageModel
-from expunge.runtime.answer_store import Store
+from expunge.runtime.answer_store import AnswerStore
 from expunge.runtime.cached_model import CachedModel
 
 ONE = Passage("a", (1, 5, 6, 7, 8), 3, "", "", asked=(1, 5, 6))
@@ -34,32 +35,32 @@ def network(tiny_tokenizer) -> LanguageModel:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "answers.sqlite")
+def store(tmp_path: Path) -> AnswerStore:
+    return AnswerStore(tmp_path / "answers.sqlite")
 
 
-def asked(network: LanguageModel, store: Store, example: Passage = ONE) -> int:
+def asked(network: LanguageModel, store: AnswerStore, example: Passage = ONE) -> int:
     """How many of one answer, one pass and one generation the store had."""
     model = CachedModel(network, store)
-    model.answers([example])
+    model.ask(LogProbabilities(), [example])
     with torch.no_grad():
-        model.predict([example])
-    model.generate([example], 3)
+        model.ask(Scores(), [example])
+    model.ask(Text(3), [example])
     return model.found
 
 
 def test_the_second_time_everything_is_found_and_equal(network, store):
     first, second = CachedModel(network, store), CachedModel(network, store)
     for model in (first, second):
-        model.answers([ONE, TWO])
-        model.generate([ONE], 4)
+        model.ask(LogProbabilities(), [ONE, TWO])
+        model.ask(Text(4), [ONE])
         with torch.no_grad():
-            model.predict([TWO, ONE])
+            model.ask(Scores(), [TWO, ONE])
     assert (first.found, second.found) == (0, 5)
-    assert torch.equal(first.answers([ONE]).log_probs, second.answers([ONE]).log_probs)
-    assert first.generate([ONE], 4) == second.generate([ONE], 4)
+    assert torch.equal(first.ask(LogProbabilities(), [ONE]).log_probs, second.ask(LogProbabilities(), [ONE]).log_probs)
+    assert first.ask(Text(4), [ONE]) == second.ask(Text(4), [ONE])
     with torch.no_grad():
-        assert torch.equal(first.predict([ONE, TWO]).log_prob(), second.predict([ONE, TWO]).log_prob())
+        assert torch.equal(first.ask(Scores(), [ONE, TWO]).log_prob(), second.ask(Scores(), [ONE, TWO]).log_prob())
 
 
 def test_an_unchanged_model_is_not_asked_again(network, store):
@@ -114,9 +115,9 @@ def test_other_code_is_asked_anew(network, store, monkeypatch):
 
 
 def test_a_continuation_of_another_length_is_written_anew(network, store):
-    CachedModel(network, store).generate([ONE], 3)
+    CachedModel(network, store).ask(Text(3), [ONE])
     longer = CachedModel(network, store)
-    longer.generate([ONE], 4)
+    longer.ask(Text(4), [ONE])
     assert longer.found == 0
 
 
@@ -137,13 +138,13 @@ def test_a_file_that_is_no_database_is_replaced_and_ends_no_run(network, store):
 
 def test_a_folder_that_cannot_be_written_to_ends_no_run(network, tmp_path):
     (tmp_path / "file").write_text("")
-    store = Store(tmp_path / "file" / "answers.sqlite")
+    store = AnswerStore(tmp_path / "file" / "answers.sqlite")
     assert asked(network, store) == 0
     assert store.size() == (0, 0)
 
 
 def test_the_longest_unused_make_room(tmp_path):
-    store = Store(tmp_path / "answers.sqlite", limit=3000)
+    store = AnswerStore(tmp_path / "answers.sqlite", limit=3000)
     entry = {"x": torch.zeros(250)}  # 1,000 bytes and a header of less than 100
     store.put({b"a": entry, b"b": entry})
     store.get([b"a"])
@@ -165,7 +166,7 @@ def test_what_is_kept_can_be_read_only_with_the_record(store):
 def test_nothing_is_kept_where_gradients_are_wanted(network):
     model = CachedModel(network)
     network.module.requires_grad_(True)
-    assert model.predict([ONE]).states.requires_grad
+    assert model.ask(Scores(), [ONE]).states.requires_grad
     assert model.seen == {}
 
 
@@ -173,8 +174,8 @@ def test_the_reference_is_read_once_however_many_epochs(network):
     model, passes = CachedModel(network), []
     network.module.register_forward_hook(lambda *_: passes.append(1))
     with torch.no_grad():
-        both = model.predict([ONE, TWO])
-        swapped = model.predict([TWO, ONE])
+        both = model.ask(Scores(), [ONE, TWO])
+        swapped = model.ask(Scores(), [TWO, ONE])
     assert len(passes) == 1
     one, two = both.cut([1, 1])
     assert torch.equal(swapped.log_prob(), torch.cat([two.log_prob(), one.log_prob()]))
@@ -184,8 +185,8 @@ def test_class_scores_of_a_large_vocabulary_are_not_kept(network, store, monkeyp
     monkeypatch.setattr("expunge.runtime.cached_model.WIDEST", len(network.tokenizer) - 1)
     model = CachedModel(dataclasses.replace(network, headed=False), store)  # as where a cap follows the output matrix
     with torch.no_grad():
-        said = model.predict([ONE])
-        assert torch.equal(model.predict([ONE]).states, said.states)
+        said = model.ask(Scores(), [ONE])
+        assert torch.equal(model.ask(Scores(), [ONE]).states, said.states)
     assert said.states.shape == (2, len(network.tokenizer))
     assert model.seen == {}
     assert store.size() == (0, 0)

@@ -18,9 +18,10 @@ from typing import Any, NoReturn
 import pytest
 import torch
 
-from expunge.core.errors import RunFailed
+from expunge.core.question import Text
+from expunge.errors import RunFailed
 from expunge.runtime import processes as distributed
-from expunge.runtime.parallel_model import spread
+from expunge.runtime.parallel_model import ask_together
 from expunge.runtime.processes import barrier, broadcast, is_main, processes, rank
 from tests.runtime.test_parallel import REQUEST, tiny
 
@@ -38,11 +39,11 @@ def die() -> NoReturn:
 
 def all_write() -> None:
     """Both write; one is killed before its fifth pass."""
-    model: Any = spread(tiny(), "cut")
+    model: Any = ask_together(tiny(), "cut")
     passes = iter(range(4))
     if rank() == 1:
         model.asked.module.register_forward_pre_hook(lambda *_: None if next(passes, None) is not None else die())
-    model.generate([replace(example, asked=example.tokens[:2]) for example in REQUEST.retain], 30)
+    model.ask(Text(30), [replace(example, asked=example.tokens[:2]) for example in REQUEST.retain])
 
 
 def one_waits(dead: int) -> None:

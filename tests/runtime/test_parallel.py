@@ -17,15 +17,18 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
-from expunge.core.errors import ModelRefused, UsageRefused
+from expunge.core.events import Checked, Event, Step
+from expunge.core.question import HiddenStates, LogProbabilities, Scores, Text
 from expunge.core.request import Request
 from expunge.data.text import Passage
+from expunge.errors import ModelRefused, UsageRefused
 from expunge.methods.finetune import Finetune, _Run
 from expunge.models.language import LanguageModel
 from expunge.notation.parse import parse, plugins
+from expunge.notation.typed_json import event_to_json
 from expunge.runtime.answer_store import PLACE
 from expunge.runtime.cached_model import CachedModel
-from expunge.runtime.parallel_model import common, spread
+from expunge.runtime.parallel_model import ask_together, shared_store
 from expunge.runtime.processes import gather_full, processes, rank, world_size
 from expunge.train.batches import Batches
 
@@ -112,17 +115,17 @@ REQUEST = Request(
 )
 
 
-def numbers(event: dict[str, Any]) -> list[float]:
+def numbers(event: Event) -> list[float]:
     """What a step's or a check's line says, in its order, without its seconds."""
-    told = [value for key, value in event.items() if key != "seconds"]
+    told = [value for key, value in event_to_json(event).items() if key != "seconds"]
     told = [number for value in told for number in (value.values() if isinstance(value, dict) else [value])]
     return [number for number in told if isinstance(number, (int, float))]
 
 
 def run(method: str, request: Request = REQUEST) -> list[list[float]]:
-    events: list[dict[str, Any]] = []
+    events: list[Event] = []
     parse(method)(mixed() if method in OF_EXPERTS else tiny(), request, events.append)
-    return [numbers(event) for event in events if event["kind"] in ("step", "check")]
+    return [numbers(event) for event in events if isinstance(event, Step | Checked)]
 
 
 def every_objective() -> dict[str, Any]:
@@ -144,7 +147,7 @@ def first_gradients(method: str) -> dict[str, torch.Tensor]:
     network = tiny()
     print_of_it = network.fingerprint()
     torch.manual_seed(0)
-    made = _Run(plan, network, plan.adapter(network, REQUEST), REQUEST, lambda event: None, None)
+    made = _Run(plan, network, plan.adapter.insert(network, REQUEST), REQUEST, lambda event: None, None)
     assert all(isinstance(parameter, DTensor) == (world_size() > 1) for parameter in made.now.module.parameters())
     for draw in (Batches(REQUEST, plan.batch, plan.retain_batch, 0) for _ in range(1)):
         made.step(1, draw.sets())
@@ -154,26 +157,26 @@ def first_gradients(method: str) -> dict[str, torch.Tensor]:
 
 def answers(hold: str = "whole") -> dict[str, Any]:
     """Scores, states and continuations of examples of unequal length, in their order."""
-    model: Any = spread(tiny(), hold)
+    model: Any = ask_together(tiny(), hold)
     # First of all in inference mode, as an audit of hidden states reads: what comes after must not mind.
     with torch.inference_mode():
-        felt = model.hidden(REQUEST.retain, 0)
-    said = model.answers(REQUEST.retain)
+        felt = model.ask(HiddenStates(0), REQUEST.retain)
+    said = model.ask(LogProbabilities(), REQUEST.retain)
     prompts = [replace(example, asked=example.tokens[: 2 + k % 3]) for k, example in enumerate(REQUEST.retain)]
     with torch.inference_mode():
-        states = model.predict(REQUEST.retain[:1]).log_prob().tolist()
+        states = model.ask(Scores(), REQUEST.retain[:1]).log_prob().tolist()
     return {
         "log_probs": said.log_probs.tolist(),
         "right": said.right.tolist(),
         "labels": said.labels.tolist(),
         "examples": said.example.tolist(),
-        "one log_prob": model.answers(REQUEST.retain[:1]).log_probs.tolist(),
-        "texts": model.generate(prompts, 5),
-        "one text": model.generate(prompts[:1], 12),
+        "one log_prob": model.ask(LogProbabilities(), REQUEST.retain[:1]).log_probs.tolist(),
+        "texts": model.ask(Text(5), prompts),
+        "one text": model.ask(Text(12), prompts[:1]),
         "hidden": felt.states.flatten().tolist(),
         "hidden examples": felt.example.tolist(),
         "states": states,
-        "log_probs again": model.answers(REQUEST.holdout).log_probs.tolist(),
+        "log_probs again": model.ask(LogProbabilities(), REQUEST.holdout).log_probs.tolist(),
     }
 
 
@@ -186,8 +189,8 @@ def recalled(cache: Path, hold: str) -> dict[str, Any]:
             network = tiny()
             if name == "changed":
                 network.module.get_output_embeddings().weight.data[3, 3] += 0.5
-            model = CachedModel(spread(network, hold), common())
-            said = model.answers(REQUEST.retain)
+            model = CachedModel(ask_together(network, hold), shared_store())
+            said = model.ask(LogProbabilities(), REQUEST.retain)
             found[name] = {"recalled": model.found, "log_probs": said.log_probs.tolist()}
         return found | {"steps": run(EPOCHS), "steps again": run(EPOCHS)}
     finally:
@@ -197,7 +200,7 @@ def recalled(cache: Path, hold: str) -> dict[str, Any]:
 def asked_before(method: str) -> list[int]:
     """How many examples the model before was asked about in each step."""
     plan, network = parse(method), tiny()
-    made = _Run(plan, network, plan.adapter(network, REQUEST), REQUEST, lambda event: None, None)
+    made = _Run(plan, network, plan.adapter.insert(network, REQUEST), REQUEST, lambda event: None, None)
     draw, counts = Batches(REQUEST, plan.batch, plan.retain_batch, 0), []
     for step in range(1, 6):
         known = len(made.known.seen)
@@ -220,7 +223,7 @@ def work(folder: Path) -> None:
 def half() -> list[str]:
     """The precisions that the parts of a bfloat16 model with an adapter are trained in."""
     plan, network = parse(METHODS["bounded"]), tiny(torch.bfloat16)
-    made = _Run(plan, network, plan.adapter(network, REQUEST), REQUEST, lambda event: None, None)
+    made = _Run(plan, network, plan.adapter.insert(network, REQUEST), REQUEST, lambda event: None, None)
     made.step(1, Batches(REQUEST, 4, 4, 0).sets())
     kinds = {str(p.dtype) for p in made.moving.values()} | {str(p.grad.dtype) for p in made.moving.values()}
     return sorted(kinds | {str(slot["exp_avg"].dtype) for slot in made.optimizer.state.values()})
@@ -309,8 +312,8 @@ def test_what_one_process_left_is_found_by_two_and_the_other_way_round(two: Path
     """Entries are found by the whole network's weights, whoever holds them."""
     os.environ[PLACE] = str(two / "cut")
     try:
-        model = CachedModel(tiny(), common())
-        said = model.answers(REQUEST.retain)
+        model = CachedModel(tiny(), shared_store())
+        said = model.ask(LogProbabilities(), REQUEST.retain)
     finally:
         os.environ[PLACE] = "off"
     assert model.found == 9

@@ -4,10 +4,11 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from expunge.core.errors import ModelRefused, UsageRefused
+from expunge.core.events import Event, Step
 from expunge.core.request import Request
 from expunge.core.view import View
 from expunge.data.text import Passage
+from expunge.errors import ModelRefused, UsageRefused
 from expunge.models.language import LanguageModel
 from expunge.notation.parse import parse
 from expunge.train.activations import managed
@@ -76,10 +77,10 @@ def test_every_parameter_gets_the_gradient_that_it_gets_otherwise(adapter: str):
 def test_a_run_takes_the_same_steps():
     losses = []
     for activations in ("kept", "recomputed"):
-        events: list[dict] = []
+        events: list[Event] = []
         settings = f"adapter=Bounded(rank=2), steps=3, norms=False, activations='{activations}', stop=Stop(level=None)"
         parse(f"Finetune({settings})")(tiny(), REQUEST, events.append)
-        losses.append([event["loss"] for event in events if event["kind"] == "step"])
+        losses.append([event.loss for event in events if isinstance(event, Step)])
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
 
 

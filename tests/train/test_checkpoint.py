@@ -12,12 +12,14 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from expunge.core.errors import ModelRefused, RunFailed, UsageRefused
+from expunge.core.events import Checked, Ended, Event, Note, Step
 from expunge.core.model import Network
 from expunge.core.request import Request
 from expunge.data.text import Passage
+from expunge.errors import ModelRefused, RunFailed, UsageRefused
 from expunge.models.language import LanguageModel
 from expunge.notation.parse import parse
+from expunge.notation.typed_json import event_to_json
 from expunge.runtime.atomic_files import check_manifest, write_manifest
 from expunge.train.checkpoint import Checkpoints
 
@@ -55,13 +57,13 @@ class Watcher(list):
     def __init__(self, last: int = 0) -> None:
         self.last = last
 
-    def __call__(self, event: dict[str, Any]) -> None:
+    def __call__(self, event: Event) -> None:
         self.append(event)
-        if event["kind"] == "step" and event["step"] == self.last:
+        if isinstance(event, Step) and event.step == self.last:
             raise CutOffError
 
     def lines(self) -> list[dict[str, Any]]:
-        told = [event for event in self if event["kind"] in ("step", "check", "end")]
+        told = [event_to_json(event) for event in self if isinstance(event, Step | Checked | Ended)]
         return [{key: value for key, value in event.items() if key != "seconds"} for event in told]
 
 
@@ -131,7 +133,7 @@ def test_a_torn_checkpoint_is_passed_over_and_named(tmp_path: Path):  # S05, S06
     shard.write_bytes(bytes(torn))
     resumed = weights(parse(method)(tiny(), REQUEST, again, saved))
     assert all(torch.equal(resumed[name], weight) for name, weight in straight.items())
-    [told] = [event["what"] for event in again if event["kind"] == "phase"]
+    [told] = [event.what for event in again if isinstance(event, Note)]
     assert f"{shard} is not the file that was written" in told
     torn_name = [path.name.split("-")[:2] for path in tmp_path.iterdir() if "torn" in path.name]
     assert torn_name == [["step", "000008.torn"]]  # put aside, not removed

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from expunge.core import rows
 from expunge.core.predictions import Predictions
-from expunge.core.rows import Head, divergence
+from expunge.primitives import class_scores as rows
+from expunge.primitives.class_scores import Head, divergence
 
 ROWS, WIDTH, CLASSES = 7, 5, 11
 
@@ -75,7 +75,7 @@ def test_no_matrix_of_all_rows_and_classes_exists(moves):
     said, before = says(0, moves=moves), says(1)
     with Largest() as largest:
         (said.log_prob().sum() + said.each_row(divergence, before).sum()).backward()
-        said.answers()
+        said.row_scores()
     assert largest.numbers <= max(3 * CLASSES, CLASSES * WIDTH) < ROWS * CLASSES
     with Largest() as largest:
         said.log_probs()
@@ -137,6 +137,8 @@ def test_of_equal_scores_the_first_comes_first():
     states, weight = torch.ones(1, 2), torch.ones(9, 2)  # nine equal scores, in blocks of four, four and one
 
     def right(label: int) -> bool:
-        return bool(Predictions(torch.tensor([label]), torch.zeros(1), 1, None, states, Head(weight)).answers().right)
+        return bool(
+            Predictions(torch.tensor([label]), torch.zeros(1), 1, None, states, Head(weight)).row_scores().right
+        )
 
     assert [right(label) for label in range(9)] == [True] + [False] * 8

@@ -11,19 +11,32 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import distributed, nn
 
-from expunge.core.errors import EnvironmentRefused
-from expunge.core.request import Example
+from expunge.errors import EnvironmentRefused
 
 FULL = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
 """What errors say that are raised where memory ran out: by torch's allocator of a CPU, by CUDA's, by cuBLAS."""
 
 T = TypeVar("T")
+
+
+class Sized(Protocol):
+    """What is read: an example."""
+
+    @property
+    def id(self) -> str:
+        """Its name, which a refusal may print."""
+
+    @property
+    def size(self) -> int:
+        """Tokens, or images."""
+
+
 _most: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 """Tokens (or images) that one call of a module may read, where that was found out."""
 
@@ -36,7 +49,7 @@ _say: ContextVar[Callable[[str], None]] = ContextVar("say", default=_warned)
 
 
 @contextmanager
-def heard(say: Callable[[str], None]) -> Iterator[None]:
+def report_smaller_batches(say: Callable[[str], None]) -> Iterator[None]:
     """Within the block `say` is told what is read in smaller parts, in a line each time; outside it is a warning."""
     token = _say.set(say)
     try:
@@ -52,7 +65,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in FULL)
 
 
-def tried(read: Callable[[], T]) -> tuple[T] | None:
+def try_in_memory(read: Callable[[], T]) -> tuple[T] | None:
     """What `read` returns; None where memory ran out, and what was left lying is then given back."""
     try:
         return (read(),)
@@ -67,24 +80,26 @@ def tried(read: Callable[[], T]) -> tuple[T] | None:
 
 
 def in_fitting_batches(
-    model: object, examples: Sequence[Example], groups: Iterable[list[int]], read: Callable[[list[Example]], T]
+    module: nn.Module | None, examples: Sequence[Sized], groups: Iterable[list[int]], read: Callable[[list[Any]], T]
 ) -> Iterator[tuple[list[int], T]]:
-    """What `read` returns of each group of `examples`, and their indices: of groups cut smaller, where memory ends."""
-    held = getattr(model, "module", None)
-    module = held if isinstance(held, nn.Module) else nn.Module()  # without one, what is found out holds for this read
+    """What `read` returns of each group of `examples`, and their indices: of groups cut smaller, where memory ends.
+
+    What is found out about a module holds for as long as it lives; without one, for this read.
+    """
+    module = nn.Module() if module is None else module
     for group in groups:
         waiting = [group]
         while waiting:
             waiting[:1] = _cut(waiting[0], examples, _most.get(module))
             part = [examples[k] for k in waiting[0]]
-            said = tried(lambda part=part: read(part))  # type: ignore[misc]
+            said = try_in_memory(lambda part=part: read(part))  # type: ignore[misc]
             if said is None:
                 _halve(module, part)
             else:
                 yield waiting.pop(0), said[0]
 
 
-def _cut(group: list[int], examples: Sequence[Example], most: int | None) -> list[list[int]]:
+def _cut(group: list[int], examples: Sequence[Sized], most: int | None) -> list[list[int]]:
     """The group in runs of at most `most` tokens, or of one example."""
     runs: list[list[int]] = []
     held = 0
@@ -97,7 +112,7 @@ def _cut(group: list[int], examples: Sequence[Example], most: int | None) -> lis
     return runs
 
 
-def _halve(module: nn.Module, part: list[Example]) -> None:
+def _halve(module: nn.Module, part: list[Any]) -> None:
     size = sum(example.size for example in part)
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     if len(part) == 1:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from expunge.core.errors import EnvironmentRefused
-from expunge.runtime.out_of_memory import heard, in_fitting_batches, is_out_of_memory, tried
+from expunge.errors import EnvironmentRefused
+from expunge.primitives.out_of_memory import in_fitting_batches, is_out_of_memory, report_smaller_batches, try_in_memory
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ GROUPS = [[6, 0, 1, 2], [3, 4, 5]]
 
 
 def read(model: Narrow) -> list[tuple[list[int], list[str]]]:
-    return list(in_fitting_batches(model, TEXTS, GROUPS, model.read))
+    return list(in_fitting_batches(model.module, TEXTS, GROUPS, model.read))
 
 
 def test_groups_that_fit_are_read_as_they_are():
@@ -59,7 +59,7 @@ def test_groups_that_fit_are_read_as_they_are():
 )
 def test_what_does_not_fit_is_read_in_halves_and_it_is_said_once(error):
     model, said = Narrow(7, error), []
-    with heard(said.append):
+    with report_smaller_batches(said.append):
         parts = read(model)
     # 13 tokens fail, so at most 6 are read at once: g and a (1 + 5), b (3, and 4 more would be 7), c; then d and e, f
     assert parts == [([6, 0], ["G", "A"]), ([1], ["B"]), ([2], ["C"]), ([3, 4], ["D", "E"]), ([5], ["F"])]
@@ -69,7 +69,7 @@ def test_what_does_not_fit_is_read_in_halves_and_it_is_said_once(error):
 
 def test_what_was_found_out_holds_for_the_module_s_next_read():
     model = Narrow(7)
-    with heard(lambda _: None):
+    with report_smaller_batches(lambda _: None):
         first = read(model)
     model.calls.clear()
     assert read(model) == first  # without a failure: it would warn, and warnings are errors here
@@ -79,7 +79,7 @@ def test_what_was_found_out_holds_for_the_module_s_next_read():
 def test_a_record_that_does_not_fit_alone_ends_the_read_after_so_many_halvings():
     model, said = Narrow(5), []
     with (
-        heard(said.append),
+        report_smaller_batches(said.append),
         pytest.raises(EnvironmentRefused, match=r"record f alone \(6 tokens; .*--device") as refused,
     ):
         read(model)
@@ -119,5 +119,5 @@ def test_what_a_failed_read_held_is_let_go_before_the_next():
         held.append(id(big))
         raise MemoryError
 
-    assert tried(fail) is None
+    assert try_in_memory(fail) is None
     assert held == []

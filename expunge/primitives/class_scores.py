@@ -98,7 +98,7 @@ SLOPES: dict[Read, Callable[..., tuple[Tensor, Tensor]]] = {
 """Value and gradient at once, in place, of what every step reads; of all else autograd finds the gradient."""
 
 
-def judged(labels: Int[Tensor, " rows"], scores: Scores) -> tuple[Tensor, Tensor]:
+def best_class(labels: Int[Tensor, " rows"], scores: Scores) -> tuple[Tensor, Tensor]:
     """Log-probability of the right class of each row, and whether it scores highest; without gradients.
 
     Rows whose states are equal to the bit (the answers to one question begin where it ends) meet the matrix once. They
@@ -125,6 +125,21 @@ def judged(labels: Int[Tensor, " rows"], scores: Scores) -> tuple[Tensor, Tensor
             total[rows] = total[rows] * (top[rows] - peak).exp() + part.sub_(peak[:, None]).exp_().sum(-1)
             top[rows] = peak
     return value - (top + total.log())[row], best[row] == labels
+
+
+def moments(labels: Int[Tensor, " rows"], scores: Scores) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of each row the log-probability of the right class, how many classes score higher, and the mean and variance of
+    the log-probabilities under the row's own distribution; without gradients."""
+    found = []
+    for rows, logits in chunks(labels, scores):
+        log_probs = logits.log_softmax(-1)
+        right = log_probs.gather(-1, rows[:, None])
+        likely = log_probs.exp()
+        mean = (likely * log_probs).sum(-1, keepdim=True)
+        variance = (likely * (log_probs - mean).square()).sum(-1)
+        found.append((right[:, 0], (log_probs > right).sum(-1), mean[:, 0], variance))
+    log_prob, rank, mean, variance = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return log_prob, rank, mean, variance
 
 
 def widened(logits: Tensor) -> Tensor:

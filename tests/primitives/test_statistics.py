@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from expunge.core.statistics import auc, bootstrap, mean_interval, tpr_at_fpr, wilson
+from expunge.primitives.statistics import auc, bootstrap, mean_interval, tpr_at_fpr, wilson
 
 # Few distinct values, so that ties are common.
 scores = st.lists(st.integers(-3, 3).map(float), min_size=1, max_size=30)

@@ -5,7 +5,8 @@ import math
 import torch
 from torch import nn
 
-from expunge.core.method import block_of, edited
+from expunge.core.events import Change, Edited
+from expunge.internals.changes import block_of, describe_change
 
 
 class Held:
@@ -23,18 +24,13 @@ class Held:
 
 def test_an_edit_tells_its_changes_block_by_block_and_they_add_up():
     was, now = Held([1.0, 2.0], [3.0, 4.0, 5.0], [6.0]), Held([1.0, 2.0], [0.0, 8.0, 5.0], [5.0])
-    told = edited(was, now)
-    assert told == {
-        "kind": "edit",
-        "changed": 3,
-        "parameters": 6,
-        "distance": math.sqrt(9 + 16 + 1),
-        "blocks": {
-            "head": {"changed": 0, "parameters": 2, "distance": 0.0},
-            "layers.0": {"changed": 2, "parameters": 3, "distance": 5.0},
-            "layers.1": {"changed": 1, "parameters": 1, "distance": 1.0},
-        },
-    }
+    told = describe_change(was, now)
+    assert told == Edited(
+        changed=3,
+        parameters=6,
+        distance=math.sqrt(9 + 16 + 1),
+        blocks={"head": Change(0, 2, 0.0), "layers.0": Change(2, 3, 5.0), "layers.1": Change(1, 1, 1.0)},
+    )
 
 
 def test_a_block_ends_at_the_first_number_of_a_name():

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from expunge.core.statistics import area, ks, reached
+from expunge.primitives.statistics import area, ks, reached
 
 samples = st.lists(st.integers(-4, 4).map(float), min_size=1, max_size=12)
 

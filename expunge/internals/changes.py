@@ -1,0 +1,28 @@
+"""How far a network that was edited in one step lies from the one before."""
+
+from __future__ import annotations
+
+from expunge.core.events import Change, Edited
+from expunge.core.model import Network
+
+
+def describe_change(network: Network, result: Network) -> Edited:
+    """The event of a method without steps: how many parameters of the network it changed, by how much, and where."""
+    blocks: dict[str, dict[str, float]] = {}
+    pairs = zip(network.module.named_parameters(), result.module.parameters(), strict=True)
+    for (name, was), now in pairs:
+        moved = now.detach().float() - was.detach().float()
+        block = blocks.setdefault(block_of(name), {"changed": 0, "parameters": 0, "square": 0.0})
+        block["changed"] += int(moved.count_nonzero())
+        block["square"] += float(moved.square().sum())
+        block["parameters"] += moved.numel()
+    changed, count, square = (sum(b[part] for b in blocks.values()) for part in ("changed", "parameters", "square"))
+    changes = {name: Change(int(b["changed"]), int(b["parameters"]), b["square"] ** 0.5) for name, b in blocks.items()}
+    return Edited(int(changed), int(count), square**0.5, changes)
+
+
+def block_of(name: str) -> str:
+    """The block that a parameter belongs to: its name up to the first number; without one, but for the last word."""
+    parts = name.split(".")
+    numbered = next((k for k, part in enumerate(parts) if part.isdigit()), len(parts) - 2)
+    return ".".join(parts[: numbered + 1]) or name

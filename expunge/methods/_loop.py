@@ -1,0 +1,262 @@
+"""The only training loop: steps down an objective, checks between them, and the best step put back at the end."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from expunge.adapters._layers import Kind, kind_of, kinds
+from expunge.core.adapter import Adapted
+from expunge.core.events import Event, Note, OnEvent, Step
+from expunge.core.model import Batch
+from expunge.core.predictions import Share
+from expunge.core.request import Request
+from expunge.core.view import Run, View
+from expunge.errors import EnvironmentRefused, RunFailed, UsageRefused
+from expunge.notation.typed_json import event_from_json, event_to_json
+from expunge.runtime.parallel_model import ask_parts_together, cache_reference, share_reference
+from expunge.runtime.processes import all_reduce, gather_full, is_main, share_of_step
+from expunge.runtime.sharding import shard, silent_reference
+from expunge.train.accumulation import Accumulation
+from expunge.train.batches import Batches
+from expunge.train.best_step import BestStep
+from expunge.train.checkpoint import Checkpoints, facts
+from expunge.train.norms import Norms
+
+if TYPE_CHECKING:
+    from expunge.methods.finetune import Finetune
+
+
+@dataclass
+class Loop:
+    """One run of fine-tuning."""
+
+    plan: Finetune
+    adapted: Adapted
+    """The result. With many processes its parts are trained, and are put together where the whole is looked at."""
+    request: Request
+    on_event: OnEvent
+    checkpoints: Checkpoints | None
+
+    def __post_init__(self) -> None:
+        self.before = self.adapted.original
+        self.now = shard(self.adapted.inner)
+        self.reference, self.silenced = silent_reference(self.before, self.now)
+        # What the model said before never changes: each example is read once, not once an epoch.
+        self.known = cache_reference(self.before, self.reference, self.silenced)
+        self.moving = self.now.trainable()
+        self.kinds: dict[str, Kind] = kinds(self.before.module)
+        self.norms = Norms()
+        self.run = Run(whole=self.request.sets())
+        self.reads: dict[str, tuple[str, ...]] = {"now": (), "before": ()}
+        self.events: list[Event] = []
+        self.parts = Accumulation([(1, self.plan.accumulate)])
+        self.optimizer = torch.optim.AdamW(
+            self.moving.values(), lr=self.plan.learning_rate, weight_decay=self.plan.weight_decay
+        )
+
+    def train(self) -> Adapted:
+        """Take the steps; the adapted network with the best one's weights."""
+        plan = self.plan
+        draw = Batches(self.request, plan.batch, plan.retain_batch, plan.seed)
+        keeper = plan.stop.watch(ask_parts_together(self.before, self.reference, self.silenced), self.request)
+        self.run.level = keeper.level
+        layers = [name for name, _ in self.changes()]
+        moving, whole = (
+            sum(p.numel() for p in some) for some in (self.moving.values(), self.before.module.parameters())
+        )
+        self.on_event(keeper.start(len(layers), moving, whole, plan.steps))
+        begun = self.resume(draw, keeper) if self.checkpoints and self.checkpoints.resume else 0
+        if not begun:
+            self.check(0, keeper)
+        stopped = f"all {plan.steps} steps were taken"
+        for step in range(begun + 1, plan.steps + 1):
+            self.step(step, draw.sets())
+            last = step == plan.steps
+            if last or step % plan.stop.every == 0:
+                enough = self.check(step, keeper)
+                if enough:
+                    stopped = enough
+                    break
+            if self.checkpoints and not last and step % self.checkpoints.every == 0:
+                self.checkpoints.write(step, self.facts, self.tensors(keeper), self.state(keeper))
+        keeper.restore(self.moving)
+        self.gather()
+        self.on_event(keeper.end(stopped, step, self.plan.adapter.close(self.adapted.inner)))
+        return self.adapted
+
+    def check(self, step: int, keeper: BestStep) -> str:
+        """Read the losses between two steps; why to stop, or an empty text."""
+        try:
+            return keeper.check(step, ask_parts_together(self.adapted.inner, self.now), self.moving, self.tell)
+        except RunFailed as error:
+            error.last_good = self.adapted if step else None
+            raise
+
+    def step(self, step: int, sets: Mapping[str, Batch]) -> None:
+        start = time.monotonic()
+        total = self.slope(step, sets)
+        gradient = self.norms.gradients(self.moving, lambda name: kind_of(name, self.kinds))
+        if not math.isfinite(sum(gradient.values())):
+            self.fail(step, "a gradient", sets)
+        if self.plan.clip:
+            nn.utils.clip_grad_norm_(self.moving.values(), self.plan.clip)
+        rate = self.plan.rate(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.tell(
+            Step(
+                step=step,
+                loss=total.pop("loss"),
+                forget=total.get("forget"),
+                retain=total.get("retain"),
+                gradient=gradient,
+                delta=self.norms.deltas(self.changes()) if self.plan.norms else {},
+                learning_rate=rate,
+                size=sum(e.size for batch in sets.values() for e in batch),
+                seconds=time.monotonic() - start,
+            )
+        )
+
+    def changes(self) -> Iterator[tuple[str, Tensor]]:
+        """The change of each adapted layer so far."""
+        self.gather()
+        return self.adapted.changes()
+
+    def slope(self, step: int, sets: Mapping[str, Batch]) -> dict[str, float]:
+        """A step's gradient and losses, in as many parts as memory needs."""
+        self.run.step, memory = step, self.run.memory
+        while True:
+            self.optimizer.zero_grad(set_to_none=True)
+            # A reading that breaks off has told objectives a part of the step already.
+            self.run.memory = {key: dict(kept) if isinstance(kept, dict) else kept for key, kept in memory.items()}
+            try:
+                read = tried(lambda: self.added(step, sets))
+            except UsageRefused as error:  # an objective that is no mean cannot be read in parts
+                if self.parts.at(step) == self.plan.accumulate:
+                    raise
+                raise EnvironmentRefused(f"step {step}: out of memory when read at once, and {error}") from error
+            if read is not None:
+                return read[0]
+            self.tell(self.parts.double(step, sets))
+
+    def added(self, step: int, sets: Mapping[str, Batch]) -> dict[str, float]:
+        """The losses of a step's parts, added up, and their gradients too."""
+        shares = {name: Share.of(batch) for name, batch in sets.items()}
+        total: dict[str, float] = {}
+        for each in self.parts.cut(step, sets):
+            for name, value in self.descend(step, each, shares).items():
+                total[name] = total.get(name, 0.0) + value
+        return total
+
+    def descend(self, step: int, sets: Mapping[str, Batch], shares: Mapping[str, Share]) -> dict[str, float]:
+        """Gradients of one part of a step, added to those of the parts before; its losses."""
+        mine, absent = share_of_step(sets)
+        known = share_reference(self.known, sets)
+        now = View(self.now, mine, shares, run=self.run, together=self.reads["now"], absent=absent)
+        before = View(known, mine, shares, gradients=False, run=self.run, together=self.reads["before"], absent=absent)
+        terms = [(weight, term, term(now, before)) for weight, term in self.plan.objective.terms()]
+        loss = sum(weight * value for weight, _, value in terms)
+        # Which sets an objective reads does not depend on what they say, so from now on one call reads them all.
+        self.reads = {"now": tuple(now.scored), "before": tuple(before.scored)}
+        with torch.no_grad():
+            values = [loss, *(value for _, _, value in terms), *(said.nll() for said in now.scored.values())]
+        added = all_reduce(torch.stack([value.detach().double() for value in values])).tolist()
+        for (_, term, _), value in zip(terms, added[1:], strict=False):
+            if not math.isfinite(value):
+                self.fail(step, f"the term {term!r}", sets)
+        loss.backward()
+        return {"loss": added[0], **dict(zip(now.scored, added[1 + len(terms) :], strict=True))}
+
+    def gather(self) -> None:
+        """Put what was trained into the result."""
+        if self.now is not self.adapted.inner:
+            for name, parameter in self.adapted.inner.trainable().items():
+                parameter.data.copy_(gather_full(self.moving[name].detach()))
+
+    def tell(self, event: Event) -> None:
+        self.events.append(event)
+        self.on_event(event)
+
+    @cached_property
+    def facts(self) -> dict[str, str]:
+        return facts(self.plan, self.before, self.request)
+
+    def tensors(self, keeper: BestStep) -> dict[str, Tensor]:
+        """What a checkpoint holds of the run's tensors; those of `moving` are the parameters' own."""
+        made = {f"direction.{layer}": direction for layer, direction in self.norms.directions.items()}
+        for name, parameter in self.moving.items():
+            slot = self.optimizer.state.get(parameter, {})
+            made |= {
+                f"now.{name}": parameter.detach(),
+                f"best.{name}": keeper.state.get(name, torch.zeros_like(parameter)),
+                f"mean.{name}": slot.get("exp_avg", torch.zeros_like(parameter)),
+                f"square.{name}": slot.get("exp_avg_sq", torch.zeros_like(parameter)),
+            }
+        return made | {"rng": torch.get_rng_state()}
+
+    def state(self, keeper: BestStep) -> dict[str, object]:
+        """What a checkpoint holds beside tensors; objectives' tensors are worked out anew from the model before."""
+        memory = {key: dict(numbers) for key, numbers in self.run.memory.items() if isinstance(numbers, dict)}
+        for numbers in memory.values():
+            if "sum" in numbers:  # each process's part of a step's loss
+                numbers["sum"] = float(all_reduce(torch.tensor(numbers["sum"], dtype=torch.float64)))
+        made = {"keeper": keeper.numbers(), "reads": self.reads, "memory": memory, "parts": self.parts.since}
+        return made | {"events": [event_to_json(event) for event in self.events]}
+
+    def resume(self, draw: Batches, keeper: BestStep) -> int:
+        """Take up the run where its newest checkpoint left it; the step that it had taken."""
+        assert self.checkpoints
+        tensors = self.tensors(keeper)
+        done, state, passed = self.checkpoints.read(self.facts, tensors)
+        for name, parameter in self.moving.items():
+            self.optimizer.state[parameter] = {
+                "step": torch.tensor(float(done)),
+                "exp_avg": tensors[f"mean.{name}"],
+                "exp_avg_sq": tensors[f"square.{name}"],
+            }
+            keeper.state[name] = tensors[f"best.{name}"]
+        torch.set_rng_state(tensors["rng"])
+        self.norms.directions = {key[10:]: t for key, t in tensors.items() if key.startswith("direction.")}
+        keeper.take(state["keeper"])
+        self.run.memory = state["memory"]
+        for numbers in () if is_main() else self.run.memory.values():
+            numbers |= {"sum": 0.0} if "sum" in numbers else {}
+        for text in passed:
+            self.on_event(Note(f"Passed over: {text}"))
+        for line in state["events"]:
+            self.tell(event_from_json(line))
+        self.parts = Accumulation([(first, parts) for first, parts in state["parts"]])
+        for step in range(1, done + 1):
+            self.reread(step, draw.sets(), tuple(state["reads"]["before"]))
+        self.reads = {name: tuple(sets) for name, sets in state["reads"].items()}
+        return done
+
+    def reread(self, step: int, sets: Mapping[str, Batch], reads: tuple[str, ...]) -> None:
+        """Ask the model before, where its answers are remembered, in the groups in which a step asked it.
+
+        How examples are grouped decides the last bits of what is said of them.
+        """
+        for each in self.parts.cut(step, sets):
+            before = View(self.known, each, gradients=False, together=self.reads["before"])
+            for name in reads:
+                before.scores(name)
+            self.reads["before"] = reads
+
+    def fail(self, step: int, what: str, sets: Mapping[str, Batch]) -> None:
+        ids = "; ".join(f"{name}: {', '.join(e.id for e in batch)}" for name, batch in sets.items())
+        error = RunFailed(
+            f"step {step}: {what} is NaN or infinite (records {ids}). The step was not applied. "
+            f"Lower learning_rate, or set clip."
+        )
+        self.gather()
+        error.last_good = self.adapted
+        raise error
