@@ -24,7 +24,7 @@ from expunge.audits._concept_vectors import cav, random_cavs, remaining
 from expunge.audits.concept_inference import ConceptInference
 from expunge.audits.tcav import TCAV
 from expunge.core.model import Network, answers
-from expunge.core.predictions import Hidden, Predictions
+from expunge.core.predictions import Predictions
 from expunge.core.question import HiddenStates, Scores
 from expunge.core.request import Request
 from expunge.data.images import Picture
@@ -33,7 +33,6 @@ from expunge.errors import EnvironmentRefused, UsageRefused
 from expunge.internals.states import Inside, log_odds
 from expunge.models.language import LanguageModel
 from expunge.models.vision import ImageClassifier
-from expunge.primitives.class_scores import Head
 
 torch.set_num_threads(1)
 

@@ -12,9 +12,9 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from expunge.audits.linear_probe import LinearProbe
-from expunge.core.question import HiddenStates
 from expunge.core.model import Network, answers
-from expunge.core.predictions import Hidden, Predictions
+from expunge.core.predictions import Hidden
+from expunge.core.question import HiddenStates
 from expunge.core.request import Request
 from expunge.data.records import Record
 from expunge.data.text import Passage, encode

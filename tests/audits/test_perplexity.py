@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from expunge.audits.perplexity import Perplexity
-from expunge.core.question import Scores
 from expunge.core.model import Model, answers
 from expunge.core.predictions import Predictions
+from expunge.core.question import Scores
 from expunge.core.request import Request
 
 

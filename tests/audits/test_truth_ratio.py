@@ -12,9 +12,9 @@ import torch
 
 from expunge.audits.truth_ratio import TruthRatio
 from expunge.core.audit import Finding
-from expunge.core.question import Scores
 from expunge.core.model import Model, answers
 from expunge.core.predictions import Predictions
+from expunge.core.question import Scores
 from expunge.core.request import Request
 from expunge.notation.parse import parse
 from expunge.primitives.statistics import ks

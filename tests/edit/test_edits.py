@@ -15,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 from expunge.attack.quantize import Quantize
 from expunge.core.events import Change, Edited
 from expunge.core.model import Network, answers
-from expunge.core.predictions import Hidden, Predictions
+from expunge.core.predictions import Predictions
 from expunge.core.question import Scores
 from expunge.core.request import Request
 from expunge.edit._dampen import adaptive_alpha, quantile
