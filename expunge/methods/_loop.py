@@ -21,6 +21,7 @@ from expunge.core.request import Request
 from expunge.core.view import Run, View
 from expunge.errors import EnvironmentRefused, RunFailed, UsageRefused
 from expunge.notation.typed_json import event_from_json, event_to_json
+from expunge.primitives.out_of_memory import try_in_memory
 from expunge.runtime.parallel_model import ask_parts_together, cache_reference, share_reference
 from expunge.runtime.processes import all_reduce, gather_full, is_main, share_of_step
 from expunge.runtime.sharding import shard, silent_reference
@@ -139,7 +140,7 @@ class Loop:
             # A reading that breaks off has told objectives a part of the step already.
             self.run.memory = {key: dict(kept) if isinstance(kept, dict) else kept for key, kept in memory.items()}
             try:
-                read = tried(lambda: self.added(step, sets))
+                read = try_in_memory(lambda: self.added(step, sets))
             except UsageRefused as error:  # an objective that is no mean cannot be read in parts
                 if self.parts.at(step) == self.plan.accumulate:
                     raise

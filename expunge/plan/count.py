@@ -89,7 +89,9 @@ def costs(paper: Paper, opened: Opened) -> Costs:
     """What passes through a network and what is made of it cost."""
     with torch.device("meta"), opened(paper.network) as adapted:
         moving = sum(p.numel() for p in adapted.trainable().values())
-        lines = [_line(paper, network, back) for network, back in ((paper.network, 0), (adapted, 0), (adapted, 1))]
+        # Fake tensors, on the meta device too: of those no model looks into a mask.
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            lines = [_line(paper, network, back) for network, back in ((paper.network, 0), (adapted, 0), (adapted, 1))]
     return Costs(*lines, moving)
 
 
