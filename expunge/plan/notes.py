@@ -61,8 +61,8 @@ class Notes(TorchDispatchMode):
     """The most bytes before the first pass, from each pass to the next, and after the last: of tensors as large as the
     full-size network's weights (`network`), of narrow ones as large as what moves (`moving`), of `scores`."""
     alive: dict[str, float] = field(default_factory=lambda: {"network": 0.0, "moving": 0.0, "scores": 0.0})
-    head: float = 0.0
-    """Rows that meet the output matrix, there or back, by how many of the run they stand for."""
+    head: dict[str, float] = field(default_factory=dict)
+    """Rows of the run that meet the output matrix, there or back, by the kind of the pass before."""
     moving: dict[str, tuple[tuple[int, ...], torch.dtype]] = field(default_factory=dict)
     """Shape and precision of the parameters that move, by name."""
     spent: float = 0.0
@@ -136,13 +136,13 @@ class Notes(TorchDispatchMode):
         self, run: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         made = run(*args, **(kwargs or {}))
-        if self.classes and run.__name__.partition(".")[0] in ("mm", "addmm"):
-            one, other = [a for a in args if isinstance(a, Tensor)][-2:]
-            sides = [*one.shape, other.shape[1]]
-            for side in self.classes:
-                if side in sides:
+        if self.classes and run.__name__.partition(".")[0] in ("mm", "addmm", "linear") and made.dim() == 2:
+            sides = [*made.shape, [a for a in args if isinstance(a, Tensor) and a.dim() == 2][-2].shape[1]]
+            if all(side in sides for side in self.classes):
+                for side in self.classes:
                     sides.remove(side)
-            self.head += sides[0] * self.rehearsal.times if len(sides) == 1 else 0.0
+                kind = self.passes[-1].kind
+                self.head[kind] = self.head.get(kind, 0.0) + sides[0] * self.rehearsal.times
         for tensor in tree_leaves(made):
             if isinstance(tensor, Tensor):
                 self._born(tensor)

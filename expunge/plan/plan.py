@@ -175,8 +175,8 @@ class Plan:
         matrix, share = 2.0 * self.paper.classes[0] * self.paper.classes[1], 1.0
         if self.rehearsal.shared:
             share = sum(call.rows for _, call in self.calls) / max(1, sum(_rows(note) for note in self.method.passes))
-        made["output matrix"] = share * self.method.head * matrix
-        rows = self.audit[0].head / self.asked.machine.processes
+        made["output matrix"] = share * sum(self.method.head.values()) * matrix
+        rows = sum(self.audit[0].head.values()) / self.asked.machine.processes
         made["audits"] = 2 * (rows * matrix + sum(self.reading(note, call) for note, call in self.read))
         return made | {"total": sum(made.values())}
 
