@@ -13,48 +13,75 @@ if TYPE_CHECKING:
     from expunge.adapters.bounded import Bounded
     from expunge.adapters.full import Full
     from expunge.adapters.lora import LoRA
+    from expunge.core.adapter import Adapted, Adapter
     from expunge.core.audit import Audit, Finding
-    from expunge.core.model import Model, Network
+    from expunge.core.method import Method, WeightMethod
+    from expunge.core.model import Model, Network, Wrapper, answers
     from expunge.core.objective import Objective
+    from expunge.core.question import HiddenStates, LogProbabilities, Routes, RowStatistics, Scores, Text
     from expunge.core.request import Request
     from expunge.methods.finetune import Finetune
     from expunge.methods.stop import Stop
-    from expunge.models.open import open_network
+    from expunge.models.open import open_model
     from expunge.notation.parse import parse
     from expunge.run.prepare import Inputs
 
 __version__ = "0.1.0"
 
 _HOME = {
+    "Adapted": "core.adapter",
+    "Adapter": "core.adapter",
     "Audit": "core.audit",
     "Bounded": "adapters.bounded",
     "Finding": "core.audit",
-    "Finetune": "train.finetune",
+    "Finetune": "methods.finetune",
     "Full": "adapters.full",
-    "Inputs": "inputs",
+    "HiddenStates": "core.question",
+    "Inputs": "run.prepare",
     "LoRA": "adapters.lora",
+    "LogProbabilities": "core.question",
+    "Method": "core.method",
     "Model": "core.model",
     "Network": "core.model",
     "Objective": "core.objective",
     "Request": "core.request",
-    "Stop": "train.stop",
-    "open_network": "models.auto",
-    "parse": "core.notation",
+    "Routes": "core.question",
+    "RowStatistics": "core.question",
+    "Scores": "core.question",
+    "Stop": "methods.stop",
+    "Text": "core.question",
+    "WeightMethod": "core.method",
+    "Wrapper": "core.model",
+    "answers": "core.model",
+    "open_model": "models.open",
+    "parse": "notation.parse",
 }
 __all__ = [
+    "Adapted",
+    "Adapter",
     "Audit",
     "Bounded",
     "Finding",
     "Finetune",
     "Full",
+    "HiddenStates",
     "Inputs",
     "LoRA",
+    "LogProbabilities",
+    "Method",
     "Model",
     "Network",
     "Objective",
     "Request",
+    "Routes",
+    "RowStatistics",
+    "Scores",
     "Stop",
-    "open_network",
+    "Text",
+    "WeightMethod",
+    "Wrapper",
+    "answers",
+    "open_model",
     "parse",
 ]
 

@@ -173,7 +173,7 @@ def perform(setting: Setting, original: Network, request: Request) -> dict[str, 
 def ends(method: Finetune, after: Network, original: Network, request: Request) -> dict[str, float]:
     """What the run's last state knows, and how far its weights are from where they were."""
     changes = [delta for _, delta in method.adapter.deltas(after, original)]
-    model = CachedModel(method.adapter.merge(after))
+    model = CachedModel(after.plain())
     return {
         "acc": knows(model, request.forget),
         "ret": knows(model, request.retain),

@@ -281,7 +281,7 @@ def tried(trial: Trial, case: Case, seed: int, study: Study) -> dict[str, float]
             largest[0] = max(largest[0], *event.gradient.values())
 
     method = trial.method(seed, study.batch)
-    merged = method.adapter.merge(method(case.models["original"], case.world.request(trial.stand_in), on_event))
+    merged = method(case.models["original"], case.world.request(trial.stand_in), on_event).plain()
     return {**judged(merged, case), "gradient": largest[0], "seconds": time.process_time() - start}
 
 

@@ -81,7 +81,7 @@ def trained(pictures: tuple[Picture, ...], seed: int, epochs: int = EPOCHS) -> N
         norms=False,
     )
     network = method(blank(seed), Request(forget=pictures[:1], retain=pictures[1:]))
-    return method.adapter.merge(network)
+    return network.plain()
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ def cases(seed: int, world: World) -> dict[str, Callable[[], tuple[Network, Netw
     def forgets(trial: Trial, adapter: Adapter | None, start: Network) -> tuple[Network, Network]:
         method = trial.method(seed)
         method = replace(method, adapter=adapter) if adapter else method
-        return method.adapter.merge(method(start, world.request(trial.stand_in))), start
+        return method(start, world.request(trial.stand_in)).plain(), start
 
     return {
         "original": lambda: (original, original),

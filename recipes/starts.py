@@ -64,7 +64,7 @@ def run(folder: Path, models: Path, seeds: list[int]) -> None:
             begun = time.process_time()
             method.adapter(case.models["original"], case.request)
             start = time.process_time() - begun
-            merged = method.adapter.merge(method(case.models["original"], case.request, on_event))
+            merged = method(case.models["original"], case.request, on_event).plain()
             keep(path, {"name": trial.name, **judged(merged, case), "gradient": largest[0], "start": start})
 
 

@@ -248,7 +248,7 @@ def in_turn(digits: Mnist, seed: int) -> Iterator[Row]:
             before = network
             method = _method(objective(steps // 5), steps, seed)
             adapted, seconds = timed(lambda method=method, before=before, request=request: method(before, request))
-            network = method.adapter.merge(adapted)
+            network = adapted.plain()
             rest = without(digits.test, *classes, *earlier)
             yield {
                 "model": name,

@@ -14,6 +14,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from tests import shapes
+
+if os.environ.get("EXPUNGE_SHAPES") != "off":
+    shapes.install()
 torch.set_num_threads(1)
 os.environ["EXPUNGE_CACHE"] = "off"  # no test may be answered from an earlier run, nor leave anything behind
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from expunge.core.method import Method
+from expunge.core.model import network_of
 from expunge.notation.parse import Plugin, parse
 from tests.families import ANSWERING, FAMILY, METHOD, assert_as_found, family_of, logits, moved, state
 
@@ -45,7 +46,7 @@ def method_of(plugin: Plugin) -> Method:
 def test_a_method_leaves_the_network_as_found_and_gives_one_of_its_own(plugin: Plugin, family: str):
     network, request = family_of(family)
     answers, was = logits(network, request), state(network)
-    result = method_of(plugin)(network, request)
+    result = network_of(method_of(plugin)(network, request), plugin.name)
     assert_as_found(network, was)
     assert not torch.allclose(logits(result, request), answers, atol=1e-4)
     moved(

@@ -1,44 +1,62 @@
 """Which layers of a network are its MLP layers and which its attention, found by structure and not by names.
 
-Of a block's linear layers (see `internals/blocks.py`), those inside an attention module are attention's, and the
-others are the feed-forward (MLP) part's. A mixture's experts belong to it too, where they are slices of one tensor as
-well; its router does not, nor does the gate of a shared expert, which says one number for each token.
+Of a block's linear layers (see `internals/blocks.py`), those in a part that mixes tokens are attention's: those of
+attention, and of what stands in its place in hybrid and state-space models, such as Mamba's mixer, linear attention
+or a short convolution. The others are the feed-forward (MLP) part's. A mixture's experts belong to it too, where they
+are slices of one tensor as well.
+
+Never adapted are routers, gates that say one number for each token, parts of the residual stream, and layers whose
+matrix is read past them, as Mamba's kernels read `out_proj.weight`: an adapter there would change nothing, or not
+everywhere the same.
 """
 
 from __future__ import annotations
 
+import inspect
+import re
+from collections import Counter
 from collections.abc import Sequence
+from functools import cache
 from typing import Literal
 
 import torch
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from expunge.errors import ModelRefused, UsageRefused
-from expunge.internals.blocks import blocks, is_attention
-from expunge.internals.mixtures import mixtures
+from expunge.internals.blocks import blocks, is_linear, mixers, within
+from expunge.internals.mixtures import experts_of, routers
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 """What weights may be that an update is added to."""
 Kind = Literal["mlp", "attention"]
 Targets = Literal["mlp", "attention", "all"]
+RESIDUAL = ("AltUp", "GatedResidual", "HyperConnection", "Laurel")
+"""Names of parts that carry the residual stream past a block's layers, which are none of these."""
+READ_PAST = re.compile(
+    r"^(?!.*\b(?:isinstance|getattr|init)\b).*?\bself\.(\w+)\.weight\b(?!\.(?:dtype|device|shape|data)\b|\._|\[|\s*=)",
+    re.MULTILINE,
+)
+"""In the code of a module: a child's weight that is taken without calling the child."""
 
 
-def kinds(module: nn.Module) -> dict[str, Kind]:
+def kinds(module: nn.Module, part: str | None = None) -> dict[str, Kind]:
     """Every linear layer of every block, by name, and its fused experts: the part of the block that each belongs to."""
     found: dict[str, Kind] = {}
-    for block_name, block in blocks(module).items():
-        attention = [name for name, part in block.named_modules() if is_attention(part)]
-        for name, part in block.named_modules():
-            if isinstance(part, (nn.Linear, Conv1D)):
-                inside = any(name == a or name.startswith(f"{a}.") for a in attention)
-                found[f"{block_name}.{name}"] = "attention" if inside else "mlp"
-    return found | dict.fromkeys(stacks(module), "mlp")
+    for block_name, block in blocks(module, part).items():
+        apart = mixers(block)
+        for name, layer in block.named_modules():
+            if is_linear(layer):
+                found[f"{block_name}.{name}"] = "attention" if within(name, apart) else "mlp"
+    return found | dict.fromkeys(stacks(module, part), "mlp")
 
 
-def stacks(module: nn.Module) -> dict[str, nn.Module]:
-    """The experts of each mixture whose matrices lie in one tensor [experts, ...], by name."""
-    return {f"{mixture.name}.experts": mixture.experts for mixture in mixtures(module).values()}
+def stacks(module: nn.Module, part: str | None = None) -> dict[str, nn.Module]:
+    """The experts of each block whose matrices lie in one tensor [experts, ...], by name."""
+    return {
+        f"{block_name}.{name}": experts
+        for block_name, block in blocks(module, part).items()
+        for name, experts in experts_of(block).items()
+    }
 
 
 def fused(experts: nn.Module) -> bool:
@@ -50,44 +68,115 @@ def fused(experts: nn.Module) -> bool:
     return all(getattr(experts, name).dim() == 3 and getattr(experts, name).dtype in DTYPES for name in names)
 
 
-def chosen(module: nn.Module, targets: Targets, only: Sequence[int] | None = None) -> list[str]:
-    """Names of the linear layers to adapt, of the blocks `only` (from 0; None: all). Refuses a block that has none."""
+def chosen(
+    module: nn.Module, targets: Targets, only: Sequence[int] | None = None, part: str | None = None
+) -> list[str]:
+    """Names of the linear layers to adapt, of the blocks `only` (from 0; None: all) of one tower.
+
+    A block without the part asked for stays as it is, as in hybrids of which a block is a mixer or an MLP. Refused are
+    a model none of whose blocks has that part, and a block that lacks it where others of its form have it.
+    """
     if targets not in ("mlp", "attention", "all"):
         raise UsageRefused(f"targets must be 'mlp', 'attention' or 'all'. Got {targets!r}.")
-    names = list(blocks(module))
-    strange = [name for name, experts in stacks(module).items() if not fused(experts)]
-    if strange and targets != "attention":
-        raise ModelRefused(
-            f"{type(module).__name__}: {len(strange)} of {len(names)} blocks have experts of a form that low-rank "
-            f"adapters do not take: quantized, split over processes, or none of transformers' experts interface "
-            f"(first: {strange[0]}). Use targets='attention', or adapter=Full()."
-        )
+    names = list(blocks(module, part))
     if not names:
         raise ModelRefused(
             f"{type(module).__name__} has no transformer blocks, so no {targets} linear layers to adapt. "
             f"Use adapter=Full(), which moves every weight."
         )
+    if targets != "attention":
+        _refuse_unknown_experts(module, part)
+    alone = left_alone(module, part)
     layers = [
-        name
-        for name, kind in kinds(module).items()
-        if targets in ("all", kind) and not _gate(module.get_submodule(name))
+        name for name, kind in kinds(module, part).items() if targets in ("all", kind) and not within(name, alone)
     ]
-    empty = [block for block in names if not any(layer.startswith(f"{block}.") for layer in layers)]
-    if empty:
-        raise ModelRefused(
-            f"{type(module).__name__}: {len(empty)} of {len(names)} blocks have no {targets} linear layer "
-            f"(first: {empty[0]}). Use targets='all', or adapter=Full()."
-        )
+    _refuse_gaps(module, targets, names, layers)
+    _refuse_tied(module, layers)
     if only is None:
         return layers
     if not only or not set(only) <= set(range(len(names))):
         raise UsageRefused(f"layers must be blocks, from 0 to {len(names) - 1}, or None for all. Got {only!r}.")
-    return [layer for layer in layers if any(layer.startswith(f"{names[number]}.") for number in only)]
+    some = {number: [layer for layer in layers if within(layer, [names[number]])] for number in sorted(set(only))}
+    empty = [number for number, inside in some.items() if not inside]
+    if empty:
+        raise UsageRefused(f"layers: block {empty[0]} has no {targets} linear layer to adapt. Got {only!r}.")
+    return [layer for layer in layers if any(layer in inside for inside in some.values())]
 
 
-def _gate(layer: nn.Module) -> bool:
-    """Whether a layer says one number only, for an update of which no low rank is low."""
-    return isinstance(layer, nn.Linear) and layer.out_features == 1
+def left_alone(module: nn.Module, part: str | None = None) -> dict[str, str]:
+    """What is never adapted, by name, and why: it is a router, a gate, of the residual stream, or read past."""
+    found: dict[str, str] = {}
+    for block_name, block in blocks(module, part).items():
+        found |= {f"{block_name}.{name}": "router" for name in routers(block)}
+        for name, layer in block.named_modules():
+            if any(word in type(layer).__name__ for word in RESIDUAL):
+                found[f"{block_name}.{name}"] = "residual"
+            if isinstance(layer, nn.Linear) and layer.out_features == 1:  # for its update no low rank is low
+                found.setdefault(f"{block_name}.{name}", "gate")
+            for key in set(dict(layer.named_children())) & _read_past(type(layer)):
+                if is_linear(layer.get_submodule(key)):
+                    found.setdefault(f"{block_name}.{name}.{key}", "read past")
+    return found
+
+
+@cache
+def _read_past(kind: type[nn.Module]) -> frozenset[str]:
+    """Names of the children whose weights the code of a module takes without calling them."""
+    ours = [each for each in kind.__mro__ if each.__module__.startswith("transformers.models.")]
+    try:
+        return frozenset(name for each in ours for name in READ_PAST.findall(inspect.getsource(each)))
+    except OSError:  # installed without its source
+        return frozenset()
+
+
+def _refuse_unknown_experts(module: nn.Module, part: str | None) -> None:
+    names = list(blocks(module, part))
+    strange = [name for name, experts in stacks(module, part).items() if not fused(experts)]
+    if strange:
+        count = sum(bool(_inside(name, strange)) for name in names)
+        raise ModelRefused(
+            f"{type(module).__name__}: {count} of {len(names)} blocks have experts of a form that low-rank adapters do "
+            f"not take: quantized, split over processes, or none of transformers' experts interface "
+            f"(first: {strange[0]}). Use targets='attention', or adapter=Full()."
+        )
+
+
+def _refuse_gaps(module: nn.Module, targets: Targets, names: list[str], layers: list[str]) -> None:
+    """Refuse a model in which nothing is to be adapted, or a block whose like have what it lacks."""
+    if not layers:
+        lack = {"mlp": "an MLP", "attention": "a part that mixes tokens", "all": "a linear layer"}[targets]
+        other = {"mlp": "targets='attention' (whatever mixes tokens) or 'all'", "attention": "targets='mlp' or 'all'"}
+        raise ModelRefused(
+            f"{type(module).__name__}: none of its {len(names)} blocks has {lack} that could be adapted. "
+            f"Use {other[targets] + ', or ' if targets in other else ''}adapter=Full()."
+        )
+    holders = {layer.removeprefix(f"{name}.").split(".")[0] for name in names for layer in _inside(name, layers)}
+    bare = [name for name in names if not _inside(name, layers) and _lacks(module.get_submodule(name), holders)]
+    if bare:
+        raise ModelRefused(
+            f"{type(module).__name__}: {len(bare)} of {len(names)} blocks have no {targets} linear layer where others "
+            f"have them (first: {bare[0]}). Use targets='all', or adapter=Full()."
+        )
+
+
+def _refuse_tied(module: nn.Module, layers: list[str]) -> None:
+    """Refuse layers that share their weight: merged, the update of each would be that of all."""
+    owners = Counter(id(weight) for _, weight in module.named_parameters(remove_duplicate=False))
+    tied = [name for name in layers if any(owners[id(p)] > 1 for p in module.get_submodule(name).parameters())]
+    if tied:
+        raise ModelRefused(
+            f"{type(module).__name__}: {len(tied)} layers to adapt share their weights with other blocks "
+            f"(first: {tied[0]}), so no block can have an update of its own. Use adapter=Full()."
+        )
+
+
+def _inside(block: str, layers: list[str]) -> list[str]:
+    return [layer for layer in layers if layer.startswith(f"{block}.")]
+
+
+def _lacks(block: nn.Module, holders: set[str]) -> bool:
+    """Whether a block has a part by the name of one that holds such layers elsewhere, with no linear layer in it."""
+    return any(key in holders and not any(map(is_linear, part.modules())) for key, part in block.named_children())
 
 
 def kind_of(parameter: str, known: dict[str, Kind]) -> str:

@@ -48,14 +48,14 @@ class PeftAdapter(Adapter):
 
     @property
     @abstractmethod
-    def where(self) -> tuple[Targets, tuple[int, ...] | None]:
-        """Which layers of each block to adapt, and of which blocks (None: all)."""
+    def where(self) -> tuple[Targets, tuple[int, ...] | None, str | None]:
+        """Which layers of each block to adapt, of which blocks (None: all), and of which tower."""
 
     def insert(self, network: Network, request: Request) -> Network:
         fork = network.fork()
         with quiet():
             names = chosen(network.module, *self.where)
-            experts = [name for name in names if name in stacks(network.module)]
+            experts = [name for name in names if name in stacks(network.module, self.where[2])]
             module = get_peft_model(fork.module, self.config(names, experts))  # type: ignore[arg-type]
         return fork.fork(module.eval())
 

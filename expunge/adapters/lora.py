@@ -41,16 +41,19 @@ class LoRA(PeftAdapter):
     alpha: float = 16.0
     """Raises the step size: the update is scaled by alpha / r."""
     targets: Targets = "mlp"
-    """Which linear layers of each block: mlp (a mixture's experts, too), attention or all."""
+    """Which linear layers of each block: mlp (a mixture's experts, too), attention (whatever mixes tokens) or all."""
     layers: tuple[int, ...] | None = None
     """Which blocks, from 0, such as those that tracing found; None: all."""
+    part: str | None = None
+    """Which tower of a model of several, by the name of its module (text_model, vision_model, decoder, ...); None: the
+    one that the class scores depend on."""
 
     def __post_init__(self) -> None:
         check("identity", self.rank, self.alpha, 1.0, None, who="LoRA")
 
     @property
-    def where(self) -> tuple[Targets, tuple[int, ...] | None]:
-        return self.targets, self.layers
+    def where(self) -> tuple[Targets, tuple[int, ...] | None, str | None]:
+        return self.targets, self.layers, self.part
 
     def config(self, names: list[str], experts: list[str]) -> PeftConfig:
         if experts:

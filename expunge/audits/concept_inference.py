@@ -90,7 +90,7 @@ class ConceptInference(WhiteBoxAudit):
         for name, direction in self.directions(inside.network, request).items():
             yield self._finding(f"concept {name}", _along(direction, way, slope))
 
-    def _states(self, inside: Inside, request: Request) -> "dict[str, Float[np.ndarray, 'examples width']]":
+    def _states(self, inside: Inside, request: Request) -> "dict[str, Float[np.ndarray, '_its_examples width']]":
         sets = request.sets()
         names = dict.fromkeys((*self.concepts, self.against))
         return {name: inside.states(self._sorted(sets[name])).double().cpu().numpy() for name in names}

@@ -166,7 +166,7 @@ def network_of(model: Model, asks: str) -> Network:
     if isinstance(inside, Network):
         return inside
     raise UsageRefused(
-        f"{asks} works on the weights of a network, and {type(inside).__name__} shows its answers only. "
+        f"{asks} looks inside a network, and {type(inside).__name__} shows its answers only. "
         f"Give a network, or leave {asks} out."
     )
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from expunge.primitives.class_scores import Head, Read, best_class, each_row, moments, right_log_prob, widened
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float, Int
+    from jaxtyping import Bool, Float, Int, Shaped
 
     from expunge.core.request import Example
 
@@ -79,7 +79,7 @@ class Rows:
         weights = self.weights.to(values.dtype)
         return (weights * values).sum() / (self.share.examples if self.share else weights.sum())
 
-    def split(self, values: Float[Tensor, " rows"]) -> list[Float[Tensor, " its_rows"]]:
+    def split(self, values: Shaped[Tensor, "rows *rest"]) -> list[Shaped[Tensor, "_its_rows *rest"]]:
         """`values` cut into one tensor for each example, in the batch's order."""
         order = torch.argsort(self.example, stable=True)
         return list(torch.tensor_split(values[order], self.counts().cumsum(0)[:-1].cpu()))

@@ -101,10 +101,7 @@ class HiddenStates(RowQuestion[Hidden]):
         """Number of the block in a model of `depth` blocks. Raises `UsageRefused` where there is no such block."""
         number = int(self.layer * depth) if isinstance(self.layer, float) else self.layer
         if not 0 <= number < depth:
-            raise UsageRefused(
-                f"The `layer` must be a block, from 0 to {depth - 1}, or a share of the depth below 1.0. "
-                f"Got {self.layer!r}."
-            )
+            raise UsageRefused(f"The `layer` must be a block, from 0 to {depth - 1}. Got {self.layer!r}.")
         return number
 
 

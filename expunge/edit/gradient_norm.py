@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from expunge.core.model import Network
 from expunge.core.objective import Objective, Scalar
+from expunge.core.question import Scores
 from expunge.core.view import View
 from expunge.errors import ModelRefused, UsageRefused
 
@@ -35,7 +36,7 @@ class GradientNorm(Objective):
         weights = list(now.model.trainable().values())
         # A pass of its own: fused attention has no second derivative, nor have numbers worked out row by row.
         with sdpa_kernel(SDPBackend.MATH):
-            said = now.model.predict(now.batch("retain"))
+            said = now.model.ask(Scores(), now.batch("retain"))
         loss = -said.over_rows(said.log_probs().gather(-1, said.labels[:, None]).squeeze(-1))
         slopes = torch.autograd.grad(loss, weights, create_graph=True, allow_unused=True)
         # Away from 0 by a hair: the norm of a tensor without any slope has no gradient of its own.

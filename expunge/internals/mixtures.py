@@ -2,7 +2,7 @@
 
 A mixture is a part of a block with a child `experts`, whose matrices lie in one tensor [experts, ...], and beside it a
 router with a weight [experts, width] that says for each token `(scores, weights, indices)`. Shared experts, which read
-every token, are none of a mixture's experts.
+every token, are none of a mixture's experts. Routers of any form are found by `routers`, experts by `experts_of`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from expunge.core.predictions import RouterScores
 from expunge.core.question import Routes
 from expunge.errors import ModelRefused
-from expunge.internals.blocks import blocks
+from expunge.internals.blocks import blocks, is_linear, mixers, stacks_of, within
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -73,14 +73,42 @@ class Affinity:
         return self.layers[at], tuple(best)
 
 
-def mixtures(module: nn.Module) -> dict[int, Mixture]:
-    """The mixtures by the number of their block, from 0; none in a dense model."""
+def mixtures(module: nn.Module, part: str | None = None) -> dict[int, Mixture]:
+    """The mixtures by the number of their block, from 0; none in a dense model. `part`: of which tower."""
     found: dict[int, Mixture] = {}
-    for number, (block_name, block) in enumerate(blocks(module).items()):
-        for name, part in block.named_modules():
-            router = _router(part)
+    for number, (block_name, block) in enumerate(blocks(module, part).items()):
+        for name, inner in block.named_modules():
+            router = _router(inner)
             if router and number not in found:
-                found[number] = Mixture(f"{block_name}.{name}" if name else block_name, router, part)
+                found[number] = Mixture(f"{block_name}.{name}" if name else block_name, router, inner)
+    return found
+
+
+def experts_of(block: nn.Module) -> dict[str, nn.Module]:
+    """What a block's routers deal tokens out to, by name in the block: stacks of matrices [experts, ...], in whatever
+    form. Experts that are modules of their own are linear layers like any other, so none of these."""
+    found: dict[str, nn.Module] = {}
+    apart = mixers(block)
+    for name, part in block.named_modules():
+        key = name.rpartition(".")[2]
+        deep = within(name, (*apart, *found))
+        if not deep and (_unnamed(key, part) or (key == "experts" and not any(map(is_linear, part.modules())))):
+            found[name] = part
+    return found
+
+
+def routers(block: nn.Module) -> list[str]:
+    """Names of the parts of a block that deal tokens out to experts, or switch shared experts on and off."""
+    found: list[str] = []
+    for name, part in block.named_modules():
+        children = dict(part.named_children())
+        experts = children.get("experts", part)
+        count = len(experts) if isinstance(experts, nn.ModuleList) else _count(experts)
+        for key, child in children.items():
+            beside = "experts" in children and key != "experts"
+            says_so = "router" in key.lower() or "Router" in type(child).__name__
+            if says_so or (beside and (key.endswith("gate") or (count and _rows(child) == count))):
+                found.append(f"{name}.{key}" if name else key)
     return found
 
 
@@ -127,10 +155,20 @@ def _router(part: nn.Module) -> str:
     children = dict(part.named_children())
     count = _count(children["experts"]) if "experts" in children else 0
     for name, child in children.items():
-        weight = getattr(child, "weight", None)
-        if count and name != "experts" and isinstance(weight, Tensor) and weight.dim() == 2 and len(weight) == count:
+        if count and name != "experts" and _rows(child) == count:
             return name
     return ""
+
+
+def _rows(part: nn.Module) -> int:
+    """For how many classes the one matrix that a module itself holds has scores; 0 where it holds none."""
+    weight = getattr(part, "weight", None)
+    return len(weight) if isinstance(weight, Tensor) and weight.dim() == 2 else 0
+
+
+def _unnamed(key: str, part: nn.Module) -> bool:
+    """Whether a module is a matrix of all experts that lies beside their router, with no child `experts` (JetMoE)."""
+    return "shared" not in key and type(part).__name__.endswith("Experts") and bool(stacks_of(part))
 
 
 def _count(experts: nn.Module) -> int:

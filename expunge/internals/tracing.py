@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from expunge.errors import DataRefused, ModelRefused, UsageRefused
-from expunge.internals.blocks import blocks, is_attention
+from expunge.internals.blocks import blocks, is_mixer
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -231,7 +231,7 @@ def _linear(part: nn.Module) -> bool:
 
 
 def _attends(part: nn.Module) -> bool:
-    return any(map(is_attention, part.modules()))
+    return any(map(is_mixer, part.modules()))
 
 
 @contextmanager

@@ -97,7 +97,7 @@ class LAF(WeightMethod):
             forget = torch.cat(list(_known(network, request.forget)))
             every = torch.cat([*_known(network, request.retain), forget])
             common, own = (self._fitted(states) for states in (every, forget))
-        result = Full()(network, request)
+        result = Full().insert(network, request)
         on_event(Note(MOVING))
         losses = self._move(result, network, common, own, request)
         result.module.requires_grad_(False)

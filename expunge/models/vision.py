@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from torch import Tensor, nn
 
 from expunge.core.family import Family
 from expunge.core.model import Network, answers
@@ -70,17 +71,8 @@ class ImageClassifier(Network):
 
     @answers(Scores)
     def _scores(self, _question: Scores, batch: Batch) -> Predictions:
-        weights = next(self.module.parameters())
-        pixels = torch.stack([example.pixels for example in batch]).to(weights.device, weights.dtype)
-        logits = self.module(pixel_values=pixels).logits
-        return Predictions(
-            labels=torch.tensor([example.label for example in batch], device=logits.device),
-            example=torch.arange(len(batch), device=logits.device),
-            examples=len(batch),
-            share=None,
-            weights=weights_of(batch),
-            states=logits,
-        )
+        logits = self._read(self.module, batch)
+        return Predictions(*_rows(batch, logits.device), weights=weights_of(batch), states=logits)
 
     @answers(HiddenStates)
     def _hidden_states(self, question: HiddenStates, batch: Batch) -> Hidden:
@@ -91,8 +83,15 @@ class ImageClassifier(Network):
                 f"{type(self.module).__name__} has no class token, so no one hidden state of an image. "
                 f"Use an objective that reads answers only."
             )
-        said = replace(self, module=below).ask(Scores(), batch)
-        return Hidden(said.labels, said.example, said.examples, None, said.states[:, 0], weights=said.weights)
+        states = self._read(below, batch)[:, 0]
+        return Hidden(*_rows(batch, states.device), weights=weights_of(batch), states=states)
+
+    def _read(self, module: nn.Module, batch: Batch) -> Tensor:
+        """What the module, or its part up to a block, makes of the images."""
+        weights = next(self.module.parameters())
+        pixels = torch.stack([example.pixels for example in batch]).to(weights.device, weights.dtype)
+        logits: Tensor = module(pixel_values=pixels).logits
+        return logits
 
     def batches(self, examples: Batch) -> Iterator[list[int]]:
         for start in range(0, len(examples), AT_ONCE):
@@ -120,6 +119,12 @@ def load_processor(source: Source) -> Any:
             f"{source.name}: its image processor could not be loaded ({type(error).__name__}). "
             f"A preprocessor_config.json must lie beside the weights."
         ) from error
+
+
+def _rows(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, int, None]:
+    """A row for each image: labels, owners, how many, and no larger step that they would be a part of."""
+    labels = torch.tensor([example.label for example in batch], device=device)
+    return labels, torch.arange(len(batch), device=device), len(batch), None
 
 
 def _refuse_other_tasks(source: Source) -> None:

@@ -91,7 +91,8 @@ def costs(paper: Paper, opened: Opened) -> Costs:
         moving = sum(p.numel() for p in adapted.trainable().values())
         # Fake tensors, on the meta device too: of those no model looks into a mask.
         with FakeTensorMode(allow_non_fake_inputs=True):
-            lines = [_line(paper, network, back) for network, back in ((paper.network, 0), (adapted, 0), (adapted, 1))]
+            passes = ((paper.network, 0), (adapted, 0), (adapted, int(moving > 0)))
+            lines = [_line(paper, network, back) for network, back in passes]
     return Costs(*lines, moving)
 
 

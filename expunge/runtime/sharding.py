@@ -15,7 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from expunge.core.model import Network
-from expunge.internals.blocks import blocks
+from expunge.internals.blocks import every_block
 from expunge.runtime.processes import world_size
 
 
@@ -39,7 +39,7 @@ def shard_over_processes(network: Network) -> Network:
     # It warns where the output is a view, which must not be written into; nothing here does.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)
     mesh = init_device_mesh("cuda" if torch.cuda.is_initialized() else "cpu", (world_size(),))
-    for block in blocks(module).values():
+    for block in every_block(module).values():
         fully_shard(block, mesh=mesh)
     # The output matrix is read after the forward pass is over, row chunk by row chunk, so the root's stay whole.
     fully_shard(module, mesh=mesh, reshard_after_forward=False)

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from expunge.errors import ModelRefused
-from expunge.internals.blocks import blocks
+from expunge.internals.blocks import every_block
 
 Activations = Literal["kept", "recomputed"]
 
@@ -23,7 +23,7 @@ Activations = Literal["kept", "recomputed"]
 @contextmanager
 def managed(module: nn.Module, activations: Activations) -> Iterator[None]:
     """`module` with its blocks' activations kept or recomputed, for as long as the block lasts."""
-    found = list(blocks(module).values()) if activations == "recomputed" else []
+    found = list(every_block(module).values()) if activations == "recomputed" else []
     if activations == "recomputed" and not found:
         raise ModelRefused(
             f"{type(module).__name__} has no transformer blocks to compute again. Use activations='kept'."

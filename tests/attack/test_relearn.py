@@ -69,7 +69,7 @@ def learnt(network: Network, examples: tuple[Passage, ...]) -> Network:
         "Finetune(objective=RetainNLL(), adapter=Full(), learning_rate=4e-3, steps=150, batch=1, retain_batch=24, "
         "stop=Stop(level=None, budget=None, every=1000), norms=False)"
     )
-    return plan(network, Request(told(PLACES[:1], ["what"]), examples))
+    return plan(network, Request(told(PLACES[:1], ["what"]), examples)).plain()
 
 
 def right(network: Network, examples: tuple[Passage, ...]) -> float:

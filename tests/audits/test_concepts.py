@@ -220,7 +220,7 @@ PLACES = pytest.mark.parametrize(
         (vit(), 1, pictures),
         (resnet(), "resnet.pooler", pictures),
         (llama(), 0, texts),
-        (llama(), None, texts),
+        (llama(), 0.75, texts),
     ],
     ids=["vit, first block", "vit, last block", "resnet, by name", "llama, first block", "llama, three quarters up"],
 )

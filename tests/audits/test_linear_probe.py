@@ -12,7 +12,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from expunge.audits.linear_probe import LinearProbe
-from expunge.core.model import Network, answers
+from expunge.core.model import Network, Wrapper, answers
 from expunge.core.predictions import Hidden
 from expunge.core.question import HiddenStates
 from expunge.core.request import Request
@@ -153,8 +153,9 @@ def test_the_layer_asked_for_is_the_one_read():
 
 
 def test_what_shows_answers_only_cannot_be_probed():
-    class Guard:
-        pass
+    class Guard(Wrapper):
+        transparent = False
+        inner = shows()
 
     with pytest.raises(UsageRefused, match="LinearProbe looks inside a network, and Guard shows its answers only"):
         LinearProbe()(Guard(), Request((along("a", 0),), KNOWN))

@@ -1,56 +1,16 @@
 """Perplexity by hand, inside its interval to the last digit, and of a model that is lost beyond counting."""
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
 
 import pytest
-import torch
 
 from expunge.audits.perplexity import Perplexity
-from expunge.core.model import Model, answers
-from expunge.core.predictions import Predictions
-from expunge.core.question import Scores
-from expunge.core.request import Request
+from expunge.core.audit import Finding
+from tests.audits.scripted import findings, lost
 
 
-@dataclass(frozen=True)
-class Text:
-    """A text of which the model loses `losses` nats, token by token."""
-
-    id: str
-    losses: tuple[float, ...]
-    alternatives: tuple = ()
-    weight: float = 1.0
-
-    @property
-    def rows(self) -> int:
-        return len(self.losses)
-
-    size = rows
-
-    def record_digest(self) -> str:
-        return self.id
-
-
-class Loses(Model):
-    """Two classes; the right one loses by so much that its log-probability is minus the loss wanted."""
-
-    @answers(Scores)
-    def scores(self, question: Scores, batch: list[Text]) -> Predictions:
-        losses = torch.tensor([loss for text in batch for loss in text.losses], dtype=torch.float64)
-        # log(1 / (1 + e^x)) = -loss  <=>  x = log(e^loss - 1) = loss + log(1 - e^-loss)
-        wrong = losses + torch.log(-torch.expm1(-losses))
-        owner = torch.tensor([k for k, text in enumerate(batch) for _ in text.losses])
-        labels = torch.zeros(len(losses), dtype=torch.long)
-        return Predictions(labels, owner, len(batch), None, torch.stack([torch.zeros_like(wrong), wrong], -1))
-
-    def batches(self, examples: list[Text]) -> Iterator[list[int]]:
-        yield list(range(len(examples)))
-
-
-def finding(*texts: tuple[float, ...]):
-    [found] = Perplexity()(Loses(), Request(forget=tuple(Text(str(k), losses) for k, losses in enumerate(texts))))
+def finding(*texts: tuple[float, ...]) -> Finding:
+    [found] = findings(Perplexity(), forget=tuple(lost(str(k), *losses) for k, losses in enumerate(texts))).values()
     return found
 
 

@@ -3,8 +3,6 @@
 import gzip
 import json
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -12,52 +10,16 @@ import torch
 
 from expunge.audits.truth_ratio import TruthRatio
 from expunge.core.audit import Finding
-from expunge.core.model import Model, answers
-from expunge.core.predictions import Predictions
-from expunge.core.question import Scores
-from expunge.core.request import Request
 from expunge.notation.parse import parse
 from expunge.primitives.statistics import ks
+from tests.audits import scripted
+from tests.audits.scripted import Asked, lost
 
 LOGS = Path(__file__).parents[3] / "shared/data/tofu_logs"
 
 
-@dataclass(frozen=True)
-class Text:
-    """An answer of which the model loses `losses` nats, row by row."""
-
-    id: str
-    losses: tuple[float, ...]
-    alternatives: tuple["Text", ...] = ()
-    weight: float = 1.0
-
-    @property
-    def rows(self) -> int:
-        return len(self.losses)
-
-    size = rows
-
-    def record_digest(self) -> str:
-        return self.id
-
-
-class Loses(Model):
-    """Two classes; the right one loses by so much that its log-probability is minus the loss wanted."""
-
-    @answers(Scores)
-    def scores(self, question: Scores, batch: list[Text]) -> Predictions:
-        losses = torch.tensor([loss for text in batch for loss in text.losses], dtype=torch.float64)
-        wrong = losses + torch.log(-torch.expm1(-losses))  # log(1 / (1 + e^x)) = -loss
-        owner = torch.tensor([k for k, text in enumerate(batch) for _ in text.losses])
-        labels = torch.zeros(len(losses), dtype=torch.long)
-        return Predictions(labels, owner, len(batch), None, torch.stack([torch.zeros_like(wrong), wrong], -1))
-
-    def batches(self, examples: list[Text]) -> Iterator[list[int]]:
-        yield list(range(len(examples)))
-
-
-def asked(name: str, right: tuple[float, ...], *wrong: tuple[float, ...]) -> Text:
-    return Text(name, right, tuple(Text(f"{name}{k}", losses) for k, losses in enumerate(wrong)))
+def asked(name: str, right: tuple[float, ...], *wrong: tuple[float, ...]) -> Asked:
+    return lost(name, *right, options=wrong)
 
 
 # Ragged: the right answer loses 1 and 2 nats (mean 1.5), the wrong ones 2 and 1, 1, 4 (means 2 and 2).
@@ -69,8 +31,8 @@ TWO = asked("two", (3.0,), (1.0,), (2.0,))
 GEOMETRIC = TruthRatio()
 
 
-def findings(audit: TruthRatio = GEOMETRIC, **sets: tuple[Text, ...]) -> dict[str, Finding]:
-    return {f.set: f for f in audit(Loses(), Request(**sets))}
+def findings(audit: TruthRatio = GEOMETRIC, **sets: tuple[Asked, ...]) -> dict[str, Finding]:
+    return scripted.findings(audit, **sets)
 
 
 def test_it_is_the_geometric_mean_of_the_wrong_over_the_right_each_normalised_by_its_rows():
@@ -97,7 +59,7 @@ def test_of_what_should_stay_it_is_what_the_wrong_answers_fall_short_of_the_righ
 
 
 def test_questions_without_options_are_not_asked():
-    found = findings(forget=(ONE, Text("none", (1.0,))), retain=(Text("also none", (2.0,)),))
+    found = findings(forget=(ONE, lost("none", 1.0)), retain=(lost("also none", 2.0),))
     assert {name: f.n for name, f in found.items()} == {"forget": 1}
 
 

@@ -1,12 +1,16 @@
 """Rows and examples, worked by hand on examples of one, three and two rows."""
 
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from expunge.core.model import Model, answers
 from expunge.core.predictions import Predictions, RowScores, Share
+from expunge.core.question import LogProbabilities, Scores
 
 OWNERS = [0, 1, 1, 1, 2, 2]
 VALUES = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 7.0], dtype=torch.float64)
@@ -115,18 +119,40 @@ def test_answers_say_which_rows_had_the_right_class_first():
 
 def test_answers_taken_apart_and_joined_are_the_same():
     said = says(OWNERS, [[float(k), 1.0] for k in range(6)], [0, 1, 0, 1, 0, 1]).row_scores()
-    parts = said.parts()
+    parts = said.cut([1] * said.examples)
     assert [part.counts().tolist() for part in parts] == [[1], [3], [2]]
-    whole = RowScores.join(parts, [0, 1, 2])
+    whole = RowScores.join(parts)
     for name in ("labels", "example", "log_probs", "right"):
         assert torch.equal(getattr(whole, name), getattr(said, name)), name
     assert whole.examples == 3
 
 
+@dataclass(frozen=True)
+class Counted:
+    """An example of so many rows, all of the class that its number says."""
+
+    number: int
+    rows: int
+    weight: float = 1.0
+    id: str = ""
+    size: int = 1
+
+
+class OutOfOrder(Model):
+    """Reads the last example with the first, and those between later."""
+
+    @answers(Scores)
+    def scores(self, question: Scores, batch: list[Counted]) -> Predictions:
+        owner = [k for k, example in enumerate(batch) for _ in range(example.rows)]
+        return says(owner, [[0.0] * 3] * len(owner), [batch[k].number for k in owner])
+
+    def batches(self, examples: list[Counted]) -> Iterator[list[int]]:
+        yield [len(examples) - 1, 0]
+        yield list(range(1, len(examples) - 1))
+
+
 def test_batches_read_in_any_order_are_joined_in_the_order_of_the_examples():
-    one = says([0, 1, 1], [[0.0, 0.0]] * 3, [0, 1, 1]).row_scores()  # examples 2 and 0
-    other = says([0, 0], [[0.0, 0.0]] * 2, [0, 0]).row_scores()  # example 1
-    whole = RowScores.join([one, other], [2, 0, 1])
+    whole = OutOfOrder().ask(LogProbabilities(), [Counted(0, 2), Counted(1, 2), Counted(2, 1)])
     assert whole.example.tolist() == [0, 0, 1, 1, 2]
-    assert whole.labels.tolist() == [1, 1, 0, 0, 0]
+    assert whole.labels.tolist() == [0, 0, 1, 1, 2]
     assert whole.counts().tolist() == [2, 2, 1]

@@ -256,7 +256,7 @@ HEART += "stop=Stop(level=None, budget=None), norms=False)"
 
 def test_negation_goes_as_far_to_the_other_side_as_learning_went():
     learn = parse(HEART)
-    over, was = (network.module.weight.detach() for network in (learn(NETWORK, REQUEST), NETWORK))
+    over, was = (network.module.weight.detach() for network in (learn(NETWORK, REQUEST).plain(), NETWORK))
     assert (over - was)[0, 0] > 0.1  # it learnt: the score of class 0 on feature 0 rose
     for scale in (0.5, 1.0, 3.0):
         result = Negate(scale=scale, learn=learn)(NETWORK, REQUEST)
@@ -272,9 +272,9 @@ def test_negation_raises_the_forget_loss_and_keeps_the_networks_own_precision():
     assert result.ask(Scores(), [FORGET]).nll() > network.ask(Scores(), [FORGET]).nll() + 0.5
 
 
-def test_what_learns_by_heart_must_be_a_fine_tuning():
-    with pytest.raises(UsageRefused, match="The `learn` of Negate must be a fine-tuning"):
-        parse("Negate(learn=IAU())")
+def test_what_learns_by_heart_must_be_a_method():
+    with pytest.raises(UsageRefused, match="The `learn` of Negate must be a Method"):
+        parse("Negate(learn=Loss())")
     assert "objective=-1.0 * Ascent()" in repr(Negate())
 
 

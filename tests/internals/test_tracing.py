@@ -14,7 +14,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from expunge import open_network
+from expunge import open_model
 from expunge.adapters.lora import LoRA
 from expunge.errors import DataRefused, ModelRefused, UsageRefused
 from expunge.internals.tracing import ROLES, Fact, Trace, Tracer, by_role, strongest
@@ -190,7 +190,7 @@ def test_what_cannot_be_traced_is_refused():
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="no shared data here: stories260k")
 def test_a_trained_model_is_traced_to_where_its_answer_comes_from():
-    network = open_network(str(DATA))
+    network = open_model(str(DATA))
     fact = Fact.read(
         network.tokenizer, "Once upon a time, there was a little girl named Lily. She loved to", "Lily", " play"
     )

@@ -7,7 +7,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from expunge.adapters.bounded import Bounded
 from expunge.core.events import Event
-from expunge.core.model import Network
+from expunge.core.model import Network, network_of
 from expunge.core.request import Request
 from expunge.data.text import Passage
 from expunge.methods.finetune import Finetune
@@ -67,7 +67,7 @@ def run(network: Network | None = None, request: Request = REQUEST, **options) -
     events = Events()
     settings = {"objective": GradDiff(), "adapter": Bounded(rank=4), "learning_rate": 1e-2, "stop": FREE}
     plan = Finetune(**{**settings, "steps": 5, "batch": 4, "retain_batch": 5, **options})
-    return plan(network or tiny(), request, events), events
+    return network_of(plan(network or tiny(), request, events), "a test"), events
 
 
 def numbers(network: Network) -> dict[str, torch.Tensor]:

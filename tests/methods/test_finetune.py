@@ -140,7 +140,7 @@ def test_a_step_that_is_not_finite_is_never_applied_and_is_named(how):
     for name, batch in dealt.items():
         assert f"{name}: {batch[0].id}, {batch[1].id}" in str(error)
     good, _ = run(objective=GradDiff() + Spoils(at=99, how=how), steps=3, batch=2, retain_batch=2)
-    assert equal(numbers(error.last_good), numbers(good))
+    assert equal(numbers(error.last_good.inner), numbers(good))
     assert [event.step for event in events.of(Step)] == [1, 2, 3]
     assert not events.of(Ended)
 
@@ -158,7 +158,7 @@ def test_a_check_that_is_not_finite_is_never_taken_for_forgetting(level):
         run(adapter=LoRA(), objective=Breaks(), learning_rate=1e30, steps=1, stop=Stop(level=level, every=1))
     assert "step 1" in str(caught.value)
     # The state before it is the last good one: the start, where the update is zero.
-    deltas = LoRA().deltas(caught.value.last_good, tiny())
+    deltas = caught.value.last_good.changes()
     assert all(not delta.any() for _, delta in deltas)
 
 

@@ -187,7 +187,7 @@ def test_a_class_is_forgotten_and_the_others_are_not():
     learn = "Finetune(objective=RetainNLL(), adapter=Full(), learning_rate=2e-3, batch=1, retain_batch=64, steps=400, "
     learn = parse(learn + "stop=Stop(level=None, budget=None, every=1000), norms=False)")
     unread = Picture("unread", pixels[0], 0, "unread")  # a request has a forget set
-    network = learn.adapter.merge(learn(network, Request((unread,), tuple(train))))
+    network = learn(network, Request((unread,), tuple(train))).plain()
     request = Request(*(tuple(p for p in train if (p.label == 3) == gone) for gone in (True, False)))
     result = LAF()(network, request)
 

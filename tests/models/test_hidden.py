@@ -172,9 +172,11 @@ def test_states_are_read_through_adapters(name: str):
         assert (gradient is None) == above, key
 
 
-def test_without_a_layer_it_is_as_far_up_as_7_of_32():
-    network, batch = language("llama"), passages()  # 4 blocks: 4 * 7 // 32 = 0
-    assert torch.equal(network.ask(HiddenStates(0.75), batch).states, network.ask(HiddenStates(0), batch).states)
+def test_a_layer_below_one_is_a_share_of_the_depth():
+    network, batch = language("llama"), passages()  # 4 blocks: 4 * 7 / 32 is in the first, 0.75 * 4 = 3
+    for share, number in ((7 / 32, 0), (0.75, 3)):
+        states = network.ask(HiddenStates(share), batch).states
+        assert torch.equal(states, network.ask(HiddenStates(number), batch).states)
 
 
 @pytest.mark.parametrize("layer", [-1, 4])

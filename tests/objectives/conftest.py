@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from expunge.core.model import Batch
+from expunge.core.model import Batch, Model, answers
 from expunge.core.predictions import Predictions
+from expunge.core.question import Scores
 from expunge.core.view import View
 from expunge.primitives import class_scores as rows
 from expunge.primitives.class_scores import Head
@@ -24,15 +25,18 @@ class Asked:
     id: str
     set: str
     size: int = 1
+    rows: int = 1
+    weight: float = 1.0
 
 
-class Says:
+class Says(Model):
     """A model whose answers are known beforehand."""
 
     def __init__(self, sets: dict[str, Predictions]) -> None:
         self.sets = sets
 
-    def predict(self, batch: list[Asked]) -> Predictions:
+    @answers(Scores)
+    def scores(self, question: Scores, batch: list[Asked]) -> Predictions:
         return self.sets[batch[0].set]
 
     def batches(self, examples: Batch) -> Iterator[list[int]]:

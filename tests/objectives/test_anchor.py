@@ -6,6 +6,7 @@ from transformers import AutoModelForCausalLM, MixtralConfig
 
 from expunge.adapters.full import Full
 from expunge.adapters.seuf import SEUF
+from expunge.core.model import Model, answers
 from expunge.core.predictions import RouterScores, Share
 from expunge.core.question import Routes
 from expunge.core.request import Request
@@ -52,13 +53,14 @@ def texts() -> tuple[Passage, ...]:
 REQUEST = Request(forget=texts())
 
 
-class Says:
+class Says(Model):
     """A model of one block whose routers' answers are known beforehand."""
 
-    def __init__(self, routes: Routes) -> None:
+    def __init__(self, routes: RouterScores) -> None:
         self.said = routes
 
-    def routes(self, batch, layer=None) -> Routes:
+    @answers(Routes)
+    def routes(self, question: Routes, batch) -> RouterScores:
         return self.said
 
     def batches(self, examples):

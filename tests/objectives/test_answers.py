@@ -3,12 +3,15 @@
 import hashlib
 import math
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
 
+from expunge.core.model import Model, answers
 from expunge.core.predictions import Predictions, Share
+from expunge.core.question import Scores
 from expunge.core.view import View
 from expunge.errors import DataRefused
 from expunge.notation.parse import parse
@@ -106,13 +109,17 @@ class Choice:
         return hashlib.sha256(self.id.encode()).hexdigest()
 
 
-class Remembers:
+class Remembers(Model):
     """A model that says `scores`, and keeps what it was asked."""
 
     def __init__(self, scores: list[float]) -> None:
         self.scores, self.asked = scores, []
 
-    def predict(self, batch: list[Choice]) -> Predictions:
+    def batches(self, examples: list[Choice]) -> Iterator[list[int]]:
+        yield list(range(len(examples)))
+
+    @answers(Scores)
+    def say(self, question: Scores, batch: list[Choice]) -> Predictions:
         self.asked += batch
         owner = torch.tensor([k for k, example in enumerate(batch) for _ in range(example.rows)])
         states = torch.tensor([self.scores] * len(owner), dtype=torch.float64, requires_grad=True)

@@ -89,9 +89,9 @@ def test_total_variation_of_equal_answers_is_zero(given):
 def test_a_step_down_raises_the_stand_in_and_lowers_the_forgotten(divergence: Divergence, drawn):
     now = drawn(0)
     loss = FLAT(divergence=divergence)(now, now)
-    likely = {name: now.ask(name).mean(now.ask(name).log_prob().exp()).sum() for name in ("forget", "stand_in")}
+    likely = {name: now.scores(name).mean(now.scores(name).log_prob().exp()).sum() for name in ("forget", "stand_in")}
     for name, wanted in (("forget", -1), ("stand_in", 1)):
-        states = now.ask(name).states
+        states = now.scores(name).states
         step = -torch.autograd.grad(loss, states, retain_graph=True)[0]
         change = (torch.autograd.grad(likely[name], states, retain_graph=True)[0] * step).sum()
         assert wanted * change > 0

@@ -150,5 +150,5 @@ def test_a_step_down_lengthens_the_shadow_on_the_direction():
         for weight, gradient in zip(weights, gradients, strict=True):
             if gradient is not None:
                 weight -= 1e-4 * gradient
-    after = View(now.model, now.sets).ask(HiddenStates(1), "forget").states
+    after = View(now.model, now.sets).hidden("forget", 1).states
     assert (after @ positive_unit(after, 0)).mean() > shadow + 0.1

@@ -1,11 +1,13 @@
 """The gradients of forget losses are those that their mathematics gives: plain ascent, each row or answer weighed."""
 
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import Tensor
 
+from expunge.core.model import Model, answers
 from expunge.core.objective import Objective
 from expunge.core.predictions import Predictions
 from expunge.core.question import Scores
@@ -25,7 +27,7 @@ CLOSE = {"atol": 1e-10, "rtol": 0}
 
 def slope(objective: Objective, now: View, before: View, of: str = "forget") -> Tensor:
     """The gradient with respect to what the head reads, or to the scores themselves."""
-    return torch.autograd.grad(objective(now, before), now.ask(of).states, retain_graph=True)[0]
+    return torch.autograd.grad(objective(now, before), now.scores(of).states, retain_graph=True)[0]
 
 
 def weighed(said: Predictions, weights: Tensor) -> Tensor:
@@ -39,7 +41,7 @@ def right(said: Predictions) -> Tensor:
     return said.logits.softmax(-1).gather(-1, said.labels[:, None]).squeeze(-1).detach()
 
 
-def answers(said: Predictions) -> Tensor:
+def whole_answer(said: Predictions) -> Tensor:
     """S: the log-probability of each whole answer."""
     return said.sum(right(said).log())
 
@@ -47,7 +49,7 @@ def answers(said: Predictions) -> Tensor:
 @pytest.mark.parametrize("beta", [0.1, 1.0, 3.0])
 def test_npo_weighs_an_answer_by_2_r_over_1_plus_r(drawn, beta: float):
     now, before = drawn(0), drawn(1)
-    ratio = (beta * (answers(now.forget) - answers(before.forget))).exp()
+    ratio = (beta * (whole_answer(now.forget) - whole_answer(before.forget))).exp()
     weights = (2 * ratio / (1 + ratio) / 3)[now.forget.example]  # 3 examples
     assert torch.allclose(slope(NPO(beta=beta), now, before), weighed(now.forget, weights), **CLOSE)
 
@@ -73,7 +75,7 @@ def test_as_beta_goes_to_zero_npo_points_where_ascent_on_sums_does(drawn):
 def test_simnpo_weighs_an_answer_by_2_over_t_times_r_over_1_plus_r(drawn, beta: float, margin: float):
     now = drawn(0)
     counts = torch.tensor([1, 4, 2])
-    ratio = (beta * answers(now.forget) / counts + margin).exp()
+    ratio = (beta * whole_answer(now.forget) / counts + margin).exp()
     weights = (2 / counts * ratio / (1 + ratio) / 3)[now.forget.example]
     assert torch.allclose(slope(SimNPO(beta=beta, margin=margin), now, now), weighed(now.forget, weights), **CLOSE)
 
@@ -172,8 +174,12 @@ def test_the_inverted_hinge_moves_the_right_score_and_the_runner_up_by_their_pro
     labels = torch.tensor([0, 1, 2, 3, 4, 5, 0])
     owner = torch.tensor([0, 1, 1, 1, 1, 2, 2])
 
-    class Says:
-        def predict(self, batch: list[str]) -> Predictions:
+    class Says(Model):
+        def batches(self, examples: list[str]) -> Iterator[list[int]]:
+            yield list(range(len(examples)))
+
+        @answers(Scores)
+        def scores(self, question: Scores, batch: list[str]) -> Predictions:
             return Predictions(labels, owner, 3, None, scores.requires_grad_())
 
     now = View(Says(), {"forget": ["all"]})
@@ -206,7 +212,7 @@ def test_npo_and_dpo_start_at_two_over_beta_log_two(drawn, beta: float):
 
 def test_dpo_weighs_both_answers_of_a_pair_alike_one_up_and_one_down(drawn):
     now, before = drawn(0), drawn(1)
-    ahead = (answers(now.stand_in) - answers(before.stand_in)) - (answers(now.forget) - answers(before.forget))
+    ahead = (whole_answer(now.stand_in) - whole_answer(before.stand_in)) - (whole_answer(now.forget) - whole_answer(before.forget))
     weights = 2 * torch.sigmoid(-0.3 * ahead) / 3
     loss = DPO(beta=0.3)
     value = sum(2 / 0.3 * math.log1p(math.exp(-0.3 * gap)) for gap in ahead.tolist()) / 3

@@ -10,6 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, ViTConfig, ViTForImageCl
 from expunge.adapters.full import Full
 from expunge.adapters.lora import LoRA
 from expunge.core.events import Event, Step
+from expunge.core.model import network_of
 from expunge.core.objective import Objective
 from expunge.core.predictions import Share
 from expunge.core.question import Scores
@@ -93,7 +94,7 @@ def trained(objective: Objective, accumulate: int, steps: int = 4) -> tuple[dict
         accumulate=accumulate,
         stop=FREE,
     )
-    network = plan(language(), TEXTS, events.append)
+    network = network_of(plan(language(), TEXTS, events.append), "a test")
     moved = {name: p.detach().clone() for name, p in network.trainable().items()}
     return moved, [event for event in events if isinstance(event, Step)]
 

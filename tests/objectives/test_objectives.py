@@ -1,10 +1,12 @@
 """Objectives against their papers, worked by hand on examples of unequal length."""
 
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
 
+from expunge.core.model import Model, answers
 from expunge.core.predictions import Predictions, Share
 from expunge.core.question import Scores
 from expunge.core.view import View
@@ -18,13 +20,17 @@ from expunge.objectives.retain_nll import RetainNLL
 from expunge.objectives.settle import Settle
 
 
-class Says:
+class Says(Model):
     """A model that says what it is given: for each example, a list of rows of class scores; the label is class 0."""
 
     def __init__(self, **sets: list[list[list[float]]]) -> None:
         self.sets = sets
 
-    def predict(self, batch: list[str]) -> Predictions:
+    def batches(self, examples: list[str]) -> Iterator[list[int]]:
+        yield list(range(len(examples)))
+
+    @answers(Scores)
+    def scores(self, question: Scores, batch: list[str]) -> Predictions:
         examples = self.sets[batch[0]]
         rows = torch.tensor([row for example in examples for row in example], dtype=torch.float64)
         owner = torch.tensor([k for k, example in enumerate(examples) for _ in example])
@@ -186,8 +192,9 @@ def test_the_view_of_before_runs_without_gradients():
     class Linear(Says):
         weight = torch.ones(1, dtype=torch.float64, requires_grad=True)
 
-        def predict(self, batch: list[str]) -> Predictions:
-            said = super().ask(Scores(), batch)
+        @answers(Scores)
+        def scores(self, question: Scores, batch: list[str]) -> Predictions:
+            said = super().scores(question, batch)
             return Predictions(said.labels, said.example, said.examples, None, said.logits.detach() * self.weight)
 
     before = View(Linear(retain=RAGGED), {"retain": ["retain"]}, gradients=False)

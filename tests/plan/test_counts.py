@@ -73,7 +73,7 @@ def asked(family: str) -> tuple[Network, Request]:
 
 
 def counted(network: Network, method: Method, request: Request) -> tuple[float, int]:
-    """FLOPs of a real run, but for what is no pass (autoencoders), and the positions that it reads with gradients."""
+    """FLOPs of a real run, and the positions that it reads with gradients."""
     read: list[int] = []
 
     def note(_module, _given, named) -> None:
@@ -82,10 +82,9 @@ def counted(network: Network, method: Method, request: Request) -> tuple[float, 
 
     hook = network.module.register_forward_pre_hook(note, with_kwargs=True)  # a fork has the hooks of its original
     with FlopCounterMode(display=False) as counter:
-        method(network, request).plain()
+        method(network, request)
     hook.remove()
-    beside = counter.get_flop_counts().get("_Autoencoder", {})
-    return counter.get_total_flops() - sum(beside.values()), sum(read)
+    return counter.get_total_flops(), sum(read)
 
 
 RUNS = [
@@ -100,10 +99,8 @@ RUNS = [
     ("llama", "LFSSD(alpha=2.0, batch=3)"),
     ("llama", "IAU()"),
     ("llama", "IAU(correction=0.0)"),
-    ("llama", "LAF(steps=3, batch=4, autoencoder_steps=1)"),
     ("llama", f"Negate(learn=Finetune(objective=-1.0 * Ascent(), adapter=Full(), {QUIET}))"),
     ("llama", f"Relearn(steps=4, items=3, learn=Finetune(objective=RetainNLL(), adapter=Full(), batch=1, {QUIET}))"),
-    ("llama", "Quantize()"),
     *[
         ("vit", f"Finetune(objective=Ascent(), adapter={a}, batch=4, retain_batch=4, {QUIET})")
         for a in ("Bounded()", "LoRA()", "Full()", "Bounded(targets='all', rank=3)")
@@ -115,7 +112,6 @@ RUNS = [
     ("swin", f"Finetune(objective=Ascent(), adapter=Full(), batch=4, {QUIET})"),
     ("swin", f"Finetune(objective=Ascent(), adapter=Full(), activations='recomputed', batch=4, {QUIET})"),
     ("resnet", "SSD(batch=4)"),
-    ("vit", "LAF(steps=3, batch=4, autoencoder_steps=1)"),
     ("vit", f"Poison(learn=Finetune(objective=0.1 * IdkNLL() + 0.9 * RetainNLL(), adapter=LastLayer(), batch=2, {QUIET}))"),
     ("vit", "Poison(place='located', patch=0.5, learn=Finetune(objective=IdkNLL(), adapter=Full(), batch=2, "
      f"{QUIET}))"),
@@ -130,4 +126,26 @@ def test_a_run_costs_what_was_planned(family: str, text: str):
     real, positions = counted(network, method, request)
     assert made.tokens["training"] == positions
     expected = made.flops["total"] - made.flops["audits"]
-    assert math.isclose(real, expected, rel_tol=0.001), expected / real
+    # That a low-rank update is made once to see which layers have one is counted by torch alone.
+    assert math.isclose(real, expected, rel_tol=0.01 if "rank" in repr(method) else 0.001), expected / real
+
+
+@pytest.mark.parametrize("family", ["llama", "vit"])
+def test_moving_representations_costs_what_was_planned_and_the_autoencoders(family: str):
+    """Those are no passes of the network, and stay small: 2 for each weight of theirs and row, forward and backward."""
+    (network, request), method = asked(family), parse("LAF(steps=3, batch=16, autoencoder_steps=1)")
+    made = plan_of(network, method, request)
+    real, positions = counted(network, method, request)
+    encoder = 2 * (32 * 256 + 256 * 128 + 128 * 32 + 32 * 16)
+    decoder = 2 * (8 * 32 + 32 * 128 + 128 * 256 + 256 * 32)
+    fitted = 2 * 16 * (3 * encoder + 3 * decoder - 2 * 32 * 256)  # two, on 16 rows; what they read has no gradient
+    rows = sum(e.rows for e in (*request.forget, *request.retain))
+    assert made.tokens["training"] == positions
+    assert real == made.flops["total"] - made.flops["audits"] + fitted + 3 * rows * 2 * (encoder + decoder)
+
+
+def test_an_attack_without_a_pass_costs_none(
+):
+    made = plan_of(llama(), parse("Quantize()"), text_request())
+    assert made.flops["total"] == made.flops["audits"] > 0
+    assert (made.tokens["training"], made.costs.trainable) == (0, 0)

@@ -125,7 +125,7 @@ def test_answers_are_those_of_the_whole_matrix(dtype, close):
         said.head,
     )
     whole = (twice.states.double() @ said.head.weight.double().T + said.head.bias.double()).log_softmax(-1)
-    answers = twice.answers()
+    answers = twice.row_scores()
     assert torch.allclose(
         answers.log_probs.double(), whole.gather(-1, twice.labels[:, None])[:, 0], atol=close, rtol=close
     )
@@ -138,7 +138,7 @@ def test_of_equal_scores_the_first_comes_first():
 
     def right(label: int) -> bool:
         return bool(
-            Predictions(torch.tensor([label]), torch.zeros(1), 1, None, states, Head(weight)).row_scores().right
+            Predictions(torch.tensor([label]), torch.tensor([0]), 1, None, states, Head(weight)).row_scores().right
         )
 
     assert [right(label) for label in range(9)] == [True] + [False] * 8

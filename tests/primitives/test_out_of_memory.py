@@ -11,6 +11,9 @@ from torch import nn
 from expunge.errors import EnvironmentRefused
 from expunge.primitives.out_of_memory import in_fitting_batches, is_out_of_memory, report_smaller_batches, try_in_memory
 
+PATIENCE = 8
+"""Failures that a model bears: 64 records are halved 6 times. A read that never grows smaller ends by it."""
+
 
 @dataclass(frozen=True)
 class Text:
@@ -26,10 +29,13 @@ class Narrow:
     error: Callable[[], Exception] = lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
     module: nn.Module = field(default_factory=lambda: nn.Linear(1, 1))
     calls: list[list[str]] = field(default_factory=list)
+    failed: int = 0
 
     def read(self, part: list[Text]) -> list[str]:
         self.calls.append([text.id for text in part])
         if sum(text.size for text in part) > self.room:
+            self.failed += 1
+            assert self.failed <= PATIENCE, f"memory ran out {self.failed} times, with {len(part)} records at last"
             raise self.error()
         return [text.id.upper() for text in part]
 
@@ -121,3 +127,52 @@ def test_what_a_failed_read_held_is_let_go_before_the_next():
 
     assert try_in_memory(fail) is None
     assert held == []
+
+
+def failures(model: Narrow, texts: list[Text]) -> list[int]:
+    """Tokens of each call that memory did not hold."""
+    size = {text.id: text.size for text in texts}
+    totals = [sum(size[name] for name in call) for call in model.calls]
+    return [total for total in totals if total > model.room]
+
+
+@pytest.mark.parametrize(
+    ("room", "tried"),
+    [
+        (64, []),
+        (63, [64]),
+        (32, [64]),
+        (31, [64, 32]),
+        (5, [64, 32, 16, 8]),
+        (1, [64, 32, 16, 8, 4, 2]),
+    ],
+)
+def test_each_failure_halves_what_is_read_at_once(room: int, tried: list[int]):
+    texts = [Text(f"t{k}", 1) for k in range(64)]
+    model, said = Narrow(room), []
+    with report_smaller_batches(said.append):
+        parts = list(in_fitting_batches(model.module, texts, [list(range(64))], model.read))
+    assert failures(model, texts) == tried
+    assert [line.split(": ")[1].split()[0] for line in said] == [str(total // 2) for total in tried]
+    # every record is answered once, in order, and no part is smaller than memory asks for
+    assert [k for group, _ in parts for k in group] == list(range(64))
+    assert [name for _, names in parts for name in names] == [f"T{k}" for k in range(64)]
+    most = (tried[-1] if tried else 128) // 2
+    assert [len(group) for group, _ in parts] == [most] * (64 // most)
+
+
+def test_records_of_unequal_length_are_halved_by_their_tokens():
+    texts = [Text("long", 6), *(Text(f"t{k}", 1) for k in range(6))]
+    model = Narrow(6)
+    with report_smaller_batches(lambda _: None):
+        parts = [group for group, _ in in_fitting_batches(model.module, texts, [list(range(7))], model.read)]
+    assert failures(model, texts) == [12]  # 12 tokens, so at most 6: not three or four of the seven records
+    assert parts == [[0], [1, 2, 3, 4, 5, 6]]
+
+
+def test_a_record_that_never_fits_is_refused_after_as_many_calls_as_there_are_halvings():
+    texts = [Text(f"t{k}", 1) for k in range(64)]
+    model = Narrow(0)
+    with report_smaller_batches(lambda _: None), pytest.raises(EnvironmentRefused, match="record t0 alone"):
+        list(in_fitting_batches(model.module, texts, [list(range(64))], model.read))
+    assert failures(model, texts) == [64, 32, 16, 8, 4, 2, 1]

@@ -45,7 +45,7 @@ REQUEST = Request(forget=passages("f", 1), retain=passages("r", 2))
 def gradients(adapter: str, activations: str) -> tuple[dict[str, torch.Tensor], int]:
     """Gradients of a loss of both sets, and the bytes that backward was kept waiting with."""
     torch.manual_seed(0)
-    network = parse(adapter)(tiny(), REQUEST)
+    network = parse(adapter).insert(tiny(), REQUEST)
     for parameter in network.trainable().values():
         torch.nn.init.normal_(parameter, std=0.1)  # off the start, where half of an adapter's gradients are 0
     kept: dict[int, int] = {}

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from expunge.core.events import Checked, Ended, Event, Note, Step
-from expunge.core.model import Network
+from expunge.core.events import Checked, Ended, Event, Note, OnEvent, Step
+from expunge.core.model import Model, network_of
 from expunge.core.request import Request
 from expunge.data.text import Passage
 from expunge.errors import ModelRefused, RunFailed, UsageRefused
@@ -21,7 +21,7 @@ from expunge.models.language import LanguageModel
 from expunge.notation.parse import parse
 from expunge.notation.typed_json import event_to_json
 from expunge.runtime.atomic_files import check_manifest, write_manifest
-from expunge.train.checkpoint import Checkpoints
+from expunge.train.checkpoint import Checkpoints, keep_checkpoints
 
 torch.set_num_threads(1)
 
@@ -67,15 +67,20 @@ class Watcher(list):
         return [{key: value for key, value in event.items() if key != "seconds"} for event in told]
 
 
-def weights(network: Network) -> dict[str, torch.Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in network.trainable().items()}
+def weights(network: Model) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in network_of(network, "a test").trainable().items()}
+
+
+def run(method: str, on_event: OnEvent, checkpoints: Checkpoints | None = None) -> Model:
+    with keep_checkpoints(checkpoints):
+        return parse(method)(tiny(), REQUEST, on_event)
 
 
 def cut(method: str, folder: Path, last: int = 9, every: int = 2) -> Checkpoints:
     """A run that ended in the middle of step `last`'s report."""
     torch.manual_seed(5)  # what is drawn outside of a run has no say in it
     with pytest.raises(CutOffError):
-        parse(method)(tiny(), REQUEST, Watcher(last), Checkpoints(folder, every))
+        run(method, Watcher(last), Checkpoints(folder, every))
     return Checkpoints(folder, every, resume=True)
 
 
@@ -92,10 +97,10 @@ def cut(method: str, folder: Path, last: int = 9, every: int = 2) -> Checkpoints
 def test_a_run_that_goes_on_equals_one_that_never_stopped_to_the_bit(settings: str, tmp_path: Path):
     method = f"Finetune({settings})"
     whole, again = Watcher(), Watcher()
-    straight = weights(parse(method)(tiny(), REQUEST, whole))
+    straight = weights(run(method, whole))
     saved = cut(method, tmp_path)
     torch.manual_seed(6)
-    resumed = weights(parse(method)(tiny(), REQUEST, again, saved))
+    resumed = weights(run(method, again, saved))
     assert all(torch.equal(resumed[name], weight) for name, weight in straight.items())
     assert again.lines() == whole.lines()  # those of the steps before the cut, too
 
@@ -131,7 +136,7 @@ def test_a_torn_checkpoint_is_passed_over_and_named(tmp_path: Path):  # S05, S06
     torn = bytearray(shard.read_bytes())
     torn[-1] ^= 1
     shard.write_bytes(bytes(torn))
-    resumed = weights(parse(method)(tiny(), REQUEST, again, saved))
+    resumed = weights(run(method, again, saved))
     assert all(torch.equal(resumed[name], weight) for name, weight in straight.items())
     [told] = [event.what for event in again if isinstance(event, Note)]
     assert f"{shard} is not the file that was written" in told
@@ -144,7 +149,7 @@ def test_a_checkpoint_without_its_optimizer_is_none(tmp_path: Path):
     for folder in tmp_path.iterdir():
         (folder / "state.json").unlink()
     with pytest.raises(ModelRefused, match="No checkpoint in .* is whole"):
-        parse(f"Finetune(adapter=Bounded(rank=2), {SETTINGS})")(tiny(), REQUEST, Watcher(), saved)
+        run(f"Finetune(adapter=Bounded(rank=2), {SETTINGS})", Watcher(), saved)
 
 
 @pytest.mark.parametrize("differs", ["method", "model", "data"])
@@ -158,8 +163,11 @@ def test_another_run_s_checkpoint_is_refused_by_what_differs(tmp_path: Path, dif
         network = tiny(seed=1)
     else:  # the same records in another order, which the draw depends on
         request = replace(REQUEST, retain=REQUEST.retain[::-1])
-    with pytest.raises(ModelRefused, match=f"is of another run: its {differs} differs\\. Give"):
-        method(network, request, Watcher(), saved)
+    with (
+        keep_checkpoints(saved),
+        pytest.raises(ModelRefused, match=f"is of another run: its {differs} differs\\. Give"),
+    ):
+        method(network, request, Watcher())
     with pytest.raises(ModelRefused, match=f"is of another run: its {differs} differs\\. Give"):
         saved.compare(method, network, request)  # what a command asks before its first audit
     with pytest.raises(ModelRefused, match="its method and its model and its data differ\\. Give"):
@@ -181,8 +189,8 @@ def test_a_run_that_fails_leaves_the_checkpoints_from_before(tmp_path: Path):
     saved = cut(method, tmp_path, last=5)
     broken = tiny()
     broken.module.lm_head.weight.data[0, 0] = torch.nan
-    with pytest.raises((ModelRefused, RunFailed)):
-        parse(method)(broken, REQUEST, Watcher(), saved)
+    with pytest.raises((ModelRefused, RunFailed)), keep_checkpoints(saved):
+        parse(method)(broken, REQUEST, Watcher())
     assert [path.name for path in saved.steps()] == ["step-000004", "step-000002"]
 
 
