@@ -59,7 +59,7 @@ def test_npo_weighs_by_1_where_it_starts_and_by_nothing_where_the_answer_is_gone
     even = torch.full((7,), 1 / 3, dtype=torch.float64)
     assert torch.allclose(slope(NPO(), now, drawn(0)), weighed(now.forget, even), **CLOSE)
     gone = drawn(0, spread=400.0)  # log-probabilities of hundreds of nats below those of before
-    assert answers(gone.forget).max() < -300
+    assert whole_answer(gone.forget).max() < -300
     assert slope(NPO(beta=1.0), gone, drawn(1, spread=0.1)).abs().max() < 1e-100
 
 
@@ -212,7 +212,9 @@ def test_npo_and_dpo_start_at_two_over_beta_log_two(drawn, beta: float):
 
 def test_dpo_weighs_both_answers_of_a_pair_alike_one_up_and_one_down(drawn):
     now, before = drawn(0), drawn(1)
-    ahead = (whole_answer(now.stand_in) - whole_answer(before.stand_in)) - (whole_answer(now.forget) - whole_answer(before.forget))
+    ahead = (whole_answer(now.stand_in) - whole_answer(before.stand_in)) - (
+        whole_answer(now.forget) - whole_answer(before.forget)
+    )
     weights = 2 * torch.sigmoid(-0.3 * ahead) / 3
     loss = DPO(beta=0.3)
     value = sum(2 / 0.3 * math.log1p(math.exp(-0.3 * gap)) for gap in ahead.tolist()) / 3
