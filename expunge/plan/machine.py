@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import resource
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 
 from expunge.errors import UsageRefused
+from expunge.runtime.memory import available_memory
 
 if TYPE_CHECKING:
     from expunge.core.method import Method
@@ -56,32 +54,10 @@ class Machine:
         """Whether this machine is meant, so that it can be timed."""
         return self.memory is None and self.processes == 1 and (self.device == "cpu" or torch.cuda.is_available())
 
-    @property
+    @cached_property
     def room(self) -> float:
         """Bytes that each process may have."""
-        if self.memory is not None:
-            return self.memory
-        if self.device == "cuda":
-            if not torch.cuda.is_available():
-                raise UsageRefused("No CUDA device is to be had here. Give --device-memory, the gigabytes of one.")
-            return float(torch.cuda.mem_get_info()[1])
-        rooms = [float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))]
-        info, limit = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
-        if info.exists():
-            lines = dict(line.split(":", 1) for line in info.read_text().splitlines())
-            rooms.append(float(lines["MemAvailable"].split()[0]) * 1024 + resident())
-        if limit.exists() and limit.read_text().strip().isdigit():
-            rooms.append(float(limit.read_text()))
-        return min(rooms) / self.processes
-
-
-def resident() -> float:
-    """Bytes that this process holds."""
-    try:
-        return float(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
-    except OSError:
-        unit = 1 if sys.platform == "darwin" else 1024
-        return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+        return self.memory or available_memory(self.device) / (self.processes if self.device == "cpu" else 1)
 
 
 Change = tuple[str, "Method", Machine]

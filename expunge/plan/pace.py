@@ -1,9 +1,8 @@
-"""How fast this machine does a run's own work: a few seconds of it, on random weights of the same widths.
+"""How fast this machine does a run's own work: some seconds of it, on random weights.
 
 The method itself is rehearsed on a network that is not narrow, with one example of each set and with more, and so are
 reading and writing. What grows with the examples goes by FLOPs; the rest (optimizer, merging, what an edit does to every
-number) is what one example takes. Where the whole network has no room or would take too long, networks of one and of two
-blocks are timed, and the difference is what a block takes.
+number) is what one example takes.
 """
 
 from __future__ import annotations
@@ -22,9 +21,8 @@ import torch
 from expunge.core.model import Network
 from expunge.core.question import LogProbabilities, Text
 from expunge.core.request import Request
-from expunge.errors import Refusal
-from expunge.plan.paper import Paper, sketch
-from expunge.plan.plan import Plan, planned, texts
+from expunge.models.sketch import sketch
+from expunge.plan.plan import Plan, texts
 from expunge.primitives.rehearsal import Rehearsal
 
 SECONDS = 2.0
@@ -50,98 +48,59 @@ class Clock(Rehearsal):
 
 
 def seconds(plan: Plan) -> dict[str, float]:
-    """Seconds of each part of a run; where this machine cannot be timed, of its FLOPs at the rate given, if any."""
-    machine, paper = plan.asked.machine, plan.paper
+    """Seconds of each part of a run; none for another machine whose rate is not given."""
+    machine, paper, flops = plan.machine, plan.paper, plan.flops["total"]
     if machine.rate is not None:
-        return {"all matrix products": plan.flops["total"] / machine.rate}
+        return {"all matrix products": flops / machine.rate}
     if not machine.here:
-        return {}  # another machine's pace cannot be taken here
-    try:
-        method, read, token = _timed(plan)
-    except Refusal:  # of a network with few blocks, or of an example alone
-        return {"matrix products at this machine's best": plan.flops["total"] / _matmul(paper.dtype, machine.device)}
+        return {}
+    rate = _matmul(paper.dtype, machine.device)
+    if 4 * paper.weights > machine.room or 600 * paper.parameters > 4 * SECONDS * rate:
+        return {"matrix products at this machine's best": flops / rate}
+    network = _random(plan)
+    method, read = (_pace(plan, network, work) for work in (_method, _read))
+    prompts = [example for example in plan.request.forget[:16] if getattr(example, "asked", ())]
+    few, more = (_seconds(lambda new=new: network.ask(Text(new), prompts), 1) if prompts else 0.0 for new in NEW)
+    token, written = max(0.0, more - few) / (NEW[1] - NEW[0]), sum(note.new for note, _ in plan.reads)
     hashed = paper.weights * _seconds(lambda: hashlib.sha256(bytes(1 << 24))) / (1 << 24)
-    audit = plan.audit[1] + hashed + read(_reading(plan)) + token * sum(note.new for note, _ in plan.read)
+    audit = plan.audit[1] + hashed + read(plan.flops["audits"]) + token * written
+    load = (0.0 if paper.packed else paper.took) + hashed
     return {
-        "load": paper.took + hashed + (paper.packed.seconds() if paper.packed else 0.0),
+        "load": load + (paper.packed.seconds() + paper.took if paper.packed else 0.0),
         "audit before": audit,
-        "forget": method(plan.flops["total"] - plan.flops["audits"]),
-        "merge and save": sum(plan.disk.values()) * _written(plan.asked.out) + hashed,
-        "read back": (0.0 if paper.packed else paper.took) + hashed,
+        "forget": method(flops - plan.flops["audits"]),
+        "merge and save": sum(plan.disk.values()) * _written(plan.out) + hashed,
+        "read back": load,
         "audit after": audit,
     }
 
 
-Pace = Callable[[float], float]
-"""Seconds of so many FLOPs."""
-
-
-def _timed(plan: Plan) -> tuple[Pace, Pace, float]:
-    """The pace of the method and of reading, and the seconds of each further token of prompts continued together."""
-    paper, asked, found = plan.paper, plan.asked, []
-    parts = {size: planned(paper, replace(asked, request=_cut(asked.request, size))) for size in set(SIZES)}
-    for part in parts.values():
-        vars(part)["costs"] = plan.costs
-    for count in _counts(plan):
-        network = _random(paper, count, asked.machine.device)
-        method, read = (_points(network, parts, work) for work in (_method, _read))
-        prompts = [example for example in parts[16].asked.request.forget if getattr(example, "asked", ())]
-        few, more = (_seconds(lambda new=new: network.ask(Text(new), prompts), 1) if prompts else 0.0 for new in NEW)
-        found.append((method, read, [(0.0, max(0.0, more - few) / (NEW[1] - NEW[0]))]))
-    method, read, token = ([_grown(same, paper.blocks) for same in zip(*work)] for work in zip(*found, strict=True))
-    return _pace(method), _pace(read), token[0][1]
-
-
-def _counts(plan: Plan) -> tuple[int, ...]:
-    """Blocks of the networks that are timed."""
-    paper = plan.paper
-    fast = 6 * paper.parameters * 100 < SECONDS * _matmul(paper.dtype, plan.asked.machine.device)
-    whole = fast and 8 * paper.weights < plan.asked.machine.room
-    return (paper.blocks,) if whole or paper.shape or paper.blocks < 3 else (1, 2)
-
-
-def _points(network: Network, parts: dict[int, Plan], work: Callable[[Network, Plan], float]) -> list[tuple[float, float]]:
-    """FLOPs and seconds of growing pieces of work; FLOPs are those of the whole network."""
+def _pace(
+    plan: Plan, network: Network, work: Callable[[Network, Plan], tuple[float, float]]
+) -> Callable[[float], float]:
+    """Seconds by FLOPs, as a line through a small piece of work and the largest that was timed."""
     points: list[tuple[float, float]] = []
     for size in SIZES:
-        flops = _reading(parts[size]) if work is _read else parts[size].flops["total"] - parts[size].flops["audits"]
-        start = time.perf_counter()
-        points.append((flops, work(network, parts[size])))
+        part, start = replace(plan, request=_cut(plan.request, size)), time.perf_counter()
+        vars(part)["costs"] = plan.costs
+        points.append(work(network, part))
         if time.perf_counter() - start > SECONDS:
             break
-    return points
-
-
-def _method(network: Network, part: Plan) -> float:
-    clock = Clock(most=2, since=time.perf_counter())
-    part.asked.method.rehearse(network, part.asked.request, clock).plain()
-    clock.times = 1.0
-    return clock.seconds
-
-
-def _read(network: Network, part: Plan) -> float:
-    every = [text for examples in part.asked.request.sets().values() for one in examples for text in texts(one)]
-    return _seconds(lambda: network.ask(LogProbabilities(), every), 1)
-
-
-def _reading(plan: Plan) -> float:
-    """FLOPs of one audit."""
-    return plan.flops["audits"] / 2
-
-
-def _grown(same: tuple[tuple[float, float], ...], blocks: int) -> tuple[float, float]:
-    """The point of a network of all blocks, from one, or from those of one and of two blocks."""
-    if len(same) == 1:
-        return same[0]
-    (flops, one), (_, two) = same
-    return flops, one + (blocks - 1) * max(0.0, two - one)
-
-
-def _pace(points: list[tuple[float, float]]) -> Pace:
-    """Through what the smallest and the largest piece took."""
     (few, short), (many, long) = points[min(1, len(points) - 1)], points[-1]
-    each = max(0.0, long - short) / (many - few) if many > few else long / max(1.0, many)
-    return lambda flops: max(0.0, short + each * (flops - few)) if many > few else each * flops or long
+    each = max(0.0, long - short) / (many - few) if many > few else 0.0
+    return lambda flops: max(0.0, short + each * (flops - few))
+
+
+def _method(network: Network, part: Plan) -> tuple[float, float]:
+    clock = Clock(most=2, since=time.perf_counter())
+    part.method.rehearse(network, part.request, clock).plain()
+    clock.times = 1.0
+    return part.flops["total"] - part.flops["audits"], clock.seconds
+
+
+def _read(network: Network, part: Plan) -> tuple[float, float]:
+    every = list(texts(part.request))
+    return part.flops["audits"], _seconds(lambda: network.ask(LogProbabilities(), every), 1)
 
 
 def _cut(request: Request, size: int) -> Request:
@@ -150,17 +109,14 @@ def _cut(request: Request, size: int) -> Request:
     return Request(**named, probes=own)
 
 
-def _random(paper: Paper, count: int, device: str) -> Network:
-    """A network of the same widths with `count` blocks; its weights repeat a million random numbers."""
-    module: Any = sketch(paper.config, paper.dtype, count).to_empty(device=device)
-    tile = torch.empty(1 << 20).uniform_(-0.05, 0.05)
+def _random(plan: Plan) -> Network:
+    """A network as large as the model's, with small random weights."""
+    module: Any = sketch(plan.paper.config, plan.paper.dtype).to_empty(device=plan.machine.device)
     for p in module.parameters():
-        flat = p.detach().view(-1)
-        for start in range(0, len(flat), len(tile)):
-            flat[start : start + len(tile)] = tile[: len(flat) - start]
+        p.detach().uniform_(-0.05, 0.05)
     for b in module.buffers():  # frequencies and positions: any that are finite and in range take the same time
         b.copy_(torch.full_like(b, 0.5) if b.is_floating_point() else torch.arange(b.numel()).view(b.shape))
-    return replace(paper.network, module=module)
+    return plan.paper.network.fork(module)
 
 
 def _matmul(dtype: torch.dtype, device: str) -> float:
@@ -183,11 +139,8 @@ def _written(out: Path) -> float:
     """Seconds of each byte that is written to disk."""
     data = os.urandom(1 << 24)
     with tempfile.TemporaryFile(dir=next(p for p in out.absolute().parents if p.exists())) as file:
-
-        def run() -> None:
-            file.seek(0)
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-
-        return _seconds(run) / len(data)
+        start = time.perf_counter()
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+        return (time.perf_counter() - start) / len(data)

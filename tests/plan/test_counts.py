@@ -1,25 +1,21 @@
 """What is planned for a method's passes, against what torch counts in a whole run of it."""
 
 import math
-from dataclasses import dataclass, replace
-from pathlib import Path
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, AutoModelForImageClassification, LlamaConfig, SwinConfig
 
-from expunge.core.events import ignore_event
-from expunge.core.method import Method, WeightMethod
-from expunge.core.model import Model, Network
-from expunge.core.question import Scores
+from expunge.core.method import Method
+from expunge.core.model import Network
 from expunge.core.request import Request
 from expunge.models.language import LanguageModel
 from expunge.models.vision import ImageClassifier
 from expunge.notation.parse import parse
 from expunge.plan.machine import Machine
 from expunge.plan.paper import on_paper
-from expunge.plan.plan import Asked, Plan, planned
+from expunge.plan.plan import Plan, planned
 from tests.families import picture_request, resnet, text_request, vit
 
 LLAMA = LlamaConfig(
@@ -40,7 +36,7 @@ QUIET = f"learning_rate=0.00001, steps=3, norms=False, {NO_STOP}"
 def plan_of(network: Network, method: Method, request: Request, **machine) -> Plan:
     paper = on_paper("tiny", network.module.config, None, torch.float32, "cpu", None)
     audits = [parse("Loss()")]
-    return planned(paper, Asked(method, request, audits, Machine(memory=1e12, **machine), Path("nowhere")))
+    return planned(paper, method, request, audits, Machine(memory=1e12, **machine))
 
 
 def llama(plain=None) -> LanguageModel:
@@ -88,8 +84,11 @@ def counted(network: Network, method: Method, request: Request) -> tuple[float, 
 
 
 RUNS = [
-    *[("llama", f"Finetune(objective=Ascent(), adapter={a}, activations='{k}', batch=4, {QUIET})")
-      for a in ("Bounded()", "LoRA()", "Full()") for k in ("kept", "recomputed")],
+    *[
+        ("llama", f"Finetune(objective=Ascent(), adapter={a}, activations='{k}', batch=4, {QUIET})")
+        for a in ("Bounded()", "LoRA()", "Full()")
+        for k in ("kept", "recomputed")
+    ],
     ("llama", f"Finetune(objective=NPO() + RetainKL(), batch=4, retain_batch=4, accumulate=2, {QUIET})"),
     ("llama", f"Finetune(batch=4, retain_batch=3, {QUIET})"),
     ("llama", f"Finetune(objective=RMU(layer=1) + RetainHidden(layer=1), adapter=Full(), batch=4, {QUIET})"),
@@ -112,9 +111,14 @@ RUNS = [
     ("swin", f"Finetune(objective=Ascent(), adapter=Full(), batch=4, {QUIET})"),
     ("swin", f"Finetune(objective=Ascent(), adapter=Full(), activations='recomputed', batch=4, {QUIET})"),
     ("resnet", "SSD(batch=4)"),
-    ("vit", f"Poison(learn=Finetune(objective=0.1 * IdkNLL() + 0.9 * RetainNLL(), adapter=LastLayer(), batch=2, {QUIET}))"),
-    ("vit", "Poison(place='located', patch=0.5, learn=Finetune(objective=IdkNLL(), adapter=Full(), batch=2, "
-     f"{QUIET}))"),
+    (
+        "vit",
+        f"Poison(learn=Finetune(objective=0.1 * IdkNLL() + 0.9 * RetainNLL(), adapter=LastLayer(), batch=2, {QUIET}))",
+    ),
+    (
+        "vit",
+        f"Poison(place='located', patch=0.5, learn=Finetune(objective=IdkNLL(), adapter=Full(), batch=2, {QUIET}))",
+    ),
     ("vit", f"Relearn(steps=4, items=3, learn=Finetune(objective=RetainNLL(), adapter=Full(), batch=1, {QUIET}))"),
 ]
 
@@ -144,8 +148,7 @@ def test_moving_representations_costs_what_was_planned_and_the_autoencoders(fami
     assert real == made.flops["total"] - made.flops["audits"] + fitted + 3 * rows * 2 * (encoder + decoder)
 
 
-def test_an_attack_without_a_pass_costs_none(
-):
+def test_an_attack_without_a_pass_costs_none():
     made = plan_of(llama(), parse("Quantize()"), text_request())
     assert made.flops["total"] == made.flops["audits"] > 0
-    assert (made.tokens["training"], made.costs.trainable) == (0, 0)
+    assert (made.tokens["training"], made.costs[1]) == (0, 0)
