@@ -192,6 +192,15 @@ class LanguageModel(Network):
             return self._tree(Tree.of(sequences), firsts)
         return self._padded(sequences, firsts)
 
+    def layout(self, batch: Batch) -> tuple[int, int, list[int]]:
+        """How one pass would read a batch: rows, positions of each, and of a tree the ends of its nodes' subtrees."""
+        sequences = [example.tokens for example in batch]
+        longest = max(map(len, sequences))
+        if not self.trees or longest > self.trees:
+            return len(sequences), longest, []
+        ends = Tree.of(sequences).ends.flatten().tolist()
+        return 1, len(ends), ends
+
     def inputs(self, tree: Tree) -> dict[str, Tensor]:
         """What the module is called with to read a tree."""
         return {

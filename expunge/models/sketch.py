@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from expunge.core.model import Batch
+from expunge.core.predictions import Rows
 from expunge.errors import ModelRefused
 from expunge.internals.mixtures import mixtures
 from expunge.models.language import LanguageModel
@@ -88,3 +91,26 @@ def narrow(name: str, config: Any, words: Any) -> LanguageModel | ImageClassifie
             except Exception:  # each architecture checks its widths in its own way, some only when they are used
                 continue
     raise ModelRefused(f"{name}: no small network of this architecture could be made to count with.")
+
+
+TOKENS, ROWS, WORDS = 5, 3, 250
+"""Tokens of each example that a narrow network reads, how many of them are labelled, and what its vocabulary has."""
+
+
+def shorten(example: Any) -> Any:
+    """A text with few tokens, all of them in the narrow vocabulary; an image as it is."""
+    if not hasattr(example, "tokens"):
+        return example
+    tokens = tuple(token % WORDS for token in (example.tokens * TOKENS)[-TOKENS:])
+    return replace(example, tokens=tokens, first=TOKENS - ROWS)
+
+
+def lengthen(reply: Rows, batch: Batch, classes: int) -> Rows:
+    """A reply about shortened texts as one about all their rows: each row stands for some, and no two are equal."""
+    each = len(reply.labels) // len(batch)
+    labels = [e.tokens[e.first if each == ROWS else 1 :] for e in batch]  # type: ignore[attr-defined]
+    index = torch.tensor([k * each + row % each for k, own in enumerate(labels) for row in range(len(own))])
+    tensors = {name: tensor[index] for name, tensor in reply.tensors().items()}
+    tensors["labels"] = torch.tensor([token % classes for own in labels for token in own])
+    tensors["states"] = tensors["states"] + 0.01 * torch.randn_like(tensors["states"])
+    return replace(reply, example=torch.tensor([k for k, own in enumerate(labels) for _ in own]), **tensors)

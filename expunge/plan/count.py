@@ -10,22 +10,22 @@ Memory is added up from every allocation of a pass of the largest shape, through
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from expunge.core.model import Batch, Network
-from expunge.core.question import Scores
 from expunge.errors import Refusal
 from expunge.internals.allocations import AllAllocations, without_contents
 from expunge.models import tree_attention as attention
+from expunge.models.language import LanguageModel
 from expunge.models.prefix_tree import Piece, pairs, pieces
 from expunge.models.sketch import sketch
 from expunge.plan.paper import Paper
@@ -89,7 +89,7 @@ def _line(paper: Paper, network: Network, back: bool) -> Line:
                 states.backward(torch.empty_like(states))
         network.module.zero_grad(set_to_none=True)
         counted.append(counter.get_total_flops())
-    terms = [[1, call.tokens, call.pairs][: len(calls)] for call in calls]
+    terms = [(1, call.tokens, call.pairs)[: len(calls)] for call in calls]
     return Line(*np.linalg.solve(terms, counted).round(3).tolist())
 
 
@@ -108,47 +108,20 @@ def _states(paper: Paper, network: Any, call: Call) -> Tensor:
 
 
 def shape(paper: Paper, examples: Batch, device: str) -> Call:
-    """The pass that reads `examples` in one call: the network's own code lays texts out, and is stopped there."""
-    if paper.shape:
+    """The pass that reads `examples` in one call; of images, side by side, each is a tree of one node."""
+    if not isinstance(paper.network, LanguageModel):
         return Call(len(examples), 1, len(examples))
-    try:
-        replace(paper.network, module=_Stop(), headed=False).ask(Scores(), examples)
-    except _Laid as laid:
-        cut = pieces(laid.ends, attention.most_on(device)) if laid.ends else []
-        return Call(*laid.shape, sum(example.rows for example in examples), tuple(cut))
-    raise AssertionError("A pass that reads nothing.")
-
-
-class _Laid(Exception):  # noqa: N818 (it is no error: it ends a pass)
-    def __init__(self, shape: torch.Size, ends: list[int]) -> None:
-        self.shape, self.ends = shape, ends
-
-
-class _Stop(nn.Module):
-    """Stands where a network would, and says what it is given."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(1), requires_grad=False)
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, **_: Any) -> None:
-        raise _Laid(input_ids.shape, attention_mask.flatten().tolist() if attention_mask.dim() == 4 else [])
+    trees, nodes, ends = paper.network.layout(examples)
+    cut = tuple(pieces(ends, attention.most_on(device))) if ends else ()
+    return Call(trees, nodes, sum(example.rows for example in examples), cut)
 
 
 Bytes = tuple[float, float, float]
 """Kept by a pass for backward, the most that exist at any time of it, and those of its largest tensor."""
 
 
-def bytes_of(paper: Paper, calls: Sequence[Call], opened: Opened | None) -> tuple[float, float]:
-    """Bytes that exist beside the network in passes that are open at one time, with gradients where it is opened; and
-    those of the largest tensor."""
-    found = [held(paper, call, opened) for call in calls]
-    kept, work = sum(kept for kept, _, _ in found), max(peak - kept for kept, peak, _ in found)
-    return kept + work, max(largest for _, _, largest in found)
-
-
 def held(paper: Paper, call: Call, opened: Opened | None) -> Bytes:
-    """What one pass holds."""
+    """What one pass holds beside the network, with gradients where it is opened."""
     if paper.shape or paper.blocks < 2:
         return _pass(paper, call, opened, None)
     try:
@@ -161,12 +134,15 @@ def held(paper: Paper, call: Call, opened: Opened | None) -> Bytes:
 
 def _pass(paper: Paper, call: Call, opened: Opened | None, count: int | None) -> Bytes:
     base = replace(paper.network, module=sketch(paper.config, paper.dtype, count))
-    with torch.device("meta"), opened(base) if opened else nullcontext(base) as adapted:
-        with torch.device("cpu"), FakeTensorMode(), torch.set_grad_enabled(opened is not None):
-            known = without_contents([*adapted.module.modules(), *base.module.modules()])
-            with AllAllocations(known) as live:
-                states = _states(paper, adapted, call)
-                kept = live.alive.get("all", 0.0)
-                if opened:
-                    states.backward(torch.empty_like(states))
-            return kept, live.peak.get("all", 0.0), live.largest
+    with ExitStack() as within:
+        within.enter_context(torch.device("meta"))
+        adapted = within.enter_context(opened(base)) if opened else base
+        for context in (torch.device("cpu"), FakeTensorMode(), torch.set_grad_enabled(opened is not None)):
+            within.enter_context(context)
+        known = without_contents([*adapted.module.modules(), *base.module.modules()])
+        live = within.enter_context(AllAllocations(known))
+        states = _states(paper, adapted, call)
+        kept = live.alive["all"]
+        if opened:
+            states.backward(torch.empty_like(states))
+        return kept, live.peak["all"], live.largest

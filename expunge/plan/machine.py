@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from expunge.errors import UsageRefused
 from expunge.runtime.memory import available_memory
 
 if TYPE_CHECKING:
@@ -34,20 +33,6 @@ class Machine:
     """FLOPs that a device of another machine achieves in a second; None: this machine is timed."""
     hold: str = "whole"
     """What each of several processes holds of a model that is audited: whole, or cut."""
-
-    def __post_init__(self) -> None:
-        if self.device not in ("cpu", "cuda"):
-            raise UsageRefused(f"--device '{self.device}': `plan` knows cpu and cuda.")
-        if not 1 <= self.processes <= 65536:
-            raise UsageRefused(f"--processes must be from 1 to 65536. Got {self.processes}.")
-        if self.memory is not None and not 0 < self.memory < 1e18:
-            raise UsageRefused("--device-memory must be a positive number of gigabytes.")
-        if self.rate is not None and not 0 < self.rate < 1e24:
-            raise UsageRefused("--rate must be a positive number of TFLOP/s.")
-        if self.dtype is not None and self.dtype not in DTYPES:
-            raise UsageRefused(f"--dtype '{self.dtype}' is not known. Allowed: {', '.join(DTYPES)}.")
-        if self.dtype and self.dtype != "float32" and self.device == "cpu":
-            raise UsageRefused(f"--dtype {self.dtype}: on a CPU weights are held in float32. Give --device cuda.")
 
     @property
     def here(self) -> bool:

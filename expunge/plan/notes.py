@@ -2,28 +2,25 @@
 
 The narrow network is asked about a few tokens of each example, and answers for all of its rows; what is noted is the
 whole example. Beside passes, the notes hold what the rehearsal shows of memory: tensors as large as the network's
-weights or as the parameters that move (copies, gradients, moments, importances), and class scores that exist at one time.
+weights or as the parameters that move (copies, gradients, moments, importances), and class scores alive at one time.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from expunge.core.model import Batch, Network
-from expunge.core.predictions import Rows
 from expunge.core.question import HiddenStates, Question, Reply, Routes, Scores, Text
 from expunge.internals.allocations import Allocations
+from expunge.models.sketch import lengthen, shorten
 from expunge.plan.paper import Paper
 from expunge.primitives.rehearsal import Rehearsal
-
-TOKENS, ROWS, WORDS = 5, 3, 250
-"""Tokens of each example that the narrow network reads, how many of them are labelled, and what its vocabulary has."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +50,10 @@ class Note:
 class Notes(Allocations):
     """The notes of one rehearsal; taken within `with notes:`."""
 
-    def __init__(self, paper: Paper, rehearsal: Rehearsal) -> None:
+    def __init__(self, paper: Paper) -> None:
         narrow, full = (dict(net.module.named_parameters()) for net in (paper.narrow, paper.network))
         super().__init__(narrow.values())
-        self.paper, self.rehearsal = paper, rehearsal
+        self.paper, self.rehearsal = paper, Rehearsal()
         self.passes: list[Note] = []
         self.peaks = [self.peak]
         """The most bytes before the first pass, from each pass to the next, and after the last: of tensors as large as
@@ -97,13 +94,13 @@ class Notes(Allocations):
             return [str(getattr(example, "answer", "")) for example in batch]
         self._inside, start = True, time.perf_counter()
         try:
-            reply = ask(question, [_short(example) for example in batch])
+            reply = ask(question, [shorten(example) for example in batch])
         finally:
             self._inside = False
             self.spent += time.perf_counter() - start
         if reply.states.requires_grad:
             reply.states.register_hook(self._return)
-        return self._whole(reply, batch, isinstance(question, Routes)) if not self.paper.shape else reply
+        return reply if self.paper.shape else lengthen(reply, batch, (self.matrix or (1 << 62,))[0])
 
     def _note(self, network: Network, question: Question[Any], batch: Batch) -> None:
         moves = network.trainable()
@@ -130,16 +127,6 @@ class Notes(Allocations):
     def _return(self, _gradient: Tensor) -> None:
         self._returned = True
 
-    def _whole(self, reply: Rows, batch: Batch, every: bool) -> Rows:
-        """The reply about all rows of the examples: each stands for some, and no two are equal."""
-        each, many = len(reply.labels) // len(batch), self.matrix[0] if self.matrix else 1 << 62
-        labels = [e.tokens[1 if every else e.first :] for e in batch]  # type: ignore[attr-defined]
-        index = torch.tensor([k * each + row % each for k, own in enumerate(labels) for row in range(len(own))])
-        tensors = {name: tensor[index] for name, tensor in reply.tensors().items()}
-        tensors["labels"] = torch.tensor([token % many for own in labels for token in own])
-        tensors["states"] = tensors["states"] + 0.01 * torch.randn_like(tensors["states"])
-        return replace(reply, example=torch.tensor([k for k, own in enumerate(labels) for _ in own]), **tensors)
-
     def look(self, name: str, given: Any, made: Any) -> None:
         if not self.matrix or name not in ("mm", "addmm", "linear") or made.dim() != 2:
             return
@@ -157,11 +144,3 @@ class Notes(Allocations):
         if shape in self._shapes:
             return "network", self._shapes[shape] * tensor.element_size()
         return "moving" if any(shape == p.shape for p in self.moving.values()) else "", size
-
-
-def _short(example: Any) -> Any:
-    """The example with few tokens, all of them in the narrow vocabulary; an image as it is."""
-    if not hasattr(example, "tokens"):
-        return example
-    tokens = tuple(token % WORDS for token in (example.tokens * TOKENS)[-TOKENS:])
-    return replace(example, tokens=tokens, first=TOKENS - ROWS)

@@ -1,7 +1,7 @@
 """How fast this machine does a run's own work: some seconds of it, on random weights.
 
 The method itself is rehearsed on a network that is not narrow, with one example of each set and with more, and so are
-reading and writing. What grows with the examples goes by FLOPs; the rest (optimizer, merging, what an edit does to every
+reading and writing. What grows with the examples goes by FLOPs; the rest (optimizer, merging, what an edit does to each
 number) is what one example takes.
 """
 

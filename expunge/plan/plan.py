@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,8 +24,8 @@ from expunge.core.question import LogProbabilities
 from expunge.core.request import Request
 from expunge.errors import DataRefused, EnvironmentRefused, Refusal, UsageRefused
 from expunge.internals.blocks import blocks
-from expunge.models.decoding import WRITES
-from expunge.plan.count import Call, Line, Opened, bytes_of, costs, shape
+from expunge.models.decoding import WRITES, cache_bytes
+from expunge.plan.count import Call, Line, Opened, costs, held, shape
 from expunge.plan.machine import DTYPES, Machine, remedy
 from expunge.plan.notes import Note, Notes
 from expunge.plan.paper import Paper, opened
@@ -67,7 +67,7 @@ class Plan:
     @cached_property
     def rehearsed(self) -> tuple[Notes, float, bool]:
         """The method's passes; the bytes of its result; whether an adapter is written beside that."""
-        with self._noting() as notes:
+        with torch.random.fork_rng(devices=()), Notes(self.paper) as notes:
             result = self.method.rehearse(notes.network(), self.request, notes.rehearsal)
             notes.mark()
             with TemporaryDirectory() as folder:
@@ -90,17 +90,12 @@ class Plan:
     @cached_property
     def audit(self) -> tuple[Notes, float]:
         """The passes of one audit, and the seconds of what is worked out from the answers."""
-        with self._noting() as notes:
+        with torch.random.fork_rng(devices=()), Notes(self.paper) as notes:
             start, model = time.perf_counter(), CachedModel(notes.network())
             model.ask(LogProbabilities(), list(texts(self.request)))
             if not any([list(audit(model, self.request)) for audit in self.audits]):
                 raise DataRefused("No audit could be asked of these records. Choice needs options.")
         return notes, time.perf_counter() - start - notes.spent
-
-    @contextmanager
-    def _noting(self) -> Iterator[Notes]:
-        with torch.random.fork_rng(devices=()), Notes(self.paper, Rehearsal()) as notes:
-            yield notes
 
     @cached_property
     def base(self) -> float:
@@ -199,10 +194,10 @@ class Plan:
         base, left = {"libraries": self.base}, sum(passing.values()) if cpu else 0.0  # a heap is not given back
         own = weights / cut + working + (weights if cut > 1 and cpu else 0.0)  # the whole stays beside its parts
         part = (0.0 if cut > 1 and not cpu else 1.0) + 1 / many + working / weights  # of a model that is cut
-        held = 1.0 if self.machine.hold == "whole" or many == 1 else part
-        after = held * self.rehearsed[1] + (weights if held == 1 else weights * (part - 1 / many - working / weights))
+        share = 1.0 if self.machine.hold == "whole" or many == 1 else part
+        after = share * self.rehearsed[1] + (weights if share == 1 else weights * (part - 1 / many - working / weights))
         made = {
-            "audit before": base | {"weights": held * weights, **asked},
+            "audit before": base | {"weights": share * weights, **asked},
             "forget": base | {"weights": own, "state": max(states) / cut, **passing, "reference": self._reference()},
             "merge": base | {"weights": (weights + merging) * (cpu or cut == 1), "left": left},
             "audit after": base | {"weights": after, "left": max(left, sum(asked.values()))},
@@ -215,20 +210,18 @@ class Plan:
         calls = max(groups, key=lambda group: sum(call.tokens for call in group), default=[])
         if not calls:
             return {}
-        held, largest = bytes_of(self.paper, calls, opened)
+        found = [held(self.paper, call, opened) for call in calls]
+        passing = sum(kept for kept, _, _ in found) + max(peak - kept for kept, peak, _ in found)
         rows = max(note.rows for note in notes.passes) * (notes.matrix or (1,))[0]
         many = min(max(call.rows for call in calls) * self.paper.classes[0], CHUNK[self.machine.device])
         scores = max(peak.get("scores", 0.0) for peak in notes.peaks) / rows * many
-        share = FRAGMENTS if self.machine.device == "cpu" and largest < MAPPED else 0.0
-        return {"activations": held, "class scores": scores, "allocator": share * (held + scores)}
+        share = FRAGMENTS if self.machine.device == "cpu" and max(largest for _, _, largest in found) < MAPPED else 0.0
+        return {"activations": passing, "class scores": scores, "allocator": share * (passing + scores)}
 
     def _writing(self, note: Note, call: Call) -> dict[str, float]:
         """Keys and values of every position of every block, and the scores of the last."""
-        text = self.paper.config.get_text_config()
-        each = int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
-        heads = int(getattr(text, "num_key_value_heads", None) or text.num_attention_heads)
-        cache = 2 * self.paper.blocks * heads * each * call.trees * (call.nodes + note.new) * self.paper.size
-        return {"keys and values": float(cache + 2 * call.trees * self.paper.classes[0] * FLOAT)}
+        cache = cache_bytes(self.paper.network.module) * (call.nodes + note.new)
+        return {"keys and values": call.trees * (cache + 2.0 * self.paper.classes[0] * FLOAT)}
 
     def _reference(self) -> float:
         """Last hidden states of the original, which each process keeps of what all have read."""
