@@ -19,10 +19,10 @@ from expunge.core.question import HiddenStates, Routes, Scores, Text
 from expunge.errors import ModelRefused
 from expunge.models.decoding import ends, generated, greedy, side_by_side
 from expunge.models.hidden import UpToBlock
-from expunge.models.prefix_tree import Tree, pack
+from expunge.models.prefix_tree import Layout, Tree, pack, pieces
 from expunge.models.routers import UpToRouter
 from expunge.models.source import Source, load_module, settled, whole
-from expunge.models.tree_attention import with_trees, without_trees
+from expunge.models.tree_attention import most_on, with_trees, without_trees
 from expunge.primitives.class_scores import Head
 from expunge.primitives.out_of_memory import in_fitting_batches
 
@@ -192,14 +192,14 @@ class LanguageModel(Network):
             return self._tree(Tree.of(sequences), firsts)
         return self._padded(sequences, firsts)
 
-    def layout(self, batch: Batch) -> tuple[int, int, list[int]]:
-        """How one pass would read a batch: rows, positions of each, and of a tree the ends of its nodes' subtrees."""
+    def layout(self, batch: Batch, device: str) -> Layout:
+        """How one forward pass on a device of that kind would read a batch."""
         sequences = [example.tokens for example in batch]
         longest = max(map(len, sequences))
         if not self.trees or longest > self.trees:
-            return len(sequences), longest, []
+            return Layout(len(sequences), longest)
         ends = Tree.of(sequences).ends.flatten().tolist()
-        return 1, len(ends), ends
+        return Layout(1, len(ends), tuple(pieces(ends, most_on(device))))
 
     def inputs(self, tree: Tree) -> dict[str, Tensor]:
         """What the module is called with to read a tree."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from expunge.core.model import Batch
 from expunge.core.predictions import Rows
@@ -15,7 +15,8 @@ from expunge.errors import ModelRefused
 from expunge.internals.mixtures import mixtures
 from expunge.models.language import LanguageModel
 from expunge.models.open import family_of
-from expunge.models.tree_attention import with_trees
+from expunge.models.prefix_tree import Layout
+from expunge.models.tree_attention import known, with_trees
 from expunge.models.vision import ImageClassifier
 
 NARROW: dict[str, Any] = {
@@ -91,6 +92,20 @@ def narrow(name: str, config: Any, words: Any) -> LanguageModel | ImageClassifie
             except Exception:  # each architecture checks its widths in its own way, some only when they are used
                 continue
     raise ModelRefused(f"{name}: no small network of this architecture could be made to count with.")
+
+
+def read_blank(network: Any, layout: Layout, image: tuple[int, ...]) -> Tensor:
+    """A pass over tokens or images without meaning: class scores, or what the output matrix reads."""
+    weights = next(network.module.parameters())
+    if image:
+        pixels = torch.zeros(layout.trees, *image, dtype=weights.dtype, device=weights.device)
+        return network.module(pixel_values=pixels).logits  # type: ignore[no-any-return]
+    given: dict[str, Tensor] = {"input_ids": torch.zeros(layout.trees, layout.nodes, dtype=torch.long)}
+    if layout.cut:
+        ends = torch.zeros(1, 1, 1, layout.nodes, dtype=torch.long)
+        known(ends, layout.cut)
+        given |= {"position_ids": torch.zeros_like(given["input_ids"]), "attention_mask": ends}
+    return network.states(**given)[0]  # type: ignore[no-any-return]
 
 
 TOKENS, ROWS, WORDS = 5, 3, 250

@@ -7,6 +7,7 @@ weights or as the parameters that move (copies, gradients, moments, importances)
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -58,8 +59,8 @@ class Notes(Allocations):
         self.peaks = [self.peak]
         """The most bytes before the first pass, from each pass to the next, and after the last: of tensors as large as
         the full-size network's weights (`network`), of narrow ones as large as what moves (`moving`), of `scores`."""
-        self.head: dict[str, float] = {}
-        """Rows of the run that meet the output matrix, there or back, by the kind of the pass before."""
+        self.head = 0.0
+        """Rows of the run that meet the output matrix, there or back."""
         self.moving: dict[str, Tensor] = {}
         """The parameters that move, by name."""
         self.spent = 0.0
@@ -133,9 +134,7 @@ class Notes(Allocations):
         inner = [tensor for tensor in given if isinstance(tensor, Tensor) and tensor.dim() == 2][-2].shape[1]
         sides = [*made.shape, inner]
         if all(side in sides for side in self.matrix):
-            rows = sides[0] * sides[1] * sides[2] / (self.matrix[0] * self.matrix[1])
-            kind = self.passes[-1].kind
-            self.head[kind] = self.head.get(kind, 0.0) + rows * self.rehearsal.times
+            self.head += math.prod(sides) / math.prod(self.matrix) * self.rehearsal.times
 
     def weigh(self, tensor: Tensor) -> tuple[str, float]:
         shape, size = tuple(tensor.shape), float(tensor.untyped_storage().nbytes())

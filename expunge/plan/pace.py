@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 import time
+import timeit
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
+from statistics import median
+from tempfile import TemporaryFile
 from typing import Any
 
 import torch
@@ -23,8 +24,10 @@ from expunge.core.question import LogProbabilities, Text
 from expunge.core.request import Request
 from expunge.models.sketch import sketch
 from expunge.plan.plan import Plan, texts
-from expunge.primitives.rehearsal import Rehearsal
+from expunge.primitives.rehearsal import Clock
 
+MOST = 2e9
+"""Numbers of a network that is timed at the most."""
 SECONDS = 2.0
 """What one timed piece of work may take, before a larger one is left out."""
 SIZES = (1, 1, 4, 16, 64)
@@ -33,43 +36,29 @@ NEW = (2, 10)
 """Tokens that are written in the two timed continuations."""
 
 
-@dataclass
-class Clock(Rehearsal):
-    """Adds up seconds, each as often as it stands for one of the run."""
-
-    since: float = 0.0
-    seconds: float = 0.0
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "times" and "seconds" in vars(self):
-            now = time.perf_counter()
-            self.seconds, self.since = self.seconds + self.times * (now - self.since), now
-        super().__setattr__(name, value)
-
-
 def seconds(plan: Plan) -> dict[str, float]:
-    """Seconds of each part of a run; none for another machine whose rate is not given."""
+    """Seconds of each part of a run; none for another machine, or a large network, where no rate is given."""
     machine, paper, flops = plan.machine, plan.paper, plan.flops["total"]
     if machine.rate is not None:
         return {"all matrix products": flops / machine.rate}
-    if not machine.here:
+    if not machine.here or paper.parameters > MOST or 4 * paper.weights > machine.room:
         return {}
-    rate = _matmul(paper.dtype, machine.device)
-    if 4 * paper.weights > machine.room or 600 * paper.parameters > 4 * SECONDS * rate:
-        return {"matrix products at this machine's best": flops / rate}
     network = _random(plan)
     method, read = (_pace(plan, network, work) for work in (_method, _read))
     prompts = [example for example in plan.request.forget[:16] if getattr(example, "asked", ())]
     few, more = (_seconds(lambda new=new: network.ask(Text(new), prompts), 1) if prompts else 0.0 for new in NEW)
-    token, written = max(0.0, more - few) / (NEW[1] - NEW[0]), sum(note.new for note, _ in plan.reads)
-    hashed = paper.weights * _seconds(lambda: hashlib.sha256(bytes(1 << 24))) / (1 << 24)
-    audit = plan.audit[1] + hashed + read(plan.flops["audits"]) + token * written
+    data = os.urandom(1 << 24)
+    hashed = paper.weights * _seconds(lambda: hashlib.sha256(data)) / len(data)
+    with TemporaryFile(dir=next(p for p in plan.out.absolute().parents if p.exists())) as file:
+        written = _seconds(lambda: (file.write(data), file.flush(), os.fsync(file.fileno()))) / len(data)
+    token = max(0.0, more - few) / (NEW[1] - NEW[0]) * sum(note.new for note, _ in plan.reads)
+    audit = plan.audit[1] + hashed + read(plan.flops["audits"]) + token
     load = (0.0 if paper.packed else paper.took) + hashed
     return {
         "load": load + (paper.packed.seconds() + paper.took if paper.packed else 0.0),
         "audit before": audit,
         "forget": method(flops - plan.flops["audits"]),
-        "merge and save": sum(plan.disk.values()) * _written(plan.out) + hashed,
+        "merge and save": sum(plan.disk.values()) * written + hashed,
         "read back": load,
         "audit after": audit,
     }
@@ -92,9 +81,9 @@ def _pace(
 
 
 def _method(network: Network, part: Plan) -> tuple[float, float]:
-    clock = Clock(most=2, since=time.perf_counter())
+    clock = Clock(most=2)
     part.method.rehearse(network, part.request, clock).plain()
-    clock.times = 1.0
+    clock.stop()
     return part.flops["total"] - part.flops["audits"], clock.seconds
 
 
@@ -119,28 +108,5 @@ def _random(plan: Plan) -> Network:
     return plan.paper.network.fork(module)
 
 
-def _matmul(dtype: torch.dtype, device: str) -> float:
-    """FLOPs a second of a plain product."""
-    a, b = (torch.ones(1024, 1024, dtype=dtype, device=device) for _ in range(2))
-    return 2 * 1024**3 / _seconds(lambda: (a @ b)[0, 0].item())
-
-
 def _seconds(run: Callable[[], Any], times: int = 3) -> float:
-    """The median of some runs."""
-    took = []
-    for _ in range(times):
-        start = time.perf_counter()
-        run()
-        took.append(time.perf_counter() - start)
-    return sorted(took)[times // 2]
-
-
-def _written(out: Path) -> float:
-    """Seconds of each byte that is written to disk."""
-    data = os.urandom(1 << 24)
-    with tempfile.TemporaryFile(dir=next(p for p in out.absolute().parents if p.exists())) as file:
-        start = time.perf_counter()
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-        return (time.perf_counter() - start) / len(data)
+    return median(timeit.repeat(run, number=1, repeat=times))

@@ -60,14 +60,9 @@ class Paper:
         return len(blocks(self.network.module)) or 1
 
     @property
-    def size(self) -> int:
-        """Bytes of a number."""
-        return self.dtype.itemsize
-
-    @property
     def weights(self) -> float:
         """Bytes of all weights."""
-        return float(self.parameters * self.size)
+        return float(self.parameters * self.dtype.itemsize)
 
     @property
     def classes(self) -> tuple[int, int]:

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,8 @@ from expunge.core.request import Request
 from expunge.errors import DataRefused, EnvironmentRefused, Refusal, UsageRefused
 from expunge.internals.blocks import blocks
 from expunge.models.decoding import WRITES, cache_bytes
-from expunge.plan.count import Call, Line, Opened, costs, held, shape
+from expunge.models.prefix_tree import Layout
+from expunge.plan.count import Line, Opened, costs, held
 from expunge.plan.machine import DTYPES, Machine, remedy
 from expunge.plan.notes import Note, Notes
 from expunge.plan.paper import Paper, opened
@@ -49,6 +51,7 @@ FRAGMENTS = 0.5
 """What the heap grew by beyond the tensors alive in it, over those: 0.47 to 0.62 for Llamas of 3 to 70 million
 parameters, where every allocation of a step was added up, and next to nothing with MALLOC_MMAP_THRESHOLD_=1000000."""
 PURPOSE = {"gradients": "training", "original": "reference", "adapted": "checks", "text": "checks"}
+Pass = tuple[Note, Layout]
 
 
 @dataclass(frozen=True)
@@ -124,21 +127,22 @@ class Plan:
         return costs(self.paper, self.opened)
 
     @cached_property
-    def calls(self) -> list[tuple[Note, Call]]:
+    def calls(self) -> list[Pass]:
         """The method's passes, with the shape that they have in one process."""
-        shares = [(note, note.examples[:: self.machine.processes if note.shared else 1]) for note in self.notes.passes]
-        return [(note, shape(self.paper, examples, self.machine.device)) for note, examples in shares]
+        many = self.machine.processes
+        own = [replace(n, examples=n.examples[::many]) if n.shared else n for n in self.notes.passes]
+        return [(note, self.paper.network.layout(note.examples, self.machine.device)) for note in own]
 
     @cached_property
-    def reads(self) -> list[tuple[Note, Call]]:
+    def reads(self) -> list[Pass]:
         """The passes of one audit in one process, and the prompts that it continues: both are dealt out."""
         made, many = [], self.machine.processes
         for note in [note for note in self.audit[0].passes if not note.new][::many]:
-            made.append((note, shape(self.paper, note.examples, self.machine.device)))
+            made.append((note, self.paper.network.layout(note.examples, self.machine.device)))
         for note in (note for note in self.audit[0].passes if note.new):
             widths = sorted(len(e.asked) for e in note.examples)[::many]  # type: ignore[attr-defined]
             groups = (widths[start : start + WRITES] for start in range(0, len(widths), WRITES))
-            made += [(note, Call(len(group), group[-1], 0)) for group in groups]
+            made += [(note, Layout(len(group), group[-1])) for group in groups]
         return made
 
     # What it costs
@@ -159,13 +163,13 @@ class Plan:
         for note, call in self.calls:
             made[PURPOSE[note.kind]] += note.times * note.depth * lines[note.kind].at(call)
         matrix = 2.0 * self.paper.classes[0] * self.paper.classes[1]
-        share = sum(call.rows for _, call in self.calls) / max(1, sum(note.rows for note in self.notes.passes))
-        made["output matrix"] = share * sum(self.notes.head.values()) * matrix
-        made["audits"] = sum(self.audit[0].head.values()) / self.machine.processes * 2 * matrix
+        share = sum(note.rows for note, _ in self.calls) / max(1, sum(note.rows for note in self.notes.passes))
+        made["output matrix"] = share * self.notes.head * matrix
+        made["audits"] = self.audit[0].head / self.machine.processes * 2 * matrix
         made["audits"] += 2 * sum(self._reading(note, call) for note, call in self.reads)
         return made | {"total": sum(made.values())}
 
-    def _reading(self, note: Note, call: Call) -> float:
+    def _reading(self, note: Note, call: Layout) -> float:
         """A pass without gradients; of prompts that are continued, what is written too."""
         line, (classes, width) = self.costs[0]["original"], self.paper.classes
         token = call.trees * (line.token + line.pair * (call.nodes + note.new / 2))
@@ -183,13 +187,13 @@ class Plan:
         cut = many if self.said.shared else 1
         ratio = self.costs[1] / max(1, sum(p.numel() for p in self.notes.moving.values()))
         *states, merging = (p.get("network", 0.0) + ratio * p.get("moving", 0.0) for p in self.notes.peaks)
-        steps: dict[int, list[Call]] = {}
-        for note, call in self.calls:
-            if note.kind == "gradients":
-                steps.setdefault(note.group, []).append(call)
-        passing = self._open(list(steps.values()), self.opened, self.notes)
-        reading = self._open([[call] for note, call in self.reads if not note.new], None, self.audit[0])
-        asked = max([reading, *(self._writing(n, c) for n, c in self.reads if n.new)], key=lambda p: sum(p.values()))
+        passes = [each for each in self.calls if each[0].kind == "gradients"]
+        steps = [list(group) for _, group in groupby(passes, key=lambda each: each[0].group)]
+        passing = self._open(steps, self.opened, self.notes)
+        reading = self._open([[each] for each in self.reads if not each[0].new], None, self.audit[0])
+        longest = max((call.trees * (call.nodes + note.new) for note, call in self.reads if note.new), default=0)
+        writing = {"keys and values": longest * float(cache_bytes(self.paper.network.module))} if longest else {}
+        asked = max(reading, writing, key=lambda parts: sum(parts.values()))
         working = self._gathered() if cut > 1 else 0.0
         base, left = {"libraries": self.base}, sum(passing.values()) if cpu else 0.0  # a heap is not given back
         own = weights / cut + working + (weights if cut > 1 and cpu else 0.0)  # the whole stays beside its parts
@@ -205,38 +209,34 @@ class Plan:
         packed = self.paper.packed
         return ({"load": base | {"weights": weights, "file": packed.beside}} if packed and cpu else {}) | made
 
-    def _open(self, groups: list[list[Call]], opened: Opened | None, notes: Notes) -> dict[str, float]:
+    def _open(self, groups: list[list[Pass]], opened: Opened | None, notes: Notes) -> dict[str, float]:
         """Bytes of the passes that are open at one time, where those are most; and of class scores beside them."""
-        calls = max(groups, key=lambda group: sum(call.tokens for call in group), default=[])
+        calls = max(groups, key=lambda group: sum(call.tokens for _, call in group), default=[])
         if not calls:
             return {}
-        found = [held(self.paper, call, opened) for call in calls]
+        found = [held(self.paper, call, opened) for _, call in calls]
         passing = sum(kept for kept, _, _ in found) + max(peak - kept for kept, peak, _ in found)
         rows = max(note.rows for note in notes.passes) * (notes.matrix or (1,))[0]
-        many = min(max(call.rows for call in calls) * self.paper.classes[0], CHUNK[self.machine.device])
+        many = min(max(note.rows for note, _ in calls) * self.paper.classes[0], CHUNK[self.machine.device])
         scores = max(peak.get("scores", 0.0) for peak in notes.peaks) / rows * many
         share = FRAGMENTS if self.machine.device == "cpu" and max(largest for _, _, largest in found) < MAPPED else 0.0
         return {"activations": passing, "class scores": scores, "allocator": share * (passing + scores)}
 
-    def _writing(self, note: Note, call: Call) -> dict[str, float]:
-        """Keys and values of every position of every block, and the scores of the last."""
-        cache = cache_bytes(self.paper.network.module) * (call.nodes + note.new)
-        return {"keys and values": call.trees * (cache + 2.0 * self.paper.classes[0] * FLOAT)}
-
     def _reference(self) -> float:
         """Last hidden states of the original, which each process keeps of what all have read."""
-        read = {id(e): e.rows * note.times for note, _ in self.calls if note.kind == "original" for e in note.examples}
+        notes = [note for note in self.notes.passes if note.kind == "original"]
+        read = {id(example): example.rows * note.times for note in notes for example in note.examples}
         every = sum(e.rows for examples in self.request.sets().values() for e in examples)
-        return float(min(MOST, min(every, sum(read.values())) * self.paper.classes[1] * self.paper.size))
+        return float(min(MOST, min(every, sum(read.values())) * self.paper.classes[1] * self.paper.dtype.itemsize))
 
     def _gathered(self) -> float:
         """Two blocks (one at work, the next under way) and what stands outside of blocks."""
         inside = [sum(p.numel() for p in block.parameters()) for block in blocks(self.paper.network.module).values()]
-        return float((self.paper.parameters - sum(inside) + 2 * max(inside, default=0)) * self.paper.size)
+        return float((self.paper.parameters - sum(inside) + 2 * max(inside, default=0)) * self.paper.dtype.itemsize)
 
     @cached_property
     def host(self) -> float:
-        """Bytes that the first process holds on the host, where that is no device: to merge, or to widen a GGUF file."""
+        """Bytes that the first process holds on a GPU's host: to merge, or to widen a GGUF file."""
         merging = self.paper.weights + self.rehearsed[1] if self.machine.processes > 1 else 0.0
         packed = self.paper.packed
         wide = self.paper.parameters * self.paper.stored.itemsize + packed.beside if packed else 0.0
@@ -276,13 +276,8 @@ def plan(job: Job, machine: Machine) -> Plan:
     found = planned(paper, method, request, audits or audits_of(AUDITS[family_name(paper.network)]), machine, job.out)
     if machine.hold == "cut" and not found.said.shared:
         raise UsageRefused(f"--hold cut: {method.name} works on the whole model. Plan it with --hold whole.")
-    if found.short == "disk":
-        raise EnvironmentRefused(
-            f"The result needs {HEADROOM * sum(found.disk.values()) / 1e9:.3g} GB of disk; {job.out.absolute().parent} "
-            f"has {found.free / 1e9:.3g} GB free. Give an --out on a disk that has it."
-        )
     if found.short:
-        raise EnvironmentRefused(_refused(found))
+        raise EnvironmentRefused(_refusal(found))
     return found
 
 
@@ -290,18 +285,18 @@ def planned(
     paper: Paper, method: Method, request: Request, audits: list[Audit], machine: Machine, out: Path = Path("expunged")
 ) -> Plan:
     """The plan of a model on paper."""
-    pixels = getattr(request.forget[0], "pixels", None)
-    return Plan(
-        paper if pixels is None else replace(paper, shape=tuple(pixels.shape)), method, request, audits, machine, out
-    )
+    shape = tuple(getattr(request.forget[0], "pixels", torch.empty(0)).shape)
+    return Plan(replace(paper, shape=() if shape == (0,) else shape), method, request, audits, machine, out)
 
 
-def _refused(found: Plan) -> str:
+def _refusal(found: Plan) -> str:
+    if found.short == "disk":
+        need, place = HEADROOM * sum(found.disk.values()), found.out.absolute().parent
+        said = f"The result needs {need / 1e9:.3g} GB of disk; {place} has {found.free / 1e9:.3g} GB free."
+        return f"{said} Give an --out on a disk that has it."
     worst = max(found.phases, key=lambda phase: sum(found.phases[phase].values()))
-    said = (
-        f"The run needs {found.peak / 1e9:.3g} GB of memory on each device (most in: {worst}); there are "
-        f"{found.machine.room / 1e9:.3g} GB."
-    )
+    need, room = found.peak / 1e9, found.machine.room / 1e9
+    said = f"The run needs {need:.3g} GB of memory on each device (most in: {worst}); there are {room:.3g} GB."
 
     def fits(method: Method, machine: Machine) -> bool:
         same = machine.dtype == found.machine.dtype

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-from expunge.core.model import Network
-from expunge.core.request import Request
+if TYPE_CHECKING:
+    from expunge.core.model import Network
+    from expunge.core.request import Request
 
 
 @dataclass
@@ -29,3 +32,21 @@ class Rehearsal:
     """Steps of the run at most; 0 for a method without."""
     size: float = 0.0
     """Tokens, or images, that the steps of the run read, as its report counts them."""
+
+
+@dataclass
+class Clock(Rehearsal):
+    """A rehearsal that adds up seconds, each as often as it stands for one of the run."""
+
+    since: float = field(default_factory=time.perf_counter)
+    seconds: float = 0.0
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "times" and "seconds" in vars(self):
+            self.stop()
+        super().__setattr__(name, value)
+
+    def stop(self) -> None:
+        """Count what has passed until now."""
+        now = time.perf_counter()
+        vars(self).update(seconds=self.seconds + self.times * (now - self.since), since=now)
