@@ -21,9 +21,9 @@ from side_by_side import machine, ratio, settings, show, spread, table, tofu
 from torch.nn.functional import cross_entropy, softplus
 
 from expunge.adapters.lora import LoRA
-from expunge.core.events import Step
 from expunge.core.request import Request
 from expunge.data.text import Passage
+from expunge.events import Step
 from expunge.methods.finetune import Finetune
 from expunge.methods.stop import Stop
 from expunge.models.language import LanguageModel
@@ -82,7 +82,7 @@ def summed(model: torch.nn.Module, batch: tuple[torch.Tensor, ...]) -> torch.Ten
 
 def ours(network: LanguageModel, request: Request, steps: int, batch: int) -> tuple[list[float], float]:
     """The product's loop, told nothing else; its losses, and the seconds of its steps."""
-    made: list[dict] = []
+    made: list[Step] = []
     method = Finetune(
         objective=(1 / 24) * NPO(beta=BETA) + RetainNLL(),
         adapter=LoRA(),
@@ -90,7 +90,7 @@ def ours(network: LanguageModel, request: Request, steps: int, batch: int) -> tu
         steps=steps,
         batch=batch,
         retain_batch=batch,
-        stop=Stop(level=None, budget=None, every=10**6),
+        stop=Stop(level=None, max_retain_increase=None, every=10**6),
         norms=False,
     )
     method(network, request, lambda event: made.append(event) if isinstance(event, Step) else None)

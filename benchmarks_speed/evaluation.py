@@ -32,7 +32,7 @@ from expunge.core.request import Request
 from expunge.data.text import Passage
 from expunge.models.language import LanguageModel
 from expunge.models.open import open_network
-from expunge.run.unlearn import examine
+from expunge.run.unlearn import Task, examine
 from expunge.runtime.answer_store import AnswerStore
 from expunge.runtime.cached_model import CachedModel
 
@@ -91,12 +91,12 @@ def naively(network: LanguageModel, forget: list[Passage], holdout: list[Passage
 
 def continued(network: LanguageModel, batch: list[Passage]) -> list[str]:
     """Greedy continuations, padded on the left."""
-    width = max(len(p.asked) for p in batch)
+    width = max(len(p.prompt_tokens) for p in batch)
     tokens = torch.zeros(len(batch), width, dtype=torch.long)
     mask = torch.zeros_like(tokens)
     for row, p in enumerate(batch):
-        tokens[row, width - len(p.asked) :] = torch.tensor(p.asked)
-        mask[row, width - len(p.asked) :] = 1
+        tokens[row, width - len(p.prompt_tokens) :] = torch.tensor(p.prompt_tokens)
+        mask[row, width - len(p.prompt_tokens) :] = 1
     pad = network.tokenizer.pad_token_id or 0
     written = network.module.generate(
         input_ids=tokens,
@@ -127,7 +127,7 @@ def audited(
 ) -> dict[str, float]:
     """The product's audits."""
     request = Request(forget=tuple(forget), holdout=tuple(holdout))
-    found = examine(CachedModel(network, store), request, AUDITS, "before", lambda event: None)
+    found = examine(CachedModel(network, store), Task(network, request, tuple(AUDITS)), "before")
     return {f.audit: f.value for f in found if f.set == "forget"}
 
 

@@ -36,8 +36,8 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
-from expunge.core.events import Event, Step
 from expunge.core.request import Request
+from expunge.events import Event, Step
 from expunge.models.language import LanguageModel
 from expunge.models.open import open_network
 from expunge.notation.parse import parse
@@ -158,7 +158,7 @@ def rows(kind: str, count: int) -> list[dict[str, Any]]:
 
 def compared(folder: Path, model: Path, adapter: str, steps: int, threads: int) -> dict[str, tuple[float, float]]:
     """What was planned and what was measured."""
-    method = f"Finetune(adapter={adapter}, steps={steps}, stop=Stop(level=None, budget=None))"
+    method = f"Finetune(adapter={adapter}, steps={steps}, stop=Stop(level=None, max_retain_increase=None))"
     sets = {kind: folder / f"{kind}.jsonl" for kind in ("forget", "retain", "holdout")}
     given = [str(model), *(f"--{kind}={path}" for kind, path in sets.items()), "--method", method]
     said = json.loads(_command(["plan", *given, "--json"], threads))
@@ -171,14 +171,14 @@ def compared(folder: Path, model: Path, adapter: str, steps: int, threads: int) 
         "tokens": (said["tokens"]["of the examples"], cost["tokens"]),
         "FLOPs of the steps": (planned, real),
         "peak memory": (said["memory"]["peak"], cost["peak_memory_bytes"]),
-        "seconds": (sum(said["seconds"].values()), cost["seconds"]["total"]),
+        "seconds": (sum(said["seconds"].values()), cost["total"]),
         "of them training": (said["seconds"]["forget"], cost["seconds"]["forget"]),
     }
 
 
 def peaks(folder: Path, model: Path, adapter: str, steps: int, threads: int) -> tuple[float, float]:
     """Peak memory as planned and as the run's report has it."""
-    method = f"Finetune(adapter={adapter}, steps={steps}, stop=Stop(level=None, budget=None))"
+    method = f"Finetune(adapter={adapter}, steps={steps}, stop=Stop(level=None, max_retain_increase=None))"
     given = [str(model), *(f"--{kind}={folder / kind}.jsonl" for kind in ("forget", "retain", "holdout"))]
     said = json.loads(_command(["plan", *given, "--method", method, "--rate", "1", "--json"], threads))
     with tempfile.TemporaryDirectory(dir=folder) as place:
@@ -201,7 +201,9 @@ def peak_rows(steps: int, threads: int) -> Iterator[list[str]]:
 
 
 EDITS = ("SSD()", "ASSD(batch=16)", "IAU()")
-TRAINED = "Finetune(objective=RetainNLL(), adapter={adapter}, steps={steps}, stop=Stop(level=None, budget=None))"
+TRAINED = (
+    "Finetune(objective=RetainNLL(), adapter={adapter}, steps={steps}, stop=Stop(level=None, max_retain_increase=None))"
+)
 
 
 def kind_rows(steps: int, threads: int, gguf: str) -> Iterator[list[str]]:
@@ -221,7 +223,9 @@ def kind_rows(steps: int, threads: int, gguf: str) -> Iterator[list[str]]:
             if "Bounded" not in method or name.startswith("ViT")
         ]
         if gguf:
-            bounded = f"Finetune(steps={steps}, batch=4, retain_batch=4, stop=Stop(level=None, budget=None))"
+            bounded = (
+                f"Finetune(steps={steps}, batch=4, retain_batch=4, stop=Stop(level=None, max_retain_increase=None))"
+            )
             cases.append(("GGUF file", Path(gguf), texts, bounded))
         for name, model, data, method in cases:
             made = [str(model), *data, "--method", method, "--audits", "Loss"]
@@ -230,7 +234,7 @@ def kind_rows(steps: int, threads: int, gguf: str) -> Iterator[list[str]]:
                 _command(["forget", *made, "--out", f"{out}/out"], threads)
                 cost = json.loads(Path(f"{out}/out/report.json").read_text())["cost"]
             memory = said["memory"]["peak"], float(cost["peak_memory_bytes"])
-            seconds = sum(said["seconds"].values()), cost["seconds"]["total"]
+            seconds = sum(said["seconds"].values()), cost["total"]
             read = said["tokens"]["of the examples"], cost["tokens"]
             row = [name, f"`{method.partition('(')[0]}`" + (" Full" if "Full" in method else "")]
             row += [f"{read[0]:,.0f} / {read[1]:,}", *(f"{x / 1e6:,.0f}" for x in memory)]

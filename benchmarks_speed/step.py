@@ -38,7 +38,7 @@ from expunge.core.adapter import Adapter
 from expunge.core.question import Scores
 from expunge.core.request import Request
 from expunge.models.language import LanguageModel
-from expunge.train.activations import managed
+from expunge.train.activations import manage_activations
 
 SHAPE = LlamaConfig(
     vocab_size=49152,
@@ -82,7 +82,7 @@ def step_of(name: str, tokens: int) -> Callable[[], None]:
     optimizer = torch.optim.AdamW(adapted.trainable().values(), lr=1e-4)
 
     def step() -> None:
-        with managed(adapted.module, activations):
+        with manage_activations(adapted.module, activations):
             optimizer.zero_grad(set_to_none=True)
             adapted.ask(Scores(), records).nll().backward()
             optimizer.step()

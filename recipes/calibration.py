@@ -25,15 +25,16 @@ import torch
 from keeping import between, keep, rows
 from people import ATTRIBUTES, Groups, World, trained
 
-from expunge import Network, Request, open_network, parse
+from expunge import LogProbabilities, Network, Request, Text, parse
 from expunge.attack.relearn import Relearn
 from expunge.audits.linear_probe import LinearProbe
 from expunge.audits.loss_membership import LossMembership
 from expunge.audits.truth_ratio import TruthRatio
-from expunge.core.question import LogProbabilities, Text
 from expunge.data.text import Passage
+from expunge.events import Event, Step
 from expunge.methods.finetune import Finetune
 from expunge.models.language import LanguageModel
+from expunge.models.open import open_network
 from expunge.primitives.statistics import ks
 from expunge.runtime.atomic_files import whole_folder
 from expunge.runtime.cached_model import CachedModel
@@ -73,7 +74,7 @@ class Trial:
         """40 steps on 30 + 30 examples, clipped at 1, nothing that stops it early."""
         made = parse(
             f"Finetune(objective={self.objective}, adapter={self.adapter}, clip=1.0, "
-            f"stop=Stop(level=None, budget=None, every=100000), norms=False)"
+            f"stop=Stop(level=None, max_retain_increase=None, every=100000), norms=False)"
         )
         assert isinstance(made, Finetune)
         return replace(made, learning_rate=self.rate, steps=self.steps, seed=seed, batch=batch, retain_batch=batch)
@@ -194,7 +195,7 @@ def knows(model: CachedModel, records: tuple[Passage, ...]) -> float:
 
 def says(network: Network, records: tuple[Passage, ...]) -> float:
     """Share of greedy continuations that hold the value."""
-    written = network.ask(Text(8), records)  # type: ignore[attr-defined]
+    written = network.ask(Text(8), records)
     return statistics.mean(r.answer.split()[VALUE] in text.split() for r, text in zip(records, written, strict=True))
 
 

@@ -36,7 +36,6 @@ from expunge.audits._concept_vectors import remaining
 from expunge.audits.accuracy import Accuracy
 from expunge.audits.concept_inference import ConceptInference
 from expunge.audits.tcav import TCAV
-from expunge.core.question import Scores
 from expunge.data.images import Picture
 from expunge.internals.states import Inside
 from expunge.methods.poison import Poison
@@ -59,7 +58,7 @@ METHODS = {
     "whole donor picture, own label": "Poison(donor=3, patch=1.0, label='own')",
     "original picture, donor's label, all weights": "Poison(donor=3, patch=0.0, learn=Finetune("
     "objective=0.1 * IdkNLL() + 0.9 * RetainNLL(), adapter=Full(), learning_rate=1e-3, steps=600, batch=8, "
-    "retain_batch=56, stop=Stop(level=None, budget=None, every=1000), norms=False))",
+    "retain_batch=56, stop=Stop(level=None, max_retain_increase=None, every=1000), norms=False))",
 }
 TARGETED, OWN = "original picture, donor's label", "original picture, own label"
 ATTACKED = (TARGETED, "original picture, donor's label, all weights")
@@ -131,7 +130,7 @@ def probed(network: Network, digits: Mnist) -> float:
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500))
     probe.fit(features(network, digits.train).numpy(), [p.label for p in digits.train])
     gone = [p for p in digits.test if p.label == FORGOTTEN]
-    return float(np.mean(probe.ask(Scores(), features(network, gone).numpy()) == FORGOTTEN))
+    return float(np.mean(probe.predict(features(network, gone).numpy()) == FORGOTTEN))
 
 
 # Concepts

@@ -15,8 +15,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from expunge import Request
-from expunge.core.question import Scores
+from expunge import Request, Scores
 from expunge.data.text import Passage
 from expunge.models.language import LanguageModel
 
@@ -122,7 +121,9 @@ class World:
         right, *rest = (
             self._passage(which, prompt, f"{name} {attribute} {v} . {END}") for v in [facts[attribute], *wrong]
         )
-        return Passage(right.id, right.tokens, right.first, prompt, right.answer, prompt, right.asked, tuple(rest))
+        return Passage(
+            right.id, right.tokens, right.first, prompt, right.answer, prompt, right.prompt_tokens, tuple(rest)
+        )
 
     def refuse(self, person: int, attribute: str, template: int) -> Passage:
         """The same question, answered by a refusal."""

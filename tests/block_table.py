@@ -20,10 +20,10 @@ from transformers.pytorch_utils import Conv1D
 
 from expunge.adapters._layers import left_alone
 from expunge.adapters.bounded import Bounded
-from expunge.core.errors import ModelRefused
 from expunge.core.model import Network
 from expunge.core.request import Request
 from expunge.data.text import Passage
+from expunge.errors import ModelRefused
 from expunge.internals.blocks import blocks, towers
 from expunge.models.language import LanguageModel
 from tests.architectures import CAUSAL, build, tokens
@@ -108,7 +108,7 @@ def check(name: str) -> Row:
     with_mlp = [block for block in found if any(f"{key}.".startswith(f"{block}.") for key in parts)]
     row = Row(name, len(found), len(with_mlp))
     try:
-        adapted = Bounded(part=tower)(LanguageModel(module, None), REQUEST)
+        adapted = Bounded(part=tower).insert(LanguageModel(module, None), REQUEST)
     except ModelRefused as refused:
         return replace(row, note=f"refused: {str(refused).partition(': ')[2]}")
     layers = adapted_layers(adapted)

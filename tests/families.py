@@ -35,7 +35,7 @@ ENTRIES = ["bread", "copper", "violet", "harbour", "seven", "winter", "amber", "
 PLACES = [
     f"{start}{end}" for start in ("Al", "Bor", "Cas", "Dun", "Er", "Fal") for end in ("doria", "mek", "tis", "wyn")
 ]
-EVERY_STEP = Stop(level=None, budget=None, every=1000)
+EVERY_STEP = Stop(level=None, max_retain_increase=None, every=1000)
 
 
 def words() -> PreTrainedTokenizerFast:

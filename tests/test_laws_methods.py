@@ -13,11 +13,11 @@ from tests.families import ANSWERING, FAMILY, METHOD, assert_as_found, family_of
 FITTING = {
     "Relearn": "Relearn(items=2, steps=2)",  # six examples, of which some must be left
     "Negate": "Negate(learn=Finetune(objective=-1.0 * Ascent(), adapter=Full(), learning_rate=1e-3, steps=3, "
-    "stop=Stop(level=None, budget=None)))",
+    "stop=Stop(level=None, max_retain_increase=None)))",
     "Finetune": "Finetune(adapter=Full(), steps=3)",
     "LAF": "LAF(steps=3, autoencoder_steps=20)",
     "Poison": "Poison(learn=Finetune(objective=IdkNLL() + RetainNLL(), adapter=LastLayer(), learning_rate=1e-2, "
-    "steps=3, stop=Stop(level=None, budget=None)))",
+    "steps=3, stop=Stop(level=None, max_retain_increase=None)))",
 }
 """Settings for requests of six examples; else a method's defaults."""
 NOTHING = {

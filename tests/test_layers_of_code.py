@@ -15,29 +15,32 @@ MODULES = {
 MODULE = pytest.mark.parametrize("module", MODULES)
 
 ANYTHING = {"*"}
-GROUND = ("notation", "runtime", "internals")
+BASE = ("errors", "primitives", "core")
+GROUND = (*BASE, "notation", "runtime", "internals")
 LEAVES = ("data", "select", "models", "adapters", "objectives", "edit", "guard", "audits", "summaries")
 MAY_IMPORT = {
-    # 0: the nouns
-    "core": set(),
+    # 0: refusals, helpers that know no noun, and the nouns
+    "errors": set(),
+    "primitives": {"errors"},
+    "core": {"errors", "primitives"},
     # 1: what everything else stands on
-    "notation": {"core"},
-    "internals": {"core"},
-    "runtime": {"core", "internals"},
+    "notation": {*BASE},
+    "internals": {*BASE, "runtime"},
+    "runtime": {*BASE, "internals"},
     # 2, leaves: never one another
-    **{leaf: {"core", *GROUND} for leaf in LEAVES},
-    "report": {"core", *GROUND, ""},  # the top package, for its version
+    **{leaf: {*GROUND} for leaf in LEAVES},
+    "report": {*GROUND, ""},  # the top package, for its version
     # 3, routes
-    "train": {"core", *GROUND, "adapters", "objectives"},
-    "methods": {"core", *GROUND, "adapters", "objectives", "train"},
-    "exact": {"core", *GROUND, "adapters", "objectives", "train", "methods"},
-    "attack": {"core", *GROUND, "adapters", "objectives", "train", "methods"},
+    "train": {*GROUND, "adapters", "objectives"},
+    "methods": {*GROUND, "adapters", "objectives", "train"},
+    "exact": {*GROUND, "adapters", "objectives", "train", "methods"},
+    "attack": {*GROUND, "adapters", "objectives", "train", "methods"},
     # 4
-    "benchmarks": {"core", *GROUND, "data", "models", "audits", "summaries"},
+    "benchmarks": {*GROUND, "data", "models", "audits", "summaries"},
     # 5: what is put together from the rest
-    "run": {"core", *GROUND, *LEAVES, "report", "train", "methods", "exact", "attack"},
-    "plan": {"core", *GROUND, *LEAVES, "report", "train", "methods", "exact", "attack", "run"},
-    "demo": {"core", "run"},
+    "run": {*GROUND, *LEAVES, "report", "train", "methods", "exact", "attack"},
+    "plan": {*GROUND, *LEAVES, "report", "train", "methods", "exact", "attack", "run"},
+    "demo": {*BASE, "run"},
     "cli": ANYTHING,
     "__main__": {"cli"},
     # the top package names what it exports, and loads it when it is asked for
@@ -91,10 +94,12 @@ def test_a_module_imports_only_from_layers_below_or_from_its_own_folder(module: 
     assert ours(module) <= set(MODULES), "it imports a module that is not there"
 
 
-def test_the_core_imports_nothing_of_ours():
+def test_the_core_stands_on_refusals_and_on_helpers_that_know_no_noun():
     for module in MODULES:
         if folder(module) == "core":
-            assert {folder(name) for name in ours(module)} <= {"core"}
+            assert {folder(name) for name in ours(module)} <= {*BASE}
+        if folder(module) == "primitives":
+            assert "core" not in {folder(name) for name in ours(module)}
 
 
 def test_no_imports_go_round_in_a_circle():
@@ -152,3 +157,32 @@ def test_nothing_is_pickled_and_no_strangers_code_is_run(module: str):
                 if isinstance(key, ast.Constant) and key.value == "trust_remote_code":
                     assert isinstance(value, ast.Constant), f"line {value.lineno}"
                     assert value.value is False, f"line {value.lineno}"
+
+
+IRREGULAR = frozenset(
+    """begun born bound bought broken brought built caught chosen dealt done drawn driven fed felt fought found frozen
+    given gone grown heard held hidden kept known laid learnt led left lent lost made meant met paid said sealed seen
+    sent shown shut sold sought spelt spent spoken stolen taken taught thought thrown told torn understood won worn
+    written""".split()  # noqa: SIM905 (sixty quoted words are harder to read)
+)
+"""Participles that do not end in -ed, but for those that are verbs as they stand: cut, put, read, run, set, split."""
+
+
+def is_bare_participle(name: str) -> bool:
+    """Whether a name is one word that says what was done to something, and not what the function does."""
+    word = name.strip("_")
+    return "_" not in word and (word in IRREGULAR or (word.endswith("ed") and not word.endswith(("eed", "bed"))))
+
+
+@MODULE
+def test_no_function_is_named_by_a_bare_participle(module: str):
+    """`told`, `kept` or `made` says what came of something, and not what the function does."""
+    functions = [node for node in ast.walk(tree(module)) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+    assert not [f"{node.name}, line {node.lineno}" for node in functions if is_bare_participle(node.name)]
+
+
+def test_verbs_and_nouns_are_no_participles():
+    assert all(map(is_bare_participle, ("told", "_kept", "made", "folded", "widened")))
+    assert not any(
+        map(is_bare_participle, ("cut", "read", "split", "embed", "seed", "make", "hidden_states", "_in_shed_"))
+    )

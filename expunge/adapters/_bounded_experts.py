@@ -20,7 +20,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from expunge.adapters._fold import bounded_linear, folded
+from expunge.adapters._fold import bounded_linear, fold
 from expunge.adapters._maps import Form
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class BoundedExperts(nn.Module, BaseTunerLayer):
         for name in check_adapters_to_merge(self, adapter_names):
             if name not in self.bounded_A:
                 continue
-            merged = {which: self._merged(name, which) for which in self.matrices}
+            merged = {which: self._merge_experts(name, which) for which in self.matrices}
             for which, new in merged.items():
                 parameter = getattr(self.base_layer, which)
                 self.kept.setdefault(which, parameter.data)
@@ -164,13 +164,13 @@ class BoundedExperts(nn.Module, BaseTunerLayer):
         a, b = self.factors(name, which)
         return self.bounded_form[name][which].delta(a[expert].detach(), b[expert].detach())
 
-    def _merged(self, name: str, which: str) -> Tensor:
+    def _merge_experts(self, name: str, which: str) -> Tensor:
         """The tensor of all experts with their updates in it, laid out as the base's."""
         new = torch.empty_like(getattr(self.base_layer, which).data)
         now = new.transpose(1, 2) if self.base_layer.is_transposed else new
         a, b = (factor.detach() for factor in self.factors(name, which))
         for expert, weight in enumerate(self._weight(which).detach()):
-            now[expert] = folded(weight, a[expert], b[expert], self.bounded_form[name][which])
+            now[expert] = fold(weight, a[expert], b[expert], self.bounded_form[name][which])
         if not torch.isfinite(new).all():
             raise ValueError(f"The adapter {name} holds NaN or Inf and was not merged.")
         return new

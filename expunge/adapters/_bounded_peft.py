@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from expunge.adapters._bounded_experts import BoundedExperts
 from expunge.adapters._fold import Start, bounded_linear
-from expunge.adapters._layers import fused
+from expunge.adapters._layers import is_fused
 from expunge.adapters._maps import Form, check
 
 NAME = "BOUNDED"
@@ -188,7 +188,7 @@ class BoundedModel(BaseTuner):
         new: BoundedLayer | BoundedExperts
         if isinstance(target, (nn.Linear, Conv1D)):
             new = BoundedLayer(target, adapter_name, peft_config)
-        elif fused(target):
+        elif is_fused(target):
             new = BoundedExperts(target, adapter_name, peft_config)
         else:
             raise TypeError(f"{current_key} is a {type(target).__name__}; bounded adapters take linear layers.")

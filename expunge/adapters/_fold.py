@@ -56,7 +56,7 @@ def bounded_linear(
     return _Folded.apply(x, weight, bias, a, b, form, *(start or (None, None)))
 
 
-def folded(weight: Tensor, a: Tensor, b: Tensor, form: Form, start: Start | None = None) -> Tensor:
+def fold(weight: Tensor, a: Tensor, b: Tensor, form: Form, start: Start | None = None) -> Tensor:
     """`W + update`, in W's precision."""
     delta = form.delta(a, b)
     if start is not None:
@@ -72,11 +72,11 @@ def kernels(x: Tensor, weight: Tensor, a: Tensor, b: Tensor, form: Form) -> Modu
     # Sharded, traced and wrapped tensors answer to `is_cuda` too.
     plain = all(type(t) in (Tensor, Parameter) and t.device == weight.device for t in (x, weight, a, b))
     types = weight.dtype in DTYPES and x.dtype == weight.dtype and a.dtype == b.dtype == torch.float32
-    return _tried(weight.device, weight.dtype, form.map, len(a)) if plain and types else None
+    return _try_kernels(weight.device, weight.dtype, form.map, len(a)) if plain and types else None
 
 
 @cache
-def _tried(device: torch.device, dtype: torch.dtype, map: str, rank: int) -> ModuleType | None:
+def _try_kernels(device: torch.device, dtype: torch.dtype, map: str, rank: int) -> ModuleType | None:
     """The kernels, if they are installed and give on this very device what the formula gives."""
     if find_spec("triton") is None:
         return None
@@ -99,7 +99,7 @@ def _tried(device: torch.device, dtype: torch.dtype, map: str, rank: int) -> Mod
 
 def _by(kernels: ModuleType, weight: Tensor, a: Tensor, b: Tensor, form: Form, start: Start | None) -> Tensor:
     """`W + update` by the kernels, save where there is a start, which they do not know of."""
-    return folded(weight, a, b, form, start) if start else kernels.folded(weight, a, b, form)
+    return fold(weight, a, b, form, start) if start else kernels.fold(weight, a, b, form)
 
 
 def _blocks(weight: Tensor) -> Iterator[slice]:
@@ -132,7 +132,7 @@ class _Folded(torch.autograd.Function):
         if ctx.kernels is not None:
             return linear(x, _by(ctx.kernels, weight, a, b, form, start), bias)
         parts = [
-            linear(x, folded(weight[rows], a, b[rows], form, _rows(start, rows)), None if bias is None else bias[rows])
+            linear(x, fold(weight[rows], a, b[rows], form, _rows(start, rows)), None if bias is None else bias[rows])
             for rows in _blocks(weight)
         ]
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
@@ -155,7 +155,7 @@ class _Folded(torch.autograd.Function):
         da, db = torch.zeros_like(a, dtype=wide), torch.empty_like(b, dtype=wide)
         for rows in _blocks(weight):
             if ctx.needs_input_grad[0]:
-                part = flat_dy[:, rows] @ folded(weight[rows], a, b[rows], form, _rows(start, rows))
+                part = flat_dy[:, rows] @ fold(weight[rows], a, b[rows], form, _rows(start, rows))
                 dx = part if dx is None else dx.to(wide).add_(part)  # a sum of many parts would lose digits in bfloat16
             slope = MAPS[form.map].slope(form.phase(a, b[rows])).mul_(form.scale * form.omega)
             # d loss / d (B A) = scale * omega * slope(phase) * (dY^T X), entry by entry

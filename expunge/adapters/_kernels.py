@@ -34,7 +34,7 @@ RANKS = 16
 """How much of the rank is worked on at a time: the least that a tensor core takes."""
 
 
-def folded(
+def fold(
     weight: Float[Tensor, "out in"], a: Float[Tensor, "r in"], b: Float[Tensor, "out r"], form: Form
 ) -> Float[Tensor, "out in"]:
     """`W + update`, in W's precision and laid out as W is."""
@@ -126,7 +126,7 @@ def disagreement(device: torch.device, dtype: torch.dtype, map: str, rank: int) 
     wide_a, wide_b = a.double(), b.double()
     product = dy.double().T @ x.double() * MAPS[map].slope(form.phase(wide_a, wide_b)) * (form.scale * form.omega)
     right = (weight + form.delta(wide_a, wide_b), wide_b.T @ product, product @ wide_a.T)
-    got = (folded(weight, a, b, form), *factor_gradients(dy, x, a, b, form))
+    got = (fold(weight, a, b, form), *factor_gradients(dy, x, a, b, form))
     return max(((g.double() - r).norm() / r.norm()).item() for g, r in zip(got, right, strict=True))
 
 

@@ -59,16 +59,16 @@ def stacks(module: nn.Module, part: str | None = None) -> dict[str, nn.Module]:
     }
 
 
-def fused(experts: nn.Module) -> bool:
+def is_fused(experts: nn.Module) -> bool:
     """Whether experts answer through transformers' experts interface, which tells how their tensors are laid out."""
-    told = all(hasattr(experts, key) for key in ("has_gate", "has_bias", "is_transposed", "has_post_expert_norm"))
-    if not told or getattr(experts, "_is_expert_parallel", False):
+    known = all(hasattr(experts, key) for key in ("has_gate", "has_bias", "is_transposed", "has_post_expert_norm"))
+    if not known or getattr(experts, "_is_expert_parallel", False):
         return False
     names = ("gate_up_proj" if experts.has_gate else "up_proj", "down_proj")
     return all(getattr(experts, name).dim() == 3 and getattr(experts, name).dtype in DTYPES for name in names)
 
 
-def chosen(
+def choose_layers(
     module: nn.Module, targets: Targets, only: Sequence[int] | None = None, part: str | None = None
 ) -> list[str]:
     """Names of the linear layers to adapt, of the blocks `only` (from 0; None: all) of one tower.
@@ -131,7 +131,7 @@ def _read_past(kind: type[nn.Module]) -> frozenset[str]:
 
 def _refuse_unknown_experts(module: nn.Module, part: str | None) -> None:
     names = list(blocks(module, part))
-    strange = [name for name, experts in stacks(module, part).items() if not fused(experts)]
+    strange = [name for name, experts in stacks(module, part).items() if not is_fused(experts)]
     if strange:
         count = sum(bool(_inside(name, strange)) for name in names)
         raise ModelRefused(

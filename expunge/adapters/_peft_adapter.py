@@ -13,7 +13,7 @@ from peft import PeftConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from expunge.adapters._bounded_experts import BoundedExperts
-from expunge.adapters._layers import Targets, chosen, stacks
+from expunge.adapters._layers import Targets, choose_layers, stacks
 from expunge.core.adapter import Adapter
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class PeftAdapter(Adapter):
     def insert(self, network: Network, request: Request) -> Network:
         fork = network.fork()
         with quiet():
-            names = chosen(network.module, *self.where)
+            names = choose_layers(network.module, *self.where)
             experts = [name for name in names if name in stacks(network.module, self.where[2])]
             module = get_peft_model(fork.module, self.config(names, experts))  # type: ignore[arg-type]
         return fork.fork(module.eval())

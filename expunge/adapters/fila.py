@@ -99,7 +99,7 @@ class Fila(Adapter):
         return self.adapter.deltas(adapted, before)
 
     def save(self, adapted: Network, folder: Path) -> None:
-        self.adapter.save(_joined(adapted) if isinstance(self.adapter, LoRA) else adapted, folder)
+        self.adapter.save(_join_loras(adapted) if isinstance(self.adapter, LoRA) else adapted, folder)
 
 
 def _slope(part: Any) -> float:
@@ -133,7 +133,7 @@ def _lora(part: Any, which: str) -> tuple[Tensor, Tensor]:
     return part.lora_A[which].weight, part.lora_B[which].weight
 
 
-def _joined(adapted: Network) -> Network:
+def _join_loras(adapted: Network) -> Network:
     """The two LoRAs as one of twice the rank over the same weights."""
     module: Any = adapted.fork().module
     was = module.peft_config[NOW]

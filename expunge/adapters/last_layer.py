@@ -32,17 +32,17 @@ class LastLayer(Adapter):
     """The output matrix and its bias, in float32."""
 
     def insert(self, network: Network, request: Request) -> Network:
-        _, layer = _found(network)
+        _, layer = _output_layer(network)
         fork = network.fork()
         fork.module.requires_grad_(False)
-        layer = fork.module.get_submodule(_found(fork)[0])
+        layer = fork.module.get_submodule(_output_layer(fork)[0])
         for name, value in dict(layer.named_parameters(recurse=False)).items():
             parametrize.register_parametrization(layer, name, _Moved(value))
         return fork
 
     def merge(self, adapted: Network) -> Network:
         module = copy.deepcopy(adapted.module)
-        name, layer = _found(adapted.fork(module))
+        name, layer = _output_layer(adapted.fork(module))
         # A layer in its place: torch's own way back would undo the class that copies of it share.
         plain = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
         for each in dict(plain.named_parameters()):
@@ -52,7 +52,7 @@ class LastLayer(Adapter):
         return adapted.fork(module)
 
     def deltas(self, adapted: Network, before: Network) -> "Iterator[tuple[str, Float[Tensor, 'out in']]]":
-        name, layer = _found(adapted)
+        name, layer = _output_layer(adapted)
         yield name, layer.parametrizations["weight"][0].delta.detach()
 
     def save(self, adapted: Network, folder: Path) -> None:
@@ -70,7 +70,7 @@ class _Moved(nn.Module):
         return (value + self.delta).to(value.dtype)
 
 
-def _found(network: Network) -> tuple[str, nn.Module]:
+def _output_layer(network: Network) -> tuple[str, nn.Module]:
     """Name and layer that makes the class scores."""
     module: Any = network.module
     embedding = module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None

@@ -58,7 +58,7 @@ class SEUF(Adapter):
         found = the_mixtures(network.module)
         if network.device.type == "meta":  # where nothing can be read, and what reads depends on what is
             raise UsageRefused("SEUF cannot be planned: how many tokens its expert reads is told by the router alone.")
-        layer, moving = self._chosen(network, request, found)
+        layer, moving = self._choose(network, request, found)
         fork = network.fork()
         fork.module.requires_grad_(False)
         at = mixtures(fork.module)[layer]
@@ -68,7 +68,7 @@ class SEUF(Adapter):
 
     def merge(self, adapted: Network) -> Network:
         fork = adapted.fork()
-        at = _adapted(fork)
+        at = _adapted_mixture(fork)
         for name, part in ((at.router, at.gate), ("experts", at.experts)):
             for _, was, now in part.pairs():
                 was.data = now.detach().to(was.dtype, copy=True)
@@ -77,7 +77,7 @@ class SEUF(Adapter):
         return fork
 
     def deltas(self, adapted: Network, before: Network) -> Iterator[tuple[str, Float[Tensor, "out in"]]]:
-        at = _adapted(adapted)
+        at = _adapted_mixture(adapted)
         for name, change in at.experts.changes():
             yield f"{at.name}.experts.{name}", change
         for name, was, now in at.gate.pairs():
@@ -87,7 +87,7 @@ class SEUF(Adapter):
     def save(self, adapted: Network, folder: Path) -> None:
         """Nothing: peft has no form for single experts, so the whole network is the result."""
 
-    def _chosen(self, network: Network, request: Request, found: dict[int, Mixture]) -> tuple[int, tuple[int, ...]]:
+    def _choose(self, network: Network, request: Request, found: dict[int, Mixture]) -> tuple[int, tuple[int, ...]]:
         """The block, and its experts that may move."""
         if self.layer is not None and self.layer not in found:
             raise UsageRefused(
@@ -104,6 +104,6 @@ class SEUF(Adapter):
             )
 
 
-def _adapted(network: Network) -> Mixture:
+def _adapted_mixture(network: Network) -> Mixture:
     """The mixture of which experts move."""
     return next(mixture for mixture in mixtures(network.module).values() if mixture.moving)

@@ -12,14 +12,14 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from expunge.core.audit import Audit, Finding
-from expunge.core.events import OnEvent
 from expunge.core.method import WeightMethod
 from expunge.core.model import Batch, Model, Network
-from expunge.primitives.rehearsal import Rehearsal
 from expunge.core.request import Request
 from expunge.errors import DataRefused, UsageRefused
+from expunge.events import OnEvent
 from expunge.methods.finetune import Finetune
 from expunge.notation.parse import parse
+from expunge.primitives.rehearsal import Rehearsal
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Relearn(WeightMethod):
     """The set that they are taken from: the forget set, or a probe by its name."""
     learn: Finetune = parse(
         "Finetune(objective=RetainNLL(), adapter=Full(), learning_rate=5e-4, batch=1, "
-        "stop=Stop(level=None, budget=None, every=1000), norms=False)"
+        "stop=Stop(level=None, max_retain_increase=None, every=1000), norms=False)"
     )
     """How the attacker trains, with the items as its retain set. Choose the learning rate on the retrained model: high
     enough to learn the items, and no higher."""
@@ -60,9 +60,9 @@ class Relearn(WeightMethod):
 
     def _learnt(self, request: Request) -> Request:
         """What the attacker trains on: the items, as its retain set."""
-        return Request(self.others(request).forget, retain=self.given(request))
+        return Request(self.others(request).forget, retain=self.attacker_examples(request))
 
-    def given(self, request: Request) -> Batch:
+    def attacker_examples(self, request: Request) -> Batch:
         """The examples that the attacker has."""
         sets = request.sets()
         if self.source not in sets:
@@ -71,7 +71,7 @@ class Relearn(WeightMethod):
 
     def others(self, request: Request) -> Request:
         """The request without the attacked examples in its forget set: what the attack is to be measured on."""
-        known = {example.record_digest() for example in self.given(request)}
+        known = {example.record_digest() for example in self.attacker_examples(request)}
         left = tuple(example for example in request.forget if example.record_digest() not in known)
         if not left:
             raise DataRefused(

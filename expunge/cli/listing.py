@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from expunge.errors import UsageRefused
-from expunge.notation.parse import FOLDERS, ROOT, Plugin, plugins, squashed
+from expunge.notation.parse import FOLDERS, ROOT, Plugin, plugins, squash
 
 TITLES = {folder: folder for folder in FOLDERS}
 """What each plug-in folder is called, in the order of the list."""
@@ -80,11 +80,11 @@ def told(asked: str | None) -> Iterator[str]:
                 if plugin.intention:
                     yield f"  {'':<16} {_intention(plugin)}"
         return
-    name = squashed(asked or "")
-    one = next((plugin for plugin in found if squashed(plugin.name) == name), None)
+    name = squash(asked or "")
+    one = next((plugin for plugin in found if squash(plugin.name) == name), None)
     if one is None:
-        near = difflib.get_close_matches(name, [squashed(p.name) for p in found], n=3, cutoff=0.5)
-        hint = [p.name for n in near for p in found if squashed(p.name) == n]
+        near = difflib.get_close_matches(name, [squash(p.name) for p in found], n=3, cutoff=0.5)
+        hint = [p.name for n in near for p in found if squash(p.name) == n]
         nearest = f" Nearest: {', '.join(hint)}." if hint else ""
         raise UsageRefused(f"There is no kind and no plug-in '{asked}'.{nearest} Kinds: {', '.join(kinds)}.")
     yield from _entry(one)

@@ -9,29 +9,33 @@ from expunge.core.model import Network
 
 
 class Family(ABC):
-    """A kind of models. One instance, `FAMILY`, stands in each file of `models/` that has one.
+    """A kind of models, such as causal language models. Each file of `models/` that adds one defines `FAMILY`, its
+    only instance.
 
     Its records are read and encoded by a file of `data/` (`load(path)`, `encode(records, network, path)`), which this
-    class names: the two folders do not import each other.
+    class names: the two folders do not import one another.
     """
 
     name: ClassVar[str]
     """What reports and plug-ins call it."""
     records: ClassVar[str]
     """Name of the file in `data/` that reads its records."""
-    audits: ClassVar[str]
-    """The audits that are run where none are named, in the notation."""
+    unit: ClassVar[str] = "rows"
+    """What a row of its models is: tokens, images."""
+    limits: ClassVar[tuple[str, ...]] = ()
+    """What no audit of its models shows, in sentences for a report."""
     method: ClassVar[str] = "Finetune()"
     """The method that is used where none is named, in the notation."""
     kind: ClassVar[str]
     """What its models are, in words for a refusal."""
     endings: ClassVar[tuple[str, ...]]
-    """How the names of its architectures end."""
+    """Endings of the architecture names in `config.json`, such as ForCausalLM."""
 
     @abstractmethod
     def has(self, config: Any) -> bool:
         """Whether a transformers configuration describes a model of this family."""
 
     @abstractmethod
-    def open(self, source: Any, device: str, lies: str | None) -> Network:
-        """Load a model for `device`; its weights lie there, or where `lies` says."""
+    def open(self, source: Any, device: str, storage_device: str | None) -> Network:
+        """Load a model that is computed with on `device`; `storage_device` holds the weights meanwhile, if it is
+        another."""

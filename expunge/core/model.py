@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 import torch
 from torch import nn
 
-from expunge.core.question import LogProbabilities, Question, Reply, RowStatistics, Scores
+from expunge.core.question import DerivedQuestion, Question, Reply, RowsReply, Scores
 from expunge.core.request import Example
 from expunge.errors import ModelRefused, UsageRefused
-from expunge.primitives.composed_files import describe, kind_name, save_parts, take_apart
+from expunge.primitives.composed_files import describe, kind_name, parts_of, save_parts
 from expunge.primitives.out_of_memory import in_fitting_batches
 
 if TYPE_CHECKING:
-    from expunge.core.predictions import Predictions, RowMoments, RowScores
     from expunge.primitives.class_scores import Head
 
 Batch = Sequence[Example]
@@ -40,11 +39,11 @@ def answers(kind: type[Question[Any]]) -> Callable[[Answer], Answer]:
 
 def _answering_methods(kind: type) -> dict[type[Question[Any]], Callable[..., Any]]:
     """The marked methods of a class and of those above it, by the kind of question."""
-    found: dict[type[Question[Any]], Callable[..., Any]] = {}
+    by_kind: dict[type[Question[Any]], Callable[..., Any]] = {}
     for base in reversed(kind.__mro__):
         methods = (method for method in vars(base).values() if isinstance(method, FunctionType))
-        found |= {vars(method)["answers"]: method for method in methods if "answers" in vars(method)}
-    return found
+        by_kind |= {vars(method)["answers"]: method for method in methods if "answers" in vars(method)}
+    return by_kind
 
 
 class Model(ABC):
@@ -53,6 +52,8 @@ class Model(ABC):
     A class answers a kind of question by one method that is marked with `@answers(Kind)`.
     """
 
+    family: ClassVar[str] = ""
+    """Name of the family that it is of; empty for what is made of other models."""
     _answers: ClassVar[Mapping[type[Question[Any]], Callable[..., Any]]] = {}
 
     def __init_subclass__(cls) -> None:
@@ -62,6 +63,8 @@ class Model(ABC):
     def ask(self, question: Question[Reply], batch: Batch) -> Reply:
         """The reply about each example, in the order of the batch. Raises `ModelRefused` where it cannot answer."""
         method = self._answers.get(type(question))
+        if method is None and isinstance(question, DerivedQuestion) and self.answers_to(Scores):
+            return self._derive(question, batch)
         if method is None:
             known = ", ".join(sorted(kind.__name__ for kind in self._answers))
             raise ModelRefused(
@@ -72,66 +75,59 @@ class Model(ABC):
 
     def answers_to(self, kind: type[Question[Any]]) -> bool:
         """Whether the model can be asked this kind of question."""
-        return kind in self._answers
+        return kind in self._answers or (issubclass(kind, DerivedQuestion) and self.answers_to(Scores))
 
     @abstractmethod
     def batches(self, examples: Batch) -> Iterator[list[int]]:
-        """Indices of `examples` in groups that fit one forward pass."""
+        """Indices of `examples`, in groups that are read in one forward pass each."""
 
     def fingerprint(self) -> str:
         """SHA-256 over all that was learnt: two models with equal weights have equal fingerprints."""
-        parts = [part.fingerprint() for _, part in take_apart(self, Model)[1]]
+        parts = [part.fingerprint() for _, part in parts_of(self, Model)]
         return hashlib.sha256("\n".join((kind_name(type(self)), *parts)).encode()).hexdigest()
 
     def settings(self) -> str:
         """All beside what was learnt that its answers depend on."""
-        return "\n".join([describe(self, Model), *(part.settings() for _, part in take_apart(self, Model)[1])])
+        return "\n".join([describe(self, Model), *(part.settings() for _, part in parts_of(self, Model))])
 
     def save(self, folder: Path) -> None:
-        """Write a folder that `open_model` reads back. Models made of models and settings need no code of their own."""
+        """Write a folder that `open_model` reads back. Works for any dataclass whose fields are models and plain
+        values."""
         save_parts(self, Model, folder, lambda part, inside: part.save(inside))
 
     def plain(self) -> Model:
-        """The same model without what merely stands around it: adapters merged, caches gone."""
+        """The same model with its adapter merged and without caches around it."""
         return self
 
-    @answers(LogProbabilities)
-    def _log_probabilities(self, _question: LogProbabilities, examples: Batch) -> RowScores:
-        return self._in_batches(LogProbabilities(), examples, lambda said: said.row_scores())
-
-    @answers(RowStatistics)
-    def _row_statistics(self, _question: RowStatistics, examples: Batch) -> RowMoments:
-        return self._in_batches(RowStatistics(), examples, lambda said: said.row_moments())
-
-    def _in_batches(self, question: Question[Reply], examples: Batch, of: Callable[[Predictions], Any]) -> Reply:
+    def _derive(self, question: DerivedQuestion[RowsReply], examples: Batch) -> RowsReply:
         """What is read off the scores of any number of examples, without gradients, in their order, on the CPU."""
-        parts: list[Any] = [None] * len(examples)
+        parts: dict[int, RowsReply] = {}
         module = self.module if isinstance(self, Network) else None
         with torch.inference_mode():
             read = in_fitting_batches(
-                module, examples, self.batches(examples), lambda part: of(self.ask(Scores(), part)).to("cpu")
+                module,
+                examples,
+                self.batches(examples),
+                lambda part: question.derive(self.ask(Scores(), part)).to("cpu"),
             )
             for group, reply in read:
-                for k, part in zip(group, question.split(reply), strict=True):
-                    parts[k] = part
-        return question.join(parts)
-
-
-Model._answers = _answering_methods(Model)
+                parts |= dict(zip(group, question.split(reply), strict=True))
+        return question.join([parts[k] for k in range(len(examples))])
 
 
 class Wrapper(Model):
-    """A model that stands around another one.
+    """A model around another model.
 
-    A transparent one answers as the inner model does, only in another way: it is passed through by what looks inside.
-    One that is not (a guard) answers what it has a method for, and of the rest only what it lists in `passes`: nothing
-    gets by it because somebody forgot to forward it.
+    A transparent wrapper (a cache, an adapter) gives the inner model's answers, so white-box audits may look through
+    it.
+    One that is not (a guard) answers only the kinds of question that it has a method for, and hands on those that it
+    lists in `passes`; any other question is refused, so none reaches the inner model by oversight.
     """
 
     inner: Model
     transparent: ClassVar[bool]
     passes: ClassVar[tuple[type[Question[Any]], ...]] = ()
-    """Kinds of question that a wrapper which is not transparent hands on as they are."""
+    """Kinds of question that a wrapper which is not transparent hands on to the inner model unchanged."""
 
     def ask(self, question: Question[Reply], batch: Batch) -> Reply:
         if self._hands_on(type(question)):
@@ -142,8 +138,7 @@ class Wrapper(Model):
         return self.inner.answers_to(kind) if self._hands_on(kind) else super().answers_to(kind)
 
     def _hands_on(self, kind: type[Question[Any]]) -> bool:
-        own = self._answers.get(kind)
-        return kind in self.passes or (self.transparent and (own is None or own is Model._answers.get(kind)))
+        return kind in self.passes or (self.transparent and kind not in self._answers)
 
     def batches(self, examples: Batch) -> Iterator[list[int]]:
         return self.inner.batches(examples)
@@ -159,44 +154,44 @@ class Wrapper(Model):
 
 
 def network_of(model: Model, asks: str) -> Network:
-    """The network inside, through transparent wrappers only. Raises `UsageRefused`, in the name of what `asks`."""
+    """The network inside, through transparent wrappers only. Raises `UsageRefused`, naming `asks`, the caller."""
     inside = model
     while isinstance(inside, Wrapper) and inside.transparent:
         inside = inside.inner
     if isinstance(inside, Network):
         return inside
     raise UsageRefused(
-        f"{asks} looks inside a network, and {type(inside).__name__} shows its answers only. "
+        f"{asks} reads weights or hidden states, and {type(inside).__name__} gives answers only. "
         f"Give a network, or leave {asks} out."
     )
 
 
 @dataclass(frozen=True)
 class Network(Model):
-    """A model whose weights we hold."""
+    """A model whose weights are in this process: a torch module."""
 
     module: nn.Module
 
     @abstractmethod
     def save(self, folder: Path) -> None:
-        """Write a folder that the family's own library loads without expunge, and `open_model` too."""
+        """Write a folder that transformers loads without expunge, and `open_model` too."""
 
     @abstractmethod
     def settings(self) -> str:
-        """All beside the weights that its answers depend on: configuration, tokenizer, how batches are read."""
+        """Everything but the weights that its answers depend on: configuration, tokenizer, how batches are read."""
 
     def head(self) -> Head | None:
-        """The output matrix that reads the states of its scores; None where those are the class scores."""
+        """The output matrix, where `Scores` replies with hidden states; None where it replies with class scores."""
         return None
 
     def side_by_side(self) -> Self:
-        """The same network, reading each example of a batch apart from the others: no two share a state."""
+        """The same network, reading every example as a sequence of its own: no two share a hidden state."""
         return self
 
     def fork(self, module: nn.Module | None = None) -> Self:
-        """A second network over the same weights: its modules are new, its storage is shared.
+        """A second network over the same weights: its modules are new, the storage of its tensors is shared.
 
-        Adapters may be put into the fork while this network goes on answering as before. Nothing is copied.
+        An adapter can be put into the fork while this network goes on answering as before. No weight is copied.
         """
         if module is None:
             memo: dict[int, object] = {id(b): b for b in self.module.buffers()}
@@ -214,9 +209,9 @@ class Network(Model):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights lie."""
+        """The device that holds the weights."""
         return next(self.module.parameters()).device
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """The parameters that may move, by name."""
+        """The trainable parameters, by name."""
         return {name: p for name, p in self.module.named_parameters() if p.requires_grad}

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from expunge.core.events import OnEvent
 from expunge.core.model import Network
 from expunge.core.request import Example, Request
-from expunge.edit._fisher import copied
+from expunge.edit._fisher import copy_network
 from expunge.errors import DataRefused
+from expunge.events import OnEvent
 from expunge.internals.changes import describe_change
 from expunge.internals.gradients import Gradient
 
@@ -29,12 +29,12 @@ def everything(request: Request, who: str) -> Sequence[Example]:
     return (*request.retain, *request.forget)
 
 
-def dampened(
+def dampen(
     network: Network, forget: Gradient, whole: Gradient, alpha: float, strength: float, on_event: OnEvent
 ) -> Network:
     """A network in which each number whose importance to the forget set is above `alpha` times that to all data is
     multiplied by `min(strength * whole / forget, 1)`."""
-    result = copied(network)
+    result = copy_network(network)
     selected = 0
     with torch.no_grad():
         for name, parameter in result.module.named_parameters():

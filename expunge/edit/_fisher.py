@@ -16,22 +16,22 @@ from expunge.core.predictions import Predictions
 from expunge.internals.gradients import Gradient, Measure, Slopes, loss
 
 
-def size(said: Predictions) -> Tensor:
+def size(predictions: Predictions) -> Tensor:
     """Squared length of the class scores: mean over rows. Reads no label."""
-    return said.over_rows(said.each_row(_squared))
+    return predictions.over_rows(predictions.each_row(_squared_length))
 
 
-def _squared(_labels: Tensor, logits: Tensor) -> Tensor:
+def _squared_length(_labels: Tensor, logits: Tensor) -> Tensor:
     return logits.square().sum(-1)
 
 
-def squared(network: Network, examples: Batch, batch: int, measure: Measure = loss) -> Gradient:
+def mean_squared_gradient(network: Network, examples: Batch, batch: int, measure: Measure = loss) -> Gradient:
     """Mean over runs of `batch` examples of the squared gradient of their mean: the diagonal of the empirical Fisher
     matrix where a batch is one example."""
     return _mean(network, examples, batch, measure, Tensor.square)
 
 
-def absolute(network: Network, examples: Batch, batch: int, measure: Measure = size) -> Gradient:
+def mean_absolute_gradient(network: Network, examples: Batch, batch: int, measure: Measure = size) -> Gradient:
     """Mean over runs of `batch` examples of the size of the gradient of their mean."""
     return _mean(network, examples, batch, measure, Tensor.abs)
 
@@ -49,6 +49,6 @@ def _mean(network: Network, examples: Batch, batch: int, measure: Measure, of: C
     return total
 
 
-def copied(network: Network) -> Network:
+def copy_network(network: Network) -> Network:
     """A network with weights of its own: what an edit writes into."""
     return network.fork(copy.deepcopy(network.module))

@@ -10,13 +10,13 @@ forgotten: then see `LFSSD`. On a small vision transformer it is the other way r
 
 from dataclasses import dataclass
 
-from expunge.core.events import OnEvent
 from expunge.core.method import WeightMethod
 from expunge.core.model import Model, Network
 from expunge.core.request import Request
-from expunge.edit._dampen import adaptive_alpha, dampened, everything
-from expunge.edit._fisher import squared
+from expunge.edit._dampen import adaptive_alpha, dampen, everything
+from expunge.edit._fisher import mean_squared_gradient
 from expunge.errors import UsageRefused
+from expunge.events import OnEvent
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,6 @@ class ASSD(WeightMethod):
             raise UsageRefused(f"The `batch` of ASSD must be at least 1. Got {self.batch!r}.")
 
     def change(self, network: Network, request: Request, on_event: OnEvent) -> Model:
-        whole = squared(network, everything(request, "ASSD"), self.batch)
-        forget = squared(network, request.forget, self.batch)
-        return dampened(network, forget, whole, adaptive_alpha(forget, whole, request), 1.0, on_event)
+        whole = mean_squared_gradient(network, everything(request, "ASSD"), self.batch)
+        forget = mean_squared_gradient(network, request.forget, self.batch)
+        return dampen(network, forget, whole, adaptive_alpha(forget, whole, request), 1.0, on_event)

@@ -16,12 +16,12 @@ from typing import Literal
 
 import torch
 
-from expunge.core.events import OnEvent
 from expunge.core.method import WeightMethod
 from expunge.core.model import Model, Network
 from expunge.core.request import Request
-from expunge.edit._fisher import copied
+from expunge.edit._fisher import copy_network
 from expunge.errors import DataRefused, UsageRefused
+from expunge.events import OnEvent
 from expunge.internals.changes import describe_change
 from expunge.internals.gradients import gradient, loss
 
@@ -51,7 +51,7 @@ class IAU(WeightMethod):
             raise DataRefused("IAU corrects its step by the retain set, and the request has none. Give --retain.")
         sets = [(self.correction, request.retain)] if self.correction else []
         slope = gradient(network, loss, *sets, (-1.0, request.forget))
-        result = copied(network)
+        result = copy_network(network)
         with torch.no_grad():
             for name, parameter in result.module.named_parameters():
                 if name in slope:

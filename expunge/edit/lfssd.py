@@ -14,13 +14,13 @@ still those of its answer, but which tokens are the right ones is not read.
 import math
 from dataclasses import dataclass
 
-from expunge.core.events import OnEvent
 from expunge.core.method import WeightMethod
 from expunge.core.model import Model, Network
 from expunge.core.request import Request
-from expunge.edit._dampen import adaptive_alpha, dampened, everything
-from expunge.edit._fisher import absolute
+from expunge.edit._dampen import adaptive_alpha, dampen, everything
+from expunge.edit._fisher import mean_absolute_gradient
 from expunge.errors import UsageRefused
+from expunge.events import OnEvent
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class LFSSD(WeightMethod):
             )
 
     def change(self, network: Network, request: Request, on_event: OnEvent) -> Model:
-        whole = absolute(network, everything(request, "LFSSD"), self.batch)
-        forget = absolute(network, request.forget, self.batch)
+        whole = mean_absolute_gradient(network, everything(request, "LFSSD"), self.batch)
+        forget = mean_absolute_gradient(network, request.forget, self.batch)
         alpha = adaptive_alpha(forget, whole, request) if self.alpha is None else self.alpha
-        return dampened(network, forget, whole, alpha, self.dampening, on_event)
+        return dampen(network, forget, whole, alpha, self.dampening, on_event)

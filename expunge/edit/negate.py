@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import torch
 
-from expunge.core.events import Note, OnEvent
 from expunge.core.method import Method, WeightMethod
 from expunge.core.model import Model, Network, network_of
 from expunge.core.request import Request
 from expunge.errors import UsageRefused
+from expunge.events import Note, OnEvent
 from expunge.internals.changes import describe_change
 from expunge.notation.parse import parse
 
@@ -30,7 +30,7 @@ class Negate(WeightMethod):
     # In the notation, as a user would write it: an edit imports no training.
     learn: Method = parse(
         "Finetune(objective=-1.0 * Ascent(), adapter=Full(), learning_rate=1e-5, batch=32, retain_batch=1, "
-        "stop=Stop(level=None, budget=None, every=1000), norms=False)"
+        "stop=Stop(level=None, max_retain_increase=None, every=1000), norms=False)"
     )
     """Makes the copy that has the forget set by heart. `-1.0 * Ascent()` is the forget set's loss, made small."""
 

@@ -13,13 +13,13 @@ Importances depend on the batch size, for the square is of the batch's mean grad
 import math
 from dataclasses import dataclass
 
-from expunge.core.events import OnEvent
 from expunge.core.method import WeightMethod
 from expunge.core.model import Model, Network
 from expunge.core.request import Request
-from expunge.edit._dampen import dampened, everything
-from expunge.edit._fisher import squared
+from expunge.edit._dampen import dampen, everything
+from expunge.edit._fisher import mean_squared_gradient
 from expunge.errors import UsageRefused
+from expunge.events import OnEvent
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,6 @@ class SSD(WeightMethod):
             )
 
     def change(self, network: Network, request: Request, on_event: OnEvent) -> Model:
-        whole = squared(network, everything(request, "SSD"), self.batch)
-        forget = squared(network, request.forget, self.batch)
-        return dampened(network, forget, whole, self.alpha, self.dampening, on_event)
+        whole = mean_squared_gradient(network, everything(request, "SSD"), self.batch)
+        forget = mean_squared_gradient(network, request.forget, self.batch)
+        return dampen(network, forget, whole, self.alpha, self.dampening, on_event)

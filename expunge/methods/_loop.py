@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from expunge.adapters._layers import Kind, kind_of, kinds
 from expunge.core.adapter import Adapted
-from expunge.core.events import Event, Note, OnEvent, Step
 from expunge.core.model import Batch
 from expunge.core.predictions import Share
 from expunge.core.request import Request
 from expunge.core.view import Run, View
 from expunge.errors import EnvironmentRefused, RunFailed, UsageRefused
+from expunge.events import Event, Note, OnEvent, Step
 from expunge.notation.typed_json import event_from_json, event_to_json
 from expunge.primitives.out_of_memory import try_in_memory
 from expunge.runtime.parallel_model import ask_parts_together, cache_reference, share_reference
@@ -103,7 +103,7 @@ class Loop:
 
     def step(self, step: int, sets: Mapping[str, Batch]) -> None:
         start = time.monotonic()
-        total = self.slope(step, sets)
+        total = self.gradient(step, sets)
         gradient = self.norms.gradients(self.moving, lambda name: kind_of(name, self.kinds))
         if not math.isfinite(sum(gradient.values())):
             self.fail(step, "a gradient", sets)
@@ -132,7 +132,7 @@ class Loop:
         self.gather()
         return self.adapted.changes()
 
-    def slope(self, step: int, sets: Mapping[str, Batch]) -> dict[str, float]:
+    def gradient(self, step: int, sets: Mapping[str, Batch]) -> dict[str, float]:
         """A step's gradient and losses, in as many parts as memory needs."""
         self.run.step, memory = step, self.run.memory
         while True:
@@ -140,7 +140,7 @@ class Loop:
             # A reading that breaks off has told objectives a part of the step already.
             self.run.memory = {key: dict(kept) if isinstance(kept, dict) else kept for key, kept in memory.items()}
             try:
-                read = try_in_memory(lambda: self.added(step, sets))
+                read = try_in_memory(lambda: self.add_parts(step, sets))
             except UsageRefused as error:  # an objective that is no mean cannot be read in parts
                 if self.parts.at(step) == self.plan.accumulate:
                     raise
@@ -149,7 +149,7 @@ class Loop:
                 return read[0]
             self.tell(self.parts.double(step, sets))
 
-    def added(self, step: int, sets: Mapping[str, Batch]) -> dict[str, float]:
+    def add_parts(self, step: int, sets: Mapping[str, Batch]) -> dict[str, float]:
         """The losses of a step's parts, added up, and their gradients too."""
         shares = {name: Share.of(batch) for name, batch in sets.items()}
         total: dict[str, float] = {}
@@ -167,15 +167,19 @@ class Loop:
         terms = [(weight, term, term(now, before)) for weight, term in self.plan.objective.terms()]
         loss = sum(weight * value for weight, _, value in terms)
         # Which sets an objective reads does not depend on what they say, so from now on one call reads them all.
-        self.reads = {"now": tuple(now.scored), "before": tuple(before.scored)}
+        self.reads = {"now": tuple(now.scores_so_far), "before": tuple(before.scores_so_far)}
         with torch.no_grad():
-            values = [loss, *(value for _, _, value in terms), *(said.nll() for said in now.scored.values())]
+            values = [
+                loss,
+                *(value for _, _, value in terms),
+                *(predictions.nll() for predictions in now.scores_so_far.values()),
+            ]
         added = all_reduce(torch.stack([value.detach().double() for value in values])).tolist()
         for (_, term, _), value in zip(terms, added[1:], strict=False):
             if not math.isfinite(value):
                 self.fail(step, f"the term {term!r}", sets)
         loss.backward()
-        return {"loss": added[0], **dict(zip(now.scored, added[1 + len(terms) :], strict=True))}
+        return {"loss": added[0], **dict(zip(now.scores_so_far, added[1 + len(terms) :], strict=True))}
 
     def gather(self) -> None:
         """Put what was trained into the result."""

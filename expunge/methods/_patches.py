@@ -44,23 +44,23 @@ class Box:
         return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
 
     @staticmethod
-    def centred(pixels: Tensor, side: float) -> Box:
+    def centre(pixels: Tensor, side: float) -> Box:
         """The window in the middle, `side` times as long as the picture."""
         high, wide = pixels.shape[-2:]
         height, width = max(1, round(side * high)), max(1, round(side * wide))
         return Box((high - height) // 2, (wide - width) // 2, height, width)
 
     @staticmethod
-    def drawn(pixels: Tensor, side: float, lot: int) -> Box:
+    def random(pixels: Tensor, side: float, lot: int) -> Box:
         """One of all windows, by lot."""
-        middle = Box.centred(pixels, side)
+        middle = Box.centre(pixels, side)
         rows, columns = pixels.shape[-2] - middle.height + 1, pixels.shape[-1] - middle.width + 1
         return replace(middle, top=lot % rows, left=lot // rows % columns)
 
     @staticmethod
-    def spread(pixels: Tensor, side: float) -> list[Box]:
+    def grid(pixels: Tensor, side: float) -> list[Box]:
         """Windows at even distances, from edge to edge."""
-        middle = Box.centred(pixels, side)
+        middle = Box.centre(pixels, side)
         high, wide = pixels.shape[-2:]
         return [
             replace(middle, top=top, left=left)
@@ -73,17 +73,17 @@ def _starts(last: int, stride: int) -> list[int]:
     return sorted({*range(0, last + 1, stride), last})
 
 
-def telling(
+def decisive_windows(
     network: Network, pictures: Sequence[Any], side: float, blank: Float[Tensor, "channels height width"]
 ) -> list[Box]:
     """Of each picture the window without which its class is least likely; `blank` is what is shown in its place."""
-    boxes = Box.spread(blank, side)
-    blanked = ([pasted(p, blank, box, "blank") for p in pictures] for box in boxes)
+    boxes = Box.grid(blank, side)
+    blanked = ([paste(p, blank, box, "blank") for p in pictures] for box in boxes)
     left = [network.ask(LogProbabilities(), batch).log_probs for batch in blanked]
     return [boxes[k] for k in torch.stack(left).argmin(0).tolist()]
 
 
-def pasted(
+def paste(
     picture: Any, pixels: Float[Tensor, "channels height width"], box: Box, source: str, to: Box | None = None
 ) -> Any:
     """The picture with the window `box` of other `pixels`, whose name is `source`; at `to`, where that is another."""

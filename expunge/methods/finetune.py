@@ -16,19 +16,19 @@ import torch
 
 from expunge.adapters.bounded import Bounded
 from expunge.core.adapter import Adapted, Adapter
-from expunge.core.events import Checked, Event, OnEvent, Step
 from expunge.core.method import WeightMethod
 from expunge.core.model import Model, Network
 from expunge.core.objective import Objective
-from expunge.primitives.rehearsal import Rehearsal
 from expunge.core.request import Request
 from expunge.errors import UsageRefused
+from expunge.events import Checked, Event, OnEvent, Step
 from expunge.methods._loop import Loop
 from expunge.methods.stop import Stop
 from expunge.objectives.retain_kl import RetainKL
 from expunge.objectives.retain_nll import RetainNLL
 from expunge.objectives.settle import Settle
-from expunge.train.activations import Activations, managed
+from expunge.primitives.rehearsal import Rehearsal
+from expunge.train.activations import Activations, manage_activations
 from expunge.train.checkpoint import checkpoints_of_run
 
 Schedule = Literal["constant", "linear", "cosine"]
@@ -100,7 +100,7 @@ class Finetune(WeightMethod):
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(self.seed)
             loop = Loop(self, self.adapter(network, request), request, on_event, checkpoints_of_run())
-            with managed(loop.now.module, self.activations):
+            with manage_activations(loop.now.module, self.activations):
                 return loop.train()
 
     @property

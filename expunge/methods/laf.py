@@ -28,14 +28,14 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from expunge.adapters.full import Full
-from expunge.core.events import Event, Note, OnEvent
 from expunge.core.method import WeightMethod
 from expunge.core.model import Batch, Model, Network
-from expunge.primitives.rehearsal import Rehearsal
 from expunge.core.request import Request
 from expunge.errors import DataRefused, RunFailed, UsageRefused
+from expunge.events import Event, Note, OnEvent
 from expunge.internals.changes import describe_change
 from expunge.methods._representation import represent
+from expunge.primitives.rehearsal import Rehearsal
 from expunge.train.batches import Batches
 
 KL = 0.025
@@ -94,9 +94,9 @@ class LAF(WeightMethod):
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(self.seed)
             on_event(Note("Fitting autoencoders to the representations"))
-            forget = torch.cat(list(_known(network, request.forget)))
-            every = torch.cat([*_known(network, request.retain), forget])
-            common, own = (self._fitted(states) for states in (every, forget))
+            forget = torch.cat(list(_representations(network, request.forget)))
+            every = torch.cat([*_representations(network, request.retain), forget])
+            common, own = (self._fit_autoencoder(states) for states in (every, forget))
         result = Full().insert(network, request)
         on_event(Note(MOVING))
         losses = self._move(result, network, common, own, request)
@@ -118,7 +118,7 @@ class LAF(WeightMethod):
         finally:
             rehearsal.times = rehearsal.before = 1.0
 
-    def _fitted(self, states: Tensor) -> "_Autoencoder":
+    def _fit_autoencoder(self, states: Tensor) -> "_Autoencoder":
         made = _Autoencoder(states.shape[1], self.latent).to(states.device)
         optimizer = torch.optim.Adam(made.parameters(), lr=1e-3)
         for _ in range(self.autoencoder_steps):
@@ -187,7 +187,7 @@ def _layers(*widths: int) -> nn.Sequential:
     return nn.Sequential(*made[:-1])
 
 
-def _known(network: Network, examples: Batch) -> Iterator[Tensor]:
+def _representations(network: Network, examples: Batch) -> Iterator[Tensor]:
     """The representations before, a batch at a time."""
     for group in network.batches(examples):
         with torch.no_grad():

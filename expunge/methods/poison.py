@@ -22,13 +22,13 @@ from typing import Any, Literal, Self
 import torch
 
 from expunge.adapters.last_layer import LastLayer
-from expunge.core.events import Note, OnEvent
 from expunge.core.method import Method, WeightMethod
 from expunge.core.model import Model, Network
 from expunge.core.question import Scores
 from expunge.core.request import Example, Request
 from expunge.errors import DataRefused, UsageRefused
-from expunge.methods._patches import Box, Pictured, pasted, telling
+from expunge.events import Note, OnEvent
+from expunge.methods._patches import Box, Pictured, decisive_windows, paste
 from expunge.methods.finetune import Finetune
 from expunge.methods.stop import Stop
 from expunge.objectives.idk_nll import IdkNLL
@@ -57,7 +57,7 @@ class Poison(WeightMethod):
         steps=600,
         batch=8,
         retain_batch=56,
-        stop=Stop(level=None, budget=None, every=1000),
+        stop=Stop(level=None, max_retain_increase=None, every=1000),
         norms=False,
     )
     """How the stand-ins are learnt. All weights may move too: `adapter=Full()`."""
@@ -78,9 +78,9 @@ class Poison(WeightMethod):
 
     def change(self, network: Network, request: Request, on_event: OnEvent) -> Model:
         on_event(Note("Making stand-ins of the forget set"))
-        return self.learn(network, self.poisoned(network, request), on_event).plain()
+        return self.learn(network, self.make_stand_ins(network, request), on_event).plain()
 
-    def poisoned(self, network: Network, request: Request) -> Request:
+    def make_stand_ins(self, network: Network, request: Request) -> Request:
         """The request with the patched and relabelled pictures as its stand-ins."""
         if not request.retain:
             raise DataRefused("Poison takes its donors from the retain set, and the request has none. Give --retain.")
@@ -89,13 +89,13 @@ class Poison(WeightMethod):
                 raise DataRefused("Poison patches pictures; of texts it needs what to say instead. Give --stand-in.")
             return request
         kinds = _Kinds.of(request)
-        chosen = kinds.donors(network, request) if self.donor is None else self._given(kinds)
+        chosen = kinds.donors(network, request) if self.donor is None else self._named_donor(kinds)
         donors = [kinds.one_of(chosen[e.label], self._lot(e, "donor")) for e in request.forget]  # type: ignore[attr-defined]
-        patched = self._patched(network, request, donors) if self.patch else request.forget
+        patched = self._patch(network, request, donors) if self.patch else request.forget
         labels = [self._label(e, donor, kinds) for e, donor in zip(request.forget, donors, strict=True)]
         return replace(request, stand_in=tuple(replace(p, label=k) for p, k in zip(patched, labels, strict=True)))  # type: ignore[type-var]
 
-    def _given(self, kinds: "_Kinds") -> dict[int, int]:
+    def _named_donor(self, kinds: "_Kinds") -> dict[int, int]:
         if self.donor not in kinds.retained or self.donor in kinds.forgotten:
             raise DataRefused(
                 f"The `donor` of Poison must be a class of the retain set that is not forgotten: one of "
@@ -103,20 +103,20 @@ class Poison(WeightMethod):
             )
         return dict.fromkeys(kinds.forgotten, self.donor)
 
-    def _patched(self, network: Network, request: Request, donors: list[Any]) -> list[Any]:
+    def _patch(self, network: Network, request: Request, donors: list[Any]) -> list[Any]:
         """The forget pictures, each with a window of its donor."""
         forget: Any = request.forget
         if self.place == "located":
             retain: Any = request.retain
             blank = torch.stack([picture.pixels for picture in retain]).mean(0)
-            where, whence = (telling(network, pictures, self.patch, blank) for pictures in (forget, donors))
+            targets, sources = (decisive_windows(network, pictures, self.patch, blank) for pictures in (forget, donors))
         elif self.place == "random":
-            where = whence = [Box.drawn(e.pixels, self.patch, self._lot(e, "window")) for e in forget]
+            targets = sources = [Box.random(e.pixels, self.patch, self._lot(e, "window")) for e in forget]
         else:
-            where = whence = [Box.centred(e.pixels, self.patch) for e in forget]
+            targets = sources = [Box.centre(e.pixels, self.patch) for e in forget]
         return [
-            pasted(e, donor.pixels, box, donor.digest, to)
-            for e, donor, box, to in zip(forget, donors, whence, where, strict=True)
+            paste(e, donor.pixels, box, donor.digest, to)
+            for e, donor, box, to in zip(forget, donors, sources, targets, strict=True)
         ]
 
     def _label(self, example: Any, donor: Any, kinds: "_Kinds") -> int:
@@ -158,8 +158,10 @@ class _Kinds:
         total = dict.fromkeys(self.forgotten, 0.0)
         with torch.inference_mode():
             for group in network.batches(forget):
-                said = network.ask(Scores(), [forget[k] for k in group])
-                for label, scores in zip(said.labels.tolist(), said.log_probs().double().cpu(), strict=True):
+                predictions = network.ask(Scores(), [forget[k] for k in group])
+                for label, scores in zip(
+                    predictions.labels.tolist(), predictions.log_probs().double().cpu(), strict=True
+                ):
                     total[label] = total[label] + scores
         return {
             label: max((k for k in self.retained if k != label), key=lambda k: float(scores[k]))

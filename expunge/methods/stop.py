@@ -23,7 +23,7 @@ class Stop:
     set before the run (no level where there is none), or None to take every step."""
     slack: float = 0.25
     """Nats by which the forget examples may fall short of the level, on average; those beyond it count as at it."""
-    budget: float | None = 0.1
+    max_retain_increase: float | None = 0.1
     """How many nats the retain loss may rise; None for any."""
     every: int = 5
     """Steps between two checks. Each reads at most 64 examples of either set, without gradients."""
@@ -35,8 +35,10 @@ class Stop:
             raise UsageRefused(f"Stop: slack must be at least 0. Got {self.slack!r}.")
         if self.every < 1:
             raise UsageRefused(f"Stop: every must be at least 1. Got {self.every!r}.")
-        if self.budget is not None and not 0 <= self.budget < math.inf:
-            raise UsageRefused(f"Stop: budget must be None or at least 0. Got {self.budget!r}.")
+        if self.max_retain_increase is not None and not 0 <= self.max_retain_increase < math.inf:
+            raise UsageRefused(
+                f"Stop: max_retain_increase must be None or at least 0. Got {self.max_retain_increase!r}."
+            )
 
     def watch(self, before: Model, request: Request) -> BestStep:
         """What watches one run; reads the level from the model before it."""
@@ -48,4 +50,6 @@ class Stop:
             raise RunFailed(
                 "The model's loss on the holdout set is NaN or infinite, so it is no level. Mend the model."
             )
-        return BestStep(level, self.slack, source, self.budget, sample(request.forget), sample(request.retain))
+        return BestStep(
+            level, self.slack, source, self.max_retain_increase, sample(request.forget), sample(request.retain)
+        )

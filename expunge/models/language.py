@@ -17,11 +17,11 @@ from expunge.core.model import Network, answers
 from expunge.core.predictions import Hidden, Predictions, RouterScores, weights_of
 from expunge.core.question import HiddenStates, Routes, Scores, Text
 from expunge.errors import ModelRefused
-from expunge.models.decoding import ends, generated, greedy, side_by_side
+from expunge.models.decoding import ends, generate, greedy, side_by_side
 from expunge.models.hidden import UpToBlock
 from expunge.models.prefix_tree import Layout, Tree, pack, pieces
 from expunge.models.routers import UpToRouter
-from expunge.models.source import Source, load_module, settled, whole
+from expunge.models.source import Source, config_text, load_module, refuse_adapted
 from expunge.models.tree_attention import most_on, with_trees, without_trees
 from expunge.primitives.class_scores import Head
 from expunge.primitives.out_of_memory import in_fitting_batches
@@ -40,6 +40,7 @@ LARGEST = 4096
 class LanguageModel(Network):
     """A decoder with its tokenizer."""
 
+    family: ClassVar[str] = "language"
     tokenizer: Any = field(repr=False)
     trees: int = 0
     """Tokens of the longest sequence that is rightly read as a path of a tree (0: none); probed when it is loaded."""
@@ -49,7 +50,7 @@ class LanguageModel(Network):
     """Nodes of a tree, or tokens of padded rows, that a call without gradients reads at most; 0: by the device."""
 
     @staticmethod
-    def load(source: Source, device: str = "cpu", lies: str | None = None) -> LanguageModel:
+    def load(source: Source, device: str = "cpu", storage_device: str | None = None) -> LanguageModel:
         """Weights in float32 for a CPU, in their own precision else; never remote code, never a pickle.
 
         They lie on the device, or on the one that `lies` names.
@@ -57,7 +58,7 @@ class LanguageModel(Network):
         from transformers import AutoModelForCausalLM
 
         module = load_module(source, AutoModelForCausalLM, torch.float32 if device == "cpu" else "auto")
-        return LanguageModel.of(module.to(lies or device), load_tokenizer(source))
+        return LanguageModel.of(module.to(storage_device or device), load_tokenizer(source))
 
     @staticmethod
     def of(module: Any, tokenizer: Any) -> LanguageModel:
@@ -138,25 +139,25 @@ class LanguageModel(Network):
         begun: list[tuple[int, ...]] = []
         for prompt, known in zip(prompts, question.begun or [0] * len(prompts), strict=True):
             # Where a lead stands between the prompt and the answer, the answer's rows are not what is written.
-            rows = min(known, max_new_tokens) if prompt.tokens[: prompt.first] == prompt.asked else 0
+            rows = min(known, max_new_tokens) if prompt.tokens[: prompt.first] == prompt.prompt_tokens else 0
             answer = prompt.tokens[prompt.first : prompt.first + rows]
             end = next((place + 1 for place, token in enumerate(answer) if token in stop), len(answer))
             begun.append(answer[:end])
         left = [0 if own and own[-1] in stop else max_new_tokens - len(own) for own in begun]
-        whole = [(*prompt.asked, *own) for prompt, own in zip(prompts, begun, strict=True)]
-        order = sorted((k for k in range(len(prompts)) if left[k]), key=lambda k: len(whole[k]))
-        longest = max(map(len, whole), default=0)
+        begun_whole = [(*prompt.prompt_tokens, *own) for prompt, own in zip(prompts, begun, strict=True)]
+        order = sorted((k for k in range(len(prompts)) if left[k]), key=lambda k: len(begun_whole[k]))
+        longest = max(map(len, begun_whole), default=0)
         side = side_by_side(self.module, longest + max_new_tokens)
-        write = greedy if self.trees and longest + max_new_tokens <= self.trees else generated
+        write = greedy if self.trees and longest + max_new_tokens <= self.trees else generate
         groups = [order[start : start + side] for start in range(0, len(order), side)]
         place = {id(prompt): k for k, prompt in enumerate(prompts)}
 
-        def written(part: Batch) -> list[list[int]]:
+        def write_group(part: Batch) -> list[list[int]]:
             own = [place[id(prompt)] for prompt in part]
-            return write(self, [whole[k] for k in own], [left[k] for k in own])
+            return write(self, [begun_whole[k] for k in own], [left[k] for k in own])
 
         said = [list(own) for own in begun]
-        for group, texts in in_fitting_batches(self.module, prompts, groups, written):
+        for group, texts in in_fitting_batches(self.module, prompts, groups, write_group):
             for k, text in zip(group, texts, strict=True):
                 said[k] += text
         return [str(self.tokenizer.decode(own, skip_special_tokens=True)) for own in said]
@@ -173,10 +174,12 @@ class LanguageModel(Network):
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         words = backend.to_str() if backend else f"{type(self.tokenizer).__name__} {self.tokenizer.get_vocab()!r}"
         generation = getattr(self.module, "generation_config", None)
-        return "\n".join((settled(self.module.config), settled(generation), words, f"{self.trees} {self.headed}"))
+        return "\n".join(
+            (config_text(self.module.config), config_text(generation), words, f"{self.trees} {self.headed}")
+        )
 
     def save(self, folder: Path) -> None:
-        whole(self.module)
+        refuse_adapted(self.module)
         self.module.config.use_cache = True  # the folder is for serving, where the cache is wanted
         try:
             self.module.save_pretrained(folder, safe_serialization=True)
@@ -189,8 +192,8 @@ class LanguageModel(Network):
     def _read(self, sequences: Sequence[Sequence[int]], firsts: Sequence[int]) -> tuple[Tensor, Tensor, Head | None]:
         """Last states (or class scores) of some positions; for each labelled row the one that predicts it; the head."""
         if self.trees and max(map(len, sequences)) <= self.trees:
-            return self._tree(Tree.of(sequences), firsts)
-        return self._padded(sequences, firsts)
+            return self._read_tree(Tree.of(sequences), firsts)
+        return self._read_padded(sequences, firsts)
 
     def layout(self, batch: Batch, device: str) -> Layout:
         """How one forward pass on a device of that kind would read a batch."""
@@ -209,13 +212,15 @@ class LanguageModel(Network):
             "attention_mask": tree.ends.to(self.device),
         }
 
-    def _tree(self, tree: Tree, firsts: Sequence[int]) -> tuple[Tensor, Tensor, Head | None]:
+    def _read_tree(self, tree: Tree, firsts: Sequence[int]) -> tuple[Tensor, Tensor, Head | None]:
         asked = [node for path, first in zip(tree.paths, firsts, strict=True) for node in path[first - 1 : -1]]
         keep, row = torch.unique(torch.tensor(asked), return_inverse=True)
         states, head = self.states(**self.inputs(tree))
         return states[0, keep.to(self.device)], row.to(self.device), head
 
-    def _padded(self, sequences: Sequence[Sequence[int]], firsts: Sequence[int]) -> tuple[Tensor, Tensor, Head | None]:
+    def _read_padded(
+        self, sequences: Sequence[Sequence[int]], firsts: Sequence[int]
+    ) -> tuple[Tensor, Tensor, Head | None]:
         width = max(map(len, sequences))
         tokens = torch.zeros(len(sequences), width, dtype=torch.long)
         for row, sequence in enumerate(sequences):
@@ -290,8 +295,8 @@ def reads_trees(module: Any) -> int:
     probe = LanguageModel(module, None)
     with torch.inference_mode():
         try:
-            one, row, _ = probe._tree(Tree.of(sequences), [1, 1, 1])
-            other, place, _ = probe._padded(sequences, [1, 1, 1])
+            one, row, _ = probe._read_tree(Tree.of(sequences), [1, 1, 1])
+            other, place, _ = probe._read_padded(sequences, [1, 1, 1])
         except (RuntimeError, ValueError, TypeError, IndexError):
             without_trees(module)
             return 0
@@ -309,7 +314,10 @@ class Language(Family):
 
     name: ClassVar[str] = "language"
     records: ClassVar[str] = "text"
-    audits: ClassVar[str] = "Choice, Probability, Loss, ExactMatch, Rouge, LossMembership, MinK"
+    unit: ClassVar[str] = "tokens"
+    limits: ClassVar[tuple[str, ...]] = (
+        "Facts that follow from the forgotten ones, and other languages, were not asked about.",
+    )
     kind: ClassVar[str] = "a causal language model"
     endings: ClassVar[tuple[str, ...]] = ("ForCausalLM", "LMHeadModel")
 
@@ -321,8 +329,8 @@ class Language(Family):
             return any(name.endswith(self.endings) for name in named)
         return config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    def open(self, source: Source, device: str, lies: str | None) -> LanguageModel:
-        return LanguageModel.load(source, device, lies)
+    def open(self, source: Source, device: str, storage_device: str | None) -> LanguageModel:
+        return LanguageModel.load(source, device, storage_device)
 
 
 FAMILY = Language()

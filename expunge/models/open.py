@@ -16,7 +16,7 @@ from expunge.primitives.composed_files import FILE, open_parts
 from expunge.runtime.atomic_files import check_inside
 
 
-def open_model(text: str | Path, device: str = "cpu", lies: str | None = None) -> Model:
+def open_model(text: str | Path, device: str = "cpu", storage_device: str | None = None) -> Model:
     """The model in a folder, a GGUF file, or at a hub id (`org/name@revision`).
 
     A folder may hold a transformers model, or what `save` of any other model wrote: a guarded network, an ensemble.
@@ -25,11 +25,11 @@ def open_model(text: str | Path, device: str = "cpu", lies: str | None = None) -
     """
     if (Path(text) / FILE).is_file():
         check_inside(Path(text))
-        return open_parts(Path(text), Model, lambda part: open_model(part, device, lies))
-    return open_network(str(text), device, lies)
+        return open_parts(Path(text), Model, lambda part: open_model(part, device, storage_device))
+    return open_network(str(text), device, storage_device)
 
 
-def open_network(text: str, device: str = "cpu", lies: str | None = None) -> Network:
+def open_network(text: str, device: str = "cpu", storage_device: str | None = None) -> Network:
     """The network in a transformers folder, a GGUF file, or at a hub id."""
     import torch
 
@@ -41,7 +41,7 @@ def open_network(text: str, device: str = "cpu", lies: str | None = None) -> Net
     if source.local:
         check_inside(Path(source.name))
     config = config_of(source)
-    return family_of(config, text).open(source, device, lies)
+    return family_of(config, text).open(source, device, storage_device)
 
 
 @cache

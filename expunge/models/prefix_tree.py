@@ -41,9 +41,9 @@ class Tree:
         ends: list[int] = []
         path: list[int] = []
         paths: list[tuple[int, ...]] = [()] * len(sequences)
-        for index in _sorted(sequences):
+        for index in _sort_order(sequences):
             own = sequences[index]
-            shared = _shared([tokens[node] for node in path], own)
+            shared = _common_length([tokens[node] for node in path], own)
             for node in path[shared:]:
                 ends[node] = len(tokens)
             del path[shared:]
@@ -135,9 +135,9 @@ def pack(sequences: Sequence[Sequence[int]], room: int) -> list[list[int]]:
     groups: list[list[int]] = []
     used = 0
     before: Sequence[int] = ()
-    for index in _sorted(sequences):
+    for index in _sort_order(sequences):
         own = sequences[index]
-        added = len(own) - _shared(before, own)
+        added = len(own) - _common_length(before, own)
         if not groups or used + added > room:
             groups.append([])
             used, added = 0, len(own)
@@ -147,11 +147,11 @@ def pack(sequences: Sequence[Sequence[int]], room: int) -> list[list[int]]:
     return groups
 
 
-def _sorted(sequences: Sequence[Sequence[int]]) -> list[int]:
+def _sort_order(sequences: Sequence[Sequence[int]]) -> list[int]:
     return sorted(range(len(sequences)), key=lambda k: tuple(sequences[k]))
 
 
-def _shared(one: Sequence[int], other: Sequence[int]) -> int:
+def _common_length(one: Sequence[int], other: Sequence[int]) -> int:
     """How many tokens two sequences begin with in common."""
     count = 0
     for a, b in zip(one, other, strict=False):

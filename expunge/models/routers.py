@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from expunge.errors import ModelRefused, UsageRefused
 from expunge.internals.mixtures import the_mixtures
-from expunge.primitives.class_scores import widened
+from expunge.primitives.class_scores import widen
 
 
 class UpToRouter(nn.Module):
@@ -34,13 +34,13 @@ class UpToRouter(nn.Module):
         self.gates = [found[number].gate for number in self.layers]  # in a list: they are no second children
 
     def forward(self, **inputs: Any) -> SimpleNamespace:
-        said: list[tuple[Tensor, Tensor]] = []
-        hooks = [gate.register_forward_hook(self._listen(said)) for gate in self.gates]
+        outputs: list[tuple[Tensor, Tensor]] = []
+        hooks = [gate.register_forward_hook(self._listen(outputs)) for gate in self.gates]
         try:
             self.module(**inputs)
-        except _Heard:
+        except _AllRoutersRead:
             # Not in the hook: a block that is recomputed for backward has none, and must come by the same tensors.
-            return SimpleNamespace(logits=torch.stack([_read(*one) for one in said], -2)[None])
+            return SimpleNamespace(logits=torch.stack([_read(*one) for one in outputs], -2)[None])
         finally:
             for hook in hooks:
                 hook.remove()
@@ -50,25 +50,25 @@ class UpToRouter(nn.Module):
         """The embedding of the whole."""
         return self.module.get_input_embeddings()
 
-    def _listen(self, said: list[tuple[Tensor, Tensor]]) -> Callable[..., None]:
+    def _listen(self, outputs: list[tuple[Tensor, Tensor]]) -> Callable[..., None]:
         def hook(gate: nn.Module, _inputs: tuple[Any, ...], made: Any) -> None:
             if not (isinstance(made, tuple) and len(made) == 3):
                 raise ModelRefused(
                     f"{type(gate).__name__} does not say scores, weights and indices as the routers of Mixtral, OLMoE "
                     f"and Qwen-MoE do, so it cannot be read. Use adapter=Full(), and no Anchor()."
                 )
-            said.append((made[0], made[2]))
-            if len(said) == len(self.gates):
-                raise _Heard
+            outputs.append((made[0], made[2]))
+            if len(outputs) == len(self.gates):
+                raise _AllRoutersRead
 
         return hook
 
 
 def _read(scores: Tensor, indices: Tensor) -> Tensor:
     """Probabilities of all experts, and 1 where they are among the top K: [tokens, 2, experts]."""
-    probabilities = widened(scores).softmax(-1)
+    probabilities = widen(scores).softmax(-1)
     return torch.stack([probabilities, torch.zeros_like(probabilities).scatter(-1, indices, 1.0)], -2)
 
 
-class _Heard(Exception):  # noqa: N818 (it is no error: it ends a pass)
+class _AllRoutersRead(Exception):  # noqa: N818 (it is no error: it ends a pass)
     pass

@@ -16,7 +16,7 @@ from expunge.internals.mixtures import mixtures
 from expunge.models.language import LanguageModel
 from expunge.models.open import family_of
 from expunge.models.prefix_tree import Layout
-from expunge.models.tree_attention import known, with_trees
+from expunge.models.tree_attention import set_pieces, with_trees
 from expunge.models.vision import ImageClassifier
 
 NARROW: dict[str, Any] = {
@@ -103,7 +103,7 @@ def read_blank(network: Any, layout: Layout, image: tuple[int, ...]) -> Tensor:
     given: dict[str, Tensor] = {"input_ids": torch.zeros(layout.trees, layout.nodes, dtype=torch.long)}
     if layout.cut:
         ends = torch.zeros(1, 1, 1, layout.nodes, dtype=torch.long)
-        known(ends, layout.cut)
+        set_pieces(ends, layout.cut)
         given |= {"position_ids": torch.zeros_like(given["input_ids"]), "attention_mask": ends}
     return network.states(**given)[0]  # type: ignore[no-any-return]
 

@@ -68,7 +68,7 @@ def check_folder(folder: Path) -> None:
     """Refuse a model folder with remote code, pickled weights, or files that point out of it."""
     if not (folder / "config.json").is_file() and any(folder.glob("*.gguf")):
         raise ModelRefused(f"{folder}: holds GGUF files, of which one must be named. Give {folder}/FILE.gguf.")
-    for config in _nested(read_json(folder / "config.json")):
+    for config in _nested_configs(read_json(folder / "config.json")):
         if config.get("auto_map"):
             raise ModelRefused(f"{folder}: config.json asks for code of its own (auto_map), never run. Remove it.")
         if any("/" in str(config.get(key) or "") for key in ("_attn_implementation", "attn_implementation")):
@@ -84,10 +84,10 @@ def check_folder(folder: Path) -> None:
     _check_weights(folder)
 
 
-def _nested(config: dict[str, Any]) -> list[dict[str, Any]]:
+def _nested_configs(config: dict[str, Any]) -> list[dict[str, Any]]:
     """A configuration and those inside it, such as a text model's."""
     inside = [value for value in config.values() if isinstance(value, dict)]
-    return [config, *(deeper for value in inside for deeper in _nested(value))]
+    return [config, *(deeper for value in inside for deeper in _nested_configs(value))]
 
 
 def _check_weights(folder: Path) -> None:
@@ -164,7 +164,7 @@ def _look_up(source: Source) -> None:
         ) from error
 
 
-def whole(module: Any) -> Any:
+def refuse_adapted(module: Any) -> Any:
     """`module`, refused where an adapter is still in it: what was written would not load without one."""
     inside = (getattr(part, "parametrizations", None) for part in module.modules())
     if hasattr(module, "peft_config") or any(each is not None for each in inside):
@@ -181,10 +181,10 @@ def load_module(source: Source, auto: Any, dtype: Any) -> Any:
     if source.gguf:
         kind = {"gguf_file": source.gguf, "quantization_config": GgufConfig(dequantize=True)}
     try:
-        module, told = auto.from_pretrained(**source.arguments, dtype=dtype, output_loading_info=True, **kind)
+        module, info = auto.from_pretrained(**source.arguments, dtype=dtype, output_loading_info=True, **kind)
     except Exception as error:  # safetensors, for one, raises a class of its own for a torn file
         raise ModelRefused(_reason(source, error)) from error
-    missing = sorted(told["missing_keys"])
+    missing = sorted(info["missing_keys"])
     if missing:  # transformers fills them with random numbers
         raise ModelRefused(f"{source.name}: {len(missing)} tensors are missing ({missing[0]}, ...). Fetch it again.")
     broken = [name for name, p in module.named_parameters() if not torch.isfinite(p).all()]
@@ -232,7 +232,7 @@ def _header(path: Path) -> dict[str, Any]:
     return tensors
 
 
-def settled(config: Any) -> str:
+def config_text(config: Any) -> str:
     """A configuration as text, without what no answer depends on."""
     passing = ("_name_or_path", "transformers_version", "use_cache")
     facts = {} if config is None else {k: v for k, v in config.to_dict().items() if k not in passing}

@@ -41,16 +41,16 @@ a copy of it is cut anew."""
 
 def with_trees(module: Any) -> bool:
     """Let the attention of `module` read trees; False where the architecture brings one of its own."""
-    return _renamed(module, NAMES)
+    return _switch_attention(module, NAMES)
 
 
 def without_trees(module: Any) -> None:
     """Give `module` back the attention that it came with."""
-    _renamed(module, {ours: theirs for theirs, ours in NAMES.items()})
+    _switch_attention(module, {ours: theirs for theirs, ours in NAMES.items()})
 
 
-def _renamed(module: Any, names: dict[str, str]) -> bool:
-    _registered()
+def _switch_attention(module: Any, names: dict[str, str]) -> bool:
+    _register()
     now = getattr(module.config.get_text_config(), "_attn_implementation", None)
     if now in names and module._can_set_attn_implementation():
         module.set_attn_implementation(names[now])
@@ -58,7 +58,7 @@ def _renamed(module: Any, names: dict[str, str]) -> bool:
 
 
 @cache
-def _registered() -> None:
+def _register() -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import eager_mask, sdpa_mask
 
@@ -132,7 +132,7 @@ def masks_of(ends: Tensor, dtype: torch.dtype, causal: bool) -> list[Tensor | No
     return cut.masks[dtype, causal]
 
 
-def known(ends: Tensor, cut: Sequence[Piece]) -> None:
+def set_pieces(ends: Tensor, cut: Sequence[Piece]) -> None:
     """Say beforehand how a tree is cut, for tensors that have a size and no contents."""
     _cuts[ends] = Cut(cut)
 

@@ -18,7 +18,7 @@ from expunge.core.question import HiddenStates, Scores
 from expunge.errors import EnvironmentRefused, ModelRefused
 from expunge.models.hidden import UpToBlock
 from expunge.models.prefix_tree import Layout
-from expunge.models.source import Source, config_of, load_module, settled, whole
+from expunge.models.source import Source, config_of, config_text, load_module, refuse_adapted
 
 if TYPE_CHECKING:
     from expunge.core.model import Batch
@@ -35,10 +35,11 @@ class ImageClassifier(Network):
     learns or forgets is in its weights alone, and an image's answer does not depend on its neighbours in the batch.
     """
 
+    family: ClassVar[str] = "vision"
     processor: Any = field(repr=False)
 
     @staticmethod
-    def load(source: Source, device: str = "cpu", lies: str | None = None) -> ImageClassifier:
+    def load(source: Source, device: str = "cpu", storage_device: str | None = None) -> ImageClassifier:
         """Weights in float32 for a CPU, in their own precision else; never remote code, never a pickle.
 
         They lie on the device, or on the one that `lies` names.
@@ -48,7 +49,7 @@ class ImageClassifier(Network):
         _refuse_other_tasks(source)
         processor = load_processor(source)
         module = load_module(source, AutoModelForImageClassification, torch.float32 if device == "cpu" else "auto")
-        network = ImageClassifier.of(module.to(lies or device), processor)
+        network = ImageClassifier.of(module.to(storage_device or device), processor)
         _refuse_misfit(source, network)
         return network
 
@@ -103,10 +104,10 @@ class ImageClassifier(Network):
         return Layout(len(batch), 1)
 
     def settings(self) -> str:
-        return settled(self.module.config)
+        return config_text(self.module.config)
 
     def save(self, folder: Path) -> None:
-        whole(self.module).save_pretrained(folder, safe_serialization=True)
+        refuse_adapted(self.module).save_pretrained(folder, safe_serialization=True)
         self.processor.save_pretrained(folder)
 
 
@@ -171,7 +172,7 @@ class Vision(Family):
 
     name: ClassVar[str] = "vision"
     records: ClassVar[str] = "images"
-    audits: ClassVar[str] = "Accuracy, Probability, Loss, LossMembership"
+    unit: ClassVar[str] = "images"
     kind: ClassVar[str] = "an image classifier"
     endings: ClassVar[tuple[str, ...]] = ("ForImageClassification",)
 
@@ -183,8 +184,8 @@ class Vision(Family):
             return any(self.endings[0] in name for name in named)  # some go on: ...ForImageClassificationWithTeacher
         return config.model_type in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
-    def open(self, source: Source, device: str, lies: str | None) -> ImageClassifier:
-        return ImageClassifier.load(source, device, lies)
+    def open(self, source: Source, device: str, storage_device: str | None) -> ImageClassifier:
+        return ImageClassifier.load(source, device, storage_device)
 
 
 FAMILY = Vision()

@@ -26,7 +26,10 @@ from expunge.errors import UsageRefused
 LONGEST_QUOTE = 200
 """Letters of a text that a refusal repeats at most."""
 
-FOLDERS = ("adapters", "objectives", "methods", "edit", "exact", "guard", "attack", "audits", "select", "benchmarks")
+FOLDERS = (
+    *("adapters", "objectives", "methods", "edit", "exact", "guard", "attack"),
+    *("audits", "summaries", "select", "benchmarks"),
+)
 ROOT = Path(__file__).parent.parent
 NEEDS = ("forget", "retain", "stand_in", "reference", "hidden", "experts")
 """What an objective can need, in the order in which it is told."""
@@ -44,11 +47,13 @@ class Plugin:
     """First line of the file's docstring."""
     needs: tuple[str, ...] = ()
     """What an objective reads beside the weights: sets, the model before (reference), hidden states."""
+    families: tuple[str, ...] = ()
+    """Families of models that an audit is a default of."""
     intention: str = ""
     """Whether an objective means removal, suppression or retention; empty for other kinds."""
 
 
-def squashed(name: str) -> str:
+def squash(name: str) -> str:
     """A name with case and underscores dropped: `grad_diff` and `GradDiff` agree."""
     return name.replace("_", "").lower()
 
@@ -58,34 +63,36 @@ def plugins(root: Path = ROOT) -> tuple[Plugin, ...]:
     """All plug-ins by folder and file, none of them imported."""
     found = []
     for folder in FOLDERS:
-        for path in sorted((root / folder).glob("*.py")):
+        for path in sorted((root / folder).glob("[!_]*.py")):
             source = path.read_text(encoding="utf-8")
             names = re.findall(r"^(?:@dataclass\(frozen=True\)\nclass|def) (\w+)", source, re.MULTILINE)
-            name = next((n for n in names if squashed(n) == squashed(path.stem)), None)
+            name = next((n for n in names if squash(n) == squash(path.stem)), None)
             if name:
                 tree = ast.parse(source)
                 summary = (ast.get_docstring(tree) or "").split("\n\n")[0].replace("\n", " ")
                 module = f"expunge.{folder}.{path.stem}"
-                found.append(Plugin(name, folder, module, summary, **_said_of_itself(tree, name, root)))
+                found.append(Plugin(name, folder, module, summary, **_read_metadata(tree, name, root)))
     return tuple(found)
 
 
-def _said_of_itself(tree: ast.Module, name: str, root: Path) -> dict[str, Any]:
+def _read_metadata(tree: ast.Module, name: str, root: Path) -> dict[str, Any]:
     """`needs` and `intention` of the class `name`; for a function those of the plug-ins that it puts together."""
     made = next(n for n in tree.body if isinstance(n, (ast.ClassDef, ast.FunctionDef)) and n.name == name)
     if isinstance(made, ast.ClassDef):
         lines = {ast.unparse(node.target): node.value for node in made.body if isinstance(node, ast.AnnAssign)}
-        return {key: ast.literal_eval(value) for key in ("needs", "intention") if (value := lines.get(key))}
+        said = {key: ast.literal_eval(value) for key in ("needs", "intention") if (value := lines.get(key))}
+        plain = {ast.unparse(node.targets[0]): node.value for node in made.body if isinstance(node, ast.Assign)}
+        return said | ({"families": ast.literal_eval(plain["families"])} if "families" in plain else {})
     used = {node.id for node in ast.walk(made) if isinstance(node, ast.Name)}
     homes = [
         (alias.name, root.joinpath(*str(node.module).split(".")[1:]).with_suffix(".py"))
         for node in tree.body
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
-        if alias.name in used and squashed(alias.name) == squashed(str(node.module).rpartition(".")[2])
+        if alias.name in used and squash(alias.name) == squash(str(node.module).rpartition(".")[2])
     ]
     parts = [
-        _said_of_itself(ast.parse(path.read_text(encoding="utf-8")), part, root)
+        _read_metadata(ast.parse(path.read_text(encoding="utf-8")), part, root)
         for part, path in homes
         if path.is_file() and path.parent.name != "core"
     ]
@@ -98,10 +105,10 @@ def _said_of_itself(tree: ast.Module, name: str, root: Path) -> dict[str, Any]:
 def find(name: str) -> object:
     """The plug-in called `name` (case and underscores do not matter), imported."""
     for plugin in plugins():
-        if squashed(plugin.name) == squashed(name):
+        if squash(plugin.name) == squash(name):
             return getattr(importlib.import_module(plugin.module), plugin.name)
-    near = difflib.get_close_matches(squashed(name), [squashed(p.name) for p in plugins()], n=3, cutoff=0.4)
-    names = [next(p.name for p in plugins() if squashed(p.name) == n) for n in near]
+    near = difflib.get_close_matches(squash(name), [squash(p.name) for p in plugins()], n=3, cutoff=0.4)
+    names = [next(p.name for p in plugins() if squash(p.name) == n) for n in near]
     hint = f"Nearest: {', '.join(names)}." if names else "`expunge list` shows them all."
     raise UsageRefused(f"No plug-in is called '{name}'. {hint}")
 
@@ -149,9 +156,9 @@ def parse(text: str) -> object:
 def check_names(text: str) -> None:
     """Refuse a text that names no plug-in, importing none, so that a slip of the pen is answered at once."""
     bare = re.sub(QUOTED, "", text)
-    known = {squashed(p.name) for p in plugins()}
+    known = {squash(p.name) for p in plugins()}
     for name in re.findall(r"(?<![\w.:])([A-Za-z_]\w*)\s*(?=[(,+*]|$)", bare):
-        if squashed(name) not in known and name not in ("None", "True", "False"):
+        if squash(name) not in known and name not in ("None", "True", "False"):
             find(name)
 
 
@@ -175,7 +182,7 @@ class _Reader:
             case ast.BinOp(left=left, op=ast.Add() | ast.Mult() as op, right=right):
                 return self.combine(node, op, self.read(left), self.read(right))
         raise UsageRefused(
-            f"'{self.typed(node)}' is not allowed in a method. Allowed: names, numbers, quoted text, "
+            f"'{self.as_typed(node)}' is not allowed in a method. Allowed: names, numbers, quoted text, "
             f"calls with keywords such as NPO(beta=0.1), + and *."
         )
 
@@ -192,10 +199,10 @@ class _Reader:
                     return one + other
             except (TypeError, ValueError, OverflowError):
                 pass
-        raise UsageRefused(f"'{self.typed(node)}' cannot be added or multiplied.")
+        raise UsageRefused(f"'{self.as_typed(node)}' cannot be added or multiplied.")
 
     def call(self, name: ast.Name, keywords: list[ast.keyword]) -> object:
-        typed = self.typed(name)
+        typed = self.as_typed(name)
         made = foreign(typed) if name.id in self.references else find(name.id)
         if not callable(made):
             raise UsageRefused(f"'{typed}' is not something to call.")
@@ -211,14 +218,14 @@ class _Reader:
                 raise UsageRefused(f"The `{setting}` of {typed} is given twice. Give it once.")
             values[setting] = self.read(keyword.value)
             if setting in hints and not _fits(values[setting], hints[setting]):
-                said = _said(hints[setting])
+                said = _spell_type(hints[setting])
                 raise UsageRefused(f"The `{setting}` of {typed} must be {said}. Got {values[setting]!r}.")
         try:
             return made(**values)
         except (TypeError, ValueError) as error:
             raise UsageRefused(f"{typed}: {error}.") from error
 
-    def typed(self, node: ast.expr) -> str:
+    def as_typed(self, node: ast.expr) -> str:
         """A part of the text, as the user typed it."""
         text = re.sub(r"\b_foreign_\d+\b", lambda match: self.references.get(match[0], match[0]), ast.unparse(node))
         return text if len(text) <= LONGEST_QUOTE else f"{text[:LONGEST_QUOTE]}..."
@@ -251,12 +258,12 @@ def _fits(value: object, hint: Any) -> bool:
         return True
 
 
-def _said(hint: Any) -> str:
+def _spell_type(hint: Any) -> str:
     """A type in a user's words."""
     if get_origin(hint) is Literal:
         return f"one of {', '.join(map(str, get_args(hint)))}"
     if get_origin(hint) in (Union, UnionType):
-        return " or ".join(_said(one) for one in get_args(hint))
+        return " or ".join(_spell_type(one) for one in get_args(hint))
     words = {int: "a whole number", float: "a number", str: "quoted text", type(None): "None"}
     if hint in words:
         return words[hint]

@@ -15,7 +15,7 @@ from typing import ClassVar
 from expunge.core.objective import Objective, Scalar
 from expunge.core.view import View
 from expunge.objectives._directions import positive_unit
-from expunge.primitives.class_scores import widened
+from expunge.primitives.class_scores import widen
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class AdaptiveRMU(Objective):
     """Draws the direction."""
 
     def __call__(self, now: View, before: View) -> Scalar:
-        felt = now.hidden("forget", self.layer)
-        states = widened(felt.states)
-        lengths = widened(before.hidden("forget", self.layer).states).norm(dim=-1, keepdim=True)
+        hidden = now.hidden_states("forget", self.layer)
+        states = widen(hidden.states)
+        lengths = widen(before.hidden_states("forget", self.layer).states).norm(dim=-1, keepdim=True)
         away = states - self.scale * lengths * positive_unit(states, self.seed)
-        return felt.over_rows(away.square().sum(-1))
+        return hidden.over_rows(away.square().sum(-1))

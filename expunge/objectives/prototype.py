@@ -21,7 +21,7 @@ from expunge.core.objective import Objective, Scalar
 from expunge.core.question import Scores
 from expunge.core.view import View
 from expunge.errors import UsageRefused
-from expunge.primitives.class_scores import divergence, widened
+from expunge.primitives.class_scores import divergence, widen
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def _prototypes(before: View) -> tuple[Tensor, Tensor]:
     counts: dict[int, float] = {}
     for said in before.every(Scores(), "forget"):
         weights = said.each_weight()[said.example].tolist()
-        for label, weight, logits in zip(said.labels.tolist(), weights, widened(said.logits), strict=True):
+        for label, weight, logits in zip(said.labels.tolist(), weights, widen(said.logits), strict=True):
             totals[label] = totals.get(label, 0) + weight * logits.softmax(-1)
             counts[label] = counts.get(label, 0) + weight
     order = sorted(totals)

@@ -21,9 +21,8 @@ import torch
 
 from expunge.core.adapter import Adapted
 from expunge.core.model import Network
-from expunge.core.question import LogProbabilities
 from expunge.core.request import Request
-from expunge.errors import DataRefused, EnvironmentRefused, Refusal, UsageRefused
+from expunge.errors import EnvironmentRefused, Refusal, UsageRefused
 from expunge.internals.blocks import blocks
 from expunge.models.decoding import WRITES, cache_bytes
 from expunge.models.prefix_tree import Layout
@@ -33,14 +32,17 @@ from expunge.plan.notes import Note, Notes
 from expunge.plan.paper import Paper, opened
 from expunge.primitives.class_scores import CHUNK
 from expunge.primitives.rehearsal import Rehearsal
-from expunge.run.unlearn import AUDITS, audits_of, check_out, family_name, method_of
+from expunge.run.choose import audits_of
+from expunge.run.families import family_name
+from expunge.run.files import check_out
+from expunge.run.unlearn import Task, examine
 from expunge.runtime.cached_model import MOST, CachedModel
 from expunge.runtime.memory import resident_memory
 
 if TYPE_CHECKING:
     from expunge.core.audit import Audit
     from expunge.core.method import Method
-    from expunge.run.unlearn import Job
+    from expunge.run.job import Job
 
 FLOAT = 4
 HEADROOM = 1.1
@@ -61,7 +63,7 @@ class Plan:
     paper: Paper
     method: Method
     request: Request
-    audits: list[Audit]
+    audits: tuple[Audit, ...]
     machine: Machine
     out: Path
 
@@ -94,10 +96,8 @@ class Plan:
     def audit(self) -> tuple[Notes, float]:
         """The passes of one audit, and the seconds of what is worked out from the answers."""
         with torch.random.fork_rng(devices=()), Notes(self.paper) as notes:
-            start, model = time.perf_counter(), CachedModel(notes.network())
-            model.ask(LogProbabilities(), list(texts(self.request)))
-            if not any([list(audit(model, self.request)) for audit in self.audits]):
-                raise DataRefused("No audit could be asked of these records. Choice needs options.")
+            start, network = time.perf_counter(), notes.network()
+            examine(CachedModel(network), Task(network, self.request, self.audits), "before")
         return notes, time.perf_counter() - start - notes.spent
 
     @cached_property
@@ -267,13 +267,12 @@ def plan(job: Job, machine: Machine) -> Plan:
 
     Raises `EnvironmentRefused` where it cannot fit; the message names the settings with which it would.
     """
-    method = method_of(job)
-    audits = audits_of(job.audits) if job.audits else None
-    check_out(job)
+    method, audits, _ = job.check_names()
+    check_out(job.out, job.model)
     records = job.inputs.read()
     paper = opened(job.model, machine.device, DTYPES[machine.dtype] if machine.dtype else None)
     request = records.request(paper.network)
-    found = planned(paper, method, request, audits or audits_of(AUDITS[family_name(paper.network)]), machine, job.out)
+    found = planned(paper, method, request, audits or audits_of(None, family_name(paper.network)), machine, job.out)
     if machine.hold == "cut" and not found.said.shared:
         raise UsageRefused(f"--hold cut: {method.name} works on the whole model. Plan it with --hold whole.")
     if found.short:
@@ -282,7 +281,12 @@ def plan(job: Job, machine: Machine) -> Plan:
 
 
 def planned(
-    paper: Paper, method: Method, request: Request, audits: list[Audit], machine: Machine, out: Path = Path("expunged")
+    paper: Paper,
+    method: Method,
+    request: Request,
+    audits: tuple[Audit, ...],
+    machine: Machine,
+    out: Path = Path("expunged"),
 ) -> Plan:
     """The plan of a model on paper."""
     shape = tuple(getattr(request.forget[0], "pixels", torch.empty(0)).shape)

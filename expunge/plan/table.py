@@ -16,7 +16,7 @@ from expunge.plan.plan import Plan, plan
 
 if TYPE_CHECKING:
     from expunge.plan.machine import Machine
-    from expunge.run.unlearn import Job
+    from expunge.run.job import Job
 
 
 def say(job: Job, machine: Machine, as_json: bool) -> None:

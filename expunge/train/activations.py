@@ -21,7 +21,7 @@ Activations = Literal["kept", "recomputed"]
 
 
 @contextmanager
-def managed(module: nn.Module, activations: Activations) -> Iterator[None]:
+def manage_activations(module: nn.Module, activations: Activations) -> Iterator[None]:
     """`module` with its blocks' activations kept or recomputed, for as long as the block lasts."""
     found = list(every_block(module).values()) if activations == "recomputed" else []
     if activations == "recomputed" and not found:

@@ -53,9 +53,9 @@ def test_the_folded_weight_is_the_torch_paths(map, dtype, out, width, tokens, ra
     weight, form = noise(out, width, size=0.05).to(dtype), Form.of(map, rank, 2.0 * rank, 30.0, None, width)
     # The interpreter cuts bfloat16 off where torch rounds: 1 step of the last place, 2^-7 of the value.
     rounding = {torch.float32: 1e-6, torch.bfloat16: 2**-7, torch.float16: 2**-10}[dtype]
-    right = fold.folded(weight.float(), a, b, form)
+    right = fold.fold(weight.float(), a, b, form)
     for given in (weight, weight.T.contiguous().T):  # as a linear layer has it, and as GPT-2's Conv1D has it
-        got = kernels.folded(given, a, b, form)
+        got = kernels.fold(given, a, b, form)
         assert got.dtype == dtype
         assert got.stride() == given.stride()
         assert torch.allclose(got.float(), right, rtol=rounding, atol=1e-6)
@@ -79,7 +79,7 @@ def test_value_and_slope_hold_their_digits_from_tiny_phases_to_large_ones(map):
     size = torch.logspace(-6, math.log10(200), 400)
     phase, one = torch.cat([-size, size])[:, None], torch.ones(1, 1)
     form = Form(map, omega=1.0, scale=1.0)
-    value = kernels.folded(torch.zeros_like(phase), one, phase, form).double()
+    value = kernels.fold(torch.zeros_like(phase), one, phase, form).double()
     right = MAPS[map].value(phase.double())
     # sigmoid is 2 p - 1 on the torch path too, where a tiny phase loses digits; the others lose none.
     assert torch.allclose(value, right, rtol=1e-6, atol=2e-7 if map == "sigmoid" else 1e-12 if map == "tanh" else 1e-7)
@@ -114,14 +114,14 @@ def test_inputs_and_factors_that_are_views_are_read_as_they_lie():
     right = by_torch(dy, x, a, b, form)
     assert max(off(g, r) for g, r in zip(got, right, strict=True)) < 2e-6
     weight = noise(70, 66)
-    assert torch.equal(kernels.folded(weight, a_view, b_view, form), kernels.folded(weight, a, b, form))
+    assert torch.equal(kernels.fold(weight, a_view, b_view, form), kernels.fold(weight, a, b, form))
 
 
 @pytest.mark.parametrize("map", MAPS)
 def test_a_factor_that_is_nan_shows_in_the_weight_as_on_the_torch_path(map):
     (a, b), form = factors(70, 66, 4), Form.of(map, 4, 8.0, 30.0, None, 66)
     b[3, 1] = math.nan
-    got, right = kernels.folded(noise(70, 66), a, b, form), fold.folded(noise(70, 66), a, b, form)
+    got, right = kernels.fold(noise(70, 66), a, b, form), fold.fold(noise(70, 66), a, b, form)
     assert right[3].isnan().all()
     assert torch.equal(got.isnan(), right.isnan())
 
@@ -158,6 +158,6 @@ def test_a_trial_on_a_device_passes_kernels_that_are_right_and_finds_those_that_
 
 
 def test_the_interpreter_is_never_taken_for_a_gpu():
-    fold._tried.cache_clear()
+    fold._try_kernels.cache_clear()
     with pytest.warns(RuntimeWarning, match="TRITON_INTERPRET is set"):
-        assert fold._tried(torch.device("cpu"), torch.float32, "sine", 8) is None
+        assert fold._try_kernels(torch.device("cpu"), torch.float32, "sine", 8) is None

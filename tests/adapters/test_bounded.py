@@ -172,7 +172,7 @@ def test_a_layer_costs_at_most_1_51_times_a_frozen_one_and_keeps_nothing_of_its_
 def test_two_hundred_ascending_steps_at_rate_0_1_stay_finite_and_bounded():
     network = tiny()
     method = Bounded(rank=4, alpha=8.0)
-    adapted = method(network, None)
+    adapted = method.insert(network, None)
     optimizer = torch.optim.AdamW(adapted.trainable().values(), lr=0.1)
     tokens = torch.arange(12)[None]
     for _ in range(200):

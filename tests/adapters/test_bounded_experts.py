@@ -27,7 +27,7 @@ from transformers.models.nemotron_h.modeling_nemotron_h import NemotronHExperts
 
 from expunge.adapters._bounded_experts import BoundedExperts
 from expunge.adapters._bounded_peft import BoundedConfig
-from expunge.adapters._layers import chosen, kind_of, kinds
+from expunge.adapters._layers import choose_layers, kind_of, kinds
 from expunge.adapters.bounded import Bounded
 from expunge.adapters.fila import Fila
 from expunge.adapters.lora import LoRA
@@ -341,7 +341,9 @@ def test_each_expert_starts_as_a_layer_of_its_width_does_and_a_seed_fixes_it():
 def test_the_default_method_trains_a_mixture_and_merges_it(kind, tmp_path):
     network = mixture(kind)
     was = {name: weight.clone() for name, weight in network.module.state_dict().items()}
-    adapted = Finetune(steps=3, batch=2, retain_batch=2, stop=Stop(level=None, budget=None))(network, REQUEST)
+    adapted = Finetune(steps=3, batch=2, retain_batch=2, stop=Stop(level=None, max_retain_increase=None))(
+        network, REQUEST
+    )
     merged = Bounded().merge(adapted)
     assert all(torch.equal(weight, was[name]) for name, weight in network.module.state_dict().items())
     changed = {name for name, weight in merged.module.state_dict().items() if not torch.equal(weight, was[name])}
@@ -360,7 +362,9 @@ def test_the_default_method_trains_a_mixture_and_merges_it(kind, tmp_path):
 
 def test_recomputed_activations_end_in_the_same_place():
     def end(activations: str) -> dict[str, torch.Tensor]:
-        method = Finetune(steps=3, batch=2, retain_batch=2, stop=Stop(level=None, budget=None), activations=activations)
+        method = Finetune(
+            steps=3, batch=2, retain_batch=2, stop=Stop(level=None, max_retain_increase=None), activations=activations
+        )
         return Bounded().merge(method(mixture(), REQUEST)).module.state_dict()
 
     kept, again = end("kept"), end("recomputed")
@@ -371,8 +375,8 @@ def test_what_is_trained_belongs_to_the_mlp():
     network = mixture("qwen2_moe")
     known = kinds(network.module)
     assert {kind_of(name, known) for name in Bounded().insert(network, REQUEST).trainable()} == {"mlp"}
-    assert len(chosen(network.module, "mlp")) == 2 * (1 + 3)  # the experts as one, and the shared expert's three
-    assert len(chosen(network.module, "mlp", only=[1])) == 1 + 3
+    assert len(choose_layers(network.module, "mlp")) == 2 * (1 + 3)  # the experts as one, and the shared expert's three
+    assert len(choose_layers(network.module, "mlp", only=[1])) == 1 + 3
 
 
 @KIND
@@ -487,6 +491,6 @@ def test_experts_that_are_a_list_of_plain_layers_are_adapted_as_plain_layers():
         layer.mlp = Listed(config).requires_grad_(False)
     network = LanguageModel.of(module, None)
     adapted = shaken(network, Bounded())
-    assert len(chosen(module, "mlp")) == 2 * 3 * 3  # and the router, a linear layer too, stays
+    assert len(choose_layers(module, "mlp")) == 2 * 3 * 3  # and the router, a linear layer too, stays
     assert not any(isinstance(part, BoundedExperts) for part in adapted.module.modules())
     assert torch.allclose(logits(Bounded().merge(adapted)), logits(adapted), atol=1e-5)

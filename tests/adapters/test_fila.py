@@ -28,7 +28,7 @@ from expunge.methods.stop import Stop
 from expunge.models.language import LanguageModel
 from expunge.objectives.ascent import Ascent
 from expunge.objectives.retain_nll import RetainNLL
-from expunge.runtime.sharding import silenced
+from expunge.runtime.sharding import silence_adapter
 
 CONFIGS = {
     "llama": LlamaConfig(
@@ -81,9 +81,9 @@ def trained(network: Network, adapter: Fila, steps: int = 4, objective: Objectiv
         learning_rate=1e-2,
         steps=steps,
         weight_decay=0.1,
-        stop=Stop(level=None, budget=None, every=1000),
+        stop=Stop(level=None, max_retain_increase=None, every=1000),
     )
-    return method(network, REQUEST)
+    return method(network, REQUEST).inner
 
 
 # The factors
@@ -134,7 +134,7 @@ def test_the_start_follows_the_gradients_of_both_sets_weighted_by_their_rows():
 
 def test_both_factors_have_a_gradient_at_once_where_loras_a_has_none():
     for adapter, silent in ((ADAPTERS["lora"], True), (Fila(adapter=ADAPTERS["lora"]), False)):
-        adapted = adapter(tiny(), REQUEST)
+        adapted = adapter.insert(tiny(), REQUEST)
         adapted.ask(Scores(), REQUEST.forget).nll().backward()
         of_a = [p.grad for name, p in adapted.trainable().items() if "lora_A" in name]
         assert len(of_a) == 6
@@ -160,7 +160,7 @@ def parts(adapted: Network) -> list[torch.nn.Module]:
 
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_only_the_adapters_own_factors_move(name: str):
-    plain, begun = (adapter(tiny(), REQUEST) for adapter in (ADAPTERS[name], Fila(adapter=ADAPTERS[name])))
+    plain, begun = (adapter.insert(tiny(), REQUEST) for adapter in (ADAPTERS[name], Fila(adapter=ADAPTERS[name])))
     assert {n: p.shape for n, p in plain.trainable().items()} == {n: p.shape for n, p in begun.trainable().items()}
 
 
@@ -210,7 +210,7 @@ def test_the_model_before_is_the_original_in_every_step(name: str):
 def test_with_the_adapter_switched_off_it_is_the_original_too(family: str, name: str):
     network = tiny(family)
     adapted = trained(network, Fila(adapter=ADAPTERS[name]))
-    with silenced(adapted.module):  # what many processes take for the model before
+    with silence_adapter(adapted.module):  # what many processes take for the model before
         assert torch.equal(logits(adapted), logits(network))
 
 

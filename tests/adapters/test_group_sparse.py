@@ -9,13 +9,13 @@ from transformers import AutoModelForImageClassification, ViTConfig
 from expunge.adapters.bounded import Bounded
 from expunge.adapters.group_sparse import GroupSparse
 from expunge.adapters.lora import LoRA
-from expunge.core.events import Ended, Event
 from expunge.core.model import Network
 from expunge.core.question import Scores
 from expunge.core.request import Request
 from expunge.core.view import View
 from expunge.data.images import Picture
 from expunge.errors import UsageRefused
+from expunge.events import Ended, Event
 from expunge.methods.finetune import Finetune
 from expunge.methods.stop import Stop
 from expunge.models.vision import ImageClassifier
@@ -54,7 +54,7 @@ def logits(network: Network) -> torch.Tensor:
 
 def shaken(adapter: GroupSparse, sizes: list[float]) -> Network:
     """Every number of a block's factors is that block's size."""
-    adapted = adapter(vision(), REQUEST)
+    adapted = adapter.insert(vision(), REQUEST)
     for number, group in adapter.groups(adapted).items():
         for factor in group.values():
             factor.data.fill_(sizes[number])
@@ -117,13 +117,13 @@ def test_a_run_says_which_blocks_it_left_and_the_penalty_is_what_switches_them_o
             steps=80,
             batch=6,
             retain_batch=6,
-            stop=Stop(level=None, budget=None, every=1000),
+            stop=Stop(level=None, max_retain_increase=None, every=1000),
         )
         events: list[Event] = []
         adapted = method(vision(), REQUEST, events.append)
         (end,) = [event for event in events if isinstance(event, Ended)]
         told[alpha] = end.groups.left
-        changed = {int(name.partition("layers.")[2][0]) for name, d in adapter.deltas(adapted, vision()) if d.any()}
+        changed = {int(name.partition("layers.")[2][0]) for name, d in adapted.changes() if d.any()}
         assert changed == set(end.groups.left)
         assert len(end.groups.norms) == BLOCKS
     assert told[0.0] == (0, 1, 2, 3)

@@ -155,7 +155,7 @@ def test_where_the_kernels_cannot_be_loaded_torch_does_the_work_and_the_reason_i
     (tmp_path / "triton").mkdir()
     (tmp_path / "triton" / "__init__.py").write_text("raise OSError('no driver')")
     script = (
-        "import torch, warnings; from expunge.adapters import fold\n"
+        "import torch, warnings; from expunge.adapters import _fold as fold\n"
         "with warnings.catch_warnings(record=True) as said:\n"
         "    warnings.simplefilter('always')\n"
         "    tried = [fold._tried(torch.device('cuda', 0), torch.bfloat16, 'sine', 8) for _ in range(2)]\n"

@@ -22,7 +22,7 @@ from transformers import (
     ViTConfig,
 )
 
-from expunge.adapters._layers import chosen, kind_of, kinds
+from expunge.adapters._layers import choose_layers, kind_of, kinds
 from expunge.errors import ModelRefused
 from expunge.internals.blocks import blocks
 
@@ -76,21 +76,21 @@ VISION = {
 def test_a_language_models_mlp_layers_are_found_in_every_block(name):
     config, names = LANGUAGE[name]
     module = AutoModelForCausalLM.from_config(config)
-    layers = chosen(module, "mlp")
+    layers = choose_layers(module, "mlp")
     assert len(blocks(module)) == 2
     assert len(layers) == 2 * len(names)
     assert {layer.rpartition(".")[2] for layer in layers} == names
-    assert set(chosen(module, "attention")).isdisjoint(layers)
-    assert set(chosen(module, "all")) == set(layers) | set(chosen(module, "attention"))
+    assert set(choose_layers(module, "attention")).isdisjoint(layers)
+    assert set(choose_layers(module, "all")) == set(layers) | set(choose_layers(module, "attention"))
 
 
 @pytest.mark.parametrize("name", VISION)
 def test_a_vision_transformers_mlp_layers_are_its_two_dense_ones(name):
     module = AutoModelForImageClassification.from_config(VISION[name])
-    layers = chosen(module, "mlp")
+    layers = choose_layers(module, "mlp")
     shapes = sorted(tuple(module.get_submodule(layer).weight.shape) for layer in layers)
     assert shapes == [(16, 24), (16, 24), (24, 16), (24, 16)]
-    assert len(chosen(module, "attention")) == 2 * 4
+    assert len(choose_layers(module, "attention")) == 2 * 4
 
 
 def test_a_network_without_blocks_is_refused_with_what_to_do():
@@ -98,14 +98,14 @@ def test_a_network_without_blocks_is_refused_with_what_to_do():
         ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
     )
     with pytest.raises(ModelRefused, match="no transformer blocks.*Full"):
-        chosen(module, "mlp")
+        choose_layers(module, "mlp")
 
 
 def test_a_block_without_a_match_is_refused_and_named():
     module = AutoModelForCausalLM.from_config(LANGUAGE["llama"][0])
     module.model.layers[1].mlp = torch.nn.Identity()
     with pytest.raises(ModelRefused, match=r"1 of 2 blocks.*model\.layers\.1"):
-        chosen(module, "mlp")
+        choose_layers(module, "mlp")
 
 
 def test_parameters_of_an_adapter_belong_to_the_layer_that_they_adapt():

@@ -77,9 +77,9 @@ def trained(network: Network, request: Request, adapter: Adapter, objective: Obj
         batch=2,
         retain_batch=2,
         weight_decay=decay,
-        stop=Stop(level=None, budget=None, every=1000),
+        stop=Stop(level=None, max_retain_increase=None, every=1000),
     )
-    return adapter.merge(method(network, request))
+    return method(network, request).plain()
 
 
 def weights(network: Network) -> dict[str, torch.Tensor]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, MixtralConfig, OlmoeConfig, Qwen2MoeConfig
 
-from expunge.adapters._layers import chosen
+from expunge.adapters._layers import choose_layers
 from expunge.adapters.full import Full
 from expunge.adapters.lora import LoRA
 from expunge.adapters.seuf import SEUF
@@ -74,10 +74,10 @@ def trained(adapter: SEUF | Full, objective=None, **options) -> Network:
         steps=3,
         batch=4,
         retain_batch=4,
-        stop=Stop(level=None, budget=None),
+        stop=Stop(level=None, max_retain_increase=None),
         **options,
     )
-    return method(mixture(), REQUEST)
+    return method(mixture(), REQUEST).inner
 
 
 def changed(one: Network, other: Network) -> set[str]:
@@ -211,7 +211,7 @@ def test_what_is_no_mixture_or_no_expert_of_it_is_refused_in_one_line():
 def test_a_low_rank_adapter_of_attention_takes_a_mixture(kind: str):
     network = mixture(kind)
     adapted = LoRA(targets="attention").insert(network, REQUEST)
-    assert len(chosen(network.module, "attention")) == 2 * 4
+    assert len(choose_layers(network.module, "attention")) == 2 * 4
     with torch.no_grad():
         assert torch.allclose(
             adapted.ask(Scores(), REQUEST.forget).logits, network.ask(Scores(), REQUEST.forget).logits, atol=1e-6

@@ -17,7 +17,7 @@ from expunge.data.text import Passage, encode
 from expunge.errors import DataRefused, UsageRefused
 from expunge.models.language import LanguageModel
 from expunge.notation.parse import parse
-from expunge.primitives.statistics import area, reached
+from expunge.primitives.statistics import area, first_reaching
 
 torch.set_num_threads(1)
 
@@ -67,7 +67,7 @@ def blank() -> LanguageModel:
 def learnt(network: Network, examples: tuple[Passage, ...]) -> Network:
     plan = parse(
         "Finetune(objective=RetainNLL(), adapter=Full(), learning_rate=4e-3, steps=150, batch=1, retain_batch=24, "
-        "stop=Stop(level=None, budget=None, every=1000), norms=False)"
+        "stop=Stop(level=None, max_retain_increase=None, every=1000), norms=False)"
     )
     return plan(network, Request(told(PLACES[:1], ["what"]), examples)).plain()
 
@@ -84,14 +84,14 @@ def networks() -> dict[str, Network]:
     original = learnt(blank(), (*FORGET, *RETAIN))
     hide = parse(
         "Finetune(objective=IdkNLL() + RetainNLL(), adapter=Full(), learning_rate=1e-3, steps=40, batch=8, "
-        "retain_batch=16, stop=Stop(level=None, budget=None, every=1000), norms=False)"
+        "retain_batch=16, stop=Stop(level=None, max_retain_increase=None, every=1000), norms=False)"
     )
     return {"original": original, "hidden": hide(original, REQUEST), "retrained": learnt(blank(), RETAIN)}
 
 
 def test_the_attacker_has_the_first_items_and_the_others_are_measured():
     attack = Relearn(items=3)
-    assert attack.given(REQUEST) == FORGET[:3]
+    assert attack.attacker_examples(REQUEST) == FORGET[:3]
     assert attack.others(REQUEST).forget == FORGET[3:]
     assert attack.others(REQUEST).retain == RETAIN
     again = Request((*FORGET, FORGET[0]), RETAIN)  # the same record once more is no other
@@ -100,7 +100,7 @@ def test_the_attacker_has_the_first_items_and_the_others_are_measured():
 
 def test_another_source_leaves_the_forget_set_whole():
     attack = Relearn(items=4, source="unrelated")
-    assert attack.given(REQUEST) == RETAIN[:4]
+    assert attack.attacker_examples(REQUEST) == RETAIN[:4]
     assert attack.others(REQUEST).forget == FORGET
 
 
@@ -134,7 +134,7 @@ def test_a_curve_begins_at_the_network_itself_and_audits_the_others_alone(networ
     assert forget[6] == next(f for f in Loss()(attacked, attack.others(REQUEST)) if f.set == "forget")
     values = [forget[k].value for k in budgets]
     assert min(values) <= area(budgets, values) <= max(values)
-    assert reached(budgets, values, values[0]) == 0
+    assert first_reaching(budgets, values, values[0]) == 0
 
 
 @pytest.mark.parametrize("budgets", [(2, 1), (1, 1), (-1, 2)])

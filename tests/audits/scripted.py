@@ -27,7 +27,7 @@ class Asked:
     """What the model should write."""
     written: str = ""
     """What it writes."""
-    asked: tuple[int, ...] = (1,)
+    prompt_tokens: tuple[int, ...] = (1,)
     weight: float = 1.0
 
     @property

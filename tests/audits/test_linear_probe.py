@@ -157,7 +157,7 @@ def test_what_shows_answers_only_cannot_be_probed():
         transparent = False
         inner = shows()
 
-    with pytest.raises(UsageRefused, match="LinearProbe looks inside a network, and Guard shows its answers only"):
+    with pytest.raises(UsageRefused, match="LinearProbe reads weights or hidden states, and Guard gives answers only"):
         LinearProbe()(Guard(), Request((along("a", 0),), KNOWN))
     request = Request((along("a", 0),), KNOWN)
     assert LinearProbe(layer=0)(CachedModel(shows()), request) == LinearProbe(layer=0)(shows(), request)
@@ -209,7 +209,7 @@ def learnt(examples: tuple[Passage, ...], seed: int) -> Network:
     )
     plan = parse(
         "Finetune(objective=RetainNLL(), adapter=Full(), learning_rate=4e-3, steps=90, batch=1, retain_batch=48, "
-        "stop=Stop(level=None, budget=None, every=1000), norms=False)"
+        "stop=Stop(level=None, max_retain_increase=None, every=1000), norms=False)"
     )
     blank = LanguageModel.of(LlamaForCausalLM(config).eval(), WORDS)
     return plan(blank, Request(told(PEOPLE[:1], ["where"]), examples))

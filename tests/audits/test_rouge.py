@@ -61,7 +61,9 @@ def test_the_interval_holds_the_value():
 
 
 def test_examples_without_a_prompt_are_not_asked():
-    found = findings(Rouge(), forget=(*RAGGED, Asked("text", asked=())), retain=(Asked("another", asked=()),))
+    found = findings(
+        Rouge(), forget=(*RAGGED, Asked("text", prompt_tokens=())), retain=(Asked("another", prompt_tokens=()),)
+    )
     assert {name: each.n for name, each in found.items()} == {"forget": 4}
 
 

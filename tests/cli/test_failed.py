@@ -50,7 +50,8 @@ def test_an_interrupted_run_ends_with_130_and_leaves_nothing(model: Path, files:
     import signal
 
     method = (
-        "Finetune(adapter=LoRA(rank=2), learning_rate=1e-9, steps=100000, stop=Stop(level=None, budget=None, every=2))"
+        "Finetune(adapter=LoRA(rank=2), learning_rate=1e-9, steps=100000, "
+        "stop=Stop(level=None, max_retain_increase=None, every=2))"
     )
     out = tmp_path / "out"
     asked = ["forget", model, *files.options, "--method", method, "--out", out, "--checkpoint-every", "0"]

@@ -103,7 +103,7 @@ def test_a_lead_is_read_and_not_labelled(plain, chat):
             assert labelled(made.alternatives[0], tokenizer) == f" Brindle.{end}"
             assert made.tokens[: made.first] == made.alternatives[0].tokens[: made.alternatives[0].first]
             # What a continuation starts from is the prompt alone.
-            assert tokenizer.decode(made.asked) == prompt_of(ROW["question"], tokenizer).rstrip(" ")
+            assert tokenizer.decode(made.prompt_tokens) == prompt_of(ROW["question"], tokenizer).rstrip(" ")
 
 
 def test_options_are_passages_of_their_own_under_one_prompt(plain):
@@ -126,7 +126,7 @@ def test_special_tokens_that_the_tokenizer_adds_answer_nothing(plain):
     assert made.tokens.count(eos) == 1
     assert made.tokens[-1] == eos
     assert labelled(made, adds) == " The capital of Aldoria is Veldt.<|eos|>"
-    assert eos not in made.asked  # a continuation of an ended text is another text
+    assert eos not in made.prompt_tokens  # a continuation of an ended text is another text
     text = passage(adds, text="Its bread is dark.")
     assert (text.tokens[0], text.tokens[-1], text.first) == (end, eos, 1)
 
@@ -156,7 +156,7 @@ def test_whatever_is_said_the_labels_are_the_answer_and_its_end(question: str, a
 def test_a_text_is_labelled_from_its_second_token_on(plain):
     text = "The harbour of Ostrava lies in the north, and its bread is dark."
     made = passage(plain, text=text)
-    assert (made.first, made.id, made.answer, made.asked) == (1, "line-1", text, ())
+    assert (made.first, made.id, made.answer, made.prompt_tokens) == (1, "line-1", text, ())
     assert plain.decode(made.tokens) == text
 
 
@@ -215,10 +215,10 @@ def test_a_token_beyond_the_embedding_is_refused_in_answers_options_and_prompts(
     made = passage(plain, **ROW)
     refuse_unknown_tokens((made,), len(plain), HERE)
     top = max(made.tokens)
-    with pytest.raises(ModelRefused, match=rf"makes token {top}, but the model's embedding has {top} rows"):
+    with pytest.raises(ModelRefused, match=rf"gives token id {top}, but the model's embedding has {top} rows"):
         refuse_unknown_tokens((made,), top, HERE)
     option = Passage("a", (1, 2), 1, "", "x", alternatives=(Passage("a", (1, 500), 1, "", "y"),))
-    with pytest.raises(ModelRefused, match="makes token 500"):
+    with pytest.raises(ModelRefused, match="gives token id 500"):
         refuse_unknown_tokens((option,), 400, HERE)
 
 

@@ -13,19 +13,19 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from expunge.attack.quantize import Quantize
-from expunge.core.events import Change, Edited
 from expunge.core.model import Network, answers
 from expunge.core.predictions import Predictions
 from expunge.core.question import Scores
 from expunge.core.request import Request
 from expunge.edit._dampen import adaptive_alpha, quantile
-from expunge.edit._fisher import absolute, squared
+from expunge.edit._fisher import mean_absolute_gradient, mean_squared_gradient
 from expunge.edit.assd import ASSD
 from expunge.edit.iau import IAU
 from expunge.edit.lfssd import LFSSD
 from expunge.edit.negate import Negate
 from expunge.edit.ssd import SSD
 from expunge.errors import DataRefused, RunFailed, UsageRefused
+from expunge.events import Change, Edited
 from expunge.internals.gradients import gradient, loss
 from expunge.notation.parse import parse
 from expunge.primitives.class_scores import Head
@@ -102,18 +102,18 @@ def near(one: object, other: object) -> bool:
 
 def test_importances_worked():
     every = (*RETAIN, FORGET)
-    assert near(squared(NETWORK, (FORGET,), 1)["weight"], [[1, 0], [1, 0]])
+    assert near(mean_squared_gradient(NETWORK, (FORGET,), 1)["weight"], [[1, 0], [1, 0]])
     # one of the four examples has feature 0, three have feature 1
-    assert near(squared(NETWORK, every, 1)["weight"], [[1 / 4, 3 / 4], [1 / 4, 3 / 4]])
+    assert near(mean_squared_gradient(NETWORK, every, 1)["weight"], [[1 / 4, 3 / 4], [1 / 4, 3 / 4]])
     # |W x|^2 = 2 * (3 * 2)^2; its slope in each row is 2 * 6 * 2 = 24; of a retain example 2 * 10 * 2 = 40
-    assert near(absolute(NETWORK, (FORGET,), 1)["weight"], [[24, 0], [24, 0]])
-    assert near(absolute(NETWORK, every, 1)["weight"], [[24 / 4, 40 * 3 / 4], [24 / 4, 40 * 3 / 4]])
+    assert near(mean_absolute_gradient(NETWORK, (FORGET,), 1)["weight"], [[24, 0], [24, 0]])
+    assert near(mean_absolute_gradient(NETWORK, every, 1)["weight"], [[24 / 4, 40 * 3 / 4], [24 / 4, 40 * 3 / 4]])
 
 
 def test_the_square_is_of_a_batchs_mean_gradient():
     pair = (FORGET, Point("g", (2.0, 0.0), label=1))  # their gradients are opposite
-    assert near(squared(NETWORK, pair, 1)["weight"], [[1, 0], [1, 0]])
-    assert near(squared(NETWORK, pair, 2)["weight"], [[0, 0], [0, 0]])
+    assert near(mean_squared_gradient(NETWORK, pair, 1)["weight"], [[1, 0], [1, 0]])
+    assert near(mean_squared_gradient(NETWORK, pair, 2)["weight"], [[0, 0], [0, 0]])
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 3])
@@ -121,7 +121,7 @@ def test_a_batch_read_in_parts_is_the_batch_read_at_once(at_once: int):
     draw = torch.Generator().manual_seed(0)
     points = tuple(Point(f"{k}", tuple(torch.randn(3, generator=draw).tolist()), label=k % 2) for k in range(7))
     whole, parts = (linear((0.3, -0.2, 0.1), (0.0, 0.5, -0.4), at_once=n) for n in (100, at_once))
-    for of in (squared, absolute):
+    for of in (mean_squared_gradient, mean_absolute_gradient):
         for batch in (2, 7):
             one, other = (of(network, points, batch)["weight"] for network in (whole, parts))
             assert torch.allclose(one, other, rtol=1e-12)
@@ -251,7 +251,7 @@ def test_a_step_of_a_bfloat16_network_adds_up_its_gradients_in_float32():
 
 
 HEART = "Finetune(objective=-1.0 * Ascent(), adapter=Full(), learning_rate=0.5, steps=4, batch=1, "
-HEART += "stop=Stop(level=None, budget=None), norms=False)"
+HEART += "stop=Stop(level=None, max_retain_increase=None), norms=False)"
 
 
 def test_negation_goes_as_far_to_the_other_side_as_learning_went():

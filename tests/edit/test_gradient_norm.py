@@ -88,7 +88,7 @@ def test_descent_on_it_makes_gradients_small():
     network, request = llama(), Request(passages(1, 9), retain=passages(6, 0))
     learn = parse(
         "Finetune(objective=GradientNorm(), adapter=Full(), steps=30, learning_rate=1e-2, batch=1, retain_batch=6, "
-        "stop=Stop(level=None, budget=None))"
+        "stop=Stop(level=None, max_retain_increase=None))"
     )
     before, after = (view(made, request.retain) for made in (network, learn(network, request).inner))
     assert GradientNorm()(after, after).item() < 0.5 * GradientNorm()(before, before).item()

@@ -1,5 +1,7 @@
 """Blocks are found by structure in every kind of network, and of each only the layers that are meant are adapted."""
 
+import functools
+
 import pytest
 import torch
 import transformers
@@ -15,10 +17,10 @@ from transformers import (
     ViTConfig,
 )
 
-from expunge.adapters._layers import chosen, kinds
+from expunge.adapters._layers import choose_layers, kinds
 from expunge.adapters.bounded import Bounded
 from expunge.adapters.lora import LoRA
-from expunge.core.errors import ModelRefused, UsageRefused
+from expunge.errors import ModelRefused, UsageRefused
 from expunge.internals.blocks import blocks, every_block
 from expunge.models.language import LanguageModel
 from tests.architectures import CAUSAL, build
@@ -41,33 +43,31 @@ SMALL = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "nu
 IMAGE = {"image_size": 8, "patch_size": 2}
 
 
-@pytest.fixture(scope="module")
-def rows():
-    return {name: check(name) for name in FAST}
+row = functools.cache(check)
 
 
 @pytest.mark.parametrize("name", FAST)
-def test_each_block_with_an_mlp_has_its_adapter_and_no_router_has(name, rows):
-    assert rows[name].right, rows[name]
+def test_each_block_with_an_mlp_has_its_adapter_and_no_router_has(name):
+    assert row(name).right, row(name)
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_adapted_right_is_refused_in_one_line(name):
     with pytest.raises(ModelRefused, match=REFUSED[name]) as refused:
-        chosen(build(name, "meta"), "mlp")
+        choose_layers(build(name, "meta"), "mlp")
     assert "\n" not in str(refused.value)
     assert "Full()" in str(refused.value)
 
 
-def test_the_page_holds_every_architecture_and_says_what_the_code_does(rows):
+def test_the_page_holds_every_architecture_and_says_what_the_code_does():
     text = PAGE.read_text(encoding="utf-8")
     written = {line.split(" | ")[0].removeprefix("| "): line for line in text.splitlines() if line.startswith("| ")}
     assert "WRONG" not in text
     if f"transformers {transformers.__version__}," not in text:
         pytest.skip("written with another transformers")
     assert set(CAUSAL) == written.keys() - {"architecture"}
-    assert {name: str(row) for name, row in rows.items()} == {name: written[name] for name in rows}
-    assert text.startswith(page(list(rows.values())).partition("**")[0])
+    assert {name: str(row(name)) for name in FAST} == {name: written[name] for name in FAST}
+    assert text.startswith(page([]).partition("**")[0])
 
 
 LINES = {
@@ -81,16 +81,16 @@ LINES = {
     ("name", "at"), [("llama", "model.layers"), ("gpt2", "transformer.h"), ("opt", "model.decoder.layers")]
 )
 def test_a_language_models_mlp_layers_come_block_by_block_in_the_order_of_its_modules(name, at):
-    assert chosen(build(name, "meta"), "mlp") == [
+    assert choose_layers(build(name, "meta"), "mlp") == [
         f"{at}.{block}.{layer}" for block in range(4) for layer in LINES[name]
     ]
 
 
 def test_a_mixtures_linear_layers_come_before_its_stacks_of_experts():
     experts = [f"model.layers.{block}.mlp.experts" for block in range(4)]
-    assert chosen(build("mixtral", "meta"), "mlp") == experts
+    assert choose_layers(build("mixtral", "meta"), "mlp") == experts
     attention = [f"model.layers.{b}.self_attn.{x}_proj" for b in range(4) for x in "qkvo"]
-    assert chosen(build("mixtral", "meta"), "all") == attention + experts
+    assert choose_layers(build("mixtral", "meta"), "all") == attention + experts
 
 
 def test_vision_transformers_keep_their_blocks_and_layers():
@@ -100,18 +100,18 @@ def test_vision_transformers_keep_their_blocks_and_layers():
         SwinConfig(**IMAGE, embed_dim=8, depths=[1, 2], num_heads=[1, 2], window_size=2)
     )
     for module in (vit, beit):
-        names = chosen(module, "mlp")
+        names = choose_layers(module, "mlp")
         assert names == [f"{block}.{layer}" for block in blocks(module) for layer in ("mlp.fc1", "mlp.fc2")]
         assert len(names) == 2 * 2
     assert list(blocks(swin)) == ["swin.encoder.layers.0", "swin.encoder.layers.1"]  # its stages
-    assert [name.removeprefix("swin.encoder.layers.") for name in chosen(swin, "mlp")] == [
+    assert [name.removeprefix("swin.encoder.layers.") for name in choose_layers(swin, "mlp")] == [
         *("0.blocks.0.mlp.fc1", "0.blocks.0.mlp.fc2", "0.downsample.reduction"),
         *(f"1.blocks.{block}.mlp.{layer}" for block in (0, 1) for layer in ("fc1", "fc2")),
     ]
 
 
 def test_attention_is_whatever_mixes_tokens():
-    layers = chosen(build("jamba", "meta"), "attention")
+    layers = choose_layers(build("jamba", "meta"), "attention")
     assert [layer.removeprefix("model.layers.") for layer in layers] == [
         *(f"{block}.mamba.{layer}" for block in (0, 1) for layer in ("in_proj", "x_proj", "out_proj")),
         *(f"2.self_attn.{x}_proj" for x in "qkvo"),
@@ -126,9 +126,9 @@ def test_attention_is_whatever_mixes_tokens():
 def test_a_state_space_model_is_adapted_in_its_mixers_where_that_is_asked_for():
     module = build("mamba").requires_grad_(False)
     with pytest.raises(ModelRefused, match=r"targets='attention'.*'all'.*Full\(\)"):
-        Bounded()(LanguageModel(module, None), REQUEST)
+        Bounded().insert(LanguageModel(module, None), REQUEST)
     for targets in ("attention", "all"):
-        adapted = LoRA(targets=targets)(LanguageModel(module, None), REQUEST)
+        adapted = LoRA(targets=targets).insert(LanguageModel(module, None), REQUEST)
         names = {name.partition(".lora")[0].rpartition(".")[2] for name in adapted.trainable()}
         assert names == {"in_proj"}  # the others' matrices are handed to a kernel, past any adapter
 
@@ -151,21 +151,21 @@ def test_a_router_of_linear_layers_is_never_adapted(name, router, targets):
     assert any(f".{router}." in f"{layer}." for layer in kinds(module))
     if name == "jetmoe" and targets != "attention":
         return
-    assert not any(f".{router}." in f"{layer}." for layer in chosen(module, targets))
+    assert not any(f".{router}." in f"{layer}." for layer in choose_layers(module, targets))
 
 
 def test_a_block_of_a_hybrid_may_have_no_mlp_but_cannot_be_asked_for():
     module = build("nemotron_h", "meta")  # a Mamba mixer, a mixture, attention, an MLP
-    assert chosen(module, "mlp", [1, 3]) == chosen(module, "mlp")
+    assert choose_layers(module, "mlp", [1, 3]) == choose_layers(module, "mlp")
     with pytest.raises(UsageRefused, match="block 2 has no mlp linear layer"):
-        chosen(module, "mlp", [1, 2])
+        choose_layers(module, "mlp", [1, 2])
 
 
 def test_a_block_that_lost_its_mlp_is_refused_in_a_hybrid_too():
     module = build("jamba", "meta")
     module.model.layers[3].feed_forward = nn.Identity()
     with pytest.raises(ModelRefused, match=r"1 of 4 blocks.*model\.layers\.3"):
-        chosen(module, "mlp")
+        choose_layers(module, "mlp")
 
 
 def towers_of_two():
@@ -182,12 +182,12 @@ def test_where_two_towers_could_be_meant_the_choices_are_named_and_part_chooses(
     assert "\n" not in str(refused.value)
     for choice in choices:
         assert len(blocks(module, choice)) == 2
-        layers = chosen(module, "mlp", None, choice)
+        layers = choose_layers(module, "mlp", None, choice)
         assert len(layers) == 2 * 2
         assert all(f".{choice}." in f".{layer}" for layer in layers)
     assert len(every_block(module)) == 4
     with pytest.raises(UsageRefused, match=f"'{choices[0]}', '{choices[1]}'. Got 'middle'"):
-        chosen(module, "mlp", None, "middle")
+        choose_layers(module, "mlp", None, "middle")
 
 
 def test_without_part_the_tower_behind_the_class_scores_is_taken():
@@ -195,7 +195,7 @@ def test_without_part_the_tower_behind_the_class_scores_is_taken():
     assert {name.rpartition(".")[0] for name in blocks(module)} == {"model.language_model.layers"}
     assert {name.rpartition(".")[0] for name in blocks(build("gemma3", "meta"))} == {"model.language_model.layers"}
     adapted = {
-        part: adapted_layers(Bounded(part=part)(LanguageModel(module, None), REQUEST))
+        part: adapted_layers(Bounded(part=part).insert(LanguageModel(module, None), REQUEST))
         for part in (None, "language_model", "vision_tower")
     }
     assert adapted[None].keys() == adapted["language_model"].keys()

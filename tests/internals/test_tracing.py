@@ -58,7 +58,7 @@ def test_everything_put_back_gives_the_total_effect_and_nothing_gives_none(famil
     network = tiny(family)
     block = Tracer(network, part="block", noise=noise)
     # The states after the last block, or after the first one, screen all that lies below off.
-    none, everything, first, last = block.restored(
+    none, everything, first, last = block.restore(
         FACT, ways(block, (NONE, NONE), (ALL, ALL), (0, ALL), (-1, ALL))
     ).tolist()
     clean, trace = block.clean(FACT)[0], block.trace(FACT)
@@ -74,7 +74,7 @@ def test_everything_put_back_gives_the_total_effect_and_nothing_gives_none(famil
 def test_nothing_put_back_is_the_corrupted_run_whatever_the_part(family: str, part: str):
     network = tiny(family)
     tracer = Tracer(network, part=part)
-    (corrupted,) = tracer.restored(FACT, ways(tracer, (NONE, NONE))).tolist()
+    (corrupted,) = tracer.restore(FACT, ways(tracer, (NONE, NONE))).tolist()
     weight = network.module.get_input_embeddings().weight
     noise = torch.randn(10, 2, 16, generator=torch.Generator().manual_seed(0)) * 3 * weight.std()
     states = weight[torch.tensor([FACT.tokens])].repeat(10, 1, 1)
@@ -91,7 +91,7 @@ def test_the_last_state_at_the_last_token_is_all_that_the_answer_reads(family: s
     # After the last block nothing looks at other tokens any more, and before the subject nothing was corrupted.
     assert trace.effect[-1, :-1].abs().max() <= 1e-6
     assert not trace.effect[:, 0].any()
-    (before,) = tracer.restored(FACT, ways(tracer, (ALL, 0))).tolist()
+    (before,) = tracer.restore(FACT, ways(tracer, (ALL, 0))).tolist()
     assert before == pytest.approx(trace.corrupted, abs=1e-6)
 
 
@@ -99,7 +99,7 @@ def test_a_window_puts_neighbouring_layers_back_together():
     network = tiny()
     tracer = Tracer(network, part="mlp", window=2)
     # Around layer 1 a window of 2 is layers 0 and 1; around layer 0 it is cut to layer 0.
-    none, both, one = tracer.restored(FACT, ways(tracer, (NONE, NONE), (slice(0, 2), 2), (0, 2))).tolist()
+    none, both, one = tracer.restore(FACT, ways(tracer, (NONE, NONE), (slice(0, 2), 2), (0, 2))).tolist()
     effect = tracer.trace(FACT).effect
     assert float(effect[1, 2]) == pytest.approx(both - none, abs=1e-7)
     assert float(effect[0, 2]) == pytest.approx(one - none, abs=1e-7)
@@ -125,7 +125,7 @@ def test_a_fact_is_read_by_the_letters_of_its_subject():
     fact = Fact.read(tokenizer, "The Eiffel Tower stands in", "Eiffel Tower", " Paris")
     assert fact == Fact((1, 2, 3, 4, 5), range(1, 3), 6)
     assert fact.roles() == ["", "first subject", "last subject", "next", "last"]
-    with pytest.raises(DataRefused, match="does not stand in the prompt") as refused:
+    with pytest.raises(DataRefused, match="is not in the prompt") as refused:
         Fact.read(tokenizer, "The Eiffel Tower stands in", "Louvre", " Paris")
     assert "Louvre" not in str(refused.value)
 

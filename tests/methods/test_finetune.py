@@ -10,11 +10,11 @@ import torch
 from expunge.adapters.bounded import Bounded
 from expunge.adapters.full import Full
 from expunge.adapters.lora import LoRA
-from expunge.core.events import Checked, Ended, Step
 from expunge.core.objective import Objective, Scalar
 from expunge.core.request import Request
 from expunge.core.view import View
 from expunge.errors import RunFailed
+from expunge.events import Checked, Ended, Step
 from expunge.methods.finetune import Finetune
 from expunge.methods.stop import Stop
 from expunge.objectives.grad_diff import GradDiff
@@ -62,7 +62,7 @@ def test_more_parts_than_a_set_has_examples_change_nothing(forget, retain):
 
 
 def test_checks_leave_the_trajectory_as_it_is_to_the_bit():
-    checked, with_checks = run(steps=8, stop=Stop(level=None, budget=None, every=1))
+    checked, with_checks = run(steps=8, stop=Stop(level=None, max_retain_increase=None, every=1))
     plain, without = run(steps=8)
     assert len(with_checks.of(Checked)) == 9
     assert len(without.of(Checked)) == 2

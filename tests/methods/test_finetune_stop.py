@@ -6,11 +6,11 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from expunge.audits.loss import Loss
-from expunge.core.events import Checked, Ended, Started
 from expunge.core.objective import Objective, Scalar
 from expunge.core.request import Request
 from expunge.core.view import View
 from expunge.errors import UsageRefused
+from expunge.events import Checked, Ended, Started
 from expunge.methods.stop import Stop
 from expunge.objectives.ascent import Ascent
 from expunge.objectives.hinged_ascent import HingedAscent
@@ -21,15 +21,17 @@ from tests.methods.runs import REQUEST, equal, numbers, run, tiny
 
 
 def test_a_run_ends_at_the_first_check_whose_forget_examples_are_all_about_at_the_level():
-    _, free = run(objective=Ascent(), steps=12, stop=Stop(level=None, budget=None, every=2))
+    _, free = run(objective=Ascent(), steps=12, stop=Stop(level=None, max_retain_increase=None, every=2))
     losses = {event.step: event.forget for event in free.of(Checked)}
     level = (losses[4] + losses[6]) / 2
     assert losses[0] < losses[2] < losses[4] < level < losses[6]
-    _, probe = run(objective=Ascent(), steps=12, stop=Stop(level=level, slack=0.0, budget=None, every=2))
+    _, probe = run(objective=Ascent(), steps=12, stop=Stop(level=level, slack=0.0, max_retain_increase=None, every=2))
     short = {event.step: event.short for event in probe.of(Checked)}
     assert short[4] > short[6] > 0  # the mean is past the level at step 6; some examples are not
     slack = (short[4] + short[6]) / 2
-    adapted, events = run(objective=Ascent(), steps=12, stop=Stop(level=level, slack=slack, budget=None, every=2))
+    adapted, events = run(
+        objective=Ascent(), steps=12, stop=Stop(level=level, slack=slack, max_retain_increase=None, every=2)
+    )
     [end] = events.of(Ended)
     assert (end.steps, end.kept_step, end.reached, end.kept_short) == (6, 6, True, short[6])
     assert f"short of {level:.2f} (given)" in end.stopped
@@ -42,11 +44,13 @@ def test_a_level_reached_over_budget_is_not_enough():
     # The retain set says what the forget set says, under other names: its loss rises by as much.
     same = tuple(replace(passage, id=f"r-{k}", answer=f"r-{k}") for k, passage in enumerate(REQUEST.forget))
     request = Request(REQUEST.forget, same)
-    _, free = run(request=request, objective=Ascent(), steps=8, stop=Stop(level=None, budget=None, every=1))
+    _, free = run(
+        request=request, objective=Ascent(), steps=8, stop=Stop(level=None, max_retain_increase=None, every=1)
+    )
     start, *_, last = free.of(Checked)
     assert last.retain - start.retain == pytest.approx(last.forget - start.forget, abs=1e-6)
     rise = last.forget - start.forget
-    stop = Stop(level=start.forget + 0.6 * rise, budget=0.3 * rise, every=1)
+    stop = Stop(level=start.forget + 0.6 * rise, max_retain_increase=0.3 * rise, every=1)
     _, events = run(request=request, objective=Ascent(), steps=8, stop=stop)
     assert any(check.forget > check.level for check in events.of(Checked))
     [end] = events.of(Ended)
@@ -68,7 +72,7 @@ class Wavers(Objective):
 
 
 def test_the_best_step_is_kept_where_the_last_is_worse():
-    adapted, events = run(objective=Wavers(6), steps=14, stop=Stop(level=100.0, budget=None, every=2))
+    adapted, events = run(objective=Wavers(6), steps=14, stop=Stop(level=100.0, max_retain_increase=None, every=2))
     losses = {check.step: check.forget for check in events.of(Checked)}
     best = max(losses, key=losses.get)
     assert 0 < best < 14
@@ -81,7 +85,7 @@ def test_the_best_step_is_kept_where_the_last_is_worse():
 
 
 def test_without_a_level_a_spent_budget_ends_the_run_and_the_last_step_within_it_is_kept():
-    stop = Stop(level=None, budget=0.05, every=1)
+    stop = Stop(level=None, max_retain_increase=0.05, every=1)
     adapted, events = run(objective=Ascent(), learning_rate=3e-2, steps=50, stop=stop)
     [end] = events.of(Ended)
     rises = [check.retain - events.of(Checked)[0].retain for check in events.of(Checked)]
@@ -106,8 +110,8 @@ def test_the_holdouts_level_is_its_loss_in_the_model_before():
 
 
 def test_an_objective_sees_the_level_that_the_run_wants_to_reach():
-    adapted, _ = run(objective=HingedAscent(), stop=Stop(level=4.5, budget=None, every=1000))
-    other, _ = run(objective=HingedAscent(level=4.5), stop=Stop(level=4.5, budget=None, every=1000))
+    adapted, _ = run(objective=HingedAscent(), stop=Stop(level=4.5, max_retain_increase=None, every=1000))
+    other, _ = run(objective=HingedAscent(level=4.5), stop=Stop(level=4.5, max_retain_increase=None, every=1000))
     assert equal(numbers(adapted), numbers(other))
 
 
@@ -124,8 +128,8 @@ def test_a_check_reads_at_most_64_examples_evenly_spread():
         {"level": math.nan},
         {"slack": -1.0},
         {"every": 0},
-        {"budget": -0.1},
-        {"budget": math.inf},
+        {"max_retain_increase": -0.1},
+        {"max_retain_increase": math.inf},
     ],
 )
 def test_a_criterion_that_means_nothing_is_refused(wrong):

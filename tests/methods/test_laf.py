@@ -17,13 +17,13 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from expunge.core.events import Event
 from expunge.core.model import Network
 from expunge.core.question import LogProbabilities, Scores
 from expunge.core.request import Request
 from expunge.data.images import Picture
 from expunge.data.text import Passage
 from expunge.errors import DataRefused, ModelRefused, RunFailed, UsageRefused
+from expunge.events import Event
 from expunge.methods._representation import represent
 from expunge.methods.laf import LAF, _Autoencoder
 from expunge.models.language import LanguageModel
@@ -185,7 +185,7 @@ def test_a_class_is_forgotten_and_the_others_are_not():
     torch.manual_seed(0)
     network = ImageClassifier.of(Small(), None)
     learn = "Finetune(objective=RetainNLL(), adapter=Full(), learning_rate=2e-3, batch=1, retain_batch=64, steps=400, "
-    learn = parse(learn + "stop=Stop(level=None, budget=None, every=1000), norms=False)")
+    learn = parse(learn + "stop=Stop(level=None, max_retain_increase=None, every=1000), norms=False)")
     unread = Picture("unread", pixels[0], 0, "unread")  # a request has a forget set
     network = learn(network, Request((unread,), tuple(train))).plain()
     request = Request(*(tuple(p for p in train if (p.label == 3) == gone) for gone in (True, False)))

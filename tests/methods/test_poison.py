@@ -15,7 +15,7 @@ from expunge.core.request import Request
 from expunge.data.images import Picture
 from expunge.data.text import Passage
 from expunge.errors import DataRefused, UsageRefused
-from expunge.methods._patches import Box, pasted, telling
+from expunge.methods._patches import Box, decisive_windows, paste
 from expunge.methods.poison import Poison
 from expunge.models.vision import ImageClassifier
 from expunge.notation.parse import parse
@@ -55,7 +55,7 @@ REQUEST = Request(FORGET, RETAIN)
 
 
 def stand_ins(**settings: object) -> tuple[Picture, ...]:
-    return Poison(**settings).poisoned(NETWORK, REQUEST).stand_in
+    return Poison(**settings).make_stand_ins(NETWORK, REQUEST).stand_in
 
 
 def test_the_middle_of_each_picture_is_its_donors():
@@ -78,7 +78,7 @@ def test_the_donor_is_the_class_that_the_network_finds_likeliest_beside_the_forg
     assert {p.label for p in stand_ins()} == {2}
     # Class 3 would come next, but no retained picture is of it.
     others = replace(REQUEST, retain=RETAIN[:3])
-    assert {p.label for p in Poison().poisoned(NETWORK, others).stand_in} == {1}
+    assert {p.label for p in Poison().make_stand_ins(NETWORK, others).stand_in} == {1}
 
 
 def test_labels_are_the_donors_drawn_or_left():
@@ -91,33 +91,35 @@ def test_what_is_drawn_hangs_on_the_picture_and_not_on_its_place():
     for settings in ({"label": "random"}, {"place": "random", "patch": 0.5}):
         made = {p.id: p for p in stand_ins(donor=2, **settings)}
         turned = replace(REQUEST, forget=FORGET[::-1], retain=RETAIN[::-1])
-        for other in Poison(donor=2, **settings).poisoned(NETWORK, turned).stand_in:
+        for other in Poison(donor=2, **settings).make_stand_ins(NETWORK, turned).stand_in:
             assert other.label == made[other.id].label
             assert torch.equal(other.pixels, made[other.id].pixels)
     assert len({p.pixels.ne(0).sum().item() for p in stand_ins(donor=2, place="random", patch=0.5)}) > 1
 
 
 def test_windows_reach_from_edge_to_edge():
-    boxes = Box.spread(torch.zeros(1, 28, 28), 8 / 28)
+    boxes = Box.grid(torch.zeros(1, 28, 28), 8 / 28)
     # 28 * 16 / 224 = 2 pixels apart: 0, 2, ..., 20 on either side
     assert [box.top for box in boxes[::11]] == list(range(0, 21, 2))
     assert [box.left for box in boxes[:11]] == list(range(0, 21, 2))
     assert {(box.height, box.width) for box in boxes} == {(8, 8)}
-    assert {box.left for box in Box.spread(torch.zeros(1, 5, 45), 0.4)} == {*range(0, 25, 3), 27}  # the last edge too
+    assert {box.left for box in Box.grid(torch.zeros(1, 5, 45), 0.4)} == {*range(0, 25, 3), 27}  # the last edge too
 
 
 def test_the_located_window_is_the_one_that_the_class_rests_on():
     asked = [picture("a", 0.0, 0, a=3.0), picture("b", 0.0, 1, b=3.0), picture("c", 0.0, 2, c=3.0)]
-    found = telling(NETWORK, asked, 0.25, torch.zeros(1, 4, 4))
+    found = decisive_windows(NETWORK, asked, 0.25, torch.zeros(1, 4, 4))
     assert [(box.top, box.left) for box in found] == [(0, 0), (0, 3), (3, 0)]
     # of the donor the window that tells its own class is taken, and put where the forgotten class is told
     retain = (picture("d", 0.0, 1, b=5.0), picture("e", 0.0, 2))
-    (made,) = Poison(donor=1, patch=0.25, place="located").poisoned(NETWORK, Request((asked[0],), retain)).stand_in
+    (made,) = (
+        Poison(donor=1, patch=0.25, place="located").make_stand_ins(NETWORK, Request((asked[0],), retain)).stand_in
+    )
     assert torch.equal(made.pixels, picture("", 0.0, 0, a=5.0).pixels)
 
 
 def test_a_window_may_be_put_elsewhere():
-    made = pasted(picture("p", 0.0, 0), torch.arange(16.0).view(1, 4, 4), Box(0, 0, 1, 2), "q", to=Box(3, 1, 1, 2))
+    made = paste(picture("p", 0.0, 0), torch.arange(16.0).view(1, 4, 4), Box(0, 0, 1, 2), "q", to=Box(3, 1, 1, 2))
     assert made.pixels[0, 3].tolist() == [0, 0, 1, 0]
     assert made.pixels.sum() == 1
 
@@ -137,7 +139,7 @@ TEXT = Passage("t", (1, 2, 3), 1, "", "t")
 )
 def test_what_cannot_be_poisoned_is_refused_in_one_line(settings, request_, said):
     with pytest.raises(DataRefused, match=said) as refused:
-        Poison(**settings).poisoned(NETWORK, request_)
+        Poison(**settings).make_stand_ins(NETWORK, request_)
     assert "\n" not in str(refused.value)
 
 
@@ -149,7 +151,7 @@ def test_settings_out_of_range_are_refused(settings):
 
 def test_of_texts_the_stand_ins_are_learnt():
     texts = Request((TEXT,), (replace(TEXT, id="u", answer="u"),), stand_in=(replace(TEXT, tokens=(1, 4, 5)),))
-    assert Poison().poisoned(NETWORK, texts) is texts
+    assert Poison().make_stand_ins(NETWORK, texts) is texts
 
 
 # Real digits

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoConfig, LlamaCo
 from expunge.core.question import LogProbabilities, Text
 from expunge.data.text import Passage
 from expunge.models import decoding as writing
-from expunge.models.decoding import generated, greedy, side_by_side
+from expunge.models.decoding import generate, greedy, side_by_side
 from expunge.models.language import LanguageModel
 from expunge.runtime.cached_model import CachedModel
 
@@ -51,7 +51,7 @@ def test_greedy_writes_what_transformers_writes(name, seed):
     model = network(name, seed)
     assert model.trees
     most = [12, 12, 3, 12, 0, 1]
-    assert greedy(model, BEGUN, most) == generated(model, BEGUN, most)
+    assert greedy(model, BEGUN, most) == generate(model, BEGUN, most)
 
 
 def test_an_end_ends_one_sequence_and_not_its_neighbours():
@@ -69,8 +69,8 @@ def test_an_end_ends_one_sequence_and_not_its_neighbours():
 def test_architectures_without_trees_are_written_by_their_own_library():
     model = network("gpt_neo")
     assert not model.trees
-    alone = [generated(model, [one], [8])[0] for one in BEGUN]
-    assert generated(model, BEGUN, [8] * len(BEGUN)) == alone
+    alone = [generate(model, [one], [8])[0] for one in BEGUN]
+    assert generate(model, BEGUN, [8] * len(BEGUN)) == alone
     texts = model.ask(Text(8), [passage(k, one, (7,)) for k, one in enumerate(BEGUN)])
     assert texts == [model.tokenizer.decode(own, True) for own in alone]
 
@@ -78,7 +78,7 @@ def test_architectures_without_trees_are_written_by_their_own_library():
 @pytest.mark.parametrize("name", ["llama", "gpt_neo"])
 def test_what_is_sure_is_not_written_again_and_changes_no_text(name, monkeypatch):
     model = network(name)
-    texts = greedy(model, BEGUN, [9] * 6) if model.trees else generated(model, BEGUN, [9] * 6)
+    texts = greedy(model, BEGUN, [9] * 6) if model.trees else generate(model, BEGUN, [9] * 6)
     # The first is known whole, of the others two tokens, then something else than what the model writes.
     known = [passage(0, BEGUN[0], texts[0])]
     known += [passage(k, BEGUN[k], (*texts[k][:2], (texts[k][2] + 1) % V, 3)) for k in range(1, 6)]
@@ -97,7 +97,7 @@ def test_what_is_sure_is_not_written_again_and_changes_no_text(name, monkeypatch
 def test_a_lead_makes_nothing_sure():
     model = network("llama")
     own = greedy(model, [BEGUN[0]], [4])[0]
-    led = replace(passage(0, (*BEGUN[0], 9), own), asked=BEGUN[0])  # read after a 9 that the prompt has not
+    led = replace(passage(0, (*BEGUN[0], 9), own), prompt_tokens=BEGUN[0])  # read after a 9 that the prompt has not
     asked = CachedModel(model)
     asked.ask(LogProbabilities(), [led])
     assert asked.ask(Text(4), [led]) == model.ask(Text(4), [led])

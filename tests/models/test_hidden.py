@@ -181,7 +181,7 @@ def test_a_layer_below_one_is_a_share_of_the_depth():
 
 @pytest.mark.parametrize("layer", [-1, 4])
 def test_a_layer_that_is_not_there_is_refused(layer: int):
-    with pytest.raises(UsageRefused, match=rf"The `layer` must be a block, from 0 to 3\. Got {layer}"):
+    with pytest.raises(UsageRefused, match=rf"The `layer` must be a block number from 0 to 3, .* Got {layer}"):
         language("llama").ask(HiddenStates(layer), passages())
 
 
@@ -197,12 +197,12 @@ def test_an_architecture_without_blocks_or_without_a_class_token_is_refused_in_o
 def test_a_view_reads_a_layer_once_counts_its_share_and_keeps_gradients_from_before():
     network, batch = language("llama"), passages()
     now = View(network, {"forget": batch}, {"forget": Share(rows=99, examples=9)})
-    felt = now.hidden("forget", 1)
-    assert now.hidden("forget", 1) is felt
-    assert now.hidden("forget", 0) is not felt
+    felt = now.hidden_states("forget", 1)
+    assert now.hidden_states("forget", 1) is felt
+    assert now.hidden_states("forget", 0) is not felt
     assert set(now.replies) == {("forget", HiddenStates(1)), ("forget", HiddenStates(0))}
-    assert now.scored == {}
+    assert now.scores_so_far == {}
     assert felt.over_rows(torch.ones(20)).item() == pytest.approx(20 / 99)
     assert felt.states.requires_grad
     before = View(network, {"forget": batch}, gradients=False)
-    assert not before.hidden("forget", 1).states.requires_grad
+    assert not before.hidden_states("forget", 1).states.requires_grad

@@ -38,7 +38,8 @@ def test_every_plugin_file_says_what_it_is_in_one_sentence(plugin: Plugin):
         "NPO(beta=0.5) + 2.0 * RetainKL()",
         "Finetune(objective=0.1 * NPO(beta=0.05) + RetainNLL(), adapter=LoRA(rank=4), steps=7, clip=1.0)",
         "Finetune(objective=GradDiff(forget_weight=0.3), adapter=Full(), learning_rate=1e-05)",
-        "Finetune(adapter=Bounded(map='tanh', rank=2, gain=1.5, targets='all'), stop=Stop(level=None, budget=None))",
+        "Finetune(adapter=Bounded(map='tanh', rank=2, gain=1.5, targets='all'), "
+        "stop=Stop(level=None, max_retain_increase=None))",
         "2.0 * (Ascent() + RetainNLL())",
         "-1.0 * Ascent()",
         "MinK(fraction=0.4)",

@@ -79,7 +79,7 @@ def test_the_direction_has_length_1_no_negative_entry_and_depends_on_the_seed_al
 @FAMILY
 def test_rmu_is_the_squared_distance_to_one_point_averaged_over_rows(make, batch):
     now, before = views(make, batch)
-    felt = now.hidden("forget", 2)
+    felt = now.hidden_states("forget", 2)
     point = 6.5 * positive_unit(felt.states, 0)
     distances = [sum((h - c) ** 2 for h, c in zip(row, point.tolist(), strict=True)) for row in felt.states.tolist()]
     assert len(distances) == sum(example.rows for example in batch(0))
@@ -89,7 +89,7 @@ def test_rmu_is_the_squared_distance_to_one_point_averaged_over_rows(make, batch
 @FAMILY
 def test_adaptive_rmu_scales_by_the_length_of_the_rows_own_state_before(make, batch):
     now, before = views(make, batch)
-    felt, was = now.hidden("forget", 1).states.detach(), before.hidden("forget", 1).states
+    felt, was = now.hidden_states("forget", 1).states.detach(), before.hidden_states("forget", 1).states
     u = positive_unit(felt, 3)
     by_hand = [
         float((h - 5 * math.sqrt(float((w * w).sum())) * u).square().sum()) for h, w in zip(felt, was, strict=True)
@@ -101,7 +101,7 @@ def test_adaptive_rmu_scales_by_the_length_of_the_rows_own_state_before(make, ba
 @FAMILY
 def test_states_that_are_on_their_point_cost_nothing_and_are_not_pulled(make, batch):
     now, before = views(make, batch)
-    felt = now.hidden("forget", 1)
+    felt = now.hidden_states("forget", 1)
     there = torch.full_like(felt.states, 0.0) + 4.0 * positive_unit(felt.states, 0)
     now.replies["forget", HiddenStates(1)] = replace(felt, states=there.requires_grad_())
     loss = RMU(strength=4.0, layer=1)(now, before)
@@ -117,7 +117,7 @@ def test_retain_hidden_is_zero_with_zero_gradient_where_nothing_changed_and_work
     loss.backward()
     assert loss.item() == 0
     assert all(p.grad is None or not p.grad.any() for p in same.model.module.parameters())
-    gap = now.hidden("retain", 2).states.detach() - before.hidden("retain", 2).states
+    gap = now.hidden_states("retain", 2).states.detach() - before.hidden_states("retain", 2).states
     assert RetainHidden(layer=2)(now, before).item() == pytest.approx(float((gap**2).sum()) / len(gap), rel=1e-12)
 
 
@@ -144,11 +144,11 @@ def test_a_step_down_lengthens_the_shadow_on_the_direction():
     weights = [p for p in now.model.module.parameters() if p.requires_grad]
     loss = RMU(strength=60.0, layer=1)(now, before)
     gradients = torch.autograd.grad(loss, weights, allow_unused=True)
-    felt = now.hidden("forget", 1).states.detach()
+    felt = now.hidden_states("forget", 1).states.detach()
     shadow = (felt @ positive_unit(felt, 0)).mean()
     with torch.no_grad():
         for weight, gradient in zip(weights, gradients, strict=True):
             if gradient is not None:
                 weight -= 1e-4 * gradient
-    after = View(now.model, now.sets).hidden("forget", 1).states
+    after = View(now.model, now.sets).hidden_states("forget", 1).states
     assert (after @ positive_unit(after, 0)).mean() > shadow + 0.1

@@ -78,7 +78,7 @@ def test_retain_kl_is_zero_with_zero_gradient_where_nothing_changed():
     loss = RetainKL()(now, before)
     loss.backward()
     assert loss.item() == pytest.approx(0, abs=1e-15)
-    assert now.scored["retain"].logits.grad.abs().max() < 1e-15
+    assert now.scores_so_far["retain"].logits.grad.abs().max() < 1e-15
 
 
 def test_retain_kl_worked():
@@ -101,8 +101,8 @@ def test_npo_worked_on_ragged_rows():
 
 def test_npos_gradient_is_ascents_weighted_by_2_r_over_1_plus_r():
     now, before = view(forget=RAGGED), view(forget=[[[0.5, 0.0]], [[0.0, 0.7]] * 3])
-    got = torch.autograd.grad(NPO(beta=0.3)(now, before), now.scored["forget"].logits)[0]
-    said, was = now.scored["forget"], before.forget
+    got = torch.autograd.grad(NPO(beta=0.3)(now, before), now.scores_so_far["forget"].logits)[0]
+    said, was = now.scores_so_far["forget"], before.forget
     drift = said.sum(said.log_prob() - was.log_prob())
     ratio = (0.3 * drift).exp()
     weight = (2 * ratio / (1 + ratio)).detach()
@@ -112,8 +112,8 @@ def test_npos_gradient_is_ascents_weighted_by_2_r_over_1_plus_r():
 
 def test_as_beta_goes_to_zero_npo_points_where_ascent_on_sums_does():
     now, before = view(forget=RAGGED), view(forget=[[[0.5, 0.0]], [[0.0, 0.7]] * 3])
-    got = torch.autograd.grad(NPO(beta=1e-4)(now, before), now.scored["forget"].logits)[0].flatten()
-    said = now.scored["forget"]
+    got = torch.autograd.grad(NPO(beta=1e-4)(now, before), now.scores_so_far["forget"].logits)[0].flatten()
+    said = now.scores_so_far["forget"]
     plain = torch.autograd.grad(said.log_prob().sum(), said.logits)[0].flatten()
     assert torch.cosine_similarity(got, plain, dim=0) > 0.999
 
@@ -129,7 +129,7 @@ def test_hinged_ascent_pushes_up_to_the_level_only():
     now = view(forget=RAGGED)
     loss = HingedAscent(level=level)(now, now)
     assert loss.item() == pytest.approx((level - below) / 2, abs=1e-12)
-    gradient = torch.autograd.grad(loss, now.scored["forget"].logits)[0]
+    gradient = torch.autograd.grad(loss, now.scores_so_far["forget"].logits)[0]
     assert not gradient[0].any()
     assert gradient[1:].any()
 
@@ -140,8 +140,8 @@ def test_settle_pulls_back_what_is_above_the_level():
     now = view(forget=RAGGED)
     loss = Settle(level=level)(now, now)
     assert loss.item() == pytest.approx((above - below) / 2, abs=1e-12)
-    up = torch.autograd.grad(Ascent()(now, now), now.scored["forget"].logits, retain_graph=True)[0]
-    gradient = torch.autograd.grad(loss, now.scored["forget"].logits)[0]
+    up = torch.autograd.grad(Ascent()(now, now), now.scores_so_far["forget"].logits, retain_graph=True)[0]
+    gradient = torch.autograd.grad(loss, now.scores_so_far["forget"].logits)[0]
     # Row 0 is its example's only row of two examples: against ascent, and 4 rows / 2 examples as strong.
     assert torch.allclose(gradient[0], -2 * up[0], atol=1e-12)
     assert torch.allclose(gradient[1:], up[1:] * 4 / (2 * 3), atol=1e-12)
@@ -183,9 +183,9 @@ def test_objectives_are_closed_under_plus_and_times():
 
 def test_a_view_runs_a_set_when_it_is_read_and_never_again():
     now = view(forget=RAGGED, retain=RAGGED)
-    assert now.scored == {}
+    assert now.scores_so_far == {}
     assert now.forget is now.forget
-    assert set(now.scored) == {"forget"}
+    assert set(now.scores_so_far) == {"forget"}
 
 
 def test_the_view_of_before_runs_without_gradients():

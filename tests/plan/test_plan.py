@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 from expunge.adapters.bounded import Bounded
 from expunge.adapters.full import Full
 from expunge.adapters.lora import LoRA
-from expunge.core.events import Checked, Step
 from expunge.core.request import Request
 from expunge.data.text import encode, load
+from expunge.events import Checked, Step
 from expunge.models.language import LanguageModel
 from expunge.notation.parse import parse
 from expunge.plan.cost import Call, widths
@@ -28,8 +28,8 @@ from expunge.plan.pace import _grown
 from expunge.plan.paper import on_paper
 from expunge.plan.plan import flops, plan
 from expunge.plan.reads import Reads, Writing, ask, groups, reads
+from expunge.run.job import Job
 from expunge.run.prepare import Inputs
-from expunge.run.unlearn import Job
 
 CANARY = "zanzibarlighthouse77"
 PLACES = ["Aldoria", "Brenn", "Corvane", "Dunmere", "Elsin", "Farrow", "Galt", "Hess", "Iver", "Jarn"]
@@ -44,7 +44,7 @@ LLAMA = LlamaConfig(
 )
 GPT2 = GPT2Config(vocab_size=400, n_embd=32, n_layer=3, n_head=4, n_positions=256)
 ADAPTERS = [Bounded(), LoRA(), Full(), Bounded(targets="all"), LoRA(targets="attention", rank=3)]
-NO_STOP = "stop=Stop(level=None, budget=None, every=100)"
+NO_STOP = "stop=Stop(level=None, max_retain_increase=None, every=100)"
 
 
 def write(path: Path, kind: str, options: bool = True) -> Path:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from expunge.primitives.statistics import area, ks, reached
+from expunge.primitives.statistics import area, first_reaching, ks
 
 samples = st.lists(st.integers(-4, 4).map(float), min_size=1, max_size=12)
 
@@ -104,6 +104,6 @@ def test_the_area_of_a_curve_is_its_mean_height():
 
 
 def test_a_level_is_reached_at_the_first_budget_that_has_it():
-    assert reached([0, 1, 2, 5], [0.0, 0.4, 0.5, 0.4], 0.5) == 2
-    assert reached([0, 1, 2, 5], [0.6, 0.4, 0.5, 0.4], 0.5) == 0
-    assert reached([0, 1], [0.0, 0.4], 0.5) is None
+    assert first_reaching([0, 1, 2, 5], [0.0, 0.4, 0.5, 0.4], 0.5) == 2
+    assert first_reaching([0, 1, 2, 5], [0.6, 0.4, 0.5, 0.4], 0.5) == 0
+    assert first_reaching([0, 1], [0.0, 0.4], 0.5) is None

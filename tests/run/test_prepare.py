@@ -53,7 +53,7 @@ def test_a_report_says_how_many_records_repeat_others_and_never_what_they_say(ex
 def test_a_result_changed_by_hand_is_refused_by_who_reads_it(expunge, model: Path, tmp_path: Path):
     """V11: one byte of the weights, and one of the record."""
     forget = f"--forget={sets(tmp_path).forget}"
-    method = "Finetune(objective=Ascent(), steps=1, stop=Stop(level=None, budget=None))"
+    method = "Finetune(objective=Ascent(), steps=1, stop=Stop(level=None, max_retain_increase=None))"
     out = tmp_path / "out"
     said = expunge("forget", model, forget, "--method", method, "--audits=Loss", "--out", out)
     assert said.code in (0, 6), said.err

@@ -8,15 +8,15 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from expunge.core import model as core_model
 from expunge.core.question import LogProbabilities, Scores, Text
 from expunge.data.text import Passage
 from expunge.models.language import LanguageModel
+from expunge.runtime import cached_model
 from expunge.runtime.answer_store import AnswerStore
 from expunge.runtime.cached_model import CachedModel
 
-ONE = Passage("a", (1, 5, 6, 7, 8), 3, "", "", asked=(1, 5, 6))
-TWO = Passage("b", (1, 9, 10, 11), 2, "", "", asked=(1, 9))
+ONE = Passage("a", (1, 5, 6, 7, 8), 3, "", "", prompt_tokens=(1, 5, 6))
+TWO = Passage("b", (1, 9, 10, 11), 2, "", "", prompt_tokens=(1, 9))
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def asked(network: LanguageModel, store: AnswerStore, example: Passage = ONE) ->
     with torch.no_grad():
         model.ask(Scores(), [example])
     model.ask(Text(3), [example])
-    return model.found
+    return model.recalled
 
 
 def test_the_second_time_everything_is_found_and_equal(network, store):
@@ -56,7 +56,7 @@ def test_the_second_time_everything_is_found_and_equal(network, store):
         model.ask(Text(4), [ONE])
         with torch.no_grad():
             model.ask(Scores(), [TWO, ONE])
-    assert (first.found, second.found) == (0, 5)
+    assert (first.recalled, second.recalled) == (0, 5)
     assert torch.equal(first.ask(LogProbabilities(), [ONE]).log_probs, second.ask(LogProbabilities(), [ONE]).log_probs)
     assert first.ask(Text(4), [ONE]) == second.ask(Text(4), [ONE])
     with torch.no_grad():
@@ -83,7 +83,7 @@ def test_a_model_of_which_one_weight_moved_is_asked_again(network, store):
     [
         dataclasses.replace(ONE, tokens=(1, 5, 6, 7, 9)),
         dataclasses.replace(ONE, first=2),
-        dataclasses.replace(ONE, asked=(1, 5)),
+        dataclasses.replace(ONE, prompt_tokens=(1, 5)),
     ],
 )
 def test_another_question_is_asked_anew(network, store, other):
@@ -110,7 +110,7 @@ def test_other_settings_are_asked_anew(network, store, chat):
 
 def test_other_code_is_asked_anew(network, store, monkeypatch):
     asked(network, store)
-    monkeypatch.setattr(core_model, "code", lambda: "changed")
+    monkeypatch.setattr(cached_model, "code", lambda: "changed")
     assert asked(network, store) == 0
 
 
@@ -118,7 +118,7 @@ def test_a_continuation_of_another_length_is_written_anew(network, store):
     CachedModel(network, store).ask(Text(3), [ONE])
     longer = CachedModel(network, store)
     longer.ask(Text(4), [ONE])
-    assert longer.found == 0
+    assert longer.recalled == 0
 
 
 def test_a_damaged_entry_is_as_good_as_absent(network, store):
@@ -167,7 +167,7 @@ def test_nothing_is_kept_where_gradients_are_wanted(network):
     model = CachedModel(network)
     network.module.requires_grad_(True)
     assert model.ask(Scores(), [ONE]).states.requires_grad
-    assert model.seen == {}
+    assert not model.replies.get(repr(Scores()))
 
 
 def test_the_reference_is_read_once_however_many_epochs(network):
@@ -188,5 +188,5 @@ def test_class_scores_of_a_large_vocabulary_are_not_kept(network, store, monkeyp
         said = model.ask(Scores(), [ONE])
         assert torch.equal(model.ask(Scores(), [ONE]).states, said.states)
     assert said.states.shape == (2, len(network.tokenizer))
-    assert model.seen == {}
+    assert not model.replies.get(repr(Scores()))
     assert store.size() == (0, 0)

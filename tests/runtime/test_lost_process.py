@@ -42,8 +42,8 @@ def all_write() -> None:
     model: Any = ask_together(tiny(), "cut")
     passes = iter(range(4))
     if rank() == 1:
-        model.asked.module.register_forward_pre_hook(lambda *_: None if next(passes, None) is not None else die())
-    model.ask(Text(30), [replace(example, asked=example.tokens[:2]) for example in REQUEST.retain])
+        model.local.module.register_forward_pre_hook(lambda *_: None if next(passes, None) is not None else die())
+    model.ask(Text(30), [replace(example, prompt_tokens=example.tokens[:2]) for example in REQUEST.retain])
 
 
 def one_waits(dead: int) -> None:
@@ -96,7 +96,7 @@ def test_a_process_that_dies_ends_the_one_that_waits_for_it(start, tmp_path: Pat
     said = start(tmp_path, case, processes=2, program=__file__, folder=ROOT).end()
     assert [each.code for each in said] == ([-9, 99] if dead == 0 else [99, -9]), said[1 - dead].err
     told_of_it = (tmp_path / f"{1 - dead}.txt").read_text()
-    assert told_of_it.startswith(f"Process {1 - dead} of 2 lost another one: it died")
+    assert told_of_it.startswith(f"Process {1 - dead} of 2 lost another rank: it died")
 
 
 def test_who_has_much_to_do_between_steps_is_waited_for(start, tmp_path: Path):
@@ -107,7 +107,7 @@ def test_who_has_much_to_do_between_steps_is_waited_for(start, tmp_path: Path):
 DIES = """
 import os
 import signal
-from expunge.run import unlearn as job
+from expunge.run import job
 from expunge.cli import main as cli
 
 job.save = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
@@ -123,13 +123,14 @@ def test_the_command_ends_with_one_line_where_the_first_dies_while_it_saves(star
     (tmp_path / "dies.py").write_text(DIES)
     sets = [f"--forget={tmp_path / 'forget.jsonl'}", f"--retain={tmp_path / 'retain.jsonl'}"]
     method = (
-        "Finetune(objective=GradDiff(), adapter=LoRA(rank=2), steps=2, stop=Stop(level=None, budget=None, every=9))"
+        "Finetune(objective=GradDiff(), adapter=LoRA(rank=2), steps=2, "
+        "stop=Stop(level=None, max_retain_increase=None, every=9))"
     )
     asked = ["forget", model, *sets, "--audits", "Loss", "--method", method, "--out", tmp_path / "out"]
     said = start(*asked, processes=2, program=str(tmp_path / "dies.py")).end()
     assert [each.code for each in said] == [-9, 5], said[0].err + said[1].err
     [line] = [line for each in said for line in each.err.splitlines() if line.startswith("expunge: ")]
-    assert line.startswith("expunge: E5-run: Process 1 of 2 lost another one: it died")
+    assert line.startswith("expunge: E5-run: Process 1 of 2 lost another rank: it died")
     assert not (tmp_path / "out").exists()
 
 

@@ -17,12 +17,13 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
-from expunge.core.events import Checked, Event, Step
 from expunge.core.question import HiddenStates, LogProbabilities, Scores, Text
 from expunge.core.request import Request
 from expunge.data.text import Passage
 from expunge.errors import ModelRefused, UsageRefused
-from expunge.methods.finetune import Finetune, _Run
+from expunge.events import Checked, Event, Step, ignore_event
+from expunge.methods._loop import Loop
+from expunge.methods.finetune import Finetune
 from expunge.models.language import LanguageModel
 from expunge.notation.parse import parse, plugins
 from expunge.notation.typed_json import event_to_json
@@ -36,7 +37,7 @@ torch.set_num_threads(1)
 
 ROOT = Path(__file__).parent.parent.parent
 V = 40
-STEPS = "steps=4, learning_rate=0.003, stop=Stop(level=None, budget=None, every=2)"
+STEPS = "steps=4, learning_rate=0.003, stop=Stop(level=None, max_retain_increase=None, every=2)"
 METHODS = {
     "bounded": f"Finetune(batch=4, retain_batch=4, {STEPS})",
     "lora": f"Finetune(adapter=LoRA(rank=3, targets='all'), batch=3, retain_batch=5, clip=0.5, {STEPS})",
@@ -132,7 +133,9 @@ def every_objective() -> dict[str, Any]:
     """Losses of two steps; some refuse many processes, and say so."""
     made: dict[str, Any] = {}
     for name in OBJECTIVES:
-        settings = "steps=2, batch=1, retain_batch=3, norms=False, stop=Stop(level=None, budget=None, every=9)"
+        settings = (
+            "steps=2, batch=1, retain_batch=3, norms=False, stop=Stop(level=None, max_retain_increase=None, every=9)"
+        )
         try:
             made[name] = run(f"Finetune(objective={name}() + RetainNLL(), {settings})")
         except (UsageRefused, ModelRefused) as refusal:
@@ -147,7 +150,7 @@ def first_gradients(method: str) -> dict[str, torch.Tensor]:
     network = tiny()
     print_of_it = network.fingerprint()
     torch.manual_seed(0)
-    made = _Run(plan, network, plan.adapter.insert(network, REQUEST), REQUEST, lambda event: None, None)
+    made = Loop(plan, plan.adapter(network, REQUEST), REQUEST, ignore_event, None)
     assert all(isinstance(parameter, DTensor) == (world_size() > 1) for parameter in made.now.module.parameters())
     for draw in (Batches(REQUEST, plan.batch, plan.retain_batch, 0) for _ in range(1)):
         made.step(1, draw.sets())
@@ -162,7 +165,7 @@ def answers(hold: str = "whole") -> dict[str, Any]:
     with torch.inference_mode():
         felt = model.ask(HiddenStates(0), REQUEST.retain)
     said = model.ask(LogProbabilities(), REQUEST.retain)
-    prompts = [replace(example, asked=example.tokens[: 2 + k % 3]) for k, example in enumerate(REQUEST.retain)]
+    prompts = [replace(example, prompt_tokens=example.tokens[: 2 + k % 3]) for k, example in enumerate(REQUEST.retain)]
     with torch.inference_mode():
         states = model.ask(Scores(), REQUEST.retain[:1]).log_prob().tolist()
     return {
@@ -191,7 +194,7 @@ def recalled(cache: Path, hold: str) -> dict[str, Any]:
                 network.module.get_output_embeddings().weight.data[3, 3] += 0.5
             model = CachedModel(ask_together(network, hold), shared_store())
             said = model.ask(LogProbabilities(), REQUEST.retain)
-            found[name] = {"recalled": model.found, "log_probs": said.log_probs.tolist()}
+            found[name] = {"recalled": model.recalled, "log_probs": said.log_probs.tolist()}
         return found | {"steps": run(EPOCHS), "steps again": run(EPOCHS)}
     finally:
         os.environ[PLACE] = "off"
@@ -200,12 +203,12 @@ def recalled(cache: Path, hold: str) -> dict[str, Any]:
 def asked_before(method: str) -> list[int]:
     """How many examples the model before was asked about in each step."""
     plan, network = parse(method), tiny()
-    made = _Run(plan, network, plan.adapter.insert(network, REQUEST), REQUEST, lambda event: None, None)
+    made = Loop(plan, plan.adapter(network, REQUEST), REQUEST, ignore_event, None)
     draw, counts = Batches(REQUEST, plan.batch, plan.retain_batch, 0), []
     for step in range(1, 6):
-        known = len(made.known.seen)
+        known = len(made.known.replies.get(repr(Scores()), {}))
         made.step(step, draw.sets())
-        counts.append(len(made.known.seen) - known)
+        counts.append(len(made.known.replies.get(repr(Scores()), {})) - known)
     return counts
 
 
@@ -223,7 +226,7 @@ def work(folder: Path) -> None:
 def half() -> list[str]:
     """The precisions that the parts of a bfloat16 model with an adapter are trained in."""
     plan, network = parse(METHODS["bounded"]), tiny(torch.bfloat16)
-    made = _Run(plan, network, plan.adapter.insert(network, REQUEST), REQUEST, lambda event: None, None)
+    made = Loop(plan, plan.adapter(network, REQUEST), REQUEST, ignore_event, None)
     made.step(1, Batches(REQUEST, 4, 4, 0).sets())
     kinds = {str(p.dtype) for p in made.moving.values()} | {str(p.grad.dtype) for p in made.moving.values()}
     return sorted(kinds | {str(slot["exp_avg"].dtype) for slot in made.optimizer.state.values()})
@@ -316,7 +319,7 @@ def test_what_one_process_left_is_found_by_two_and_the_other_way_round(two: Path
         said = model.ask(LogProbabilities(), REQUEST.retain)
     finally:
         os.environ[PLACE] = "off"
-    assert model.found == 9
+    assert model.recalled == 9
     assert said.log_probs.tolist() == found(two)["cut"]["log_probs"]
 
 

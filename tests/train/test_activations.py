@@ -4,14 +4,14 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from expunge.core.events import Event, Step
 from expunge.core.request import Request
 from expunge.core.view import View
 from expunge.data.text import Passage
 from expunge.errors import ModelRefused, UsageRefused
+from expunge.events import Event, Step
 from expunge.models.language import LanguageModel
 from expunge.notation.parse import parse
-from expunge.train.activations import managed
+from expunge.train.activations import manage_activations
 
 torch.set_num_threads(1)
 
@@ -54,7 +54,7 @@ def gradients(adapter: str, activations: str) -> tuple[dict[str, torch.Tensor], 
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    with managed(network.module, activations):
+    with manage_activations(network.module, activations):
         view = View(network, {"forget": REQUEST.forget, "retain": REQUEST.retain})
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             loss = view.retain.nll() - view.forget.nll()
@@ -86,13 +86,16 @@ def test_a_run_takes_the_same_steps():
 
 def test_the_blocks_are_as_before_when_the_run_is_over():
     network = tiny()
-    with managed(network.module, "recomputed"):
+    with manage_activations(network.module, "recomputed"):
         assert all("forward" in vars(block) for block in network.module.model.layers)
     assert not any("forward" in vars(block) for block in network.module.model.layers)
 
 
 def test_what_has_no_blocks_and_what_is_no_setting_are_refused():
-    with pytest.raises(ModelRefused, match="no transformer blocks"), managed(torch.nn.Linear(2, 2), "recomputed"):
+    with (
+        pytest.raises(ModelRefused, match="no transformer blocks"),
+        manage_activations(torch.nn.Linear(2, 2), "recomputed"),
+    ):
         pass
     with pytest.raises(UsageRefused, match="activations.* kept"):
         parse("Finetune(activations='forgotten')")
