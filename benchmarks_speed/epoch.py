@@ -21,9 +21,9 @@ from side_by_side import machine, ratio, settings, show, spread, table, tofu
 from torch.nn.functional import cross_entropy, softplus
 
 from expunge.adapters.lora import LoRA
-from expunge.core.events import Step
 from expunge.core.request import Request
 from expunge.data.text import Passage
+from expunge.events import Step
 from expunge.methods.finetune import Finetune
 from expunge.methods.stop import Stop
 from expunge.models.language import LanguageModel

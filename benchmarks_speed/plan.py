@@ -36,8 +36,8 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
-from expunge.core.events import Event, Step
 from expunge.core.request import Request
+from expunge.events import Event, Step
 from expunge.models.language import LanguageModel
 from expunge.models.open import open_network
 from expunge.notation.parse import parse

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from expunge.adapters.bounded import Bounded
     from expunge.adapters.full import Full
     from expunge.adapters.lora import LoRA
+    from expunge.audits._kinds import MembershipAudit, ScoreAudit, WhiteBoxAudit
     from expunge.core.adapter import Adapted, Adapter
     from expunge.core.audit import Audit, Finding
     from expunge.core.method import Method, WeightMethod
@@ -42,6 +43,7 @@ _HOME = {
     "Inputs": "run.prepare",
     "LoRA": "adapters.lora",
     "LogProbabilities": "core.question",
+    "MembershipAudit": "audits._kinds",
     "Method": "core.method",
     "Model": "core.model",
     "Network": "core.model",
@@ -50,10 +52,12 @@ _HOME = {
     "Request": "core.request",
     "Routes": "core.question",
     "RowStatistics": "core.question",
+    "ScoreAudit": "audits._kinds",
     "Scores": "core.question",
     "Stop": "methods.stop",
     "Text": "core.question",
     "WeightMethod": "core.method",
+    "WhiteBoxAudit": "audits._kinds",
     "Wrapper": "core.model",
     "answers": "core.model",
     "open_model": "models.open",
@@ -73,6 +77,7 @@ __all__ = [
     "Inputs",
     "LoRA",
     "LogProbabilities",
+    "MembershipAudit",
     "Method",
     "Model",
     "Network",
@@ -81,10 +86,12 @@ __all__ = [
     "Request",
     "Routes",
     "RowStatistics",
+    "ScoreAudit",
     "Scores",
     "Stop",
     "Text",
     "WeightMethod",
+    "WhiteBoxAudit",
     "Wrapper",
     "answers",
     "open_model",

@@ -1,6 +1,6 @@
-"""Makes peft know the bounded adapter as soon as both peft and expunge are imported, in either order.
+"""Registers the bounded adapter with peft as soon as both peft and expunge are imported, in either order.
 
-peft takes seconds to import, so expunge does not do it; it waits for somebody else's import and then registers.
+peft takes seconds to import, so `import expunge` does not import it; an import hook registers the adapter after peft.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ REGISTERING = "expunge.adapters._bounded_peft"
 
 
 class _AfterPeft:
-    """Finds peft by the ordinary finders, and lets its loader register the bounded adapter when it is done."""
+    """A meta path finder that finds peft by the other finders, and registers the bounded adapter after it is loaded."""
 
     def __init__(self) -> None:
         self.looking = False
@@ -42,7 +42,7 @@ class _AfterPeft:
 
 
 def install(finders: list[Any]) -> None:
-    """Register now where peft is there already, otherwise once it is."""
+    """Register now if peft is imported already, else when it is."""
     if "peft" in sys.modules:
         importlib.import_module(REGISTERING)
     elif not any(isinstance(finder, _AfterPeft) for finder in finders):

@@ -1,8 +1,8 @@
-"""How expunge says no: one line (what, where, what to do) and an exit code."""
+"""Errors for users: one line (what, where, what to do) and an exit code each."""
 
 
 class Refusal(Exception):
-    """Something that a user can mend. The message is one line and never holds text of the request's examples."""
+    """An error that a user can fix. The message is one line and never holds text of the request's examples."""
 
     code = 1
     slug = "refused"
@@ -31,7 +31,7 @@ class ModelRefused(Refusal):
 
 
 class RunFailed(Refusal):
-    """The run began and could not end; the last good state is kept."""
+    """The run failed after it had started; the last good state is kept."""
 
     code, slug = 5, "run"
     last_good: object = None
@@ -45,4 +45,4 @@ class EnvironmentRefused(Refusal):
 
 
 THRESHOLDS_MISSED = 6
-"""Exit code of a run that finished and whose audit said no."""
+"""Exit code of a run that finished and missed a threshold or its own criterion."""

@@ -27,9 +27,9 @@ from people import World, trained
 from expunge import Adapted, Bounded, Finetune, LoRA, Network, Request, Stop, parse
 from expunge.audits.loss_membership import LossMembership
 from expunge.core.adapter import Adapter
-from expunge.core.events import Checked, Event, Step
 from expunge.core.objective import Objective
 from expunge.errors import RunFailed
+from expunge.events import Checked, Event, Step
 from expunge.notation.parse import plugins
 from expunge.runtime.cached_model import CachedModel
 

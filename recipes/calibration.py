@@ -30,8 +30,8 @@ from expunge.attack.relearn import Relearn
 from expunge.audits.linear_probe import LinearProbe
 from expunge.audits.loss_membership import LossMembership
 from expunge.audits.truth_ratio import TruthRatio
-from expunge.core.events import Event, Step
 from expunge.data.text import Passage
+from expunge.events import Event, Step
 from expunge.methods.finetune import Finetune
 from expunge.models.language import LanguageModel
 from expunge.models.open import open_network

@@ -24,8 +24,8 @@ from typing import Any
 
 from expunge import Bounded, Finetune, Inputs, LoRA, Network, Request, Stop
 from expunge.core.adapter import Adapter
-from expunge.core.events import Event, Step
 from expunge.errors import RunFailed
+from expunge.events import Event, Step
 from expunge.models.open import open_network
 from expunge.notation.parse import parse_list
 from expunge.objectives.grad_diff import GradDiff

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from calibration import Case, Trial, between, judged, keep, rows
 
-from expunge.core.events import Event, Step
+from expunge.events import Event, Step
 
 HINGE = "InvertedHinge() + RetainNLL()"
 INNER = {"LoRA": "LoRA(targets='all')", "sine": "Bounded(targets='all')"}

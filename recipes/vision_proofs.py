@@ -26,7 +26,6 @@ from sklearn.linear_model import LogisticRegression
 
 from expunge import Adapted, Finetune, LogProbabilities, Model, Network, Request, Scores, Stop
 from expunge.adapters.lora import LoRA
-from expunge.core.events import Edited, Event, ignore_event
 from expunge.core.objective import Objective
 from expunge.data.images import Picture
 from expunge.edit._dampen import dampen, everything
@@ -35,6 +34,7 @@ from expunge.edit.gradient_norm import GradientNorm
 from expunge.edit.iau import IAU
 from expunge.edit.lfssd import LFSSD
 from expunge.edit.ssd import SSD
+from expunge.events import Edited, Event, ignore_event
 from expunge.internals.gradients import Gradient, gradient, loss
 from expunge.methods._representation import represent
 from expunge.methods.laf import LAF

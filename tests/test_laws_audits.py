@@ -3,7 +3,8 @@
 import pytest
 
 from expunge.adapters.full import Full
-from expunge.core.audit import BOTH, Audit, MembershipAudit, ScoreAudit, SetAudit, WhiteBoxAudit
+from expunge.audits._kinds import MembershipAudit, ScoreAudit, SetAudit, WhiteBoxAudit
+from expunge.core.audit import BOTH, Audit
 from expunge.core.model import Batch, Model, Network, Wrapper
 from expunge.core.question import Question, Text
 from expunge.core.request import Request

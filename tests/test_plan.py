@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 from expunge.adapters.bounded import Bounded
 from expunge.adapters.full import Full
 from expunge.adapters.lora import LoRA
-from expunge.core.events import Checked, Step
 from expunge.core.request import Request
 from expunge.data.text import encode, load
+from expunge.events import Checked, Step
 from expunge.models.language import LanguageModel
 from expunge.notation.parse import parse
 from expunge.plan.cost import Call, widths

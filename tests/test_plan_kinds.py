@@ -12,9 +12,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, AutoModelForImageClassification, LlamaConfig, SwinConfig
 
-from expunge.core.events import Checked, Step
 from expunge.core.request import Request
 from expunge.errors import EnvironmentRefused, ModelRefused, UsageRefused
+from expunge.events import Checked, Step
 from expunge.models.language import LanguageModel
 from expunge.models.vision import ImageClassifier
 from expunge.notation.parse import parse

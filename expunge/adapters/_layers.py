@@ -61,8 +61,8 @@ def stacks(module: nn.Module, part: str | None = None) -> dict[str, nn.Module]:
 
 def is_fused(experts: nn.Module) -> bool:
     """Whether experts answer through transformers' experts interface, which tells how their tensors are laid out."""
-    told = all(hasattr(experts, key) for key in ("has_gate", "has_bias", "is_transposed", "has_post_expert_norm"))
-    if not told or getattr(experts, "_is_expert_parallel", False):
+    known = all(hasattr(experts, key) for key in ("has_gate", "has_bias", "is_transposed", "has_post_expert_norm"))
+    if not known or getattr(experts, "_is_expert_parallel", False):
         return False
     names = ("gate_up_proj" if experts.has_gate else "up_proj", "down_proj")
     return all(getattr(experts, name).dim() == 3 and getattr(experts, name).dtype in DTYPES for name in names)

@@ -63,7 +63,7 @@ class Salient(Adapter):
                 parametrize.register_parametrization(owner, key, values)
         return fork.fork(fork.module.eval())
 
-    def masks(self, network: Network, request: Request) -> dict[str, Bool[Tensor, ...]]:
+    def masks(self, network: Network, request: Request) -> dict[str, Bool[Tensor, " ..."]]:
         """Which numbers may move, by parameter; parameters of which none may are left out."""
         sizes = {name: slope.abs() for name, slope in gradient(network, loss, (1.0, request.forget)).items()}
         every = torch.cat([size.flatten() for size in sizes.values()])
@@ -99,7 +99,7 @@ class Salient(Adapter):
 class _Chosen(nn.Module):
     """A tensor of which some numbers may move."""
 
-    def __init__(self, value: Tensor, mask: Bool[Tensor, ...]) -> None:
+    def __init__(self, value: Tensor, mask: Bool[Tensor, " ..."]) -> None:
         super().__init__()
         self.register_buffer("mask", mask, persistent=False)
         self.values = nn.Parameter(value[mask])

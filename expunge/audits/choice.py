@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from expunge.core.audit import ScoreAudit
+from expunge.audits._kinds import ScoreAudit
 from expunge.core.model import Batch, Model
 from expunge.core.question import LogProbabilities
 from expunge.core.request import Example

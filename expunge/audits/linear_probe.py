@@ -24,7 +24,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from expunge.core.audit import Finding, WhiteBoxAudit
+from expunge.audits._kinds import WhiteBoxAudit
+from expunge.core.audit import Finding
 from expunge.core.model import Batch, Network
 from expunge.core.question import HiddenStates
 from expunge.core.request import Request

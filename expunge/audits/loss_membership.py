@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from expunge.core.audit import MembershipAudit
+from expunge.audits._kinds import MembershipAudit
 from expunge.core.model import Batch, Model
 from expunge.core.question import LogProbabilities
 

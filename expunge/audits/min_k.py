@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from expunge.core.audit import MembershipAudit
+from expunge.audits._kinds import MembershipAudit
 from expunge.core.model import Batch, Model
 from expunge.core.question import LogProbabilities
 from expunge.errors import UsageRefused

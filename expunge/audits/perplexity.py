@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from expunge.core.audit import Finding, SetAudit
+from expunge.audits._kinds import SetAudit, mean_of
+from expunge.core.audit import Finding
 from expunge.core.model import Model
 from expunge.core.question import LogProbabilities
 from expunge.core.request import Request
-from expunge.primitives.statistics import mean_interval
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,7 @@ class Perplexity(SetAudit):
         for name, examples in self.applicable(request).items():
             said = model.ask(LogProbabilities(), examples)
             losses = (-said.mean(said.log_probs)).double().tolist()
-            value = float(np.mean(losses))  # as the interval takes it: another sum would end in another last digit
-            low, high = mean_interval(losses)
+            value, (low, high) = mean_of(losses, examples)
             found.append(self.finding(name, _exp(value), (_exp(low), _exp(high)), tuple(map(_exp, losses))))
         return tuple(found)
 

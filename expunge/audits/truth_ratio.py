@@ -15,14 +15,13 @@ has collapsed, the 1e-10 takes over, and R falls to 0 as if the answer were know
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
 import torch
 
-from expunge.core.audit import Finding, SetAudit
+from expunge.audits._kinds import SetAudit, mean_of
+from expunge.core.audit import Finding
 from expunge.core.model import Batch, Model
 from expunge.core.question import LogProbabilities
 from expunge.core.request import Example, Request, should_be_gone
-from expunge.primitives.statistics import mean_interval
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -57,7 +56,7 @@ class TruthRatio(SetAudit):
         for name, asked in self.applicable(request).items():
             ratios = self.ratios(model, asked)
             values = self.values(ratios, _is_inverse(name)).tolist()
-            found.append(self.finding(name, float(np.mean(values)), mean_interval(values), ratios.tolist()))
+            found.append(self.finding(name, *mean_of(values, asked), ratios.tolist()))
         return tuple(found)
 
     def applies(self, example: Example) -> bool:

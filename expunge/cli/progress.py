@@ -13,7 +13,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from expunge.core.audit import Finding
-from expunge.core.events import Checked, Edited, Ended, Event, Note, Started, Step
+from expunge.events import Checked, Edited, Ended, Event, Note, Started, Step
 from expunge.report.html import any_of, by_set, outcome, rows_of
 from expunge.report.report import Report
 from expunge.report.verdict import Outcome

@@ -1,4 +1,4 @@
-"""Adapters: which numbers may move."""
+"""Adapters: which parameters are trained."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, final
 
-from expunge.core.events import BlockGroups
 from expunge.core.model import Network, Wrapper
 from expunge.core.request import Request
+from expunge.events import BlockGroups
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
 
 class Adapter(ABC):
-    """`(network, request) -> adapted`: answers exactly the same, but fewer numbers may move.
+    """`(network, request) -> adapted`: answers exactly the same, but with fewer trainable parameters.
 
-    The network given is left as it was and goes on answering as before: it is the reference, without a second copy.
+    The network that is passed in is not changed and goes on answering as before: it is the reference model, and no
+    second copy of the weights is made.
     """
 
     @final
@@ -33,12 +34,12 @@ class Adapter(ABC):
         """A network over the same storage that answers the same, with the adapter in it."""
 
     def close(self, adapted: Network) -> BlockGroups | None:
-        """What is done once, when the last step was taken and the best one put back; what a report should say of it."""
+        """Called once after training, when the best step is restored. What it returns is put into the report."""
         return None
 
     @abstractmethod
     def merge(self, adapted: Network) -> Network:
-        """A plain network with the change written into its weights; `adapted` is left as it was."""
+        """A plain network with the update merged into its weights; `adapted` is not changed."""
 
     @abstractmethod
     def deltas(self, adapted: Network, before: Network) -> Iterator[tuple[str, Float[Tensor, "out in"]]]:
@@ -46,7 +47,8 @@ class Adapter(ABC):
 
     @abstractmethod
     def save(self, adapted: Network, folder: Path) -> None:
-        """Write the adapter alone, as `adapter_config.json` and `adapter_model.safetensors`, where it has that form."""
+        """Write only the adapter, as `adapter_config.json` and `adapter_model.safetensors`, where peft has a form for
+        it; else nothing."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +58,12 @@ class Adapted(Wrapper):
     inner: Network
     """The adapted network, over the storage of the original."""
     original: Network
-    """The network as it was, which answers as before."""
+    """The original network, over the same storage."""
     adapter: Adapter
     transparent: ClassVar[bool] = True
 
     def plain(self) -> Network:
-        """A network with the adapter's change written into its weights; this one is left as it was."""
+        """A network with the adapter merged into its weights; this one is not changed."""
         return self.adapter.merge(self.inner)
 
     def changes(self) -> Iterator[tuple[str, Float[Tensor, "out in"]]]:
@@ -69,9 +71,9 @@ class Adapted(Wrapper):
         return self.adapter.deltas(self.inner, self.original)
 
     def save(self, folder: Path) -> None:
-        """Write the plain network."""
+        """Write the merged network."""
         self.plain().save(folder)
 
     def save_adapter(self, folder: Path) -> None:
-        """Write the adapter alone, in peft's format, where it has that form; else nothing."""
+        """Write only the adapter, in peft's format; nothing where peft has no form for it."""
         self.adapter.save(self.inner, folder)

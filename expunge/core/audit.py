@@ -7,17 +7,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import numpy as np
-
-from expunge.core.model import Batch, Model, Network, network_of
-from expunge.core.question import HiddenStates, LogProbabilities, Question
-from expunge.core.request import Example, Request, should_be_gone
+from expunge.core.model import Model
+from expunge.core.question import LogProbabilities, Question
+from expunge.core.request import Request, should_be_gone
 from expunge.errors import UsageRefused
-from expunge.primitives.statistics import auc, bootstrap, mean_interval
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
-    from torch import Tensor
+    pass
 
 Better = Literal["lower", "higher", "ideal"]
 BOTH = "forget vs holdout"
@@ -129,94 +125,6 @@ class Audit(Measure):
                 f"{self.name} asks a model for {' and '.join(missing)}, which {type(model.plain()).__name__} cannot "
                 f"answer. Leave {self.name} out."
             )
-
-
-class SetAudit(Audit):
-    """An audit with a finding for each set that has records it can be asked of."""
-
-    def applies(self, example: Example) -> bool:
-        """Whether the question can be asked of this example."""
-        return True
-
-    def applicable(self, request: Request) -> dict[str, list[Example]]:
-        """What it is asked of, by set."""
-        sets = {name: [e for e in examples if self.applies(e)] for name, examples in request.sets().items()}
-        return {name: examples for name, examples in sets.items() if examples}
-
-    def lacks(self, where: str, request: Request) -> str:
-        if where == BOTH:
-            return f"{self.name} is of one set at a time"
-        if where in self.applicable(request):
-            return ""
-        needs = f" ({self.needs})" if self.needs else ""
-        return f"no record of the set '{where}' has what {self.name} needs{needs}"
-
-
-class ScoreAudit(SetAudit):
-    """An audit that scores each example and reports the mean for each set."""
-
-    @abstractmethod
-    def score(self, model: Model, batch: Batch) -> Float[Tensor, " examples"]:
-        """One number for each example."""
-
-    def chance(self, batch: Batch) -> float | None:
-        """What guessing would get on these examples, where that is known."""
-        return self.ideal
-
-    def __call__(self, model: Model, request: Request) -> tuple[Finding, ...]:
-        sets = self.applicable(request)
-        every = [example for asked in sets.values() for example in asked]
-        if every:
-            self.check(model)
-        # All sets are scored together, so that a model which writes fills its batches.
-        rest = self.score(model, every).double().tolist() if every else []
-        found = []
-        for name, asked in sets.items():
-            scores, rest = rest[: len(asked)], rest[len(asked) :]
-            ideal = None if name == "retain" else self.chance(asked)
-            found.append(self.finding(name, float(np.mean(scores)), mean_interval(scores), scores, ideal))
-        return tuple(found)
-
-
-class MembershipAudit(Audit):
-    """Can an attacker who sees a score for each example tell the forgotten from the never seen?
-
-    The value is the area under the curve with the forget set as positives: 0.5 is no difference, 1 is remembered,
-    and 0 is over-forgotten, which betrays the forgotten as surely as 1.
-    """
-
-    ideal = 0.5
-
-    @abstractmethod
-    def score(self, model: Model, batch: Batch) -> Float[Tensor, " examples"]:
-        """One number for each example: higher looks more like a member of the training data."""
-
-    def lacks(self, where: str, request: Request) -> str:
-        """Why there will be no finding of a set."""
-        needed = where == BOTH and request.holdout
-        return "" if needed else f"{self.name} is of the set '{BOTH}', and needs --holdout"
-
-    def __call__(self, model: Model, request: Request) -> tuple[Finding, ...]:
-        if not request.holdout:
-            return ()
-        self.check(model)
-        forget = self.score(model, request.forget).double().tolist()
-        holdout = self.score(model, request.holdout).double().tolist()
-        interval = bootstrap(auc, forget, holdout)
-        return (self.finding(BOTH, auc(forget, holdout), interval, (*forget, *holdout), self.ideal),)
-
-
-class WhiteBoxAudit(Audit):
-    """An audit that reads a network's hidden states or weights, where the others see answers only."""
-
-    reads = (HiddenStates,)
-
-    @abstractmethod
-    def look(self, network: Network, request: Request) -> tuple[Finding, ...]:
-        """A finding for each set that the audit can read."""
-
-    def __call__(self, model: Model, request: Request) -> tuple[Finding, ...]:
-        return self.look(network_of(model, self.name), request)
 
 
 class Summary(Measure):

@@ -9,10 +9,11 @@ from expunge.core.model import Network
 
 
 class Family(ABC):
-    """A kind of models. One instance, `FAMILY`, stands in each file of `models/` that has one.
+    """A kind of models, such as causal language models. Each file of `models/` that adds one defines `FAMILY`, its
+    only instance.
 
     Its records are read and encoded by a file of `data/` (`load(path)`, `encode(records, network, path)`), which this
-    class names: the two folders do not import each other.
+    class names: the two folders do not import one another.
     """
 
     name: ClassVar[str]
@@ -28,7 +29,7 @@ class Family(ABC):
     kind: ClassVar[str]
     """What its models are, in words for a refusal."""
     endings: ClassVar[tuple[str, ...]]
-    """How the names of its architectures end."""
+    """Endings of the architecture names in `config.json`, such as ForCausalLM."""
 
     @abstractmethod
     def has(self, config: Any) -> bool:
@@ -36,4 +37,5 @@ class Family(ABC):
 
     @abstractmethod
     def open(self, source: Any, device: str, storage_device: str | None) -> Network:
-        """Load a model for `device`; its weights lie there, or where `lies` says."""
+        """Load a model that is computed with on `device`; `storage_device` holds the weights meanwhile, if it is
+        another."""

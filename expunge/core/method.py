@@ -1,28 +1,29 @@
-"""Methods: what makes another model of a model. Fine-tuning, an edit in one step and an attack are all this arrow."""
+"""Methods: functions from a model to a model. Fine-tuning, an edit in one step and an attack all have this
+signature."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar, Self, final
 
-from expunge.core.events import OnEvent, ignore_event
 from expunge.core.model import Model, Network, network_of
 from expunge.core.request import Request
 from expunge.errors import UsageRefused
+from expunge.events import OnEvent, ignore_event
 
 if TYPE_CHECKING:
     from expunge.core.objective import Objective
 
 
 class Method(ABC):
-    """`(model, request) -> model`. The model given is left as it was.
+    """`(model, request) -> model`. The model that is passed in is not changed.
 
-    What comes back can be given on: `audit(attack(method(model, request), request), request)`.
+    Methods compose: `audit(attack(method(model, request), request), request)`.
     """
 
     @abstractmethod
     def __call__(self, model: Model, request: Request, on_event: OnEvent = ignore_event) -> Model:
-        """The changed model; `on_event` is called with what happens meanwhile."""
+        """The changed model. `on_event` is called with each event of the run."""
 
     @property
     def name(self) -> str:
@@ -43,7 +44,7 @@ class Method(ABC):
 
 
 class WeightMethod(Method):
-    """A method that works on the weights of a network. Models without weights of their own are refused."""
+    """A method that changes weights. A model that is not a network is refused."""
 
     @final
     def __call__(self, model: Model, request: Request, on_event: OnEvent = ignore_event) -> Model:
@@ -51,4 +52,4 @@ class WeightMethod(Method):
 
     @abstractmethod
     def change(self, network: Network, request: Request, on_event: OnEvent) -> Model:
-        """The changed network, or an adapted one; `network` is left as it was."""
+        """The changed network, or an adapted one; `network` itself is not changed."""

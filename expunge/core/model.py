@@ -17,7 +17,7 @@ from torch import nn
 from expunge.core.question import DerivedQuestion, Question, Reply, RowsReply, Scores
 from expunge.core.request import Example
 from expunge.errors import ModelRefused, UsageRefused
-from expunge.primitives.composed_files import describe, kind_name, save_parts, take_apart
+from expunge.primitives.composed_files import describe, kind_name, parts_of, save_parts
 from expunge.primitives.out_of_memory import in_fitting_batches
 
 if TYPE_CHECKING:
@@ -39,11 +39,11 @@ def answers(kind: type[Question[Any]]) -> Callable[[Answer], Answer]:
 
 def _answering_methods(kind: type) -> dict[type[Question[Any]], Callable[..., Any]]:
     """The marked methods of a class and of those above it, by the kind of question."""
-    found: dict[type[Question[Any]], Callable[..., Any]] = {}
+    by_kind: dict[type[Question[Any]], Callable[..., Any]] = {}
     for base in reversed(kind.__mro__):
         methods = (method for method in vars(base).values() if isinstance(method, FunctionType))
-        found |= {vars(method)["answers"]: method for method in methods if "answers" in vars(method)}
-    return found
+        by_kind |= {vars(method)["answers"]: method for method in methods if "answers" in vars(method)}
+    return by_kind
 
 
 class Model(ABC):
@@ -79,23 +79,24 @@ class Model(ABC):
 
     @abstractmethod
     def batches(self, examples: Batch) -> Iterator[list[int]]:
-        """Indices of `examples` in groups that fit one forward pass."""
+        """Indices of `examples`, in groups that are read in one forward pass each."""
 
     def fingerprint(self) -> str:
         """SHA-256 over all that was learnt: two models with equal weights have equal fingerprints."""
-        parts = [part.fingerprint() for _, part in take_apart(self, Model)[1]]
+        parts = [part.fingerprint() for _, part in parts_of(self, Model)]
         return hashlib.sha256("\n".join((kind_name(type(self)), *parts)).encode()).hexdigest()
 
     def settings(self) -> str:
         """All beside what was learnt that its answers depend on."""
-        return "\n".join([describe(self, Model), *(part.settings() for _, part in take_apart(self, Model)[1])])
+        return "\n".join([describe(self, Model), *(part.settings() for _, part in parts_of(self, Model))])
 
     def save(self, folder: Path) -> None:
-        """Write a folder that `open_model` reads back. Models made of models and settings need no code of their own."""
+        """Write a folder that `open_model` reads back. Works for any dataclass whose fields are models and plain
+        values."""
         save_parts(self, Model, folder, lambda part, inside: part.save(inside))
 
     def plain(self) -> Model:
-        """The same model without what merely stands around it: adapters merged, caches gone."""
+        """The same model with its adapter merged and without caches around it."""
         return self
 
     def _derive(self, question: DerivedQuestion[RowsReply], examples: Batch) -> RowsReply:
@@ -115,17 +116,18 @@ class Model(ABC):
 
 
 class Wrapper(Model):
-    """A model that stands around another one.
+    """A model around another model.
 
-    A transparent one answers as the inner model does, only in another way: it is passed through by what looks inside.
-    One that is not (a guard) answers what it has a method for, and of the rest only what it lists in `passes`: nothing
-    gets by it because somebody forgot to forward it.
+    A transparent wrapper (a cache, an adapter) gives the inner model's answers, so white-box audits may look through
+    it.
+    One that is not (a guard) answers only the kinds of question that it has a method for, and hands on those that it
+    lists in `passes`; any other question is refused, so none reaches the inner model by oversight.
     """
 
     inner: Model
     transparent: ClassVar[bool]
     passes: ClassVar[tuple[type[Question[Any]], ...]] = ()
-    """Kinds of question that a wrapper which is not transparent hands on as they are."""
+    """Kinds of question that a wrapper which is not transparent hands on to the inner model unchanged."""
 
     def ask(self, question: Question[Reply], batch: Batch) -> Reply:
         if self._hands_on(type(question)):
@@ -152,44 +154,44 @@ class Wrapper(Model):
 
 
 def network_of(model: Model, asks: str) -> Network:
-    """The network inside, through transparent wrappers only. Raises `UsageRefused`, in the name of what `asks`."""
+    """The network inside, through transparent wrappers only. Raises `UsageRefused`, naming `asks`, the caller."""
     inside = model
     while isinstance(inside, Wrapper) and inside.transparent:
         inside = inside.inner
     if isinstance(inside, Network):
         return inside
     raise UsageRefused(
-        f"{asks} looks inside a network, and {type(inside).__name__} shows its answers only. "
+        f"{asks} reads weights or hidden states, and {type(inside).__name__} gives answers only. "
         f"Give a network, or leave {asks} out."
     )
 
 
 @dataclass(frozen=True)
 class Network(Model):
-    """A model whose weights we hold."""
+    """A model whose weights are in this process: a torch module."""
 
     module: nn.Module
 
     @abstractmethod
     def save(self, folder: Path) -> None:
-        """Write a folder that the family's own library loads without expunge, and `open_model` too."""
+        """Write a folder that transformers loads without expunge, and `open_model` too."""
 
     @abstractmethod
     def settings(self) -> str:
-        """All beside the weights that its answers depend on: configuration, tokenizer, how batches are read."""
+        """Everything but the weights that its answers depend on: configuration, tokenizer, how batches are read."""
 
     def head(self) -> Head | None:
-        """The output matrix that reads the states of its scores; None where those are the class scores."""
+        """The output matrix, where `Scores` replies with hidden states; None where it replies with class scores."""
         return None
 
     def side_by_side(self) -> Self:
-        """The same network, reading each example of a batch apart from the others: no two share a state."""
+        """The same network, reading every example as a sequence of its own: no two share a hidden state."""
         return self
 
     def fork(self, module: nn.Module | None = None) -> Self:
-        """A second network over the same weights: its modules are new, its storage is shared.
+        """A second network over the same weights: its modules are new, the storage of its tensors is shared.
 
-        Adapters may be put into the fork while this network goes on answering as before. Nothing is copied.
+        An adapter can be put into the fork while this network goes on answering as before. No weight is copied.
         """
         if module is None:
             memo: dict[int, object] = {id(b): b for b in self.module.buffers()}
@@ -207,9 +209,9 @@ class Network(Model):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights lie."""
+        """The device that holds the weights."""
         return next(self.module.parameters()).device
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """The parameters that may move, by name."""
+        """The trainable parameters, by name."""
         return {name: p for name, p in self.module.named_parameters() if p.requires_grad}

@@ -1,4 +1,4 @@
-"""Objectives: what is made small. Closed under + and *."""
+"""Objectives: loss functions of two models, the one in training and the original. Closed under + and *."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ else:
 
 
 class Objective(ABC):
-    """A pure function of what the model says now and what it said before. The result is minimised."""
+    """A loss: a pure function of the answers of the model in training and of the original. It is minimised."""
 
     needs: ClassVar[tuple[str, ...]]
-    """What it reads: sets (forget, retain, stand_in), the model before (reference), hidden states, experts."""
+    """What it reads: sets (forget, retain, stand_in), the original model (reference), hidden states, experts."""
     intention: ClassVar[Literal["removal", "suppression", "retention"]]
-    """Whether it means to take knowledge away, to keep it from being said, or to hold on to what is left."""
+    """Whether it is meant to remove knowledge, only to suppress its output, or to retain what should stay."""
 
     @abstractmethod
     def __call__(self, now: View, before: View) -> Scalar:
-        """The loss of one step; `before` runs without gradients by construction."""
+        """The loss of one step. `before` is the original model, and runs without gradients by construction."""
 
     def terms(self) -> tuple[tuple[float, Objective], ...]:
         """The weighted terms that this objective is a sum of."""

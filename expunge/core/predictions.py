@@ -1,7 +1,7 @@
-"""What a model says about a batch: one row for each thing that it was asked.
+"""A model's answers about a batch: one row for each labelled position.
 
-A language model contributes a row for each labelled token, a classifier a row for each image. Losses and audits know
-rows and examples only, so they run unchanged on every family.
+A language model gives a row for each labelled token, a classifier a row for each image. Losses and audits know rows
+and examples only, so they run unchanged on every family.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Share:
 class Rows:
     """Rows of a batch and the example that each belongs to; weighted sums and means over both.
 
-    A reply of a kind of its own adds tensors whose first dimension is the rows; cutting and joining then need no code.
+    A subclass adds tensors whose first dimension is the rows; cutting and joining then need no code of their own.
     """
 
     labels: Int[Tensor, " rows"]
@@ -79,13 +79,13 @@ class Rows:
         weights = self.weights.to(values.dtype)
         return (weights * values).sum() / (self.share.examples if self.share else weights.sum())
 
-    def split(self, values: Shaped[Tensor, "rows *rest"]) -> list[Shaped[Tensor, "_its_rows *rest"]]:
+    def split(self, values: Shaped[Tensor, " rows *rest"]) -> list[Shaped[Tensor, " _its_rows *rest"]]:
         """`values` cut into one tensor for each example, in the batch's order."""
         order = torch.argsort(self.example, stable=True)
         return list(torch.tensor_split(values[order], self.counts().cumsum(0)[:-1].cpu()))
 
     def tensors(self) -> dict[str, Tensor]:
-        """What the reply holds of each row, by field."""
+        """The tensors of the reply that have a row dimension, by field."""
         own = {f.name: vars(self)[f.name] for f in fields(self) if f.name not in ("example", "weights")}
         return {name: value for name, value in own.items() if isinstance(value, Tensor)}
 
@@ -104,7 +104,8 @@ class Rows:
         return replace(self, example=self.example.to(device), weights=weights, **moved)
 
     def none(self) -> Self:
-        """No row of it; gradients flow back through all of it, as zeros."""
+        """The same reply with no rows. Backward still reaches its graph, with zeros: processes that share a step need
+        that."""
         cut = {name: tensor[:0] for name, tensor in self.tensors().items()}
         weights = None if self.weights is None else self.weights[:0]
         return replace(self, example=self.example[:0], examples=0, weights=weights, **cut)
@@ -146,7 +147,8 @@ class Rows:
 
 
 def weights_of(batch: Sequence[Example]) -> Float[Tensor, " examples"] | None:
-    """The weights of a batch for its reply; None where each is 1, so that nothing is worked out with them."""
+    """The weights of a batch for its reply; None where each is 1, so that unweighted results stay the same to the
+    bit."""
     weights = [example.weight for example in batch]
     return None if all(weight == 1 for weight in weights) else torch.tensor(weights)
 
@@ -161,12 +163,13 @@ def mean_over(values: Float[Tensor, " examples"], batch: Sequence[Example]) -> F
 class Predictions(Rows):
     """Scores of every class for each row, before the softmax.
 
-    A vocabulary is wide, so the scores need not exist: a language model gives each row's last hidden state, and the
-    output matrix (`head`) that would make scores of it. What is asked row by row is then answered in chunks of rows.
+    Rows times vocabulary is a large matrix, so it need not exist: a language model gives each row's last hidden state
+    and
+    the output matrix (`head`). What depends on one row's scores alone is then computed in chunks of rows.
     """
 
     states: Float[Tensor, "rows width"]
-    """What the head reads; the scores themselves where there is no head."""
+    """Input of the head; the class scores themselves where there is no head."""
     head: Head | None = None
 
     @property
@@ -184,7 +187,7 @@ class Predictions(Rows):
     def log_prob(self) -> Float[Tensor, " rows"]:
         """Natural log-probability of the right class of each row, in float32 or wider.
 
-        Asked again without gradients (for a log), it is what was worked out before.
+        A second call without gradients (for a log line) returns the value of the first.
         """
         if not torch.is_grad_enabled() and "_log_prob" in self.__dict__:
             known: Tensor = self.__dict__["_log_prob"]
@@ -205,14 +208,14 @@ class Predictions(Rows):
         return replace(self, states=self.states.detach(), head=self.head and self.head.detach())
 
     def row_scores(self) -> RowScores:
-        """What most audits need, without the class scores, which are large."""
+        """What most audits need of each row; the class scores, which are large, are dropped."""
         log_probs, right = best_class(self.labels, (self.states, self.head))
         return RowScores(*self._rows(), weights=self.weights, log_probs=log_probs, right=right)
 
     def row_moments(self) -> RowMoments:
-        """How the right class compares with the others, and how the log-probabilities of a row are spread."""
-        found = moments(self.labels, (self.states, self.head))
-        return RowMoments(*self._rows(), *found, weights=self.weights)
+        """Rank of the right class, and mean and variance of each row's log-probabilities."""
+        statistics = moments(self.labels, (self.states, self.head))
+        return RowMoments(*self._rows(), *statistics, weights=self.weights)
 
     def _rows(self) -> tuple[Tensor, Tensor, int, Share | None]:
         return self.labels, self.example, self.examples, self.share
@@ -220,27 +223,27 @@ class Predictions(Rows):
 
 @dataclass(frozen=True)
 class Hidden(Rows):
-    """What a block of a transformer hands on, where each row is predicted from."""
+    """Hidden states after a transformer block, at the position that each row is predicted from."""
 
     states: Float[Tensor, "rows width"]
-    """The hidden state after the block; for an image its class token's."""
+    """The hidden state after the block; for an image that of its class token."""
 
 
 @dataclass(frozen=True)
 class RouterScores(Rows):
-    """What routers say of each token that predicts another: of all but the last of each example."""
+    """Router probabilities for each token but the last of each example."""
 
     layers: tuple[int, ...]
-    """The blocks whose routers were asked, from 0."""
+    """Numbers, from 0, of the blocks whose routers were read."""
     states: Float[Tensor, "rows layers experts"]
     """Softmax of the router's scores over all experts of its block."""
     taken: Bool[Tensor, "rows layers experts"]
-    """Whether the expert is among the top K, and so reads the token."""
+    """Whether the expert is among the top K, so that the token is routed to it."""
 
 
 @dataclass(frozen=True)
 class RowScores(Rows):
-    """What most audits see of each row: how likely the right class was, and whether it came first."""
+    """Log-probability of each row's right class, and whether it has the highest score."""
 
     log_probs: Float[Tensor, " rows"]
     """Natural log-probability of the right class."""
@@ -250,7 +253,7 @@ class RowScores(Rows):
 
 @dataclass(frozen=True)
 class RowMoments(Rows):
-    """What a row's class scores tell beyond the right one's log-probability."""
+    """Statistics of each row's distribution over the classes, beside the right class's log-probability."""
 
     log_probs: Float[Tensor, " rows"]
     """Natural log-probability of the right class."""

@@ -1,7 +1,7 @@
 """Questions that a model can be asked about a batch of examples.
 
-A question is frozen, and its `repr` is its name wherever replies are kept. A new capability is one class here (or in a
-file of somebody else's) and one method of each model that can answer it; see `Model.ask`.
+A question is a frozen dataclass, and its `repr` is its key in caches. A new capability is one class here, or in a
+package of yours, and one method, marked `@answers(Kind)`, of each model that can answer it; see `Model.ask`.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ RowsReply = TypeVar("RowsReply", bound=Rows)
 
 
 class Question(ABC, Generic[Reply]):
-    """What a model is asked; how a reply about several examples is taken apart and put together."""
+    """What a model is asked; how its reply about several examples is split, joined and stored."""
 
     cached: ClassVar[bool] = True
-    """Whether a reply without gradients is small enough to be kept."""
+    """Whether a reply without gradients is small enough for the cache."""
 
     def split(self, reply: Reply) -> list[Reply]:
-        """The reply about each example alone."""
+        """The reply about each example, one by one."""
         raise NotImplementedError
 
     def join(self, parts: Sequence[Reply]) -> Reply:
@@ -37,11 +37,11 @@ class Question(ABC, Generic[Reply]):
         raise NotImplementedError
 
     def pack(self, reply: Reply) -> dict[str, Tensor]:
-        """The reply about one example as tensors that can lie in a file."""
+        """The reply about one example as tensors, for a safetensors file."""
         raise NotImplementedError
 
     def unpack(self, entry: Mapping[str, Tensor], example: Example) -> Reply:
-        """What `pack` made of the reply about `example`."""
+        """The reply about `example` that `pack` turned into `entry`."""
         raise NotImplementedError
 
 
@@ -49,7 +49,7 @@ class RowQuestion(Question[RowsReply]):
     """A question that is answered row by row."""
 
     reply: ClassVar[type[Rows]]
-    """What it is answered with."""
+    """Class of its replies."""
 
     def split(self, reply: RowsReply) -> list[RowsReply]:
         return reply.cut([1] * reply.examples)
@@ -68,7 +68,7 @@ class RowQuestion(Question[RowsReply]):
 
 @dataclass(frozen=True)
 class Scores(RowQuestion[Predictions]):
-    """Scores of every class for each row, by one forward pass, through which gradients flow where they are enabled."""
+    """Scores of every class for each row, by one forward pass; with gradients where torch has them enabled."""
 
     reply: ClassVar[type[Rows]] = Predictions
 
@@ -106,28 +106,31 @@ class RowStatistics(DerivedQuestion[RowMoments]):
 
 @dataclass(frozen=True)
 class HiddenStates(RowQuestion[Hidden]):
-    """The state after one transformer block, where each row is predicted from; nothing above the block is run."""
+    """Hidden states after one transformer block, at the position that each row is predicted from; no later block
+    runs."""
 
     reply: ClassVar[type[Rows]] = Hidden
-
     cached: ClassVar[bool] = False
     layer: int | float
-    """Number of the block, from 0; or, below 1.0, a share of the depth: 0.75 is the block three quarters up."""
+    """Number of the block, from 0; or, below 1.0, a share of the depth: 0.75 is three quarters of the way to the
+    last."""
 
     def block(self, depth: int) -> int:
         """Number of the block in a model of `depth` blocks. Raises `UsageRefused` where there is no such block."""
         number = int(self.layer * depth) if isinstance(self.layer, float) else self.layer
         if not 0 <= number < depth:
-            raise UsageRefused(f"The `layer` must be a block, from 0 to {depth - 1}. Got {self.layer!r}.")
+            raise UsageRefused(
+                f"The `layer` must be a block number from 0 to {depth - 1}, or a share of the depth below 1.0. "
+                f"Got {self.layer!r}."
+            )
         return number
 
 
 @dataclass(frozen=True)
 class Routes(RowQuestion[RouterScores]):
-    """What the routers of a mixture of experts say of each token that predicts another."""
+    """Router probabilities of a mixture of experts, for each token but the last of each example."""
 
     reply: ClassVar[type[Rows]] = RouterScores
-
     cached: ClassVar[bool] = False
     layer: int | None = None
     """Number of a block with experts, from 0; None: all of them."""
@@ -135,13 +138,13 @@ class Routes(RowQuestion[RouterScores]):
 
 @dataclass(frozen=True)
 class Text(Question[list[str]]):
-    """The greedy continuation of each example's prompt, without special tokens. Of any number of examples."""
+    """The greedy continuation of each example's prompt, without special tokens, for any number of examples."""
 
     max_new_tokens: int
-    """Where a continuation that does not end by itself is cut."""
+    """Tokens after which a continuation without an end token is cut."""
     begun: tuple[int, ...] = field(default=(), repr=False, compare=False)
-    """How many of the first rows of each example's own answer the model is known to write anyway; where they are
-    known, they are read with the prompt instead of written. Changes the time, not the reply."""
+    """How many first tokens of each example's answer the model is known to generate: they are prefilled with the prompt
+    instead of generated one by one. Changes the time, not the reply."""
 
     def pack(self, reply: list[str]) -> dict[str, Tensor]:
         return {"text": torch.tensor(list(reply[0].encode("utf-8", "surrogatepass")), dtype=torch.uint8)}

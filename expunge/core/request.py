@@ -1,4 +1,4 @@
-"""What to forget, what to keep, and what no model has seen."""
+"""Requests: the examples to forget, to retain, and those that no model was trained on."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from expunge.errors import DataRefused
 
 
 class Example(Protocol):
-    """One thing that a model can be asked: a question with its answer, a text, an image with its class."""
+    """A labelled input: a question with its answer, a text, an image with its class."""
 
     @property
     def id(self) -> str:
-        """The record's name in its file; safe to print."""
+        """The record's id in its file; safe to print."""
 
     @property
     def rows(self) -> int:
@@ -25,7 +25,7 @@ class Example(Protocol):
 
     @property
     def size(self) -> int:
-        """What it costs a model to read: tokens, or images."""
+        """Its length: tokens, or 1 for an image."""
 
     @property
     def weight(self) -> float:
@@ -36,27 +36,27 @@ class Example(Protocol):
         """The same question with wrong answers; empty where there are none."""
 
     def input_digest(self) -> bytes:
-        """SHA-256 of exactly what a model reads of it and what is labelled: equal only where every answer is."""
+        """SHA-256 of its inputs and labels, as the model reads them: examples with equal digests get equal answers."""
 
     def record_digest(self) -> str:
-        """SHA-256 of what the example says, ids left out, case and spaces evened: equal for equal records."""
+        """SHA-256 of its content without the id, case and spaces normalised: equal for equal records."""
 
 
 def should_be_gone(name: str) -> bool:
-    """Whether a set is of what should be gone: the forget set, and probes named after it or after its paraphrases."""
+    """Whether a set holds what should be forgotten: the forget set, and probes named forget... or paraphrase...."""
     return name.startswith(("forget", "paraphrase"))
 
 
 @dataclass(frozen=True)
 class Repeat:
-    """Records of one set that nearly repeat records of another. Knows their lines, never their text."""
+    """Near-duplicates between two sets. Holds line numbers, never text."""
 
     one: str
     other: str
     equal: int
-    """How many are the same word for word, but for punctuation, case and spaces."""
+    """How many are equal but for punctuation, case and spaces."""
     near: int
-    """How many beside those share most of their words."""
+    """How many others share most of their words."""
     lines: tuple[tuple[int, int], ...]
     """Line in the file of the one set, and of its nearest in that of the other."""
 
@@ -70,20 +70,20 @@ class Repeat:
 
 @dataclass(frozen=True)
 class Request:
-    """Sets of examples, by the part that each plays."""
+    """The sets of examples that methods and audits read."""
 
     forget: tuple[Example, ...]
     """What the model must no longer know."""
     retain: tuple[Example, ...] = ()
-    """What it must go on knowing; training reads it."""
+    """What it must still know; training reads it."""
     holdout: tuple[Example, ...] = ()
-    """Like the forget set, but never seen by any model: the level that forgetting should reach."""
+    """Like the forget set, but no model was trained on it: its loss is the level that forgetting should reach."""
     stand_in: tuple[Example, ...] = ()
     """What to say instead of the forgotten answers."""
     probes: Mapping[str, tuple[Example, ...]] = field(default_factory=dict)
-    """Further named sets that only audits read."""
+    """Further named sets, which only audits read."""
     repeats: tuple[Repeat, ...] = ()
-    """Records of one set that nearly repeat another's, where that was looked for."""
+    """Near-duplicates between the sets, where they were searched for."""
 
     def __post_init__(self) -> None:
         for name, examples in self.sets().items():
@@ -100,7 +100,7 @@ class Request:
         return {name: examples for name, examples in {**named, **self.probes}.items() if examples}
 
     def fingerprint(self) -> str:
-        """SHA-256 over the contents of all sets: two requests with equal records have equal fingerprints."""
+        """SHA-256 over the contents of all sets: requests with equal records have equal fingerprints."""
         digest = hashlib.sha256()
         for name, examples in sorted(self.sets().items()):
             digest.update(f"{name}:{len(examples)};".encode())
@@ -108,12 +108,12 @@ class Request:
         return digest.hexdigest()
 
     def duplicates(self) -> dict[str, int]:
-        """For each set, how many records say the same as an earlier one."""
+        """For each set, how many records equal an earlier one."""
         counts = {name: Counter(e.record_digest() for e in examples) for name, examples in self.sets().items()}
         return {name: sum(n - 1 for n in count.values()) for name, count in counts.items()}
 
     def _keep_weighted(self, name: str, examples: tuple[Example, ...]) -> None:
-        """Leave out the examples of weight 0, and refuse weights that count nothing or less."""
+        """Drop the examples of weight 0, and refuse weights that are negative or not finite."""
         wrong = [e.id for e in examples if not 0 <= e.weight < math.inf]
         if wrong:
             raise DataRefused(f"The weight of record {wrong[0]} of the {name} set must be at least 0 and finite.")
@@ -125,10 +125,10 @@ class Request:
 
     def _refuse_overlap(self, one: str, other: str) -> None:
         known = {example.record_digest(): example.id for example in getattr(self, one)}
-        both = [(known[e.record_digest()], e.id) for e in getattr(self, other) if e.record_digest() in known]
-        if both:
-            shown = ", ".join(f"{a} = {b}" for a, b in both[:5]) + (", ..." if len(both) > 5 else "")
+        common = [(known[e.record_digest()], e.id) for e in getattr(self, other) if e.record_digest() in known]
+        if common:
+            shown = ", ".join(f"{a} = {b}" for a, b in common[:5]) + (", ..." if len(common) > 5 else "")
             raise DataRefused(
-                f"{len(both)} records stand in the {one} set and in the {other} set ({shown}). "
-                f"Take them out of one of the two."
+                f"{len(common)} records are in the {one} set and in the {other} set ({shown}). "
+                f"Remove them from one of the two."
             )

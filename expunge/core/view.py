@@ -1,15 +1,15 @@
-"""What a model says in a step, asked only when it is read; and what lasts from step to step."""
+"""Views: a model's lazy answers about the examples of one step; and the state of a run between steps."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from expunge.core.model import Batch, Model
-from expunge.core.predictions import Hidden, Predictions, RouterScores, Share
+from expunge.core.predictions import Hidden, Predictions, RouterScores, Share, weights_of
 from expunge.core.question import HiddenStates, Question, Routes, RowsReply, Scores
 from expunge.errors import DataRefused
 
@@ -18,78 +18,79 @@ Passes = list[tuple[str, Question[Any]]]
 
 @dataclass
 class Run:
-    """What lasts from step to step, and is the same for the model now and before."""
+    """State between steps, shared by the views of the model in training and of the original."""
 
     level: float | None = None
-    """The loss, in nats for each row, that the run wants the forget set to reach, where it wants one."""
+    """Target loss of the forget set, in nats per row; None where the run has none."""
     step: int = 0
-    """Number of the step, from 1; the parts of an accumulated step have the same. 0 outside of a run."""
+    """Number of the step, from 1, the same for all micro-batches of an accumulated step. 0 outside of a run."""
     whole: Mapping[str, Batch] = field(default_factory=dict)
-    """Every example of each set, of which the step's are drawn; what is worked out once, is worked out on these."""
+    """All examples of each set, from which batches are drawn; what is computed once per run is computed on these."""
     memory: dict[str, object] = field(default_factory=dict)
-    """What objectives keep from step to step, under their `repr`; lives as long as the run. Numbers in dictionaries, or
-    what can be worked out anew from `whole`. An objective changes them at the first call of a step, from the steps
-    before it, so that all parts of an accumulated step see the same."""
+    """State of objectives, by their `repr`. Dictionaries of numbers are saved in checkpoints; anything else must be
+    recomputable from `whole`. An objective updates its state at the first call of a step, from the steps before, so
+    that all micro-batches of an accumulated step see the same."""
 
 
 @dataclass
 class View:
-    """What a model says of this step's examples. A question about a set is asked when its reply is first read, once."""
+    """A model's answers about this step's examples. Each is computed when it is first read, and only once."""
 
     model: Model
     sets: Mapping[str, Batch]
     shares: Mapping[str, Share] = field(default_factory=dict)
     gradients: bool = True
     run: Run = field(default_factory=Run)
-    """What lasts from step to step."""
+    """State between steps."""
     together: tuple[str, ...] = ()
-    """Sets whose scores one forward pass reads, as soon as those of one of them are asked for."""
+    """Sets that share one forward pass: reading the scores of one of them computes those of all."""
     absent: frozenset[str] = frozenset()
-    """Sets of which this process has no example in this step: it reads one to keep pace with the others, to no effect.
-    """
+    """Sets of which this process has no example in this step. It still runs a forward pass on one, since FSDP needs
+    every rank to take part, and the result counts for nothing."""
     replies: dict[tuple[str, Question[Any]], Any] = field(default_factory=dict)
-    """What was asked so far, by set and question."""
+    """Replies so far, by set and question."""
     passes: Passes = field(default_factory=list)
-    """The set and the question of each forward pass that was made."""
+    """The set and the question of each forward pass so far."""
 
     @property
     def forget(self) -> Predictions:
-        """The examples to be forgotten."""
+        """Class scores on the forget set."""
         return self.scores("forget")
 
     @property
     def retain(self) -> Predictions:
-        """The examples to be kept."""
+        """Class scores on the retain set."""
         return self.scores("retain")
 
     @property
     def stand_in(self) -> Predictions:
-        """What to say instead: the forget prompts with other answers."""
+        """Class scores on the stand-in set: the forget prompts with other answers."""
         return self.scores("stand_in")
 
     @property
     def scores_so_far(self) -> dict[str, Predictions]:
-        """Scores that were asked for so far, by set."""
+        """Class scores that were computed so far, by set."""
         return {name: reply for (name, question), reply in self.replies.items() if question == Scores()}
 
     def scores(self, name: str) -> Predictions:
-        """Class scores on the set `name`; without gradients where this view is of the model before."""
+        """Class scores on the set `name`; without gradients where this is a view of the original model."""
         if (name, Scores()) not in self.replies:
             beside = (other for other in self.together if other != name and other in self.sets)
             names = [name, *(other for other in beside if (other, Scores()) not in self.replies)]
             names = sorted(names) if name in self.together else [name]
-            said = self._pass(Scores(), name, [example for each in names for example in self.batch(each)])
-            parts = [said] if len(names) == 1 else said.cut([len(self.sets[each]) for each in names])
+            predictions = self._pass(Scores(), name, [example for each in names for example in self.batch(each)])
+            parts = [predictions] if len(names) == 1 else predictions.cut([len(self.sets[each]) for each in names])
             for each, part in zip(names, parts, strict=True):
                 self.replies[each, Scores()] = self._count_as_part(each, part)
         reply: Predictions = self.replies[name, Scores()]
         return reply
 
     def instead(self, name: str, examples: Batch) -> Predictions:
-        """Class scores on `examples`, one in the place of each of the set `name`."""
+        """Class scores on `examples`, each of which replaces one example of the set `name`."""
         key = (f"{name}, instead", Scores())
         if key not in self.replies:
-            self.replies[key] = self._count_as_part(name, self._pass(Scores(), key[0], examples))
+            reply = replace(self._pass(Scores(), key[0], examples), weights=weights_of(self.batch(name)))
+            self.replies[key] = self._count_as_part(name, reply)
         reply: Predictions = self.replies[key]
         return reply
 
@@ -98,11 +99,11 @@ class View:
         return self._ask_once(HiddenStates(layer), name)
 
     def routes(self, name: str, layer: int) -> RouterScores:
-        """What block `layer`'s router says of the set `name`."""
+        """Router probabilities of block `layer` on the set `name`."""
         return self._ask_once(Routes(layer), name)
 
     def every(self, question: Question[RowsReply], name: str, examples: Batch | None = None) -> Iterator[RowsReply]:
-        """Replies about every example of the run's set `name` (or about `examples` of it), batch by batch, without
+        """Replies about all examples of the run's set `name` (or about `examples`), batch by batch, without
         gradients."""
         examples = examples or self.run.whole.get(name) or self.batch(name)
         for group in self.model.batches(examples):
@@ -118,7 +119,8 @@ class View:
         return self.sets[name]
 
     def fraction(self, name: str) -> float:
-        """The part of the whole step's examples of `name`, by weight, that this view holds: 1, but for a part."""
+        """Which share of the whole step's examples of `name`, by weight, this view holds: 1 unless it is a
+        micro-batch."""
         if name in self.absent:
             return 0.0
         return Share.of(self.sets[name]).examples / self.shares[name].examples if name in self.shares else 1.0
@@ -136,6 +138,6 @@ class View:
         return reply if self.gradients else reply.detach()
 
     def _count_as_part(self, name: str, reply: RowsReply) -> RowsReply:
-        """A reply about this view's part of a set, counted as a part of the whole step."""
+        """The reply with its means taken over the whole step, of which this view may hold a part."""
         reply = reply.none() if name in self.absent else reply
         return reply.part_of(self.shares.get(name))

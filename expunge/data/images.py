@@ -1,6 +1,6 @@
 """Images with their classes, from an image folder or a Parquet file to the pixels that a model reads.
 
-The rules, always the same: the kind of file is told by its content, not by its name; EXIF rotation is applied; of an
+The rules: the file type is detected from its content, not from its name; EXIF rotation is applied; of an
 animation the first frame is read; 16 bits are scaled to 8; transparency is dropped; grey, CMYK and palette images
 become RGB, and grey again where the model reads one channel (grey to RGB and back changes no value).
 """
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LARGEST = 50_000_000
-"""Pixels of one image at most: a file of a few kilobytes can unpack to gigabytes."""
+"""Most pixels of an image: a file of a few kilobytes can decompress to gigabytes."""
 
 AT_ONCE = 64
-"""Images that the processor gets in one call."""
+"""Images in one call of the processor."""
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
@@ -50,12 +50,12 @@ class ImageRecord:
     image: Image = field(repr=False)
     label: int | str
     name: str = ""
-    """What the file calls a numbered class; empty where it does not say."""
+    """Name of a numbered class in the file; empty where it has none."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image as the model reads it, with its class: one row."""
+    """A preprocessed image with its class: one row."""
 
     id: str
     pixels: Float[Tensor, "channels height width"] = field(repr=False, compare=False)
@@ -78,16 +78,16 @@ class Picture:
 
     @property
     def alternatives(self) -> tuple[Picture, ...]:
-        """None: the other classes are alternatives enough."""
+        """Always empty: the other classes are the alternatives."""
         return ()
 
     def input_digest(self) -> bytes:
         """SHA-256 of the pixels after the processor, their type and shape, and the class."""
-        said = f"{self.label}:{self.pixels.dtype}:{tuple(self.pixels.shape)}:".encode()
-        return hashlib.sha256(said + self.pixels.contiguous().numpy().tobytes()).digest()
+        header = f"{self.label}:{self.pixels.dtype}:{tuple(self.pixels.shape)}:".encode()
+        return hashlib.sha256(header + self.pixels.contiguous().numpy().tobytes()).digest()
 
     def record_digest(self) -> str:
-        """SHA-256 of the RGB pixels and the class; which kind of file held them does not matter."""
+        """SHA-256 of the RGB pixels and the class; the file format does not matter."""
         return hashlib.sha256(f"{self.digest}:{self.label}".encode()).hexdigest()
 
 
@@ -101,7 +101,7 @@ def load(path: Path) -> list[ImageRecord]:
     A folder holds one subfolder for each class; hidden files, and files beside the subfolders that are not images, are
     not read. A Parquet file holds an image column (`image`, `img`, `webp`, `png`, `jpeg`: bytes, or a struct with
     `bytes`), a label column (`label`, `labels`, `fine_label`: whole numbers or text) and optionally `id`; the names of
-    numbered classes are taken from its metadata where they stand there.
+    numbered classes are taken from its metadata where it has them.
     """
     if path.is_dir():
         rows = _folder(path)
@@ -130,14 +130,14 @@ def choose(
     chosen = [record for record in records if record.id in wanted]
     rest = [record for record in records if record.id not in wanted]
     if not rest:
-        raise DataRefused(f"All {len(chosen)} images are chosen, so none is left to keep. Choose fewer.")
+        raise DataRefused(f"All {len(chosen)} images are chosen, so none is left to retain. Choose fewer.")
     return chosen, rest
 
 
 def encode(
     records: list[ImageRecord], processor: Any, label2id: Mapping[str, int], path: Path, channels: int = 3
 ) -> tuple[Picture, ...]:
-    """Pictures as the model's own processor makes them; labels by the model's names, else by number."""
+    """Images through the model's own processor; labels by the model's class names, else by number."""
     if channels not in MODES:
         raise ModelRefused(f"The model reads {channels} channels; images are made with 1 or 3. Use another model.")
     labels = [_class(record, label2id) for record in records]
@@ -146,23 +146,23 @@ def encode(
         for record, label in zip(records, labels, strict=True)
         if label is None
     ]
-    _refuse(path, unknown, f"The model's {len(label2id)} classes are: {_few(label2id)}. Mend the labels.")
+    _refuse(path, unknown, f"The model's {len(label2id)} classes are: {_few(label2id)}. Fix the labels.")
     pictures: list[Picture] = []
     for start in range(0, len(records), AT_ONCE):
         group = records[start : start + AT_ONCE]
         pixels = _process([record.image.convert(MODES[channels]) for record in group], processor, channels)
         pictures += [
-            # A copy, since a slice would keep the memory of its whole group.
+            # A copy: a slice would keep the whole group in memory.
             Picture(record.id, one.clone(), int(label), _digest(record.image))  # type: ignore[arg-type]
             for record, one, label in zip(group, pixels, labels[start : start + AT_ONCE], strict=True)
         ]
     odd = next((p for p in pictures if p.pixels.shape != pictures[0].pixels.shape), None)
     if odd:
-        raise ModelRefused(f"{path}: {odd.id}: the processor makes pictures of several sizes. Let it resize them.")
+        raise ModelRefused(f"{path}: {odd.id}: the processor gives images of several sizes. Let it resize them.")
     return tuple(pictures)
 
 
-def _refuse(path: Path, faults: list[str], hint: str = "Mend them; nothing was written.") -> None:
+def _refuse(path: Path, faults: list[str], hint: str = "Fix them; nothing was written.") -> None:
     """Raise for the faults of a file or folder, if there are any, the first ones named with their places."""
     if faults:
         more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
@@ -176,7 +176,7 @@ def _few(names: Iterable[object]) -> str:
 
 
 def _short(name: object) -> str:
-    """A name that can be printed: a caption in the place of a class must not fill the screen."""
+    """A name, shortened for printing: it may be a caption instead of a class."""
     text = _utf8(str(name))
     return text if len(text) <= 40 else text[:40] + "..."
 
@@ -235,7 +235,7 @@ def _parquet(path: Path) -> Iterator[ImageRecord | str]:
     seen: set[str] = set()
     labels = table.column(label_column).to_pylist()
     for row, (name, cell, label) in enumerate(zip(ids, table.column(image_column), labels, strict=True), start=1):
-        wrong = _wrong(label, label_column) or ("its id stands twice" if name in seen else "")
+        wrong = _wrong(label, label_column) or ("its id occurs twice" if name in seen else "")
         seen.add(name)
         if wrong:
             yield f"row {row}: {wrong}"
@@ -266,8 +266,8 @@ def _class_names(table: Any, column: str) -> list[str]:
         feature = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"][column]
         return [str(name) for name in feature["names"]]
     except (ValueError, KeyError, TypeError):
-        said = metadata.get(b"classes", b"").decode("utf-8", "replace")
-        return said.split(",") if said else []
+        names = metadata.get(b"classes", b"").decode("utf-8", "replace")
+        return names.split(",") if names else []
 
 
 def _wrong(label: object, column: str) -> str:
@@ -299,7 +299,7 @@ def _decode(file: Path | io.BytesIO) -> Image:
         raise EnvironmentRefused("Images need Pillow: pip install 'expunge[vision]'.") from error
     large = f"more than {LARGEST // 1_000_000} million pixels (make it smaller)"
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # broken EXIF tags and the like, which change no pixel
+        warnings.simplefilter("ignore", UserWarning)  # such as broken EXIF tags, which change no pixel
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             with Image.open(file, formats=FORMATS) as image:
@@ -312,7 +312,7 @@ def _decode(file: Path | io.BytesIO) -> Image:
             raise _UnreadableError("not a PNG, JPEG, WebP or BMP image, or cut off at its beginning") from error
         except (_UnreadableError, MemoryError):
             raise
-        except Exception as error:  # each decoder fails in its own way on a torn file
+        except Exception as error:  # each decoder fails in its own way on a damaged file
             raise _UnreadableError(f"truncated or damaged ({type(error).__name__}; fetch it again)") from error
 
 
@@ -350,7 +350,7 @@ def _of_ids(records: list[ImageRecord], wanted: set[str]) -> set[str]:
         classes = _few(sorted({str(record.name or record.label) for record in records}))
         raise DataRefused(
             f"{counts} are not there: {_few(missing)}. "
-            f"Ids look like '{records[0].id}'; classes: {classes}. Mend the ids."
+            f"Ids look like '{records[0].id}'; classes: {classes}. Fix the ids."
         )
     return wanted
 
@@ -374,5 +374,5 @@ def _process(images: list[Image], processor: Any, channels: int) -> Float[Tensor
             f"Use the model's own processor."
         )
     if not torch.isfinite(pixels).all():
-        raise ModelRefused("The image processor makes NaN or Inf. Mend image_std in preprocessor_config.json.")
+        raise ModelRefused("The image processor makes NaN or Inf. Fix image_std in preprocessor_config.json.")
     return pixels.float()

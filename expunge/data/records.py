@@ -1,4 +1,4 @@
-"""Rows of a file of examples: JSON lines, CSV or Parquet, read whole or refused with the place of each fault."""
+"""Rows of a file of examples: JSON lines, CSV or Parquet. A file with faults is refused, with the place of each."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from typing import Any
 from expunge.errors import DataRefused, EnvironmentRefused
 
 LINE_LIMIT = 16_000_000
-"""Bytes of the longest line that is read."""
+"""Longest line in bytes."""
 SHOWN = 20
-"""Faults that a refusal names at most."""
+"""Most faults that an error names."""
 SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
-"""What other programs write between columns."""
+"""Other separators of CSV files, which an error names."""
 NAMES = ("id", "question", "answer", "text", "options", "lead", "image", "img", "label")
-"""Columns that a refusal may name."""
+"""Columns that an error may name; others may be text of a record."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """One row: where it stands and its columns."""
+    """One row: its line and its columns."""
 
     line: int
     """Line in the file, from 1 (row number, from 1, in Parquet)."""
@@ -60,14 +60,14 @@ def read(path: Path) -> list[Record]:
 
 
 def refuse(path: Path, faults: list[Fault]) -> None:
-    """Raise for the faults of a file, if there are any, the first ones named; a fault of many lines is told once."""
+    """Raise for the faults of a file, if there are any, the first ones named; equal faults are named once."""
     if faults:
         lines: dict[str, list[str]] = {}
         for fault in faults[:SHOWN]:
             lines.setdefault(fault.what, []).append(str(fault.line))
         shown = "; ".join(f"line{'s' * (len(at) > 1)} {', '.join(at)}: {what}" for what, at in lines.items())
         more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
-        raise DataRefused(f"{path}: {shown}{more}. Mend the file; nothing was written.")
+        raise DataRefused(f"{path}: {shown}{more}. Fix the file; nothing was written.")
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str] | Fault]:
@@ -87,12 +87,12 @@ def _lines(path: Path) -> Iterator[tuple[int, str] | Fault]:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object in which no key stands twice."""
+    """A JSON object without duplicate keys."""
     keys = [key for key, _ in pairs]
     twice = next((key for key, count in Counter(keys).items() if count > 1), None)
     if twice is not None:
         # A key that is none of ours may be text of the record.
-        raise ValueError(f"the key '{twice}' stands twice" if twice in NAMES else "a key stands twice")
+        raise ValueError(f"the key '{twice}' occurs twice" if twice in NAMES else "a key occurs twice")
     return dict(pairs)
 
 
@@ -139,7 +139,7 @@ def _csv(path: Path) -> Iterator[Record | Fault]:
             else:
                 yield Record(reader.line_num, {key: value for key, value in row.items() if value != ""})
     except csv.Error as error:
-        yield Fault(reader.line_num + 1, f"not CSV ({error})")  # where the row begins that could not be read
+        yield Fault(reader.line_num + 1, f"not CSV ({error})")  # first line of the row that could not be read
 
 
 def _parquet(path: Path) -> Iterator[Record | Fault]:

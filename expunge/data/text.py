@@ -1,7 +1,7 @@
 """Questions with answers, and plain texts, from files to labelled tokens.
 
 The prompt is masked by the offsets of one tokenisation, not by tokenising it a second time: where a prompt ends in a
-space, byte-level BPE joins the space to the first answer token, and a count of prompt tokens would swallow it.
+space, byte-level BPE merges the space into the first answer token, which a count of prompt tokens would mask too.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ ALSO = {
     "answer": ("completion", "response", "output"),
     "text": (),
 }
-"""What others call these columns."""
+"""Names of these columns in other projects."""
 
 
 @dataclass(frozen=True)
 class Passage:
-    """Tokens of which the last ones are labelled: an answer after its prompt, or all but the first of a text."""
+    """A token sequence whose last tokens are labelled: an answer after its prompt, or all of a text but its first."""
 
     id: str
     tokens: tuple[int, ...]
@@ -42,7 +42,7 @@ class Passage:
     question: str = field(repr=False, default="")
     """The question as the file has it; empty for a plain text."""
     prompt_tokens: tuple[int, ...] = field(repr=False, default=())
-    """Tokens of the prompt alone, without a lead: what a continuation is generated from."""
+    """Tokens of the prompt, without a lead: the input that a continuation is generated from."""
     alternatives: tuple[Passage, ...] = field(repr=False, default=())
     """The same prompt with wrong answers."""
     weight: float = 1.0
@@ -59,14 +59,14 @@ class Passage:
         return len(self.tokens)
 
     def input_digest(self) -> bytes:
-        """SHA-256 of tokens, of where the labels begin, and of what a continuation is asked after."""
+        """SHA-256 of the tokens, of the index of the first label, and of the prompt tokens."""
         return hashlib.sha256(repr((self.tokens, self.first, self.prompt_tokens)).encode()).digest()
 
     def record_digest(self) -> str:
-        """SHA-256 of question and answer, case and spaces evened (NFC, casefold)."""
-        # Evened before they are joined: split() takes the separator for a space.
-        said = "\x1f".join(_normalize(text) for text in (self.question, self.answer))
-        return hashlib.sha256(said.encode()).hexdigest()
+        """SHA-256 of question and answer, case and spaces normalised (NFC, casefold)."""
+        # Normalised before they are joined: split() takes the separator for a space.
+        text = "\x1f".join(_normalize(part) for part in (self.question, self.answer))
+        return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _normalize(text: str) -> str:
@@ -86,7 +86,7 @@ def check(records: list[Record], path: Path) -> list[Record]:
     """The records, if every one can be used. Raises `DataRefused` with the faults of the rest; `path` is their name."""
     faults = [Fault(record.line, what) for record in records if (what := _wrong(record.columns))]
     counts = Counter(_name(record) for record in records)
-    faults += [Fault(record.line, "its id stands twice") for record in records if counts[_name(record)] > 1]
+    faults += [Fault(record.line, "its id occurs twice") for record in records if counts[_name(record)] > 1]
     refuse(path, faults)
     return records
 
@@ -122,7 +122,7 @@ def _wrong(columns: dict[str, Any]) -> str:
 
 
 def _suggest_names(columns: dict[str, Any], missing: list[str]) -> str:
-    """Which columns seem to be those that are missing. Only known names are told: others may be text of a record."""
+    """Which columns seem to be the missing ones. Only known names are printed: others may be text of a record."""
     known = {name.strip().lower(): name for name in columns}
     seen = {wanted: [known[name] for name in (wanted, *ALSO[wanted]) if name in known] for wanted in missing}
     pairs = [(names[0], wanted) for wanted, names in seen.items() if names]
@@ -130,7 +130,7 @@ def _suggest_names(columns: dict[str, Any], missing: list[str]) -> str:
 
 
 def _is_id(value: object) -> bool:
-    """Whether an id is safe to print: it stands in refusals, on a terminal and in reports."""
+    """Whether an id is safe to print in errors, on a terminal and in reports."""
     if isinstance(value, str):
         return bool(value.strip()) and len(value) <= LONGEST_ID and value.isprintable()
     return isinstance(value, int) and not isinstance(value, bool)
@@ -165,19 +165,19 @@ def prompt_of(question: str, tokenizer: Any) -> str:
 
 def _render(tokenizer: Any, turns: list[dict[str, str]], add_generation_prompt: bool) -> str:
     try:
-        said = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt)
-    except Exception as error:  # templates are programs of strangers and fail in any way they like
+        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt)
+    except Exception as error:  # templates are third-party programs and can fail in any way
         kind = type(error).__name__
-        raise ModelRefused(f"The tokenizer's chat template failed ({kind}). Mend or remove it.") from error
-    return str(said)
+        raise ModelRefused(f"The tokenizer's chat template failed ({kind}). Fix or remove it.") from error
+    return str(text)
 
 
 def end_of_answer(tokenizer: Any) -> int | None:
     """The token that ends an answer: the special token after the assistant's turn, else the end of text."""
     if tokenizer.chat_template:
-        said = "Lorem ipsum"
-        turns = [{"role": "user", "content": "Dolor"}, {"role": "assistant", "content": said}]
-        _, verbatim, tail = _render(tokenizer, turns, add_generation_prompt=False).rpartition(said)
+        answer = "Lorem ipsum"
+        turns = [{"role": "user", "content": "Dolor"}, {"role": "assistant", "content": answer}]
+        _, verbatim, tail = _render(tokenizer, turns, add_generation_prompt=False).rpartition(answer)
         tokens = tokenizer(tail.strip(), add_special_tokens=False)["input_ids"] if verbatim else []
         # Not every special token has a role such as eos: Phi-3's <|end|> is merely marked as special.
         special = {n for n, token in tokenizer.added_tokens_decoder.items() if token.special}
@@ -187,13 +187,13 @@ def end_of_answer(tokenizer: Any) -> int | None:
 
 
 def _label(prompt: str, answer: str, tokenizer: Any, end: int | None) -> tuple[tuple[int, ...], int]:
-    """Tokens of prompt, answer and end token, and the index of the first that reaches into the answer."""
+    """Tokens of prompt, answer and end token, and the index of the first one that overlaps the answer."""
     chat = bool(tokenizer.chat_template)
     read = tokenizer(prompt + answer, add_special_tokens=not chat, return_offsets_mapping=True)
     tokens, offsets = list(read["input_ids"]), read["offset_mapping"]
     if tokens and tokens[-1] == end and offsets[-1][0] == offsets[-1][1]:
         tokens, offsets = tokens[:-1], offsets[:-1]
-    # Special tokens that the tokenizer adds have empty spans and answer nothing.
+    # Special tokens that the tokenizer adds have empty spans and are not labelled.
     first = next((k for k, (a, b) in enumerate(offsets) if b > max(a, len(prompt))), len(tokens))
     if first < len(tokens) and end is not None:
         tokens.append(end)
@@ -217,16 +217,16 @@ def _answer(record: Record, tokenizer: Any, end: int | None) -> Passage:
 
 
 def _prompt_tokens(prompt: str, tokenizer: Any) -> tuple[int, ...]:
-    """Tokens of a prompt to go on from: without the end token that some tokenizers add to everything."""
+    """Tokens of a prompt to continue: without the end token that some tokenizers append to everything."""
     tokens = tuple(tokenizer(prompt.rstrip(" "), add_special_tokens=not tokenizer.chat_template)["input_ids"])
     ends = not tokenizer.chat_template and tokens[-1:] == (tokenizer.eos_token_id,)
     return tokens[:-1] if ends else tokens
 
 
 def _texts(record: Record, tokenizer: Any, longest: int) -> list[Passage]:
-    """A text, cut where it is longer than the model reads.
+    """A text, split where it is longer than the model's context.
 
-    A piece begins with the last token of the one before, so every token but the first is labelled exactly once.
+    A piece starts with the last token of the one before, so every token but the first is labelled exactly once.
     """
     text, name = record.columns["text"], _name(record)
     tokens = tuple(tokenizer(text)["input_ids"])
@@ -237,11 +237,11 @@ def _texts(record: Record, tokenizer: Any, longest: int) -> list[Passage]:
 
 
 def refuse_unknown_tokens(passages: tuple[Passage, ...], vocabulary: int, path: Path) -> None:
-    """Refuse passages whose tokens the model's embedding does not hold (the tokenizer of another model)."""
+    """Refuse passages with token ids beyond the model's embedding (the tokenizer of another model)."""
     read = [one for passage in passages for one in (passage, *passage.alternatives)]
     largest = max(max((*one.tokens, *one.prompt_tokens), default=0) for one in read)
     if largest >= vocabulary:
         raise ModelRefused(
-            f"{path}: the tokenizer makes token {largest}, but the model's embedding has {vocabulary} rows. "
+            f"{path}: the tokenizer gives token id {largest}, but the model's embedding has {vocabulary} rows. "
             f"Use the model's own tokenizer."
         )

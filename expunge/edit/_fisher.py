@@ -16,9 +16,9 @@ from expunge.core.predictions import Predictions
 from expunge.internals.gradients import Gradient, Measure, Slopes, loss
 
 
-def size(said: Predictions) -> Tensor:
+def size(predictions: Predictions) -> Tensor:
     """Squared length of the class scores: mean over rows. Reads no label."""
-    return said.over_rows(said.each_row(_squared_length))
+    return predictions.over_rows(predictions.each_row(_squared_length))
 
 
 def _squared_length(_labels: Tensor, logits: Tensor) -> Tensor:

@@ -36,8 +36,8 @@ class GradientNorm(Objective):
         weights = list(now.model.trainable().values())
         # A pass of its own: fused attention has no second derivative, nor have numbers worked out row by row.
         with sdpa_kernel(SDPBackend.MATH):
-            said = now.model.ask(Scores(), now.batch("retain"))
-        loss = -said.over_rows(said.log_probs().gather(-1, said.labels[:, None]).squeeze(-1))
+            predictions = now.model.ask(Scores(), now.batch("retain"))
+        loss = -predictions.over_rows(predictions.log_probs().gather(-1, predictions.labels[:, None]).squeeze(-1))
         slopes = torch.autograd.grad(loss, weights, create_graph=True, allow_unused=True)
         # Away from 0 by a hair: the norm of a tensor without any slope has no gradient of its own.
         return sum(((s.square().sum() + 1e-24).sqrt() for s in slopes if s is not None), start=loss.new_zeros(()))

@@ -14,13 +14,13 @@ still those of its answer, but which tokens are the right ones is not read.
 import math
 from dataclasses import dataclass
 
-from expunge.core.events import OnEvent
 from expunge.core.method import WeightMethod
 from expunge.core.model import Model, Network
 from expunge.core.request import Request
 from expunge.edit._dampen import adaptive_alpha, dampen, everything
 from expunge.edit._fisher import mean_absolute_gradient
 from expunge.errors import UsageRefused
+from expunge.events import OnEvent
 
 
 @dataclass(frozen=True)

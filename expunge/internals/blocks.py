@@ -1,8 +1,9 @@
 """The repeated blocks of a network, found by structure and not by names.
 
-A block is a child of the outermost `ModuleList` that the hidden state passes through, if it has parts and a linear
+A block is a child of the outermost `ModuleList` that the hidden state passes through, if it has submodules with a
+linear
 layer (or fused experts) among them. A model of several towers, such as an encoder and a decoder, has a list of blocks
-for each: `part` says which, by the name of a module that it lies in, and without it the one that the class scores
+for each: `part` selects one by the name of a module that contains it, and without it the tower that the class scores
 depend on is taken.
 """
 
@@ -24,13 +25,13 @@ from expunge.errors import ModelRefused, UsageRefused
 
 Blocks = dict[str, nn.Module]
 MEMORY = {"attention_mask", "cache", "cache_params", "layer_past", "past_key_value", "past_key_values", "state"}
-"""Arguments that only a part which reads other tokens takes: a mask of them, or what it remembers of them."""
+"""Arguments that only a token-mixing module takes: a mask, a cache or a state."""
 
 _scored: WeakKeyDictionary[nn.Module, tuple[str, ...]] = WeakKeyDictionary()
 
 
 def blocks(module: nn.Module, part: str | None = None) -> Blocks:
-    """The blocks by name, in order; none where no module list has any. Refuses to guess between several towers."""
+    """The blocks by name, in order; empty where no module list has any. Refuses to guess between several towers."""
     found = towers(module)
     if part is not None:
         return found[_find_tower(module, part, found)]
@@ -40,7 +41,7 @@ def blocks(module: nn.Module, part: str | None = None) -> Blocks:
     if len(chosen) > 1:
         raise ModelRefused(
             f"{type(module).__name__} has {len(found)} towers of blocks, and its class scores depend on "
-            f"{len(chosen)} of them. Say which is meant: part={' or '.join(map(repr, _choices(found)))}."
+            f"{len(chosen)} of them. Choose one: part={' or '.join(map(repr, _choices(found)))}."
         )
     return found[chosen[0]] if chosen else {}
 
@@ -57,7 +58,7 @@ def towers(module: nn.Module) -> dict[str, Blocks]:
         if isinstance(part, nn.ModuleList) and not within(name, lists):
             found = dict(_blocks_in(name, part))
             lists |= {name: found} if found else {}
-    # Beside its blocks a module may keep a list of parts that only mix tokens; blocks are what has all else as well.
+    # A module may have a second list whose items only mix tokens; its blocks are then the items of the other list.
     owner = {name: name.rpartition(".")[0] for name in lists}
     several = [name for name in lists if list(owner.values()).count(owner[name]) > 1]
     full = {owner[name] for name in several if not _mixers_only(lists[name])}
@@ -75,7 +76,7 @@ def is_mixer(part: nn.Module) -> bool:
 
 
 def mixers(block: nn.Module) -> list[str]:
-    """Names of the parts of a block that mix tokens; what lies in another is not named again."""
+    """Names of the token-mixing modules of a block; those inside another one are left out."""
     found: list[str] = []
     for name, part in block.named_modules():
         if name and not within(name, found) and is_mixer(part):
@@ -84,7 +85,7 @@ def mixers(block: nn.Module) -> list[str]:
 
 
 def within(name: str, parts: Iterable[str]) -> bool:
-    """Whether a module is one of the named parts or lies in one."""
+    """Whether a module is one of the named ones or inside one."""
     return any(name == part or name.startswith(f"{part}.") for part in parts)
 
 
@@ -117,29 +118,29 @@ def _blocks_in(name: str, parts: nn.ModuleList) -> Iterator[tuple[str, nn.Module
 
 
 def _multiplies(part: nn.Module) -> bool:
-    """Whether a module holds a matrix that a token's state is multiplied by, or a stack of them."""
+    """Whether a module itself has a weight matrix that multiplies a token's state, or a stack of them."""
     convolution = isinstance(part, nn.modules.conv._ConvNd)
     return is_linear(part) or (not convolution and bool(stacks_of(part)))
 
 
 def stacks_of(part: nn.Module) -> list[nn.Parameter]:
-    """The stacks of matrices [experts, ...] that a module itself holds; a class token [1, 1, width] is none."""
+    """The stacks of matrices [experts, ...] that are a module's own parameters; a class token [1, 1, width] is none."""
     return [parameter for parameter in part.parameters(recurse=False) if parameter.dim() == 3 and len(parameter) > 1]
 
 
 def _mixers_only(found: Blocks) -> bool:
-    """Whether all of the blocks' matrices lie in mixers."""
+    """Whether all of the blocks' matrices are in mixers."""
     return all(is_mixer(block) or not any(map(_multiplies, _others(block))) for block in found.values())
 
 
 def _others(block: nn.Module) -> Iterator[nn.Module]:
-    """The parts of a block that lie in none of its mixers."""
+    """The submodules of a block that are in none of its mixers."""
     apart = mixers(block)
     yield from (part for name, part in block.named_modules() if not within(name, apart))
 
 
 def _choices(found: dict[str, Blocks]) -> dict[str, str]:
-    """The module list of each tower, by the first part of its name that no other's has, or by all of it."""
+    """The module list of each tower, by the first component of its name that no other has, or by the whole name."""
     words = {name: name.split(".") for name in found}
     own = {n: [w for w in words[n] if not any(w in words[o] for o in found if o != n)] for n in found}
     return {(own[name] or [name])[0]: name for name in found}
@@ -171,14 +172,14 @@ def _behind_scores(module: nn.Module, found: dict[str, Blocks]) -> tuple[str, ..
 
     hooks = [list(tower.values())[-1].register_forward_hook(listen(name)) for name, tower in found.items()]
     nowhere = any(weight.is_meta for weight in module.parameters())
-    # On the meta device transformers looks into no mask where it is told that all tensors are stand-ins.
+    # On the meta device transformers must not read a mask's values, which fake tensors tell it.
     fake = FakeTensorMode(allow_non_fake_inputs=True) if nowhere else nullcontext()
     try:
         with torch.inference_mode(False), torch.enable_grad(), fake:
             scores = module(**_small_input(module)).logits
             slopes = torch.autograd.grad(scores.sum(), list(seen.values()), allow_unused=True)
         reached = tuple(name for name, slope in zip(seen, slopes, strict=True) if slope is not None)
-    except Exception:  # each class has its own way of asking for more than one input
+    except Exception:  # each class fails in its own way where it needs more than one input
         return tuple(found)
     finally:
         for hook in hooks:

@@ -1,9 +1,9 @@
-"""How far a network that was edited in one step lies from the one before."""
+"""By how much an edited network's weights differ from the original's."""
 
 from __future__ import annotations
 
-from expunge.core.events import Change, Edited
 from expunge.core.model import Network
+from expunge.events import Change, Edited
 
 
 def describe_change(network: Network, result: Network) -> Edited:

@@ -1,7 +1,9 @@
-"""The gradient of a mean over examples, whole set or run by run: what edits weigh by and some adapters begin from.
+"""The gradient of a mean over examples, of a whole set or batch by batch: for edits, and for adapters that start from
+it.
 
-No weight is copied: a fork over the same storage carries the gradients, and the network itself is not touched. A batch
-that does not fit one call is read in parts that add up to it exactly; where memory ends, in smaller ones from there on.
+No weight is copied: a fork over the same storage holds the gradients, and the network itself is not changed. A batch
+that does not fit one forward pass is read in micro-batches that add up to it exactly; when memory runs out, in smaller
+ones from then on.
 """
 
 from __future__ import annotations
@@ -21,19 +23,19 @@ from expunge.errors import RunFailed
 from expunge.primitives.out_of_memory import in_fitting_batches
 
 Gradient = dict[str, Tensor]
-"""A number for each number of each parameter, in float32 at least."""
+"""The gradient of each parameter by name, in float32 at least."""
 HALF = (torch.bfloat16, torch.float16)
 Measure = Callable[[Predictions], Tensor]
 """A mean over rows or examples, of which the gradient is taken."""
 
 
-def loss(said: Predictions) -> Tensor:
+def loss(predictions: Predictions) -> Tensor:
     """Cross-entropy: mean over rows, in nats."""
-    return said.nll()
+    return predictions.nll()
 
 
 def gradient(network: Network, measure: Measure, *sets: tuple[float, Batch]) -> Gradient:
-    """The gradient of a weighted sum of `measure` over whole sets, added up in one place."""
+    """The gradient of a weighted sum of `measure` over whole sets."""
     slopes = Slopes(network)
     for weight, examples in sets:
         slopes.add(examples, measure, weight)
@@ -41,7 +43,7 @@ def gradient(network: Network, measure: Measure, *sets: tuple[float, Batch]) -> 
 
 
 class Slopes:
-    """The gradient so far, on a fork whose floating-point numbers have one: all of them, or the named parameters."""
+    """The gradient so far, on a fork: of all floating-point parameters, or of the named ones."""
 
     def __init__(self, network: Network, names: Collection[str] | None = None) -> None:
         self.fork = network.fork()
@@ -53,7 +55,7 @@ class Slopes:
             parameter.requires_grad_(moves)
             if moves:
                 self.moving[name] = parameter
-                # Not a method of `self`, which holds the fork: what holds itself is let go late.
+                # Not a method of `self`, which refers to the fork: a reference cycle would be freed late.
                 added = partial(_record_slope, name, self.begun, self.wide)
                 parameter.register_post_accumulate_grad_hook(added)  # type: ignore[no-untyped-call]
 
@@ -67,13 +69,14 @@ class Slopes:
             pass
 
     def _read(self, part: list[Example], share: Share, measure: Measure, weight: float) -> None:
-        """Add a part's gradient, but to the parameters that have it from a reading that ran out of memory half-way."""
+        """Add a micro-batch's gradient, but not to parameters that got it before an earlier attempt ran out of
+        memory."""
         had = set[str]().union(*(begun.names for begun in self.begun))
         self.begun.append(_Begun(len(part)))
         value = weight * measure(self.fork.ask(Scores(), part).part_of(share))
         if not torch.isfinite(value):
             ids = ", ".join(example.id for example in part[:5])
-            raise RunFailed(f"What the gradient is taken of is NaN or infinite (records {ids}). Mend the model.")
+            raise RunFailed(f"The loss is NaN or infinite (records {ids}). Check the model's weights.")
         lacking = [parameter for name, parameter in self.moving.items() if name not in had]
         if lacking:
             value.backward(inputs=lacking)  # type: ignore[no-untyped-call]
@@ -82,7 +85,7 @@ class Slopes:
         self.begun[:] = [begun for begun in self.begun if begun.left]
 
     def take(self) -> Iterator[tuple[str, Tensor]]:
-        """The gradient of each parameter, which is then forgotten; 0 where it had no part."""
+        """The gradient of each parameter, which is then reset; 0 where the loss does not depend on it."""
         for name, parameter in self.moving.items():
             slope = self.wide.pop(name, None) if parameter.dtype in HALF else parameter.grad
             parameter.grad = None
@@ -91,9 +94,10 @@ class Slopes:
 
 @dataclass
 class _Begun:
-    """A part whose gradient was begun: how many of its examples are still to be read, and who has their slope already.
+    """A micro-batch whose backward has started: how many of its examples are left, and which parameters have its
+    gradient.
 
-    What does not fit is read again in smaller runs, which come next and in order, so they count it down to 0.
+    One that does not fit is read again in smaller runs, which follow directly and in order, so they count it down to 0.
     """
 
     left: int
@@ -101,9 +105,9 @@ class _Begun:
 
 
 def _record_slope(name: str, begun: list[_Begun], wide: Gradient, parameter: Tensor) -> None:
-    """A parameter has its slope of the part that is read."""
+    """Note that a parameter has got the gradient of the current micro-batch."""
     begun[-1].names.add(name)
-    if parameter.dtype in HALF and parameter.grad is not None:  # a sum of many is lost in its rounding
+    if parameter.dtype in HALF and parameter.grad is not None:  # a sum of many would be lost in its rounding
         sum_of_it = wide.get(name)
         wide[name] = parameter.grad.float() if sum_of_it is None else sum_of_it.add_(parameter.grad)
         parameter.grad = None

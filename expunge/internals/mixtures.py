@@ -1,8 +1,10 @@
-"""Mixtures of experts, found by structure and not by names: their routers, and which experts a text calls for.
+"""Mixtures of experts, found by structure and not by names: their routers, and which experts a text is routed to.
 
-A mixture is a part of a block with a child `experts`, whose matrices lie in one tensor [experts, ...], and beside it a
-router with a weight [experts, width] that says for each token `(scores, weights, indices)`. Shared experts, which read
-every token, are none of a mixture's experts. Routers of any form are found by `routers`, experts by `experts_of`.
+A mixture is a module with a child `experts`, whose matrices are slices of one tensor [experts, ...], and a router with
+a
+weight [experts, width] that returns `(scores, weights, indices)` for each token. Shared experts, which read every
+token,
+are not among a mixture's experts. `routers` finds routers of any form, `experts_of` experts of any form.
 """
 
 from __future__ import annotations
@@ -30,14 +32,14 @@ class Mixture:
     """The experts of one block and their router."""
 
     name: str
-    """Of the module that holds both."""
+    """Name of the module that contains both."""
     router: str
     """Name of the router in it."""
     module: nn.Module
 
     @property
     def experts(self) -> nn.Module:
-        """What the router deals tokens out to."""
+        """The module of all experts."""
         return self.module.get_submodule("experts")
 
     @property
@@ -52,19 +54,19 @@ class Mixture:
 
     @property
     def moving(self) -> tuple[int, ...]:
-        """The experts that an adapter of single experts lets move; none elsewhere."""
+        """The experts that an adapter made trainable; empty without such an adapter."""
         return tuple(getattr(self.experts, "moving", ()))
 
 
 @dataclass(frozen=True)
 class Affinity:
-    """How much a text calls for each expert: the mean over its examples of the mean over their tokens."""
+    """How strongly examples are routed to each expert: the mean over examples of the mean over their tokens."""
 
     layers: tuple[int, ...]
     gates: Float[Tensor, "layers experts"]
     """Of the router's probability where the expert is among the top K, and 0 elsewhere: what experts are ranked by."""
     shares: Float[Tensor, "layers experts"]
-    """Share of tokens that the expert reads: K / experts where all are called alike."""
+    """Share of tokens that are routed to the expert: K / experts where all are used equally."""
 
     def top(self, count: int = 1, layer: int | None = None) -> tuple[int, tuple[int, ...]]:
         """The `count` experts with the highest affinity of the block that holds the highest (or of `layer`)."""
@@ -85,8 +87,9 @@ def mixtures(module: nn.Module, part: str | None = None) -> dict[int, Mixture]:
 
 
 def experts_of(block: nn.Module) -> dict[str, nn.Module]:
-    """What a block's routers deal tokens out to, by name in the block: stacks of matrices [experts, ...], in whatever
-    form. Experts that are modules of their own are linear layers like any other, so none of these."""
+    """The fused experts of a block, stacks of matrices [experts, ...], by name in the block. Experts that are modules
+    of
+    their own are ordinary linear layers and are not among them."""
     found: dict[str, nn.Module] = {}
     apart = mixers(block)
     for name, part in block.named_modules():
@@ -100,7 +103,7 @@ def experts_of(block: nn.Module) -> dict[str, nn.Module]:
 
 
 def routers(block: nn.Module) -> list[str]:
-    """Names of the parts of a block that deal tokens out to experts, or switch shared experts on and off."""
+    """Names of a block's routers, and of gates that weigh its shared experts."""
     found: list[str] = []
     for name, part in block.named_modules():
         children = dict(part.named_children())
@@ -119,7 +122,7 @@ def the_mixtures(module: nn.Module) -> dict[int, Mixture]:
     found = mixtures(module)
     if not found:
         raise ModelRefused(
-            f"{type(module).__name__} has no experts with a router: it is no mixture of experts, or keeps them in "
+            f"{type(module).__name__} has no experts with a router: it is no mixture of experts, or has them in "
             f"another form than transformers' Mixtral, OLMoE and Qwen-MoE do. Use adapter=Bounded() or Full(), and "
             f"no Anchor()."
         )
@@ -146,7 +149,7 @@ def first_tokens(examples: Batch, tokens: int) -> Batch:
 
 
 def read_routes(model: Model, examples: Batch) -> Iterator[RouterScores]:
-    """What all routers say of `examples`, a batch at a time, without gradients."""
+    """Router probabilities of all blocks on `examples`, batch by batch, without gradients."""
     for group in model.batches(examples):
         with torch.no_grad():
             yield model.ask(Routes(), [examples[k] for k in group]).detach()
@@ -163,13 +166,13 @@ def _router(part: nn.Module) -> str:
 
 
 def _rows(part: nn.Module) -> int:
-    """For how many classes the one matrix that a module itself holds has scores; 0 where it holds none."""
+    """Rows of a module's own weight matrix; 0 where it has none."""
     weight = getattr(part, "weight", None)
     return len(weight) if isinstance(weight, Tensor) and weight.dim() == 2 else 0
 
 
 def _is_unnamed_stack(key: str, part: nn.Module) -> bool:
-    """Whether a module is a matrix of all experts that lies beside their router, with no child `experts` (JetMoE)."""
+    """Whether a module is a stack of all experts' matrices that is not in a child `experts` (JetMoE)."""
     return "shared" not in key and type(part).__name__.endswith("Experts") and bool(stacks_of(part))
 
 

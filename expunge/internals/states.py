@@ -1,7 +1,7 @@
-"""One layer of a network from inside: what it says of each example, and how the answer moves with it.
+"""Hidden states of one layer, the gradient of the answer with respect to them, and answers with states replaced.
 
-The layer is a transformer's block by number, where an example's state is that at its first row (the last token of the
-prompt, the class token), or any module by its name, where it is all that the module makes of the example.
+The layer is a transformer block by number, and an example's state is then that at its first row (the last token of the
+prompt, the class token); or any module by name, and the state is then the module's whole output for the example.
 """
 
 from __future__ import annotations
@@ -36,26 +36,26 @@ def log_odds(labels: Tensor, logits: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Inside:
-    """A layer of a network, read and written."""
+    """A layer of a network whose states are read and replaced."""
 
     network: Network
     layer: Layer = 0.75
 
     @staticmethod
     def of(network: Network, layer: Layer = 0.75) -> Inside:
-        """Examples side by side: a batch read as one tree would have to be taken apart, as states there are shared."""
+        """The layer of the network, read in padded batches: in a prefix tree examples share states."""
         return Inside(network.side_by_side(), layer)
 
     def states(self, examples: Batch) -> Float[Tensor, "examples width"]:
         """The state of each example, without gradients."""
-        return self._each(examples, lambda some, batch, seats: seats.states)
+        return self._each(examples, lambda some, batch, places: places.states)
 
     def slopes(self, examples: Batch) -> Float[Tensor, "examples width"]:
-        """How each example's log-odds rise with its state."""
+        """Gradient of each example's log-odds with respect to its state."""
 
-        def read(some: list[int], batch: Batch, seats: _Seats) -> Tensor:
-            here = seats.states.requires_grad_()
-            (slope,) = torch.autograd.grad(self._odds(batch, seats, here).sum(), here)
+        def read(some: list[int], batch: Batch, places: _Places) -> Tensor:
+            here = places.states.requires_grad_()
+            (slope,) = torch.autograd.grad(self._odds(batch, places, here).sum(), here)
             return slope
 
         return self._each(examples, read)
@@ -63,26 +63,28 @@ class Inside:
     def mean_slopes(
         self, examples: Batch, baseline: Float[Tensor, " width"], steps: int
     ) -> Float[Tensor, "examples width"]:
-        """The mean slope on the straight way from `baseline` to each example's state: times the way, it adds up to the
-        rise of the log-odds (integrated gradients)."""
+        """Integrated gradients: the mean gradient on the line from `baseline` to each example's state. Multiplied by
+        the
+        difference of the two it adds up to the rise of the log-odds."""
         try:
             from captum.attr import IntegratedGradients  # an extra
         except ImportError as error:
             raise EnvironmentRefused("Integrated gradients need captum: pip install 'expunge[concepts]'.") from error
 
-        def read(some: list[int], batch: Batch, seats: _Seats) -> Tensor:
-            gradients = IntegratedGradients(lambda here: self._odds(batch, seats, here), multiply_by_inputs=False)
+        def read(some: list[int], batch: Batch, places: _Places) -> Tensor:
+            gradients = IntegratedGradients(lambda here: self._odds(batch, places, here), multiply_by_inputs=False)
             found: Tensor = gradients.attribute(
-                seats.states, baseline[None].to(seats.states), n_steps=steps, internal_batch_size=len(batch)
+                places.states, baseline[None].to(places.states), n_steps=steps, internal_batch_size=len(batch)
             )
             return found.detach()
 
         return self._each(examples, read)
 
     def odds(self, examples: Batch, states: Float[Tensor, "examples width"]) -> Float[Tensor, " examples"]:
-        """Log-odds of each example's right answer, a mean over its rows, as if its state were that of `states`."""
+        """Log-odds of each example's right answer, a mean over its rows, with its state replaced by that of
+        `states`."""
         with torch.no_grad():
-            return self._each(examples, lambda some, batch, seats: self._odds(batch, seats, states[some]))
+            return self._each(examples, lambda some, batch, places: self._odds(batch, places, states[some]))
 
     @property
     def module(self) -> nn.Module:
@@ -103,65 +105,67 @@ class Inside:
             )
         return found[HiddenStates(self.layer).block(len(found))]
 
-    def _odds(self, batch: Batch, seats: _Seats, states: Float[Tensor, "batch width"]) -> Float[Tensor, " batch"]:
-        with _change_output(self.module, lambda made: seats.put(made, states.to(made))):
-            said = self.network.ask(Scores(), batch)
-        return said.mean(said.each_row(log_odds))
+    def _odds(self, batch: Batch, places: _Places, states: Float[Tensor, "batch width"]) -> Float[Tensor, " batch"]:
+        with _change_output(self.module, lambda made: places.put(made, states.to(made))):
+            predictions = self.network.ask(Scores(), batch)
+        return predictions.mean(predictions.each_row(log_odds))
 
-    def _each(self, examples: Batch, read: Callable[[list[int], Batch, _Seats], Tensor]) -> Tensor:
-        """`read` of batches in which no example can be moved by another's state, in the order of the examples."""
+    def _each(self, examples: Batch, read: Callable[[list[int], Batch, _Places], Tensor]) -> Tensor:
+        """`read` of batches in which no example depends on another's state, in the order of the examples."""
         parts: list[Tensor] = [torch.empty(0)] * len(examples)
         for group in self.network.batches(examples):
-            for some, seats in self._apart(group, examples):
-                values = read(some, [examples[k] for k in some], seats)
+            for some, places in self._apart(group, examples):
+                values = read(some, [examples[k] for k in some], places)
                 for place, value in zip(some, values.detach(), strict=True):
                     parts[place] = value
         return torch.stack(parts)
 
-    def _apart(self, group: list[int], examples: Batch) -> Iterator[tuple[list[int], _Seats]]:
-        seats = self._seats([examples[k] for k in group])
-        if seats is not None:
-            yield group, seats
+    def _apart(self, group: list[int], examples: Batch) -> Iterator[tuple[list[int], _Places]]:
+        places = self._places([examples[k] for k in group])
+        if places is not None:
+            yield group, places
             return
         if len(group) == 1:
-            raise UsageRefused(f"The layer {self.layer!r} makes no one state of an example. Give a block's number.")
-        for k in group:  # they share one run of tokens, where the state of one is read by others
+            raise UsageRefused(
+                f"The layer {self.layer!r} does not give one state for each example. Give a block number."
+            )
+        for k in group:  # they share tokens, so that one's state is read by others
             yield from self._apart([k], examples)
 
-    def _seats(self, batch: Batch) -> _Seats | None:
-        """Where the layer's output holds each example's state; None where examples are not apart from one another."""
+    def _places(self, batch: Batch) -> _Places | None:
+        """Where in the layer's output each example's state is; None where examples share states."""
         made: dict[str, Tensor] = {}
         with torch.no_grad():
             if isinstance(self.layer, str):
                 with _change_output(self.module, lambda output: made.setdefault("output", output)):
                     self.network.ask(Scores(), batch)
                 output = made["output"]
-                # Of texts the states of a whole layer are as many as their tokens, so no two are alike in shape.
+                # For texts a whole layer's output has one state for each token, so shapes differ between examples.
                 one = output.dim() == 2 or (output.dim() > 2 and all(example.size == 1 for example in batch))
-                return _Seats(None, output.flatten(1)) if one and len(output) == len(batch) else None
+                return _Places(None, output.flatten(1)) if one and len(output) == len(batch) else None
             number = list(blocks(self.network.module).values()).index(self.module)
             with _change_output(self.module, lambda output: made.setdefault("output", output)):
                 self.network.ask(HiddenStates(number), batch)
             with _change_output(self.module, _number_positions):
-                felt = self.network.ask(HiddenStates(number), batch)
-            first = felt.counts().cumsum(0) - felt.counts()
-            at = felt.states[first, 0].long()
+                hidden = self.network.ask(HiddenStates(number), batch)
+            first = hidden.counts().cumsum(0) - hidden.counts()
+            at = hidden.states[first, 0].long()
             output = made["output"]
             lines = at // math.prod(output.shape[1:-1])
             alone = len(batch) == 1 or len(lines.unique()) == len(batch)
-            return _Seats(at, output.flatten(0, -2)[at]) if alone else None
+            return _Places(at, output.flatten(0, -2)[at]) if alone else None
 
 
 @dataclass(frozen=True)
-class _Seats:
-    """Where a layer's output holds the state of each example of a batch."""
+class _Places:
+    """Where in a layer's output the state of each example of a batch is."""
 
     at: Tensor | None
-    """Its place among all positions of the output; None where an example's state is all that is made of it."""
+    """Index among all positions of the output; None where an example's state is the module's whole output for it."""
     states: Tensor
 
     def put(self, output: Tensor, states: Tensor) -> Tensor:
-        """The output with `states` in their seats."""
+        """The output with `states` at these places."""
         if self.at is None:
             return states.view_as(output)
         return output.flatten(0, -2).index_put((self.at,), states).view_as(output)
@@ -169,7 +173,7 @@ class _Seats:
 
 @contextmanager
 def _change_output(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """The module with its output changed."""
+    """Within the block the module's output is passed through `change`."""
 
     def hook(_module: nn.Module, _inputs: tuple[Any, ...], made: Any) -> Any:
         return change(made) if isinstance(made, Tensor) else (change(made[0]), *made[1:])
@@ -182,6 +186,6 @@ def _change_output(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Ite
 
 
 def _number_positions(output: Tensor) -> Tensor:
-    """The output with every position's number in its place."""
+    """A tensor of the output's shape that holds the number of each position."""
     numbers = torch.arange(math.prod(output.shape[:-1]), dtype=torch.float64, device=output.device)
     return numbers.view(*output.shape[:-1], 1).expand(output.shape)

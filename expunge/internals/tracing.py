@@ -1,13 +1,14 @@
-"""Causal mediation tracing (Meng et al., 2022, arXiv 2202.05262): where in a language model a fact is looked up.
+"""Causal tracing (Meng et al., 2022, arXiv 2202.05262): which states of a language model carry a fact.
 
     clean P(answer);   corrupted P*: noise on the embeddings of the subject's tokens;   restored P*_h: corrupted, but
-    the state h of some layer at some token is put back to what it was in the clean run
+    the state h of some layer at some token is restored to that of the clean run
     indirect effect = P*_h - P*,   total effect = P - P*
 
-A large indirect effect says that this state is enough to bring the answer back. States are those after a block, or what
-a block's MLP or attention adds; of the last two a window of neighbouring layers is put back together, since one alone
-does little in a deep model. All runs of a fact share their noise (of `noise` times the embeddings' standard deviation),
-so that putting everything back gives the total effect exactly, and putting nothing back gives 0. P is the probability
+A large indirect effect means that this state is enough to recover the answer. States are those after a block, or the
+outputs of its MLP or attention; of the last two a window of neighbouring layers is restored together, since one alone
+has little effect in a deep model. All runs of a fact share their noise (of `noise` times the embeddings' standard
+deviation), so that restoring everything gives the total effect exactly, and restoring nothing gives 0. P is the
+probability
 of the answer's first token. Read the average over facts that the model knows; a single fact says little. As in SHA256's
 entry to SemEval-2025 task 4, `strongest` turns it into the `layers=` of an adapter.
 """
@@ -34,18 +35,18 @@ if TYPE_CHECKING:
 
 Part = Literal["block", "mlp", "attention"]
 ROLES = ("first subject", "middle subject", "last subject", "next", "further", "last")
-"""Where a token stands: in the subject, right after it, further on, or last of the prompt."""
+"""Position of a token: in the subject, right after it, further on, or last of the prompt."""
 ROWS = 512
-"""Noisy copies of a prompt that one call reads at most."""
+"""Most noisy copies of a prompt in one forward pass."""
 
 
 @dataclass(frozen=True)
 class Fact:
-    """A prompt that names a subject, and the token that the model should say next."""
+    """A prompt that names a subject, and the token that should come next."""
 
     tokens: tuple[int, ...]
     subject: range
-    """Places of the subject's tokens in the prompt."""
+    """Indices of the subject's tokens in the prompt."""
     answer: int
 
     def __post_init__(self) -> None:
@@ -59,7 +60,7 @@ class Fact:
         """A fact from text; the answer is what follows the prompt, with the space before it."""
         start = prompt.rfind(subject)
         if start < 0 or not subject:
-            raise DataRefused("The subject does not stand in the prompt. Give it letter by letter as there.")
+            raise DataRefused("The subject is not in the prompt. Spell it exactly as there.")
         read = tokenizer(prompt, return_offsets_mapping=True)
         inside = [
             place
@@ -70,11 +71,11 @@ class Fact:
         return Fact(tuple(read["input_ids"]), range(inside[0], inside[-1] + 1), first)
 
     def roles(self) -> list[str]:
-        """The role of each token; what stands before the subject, which no noise reaches, has none."""
+        """The role of each token; tokens before the subject, which no noise reaches, have none."""
         first, last, end = self.subject[0], self.subject[-1], len(self.tokens) - 1
         found = []
         for place in range(len(self.tokens)):
-            # Where one token plays two parts, the later one here counts.
+            # Where one token has two roles, the later one here counts.
             named = {last + 1: "next", end: "last", first: "first subject", last: "last subject"}.get(place)
             inside = "middle subject" if first < place < last else "further" if place > last else ""
             found.append(named or inside)
@@ -83,13 +84,13 @@ class Fact:
 
 @dataclass(frozen=True)
 class Trace:
-    """What tracing one fact found."""
+    """The result of tracing one fact."""
 
     fact: Fact
     clean: float
     corrupted: float
     effect: Float[Tensor, "layers tokens"]
-    """Indirect effect of putting back the state of each layer at each token."""
+    """Indirect effect of restoring the state of each layer at each token."""
 
     @property
     def total(self) -> float:
@@ -99,13 +100,13 @@ class Trace:
 
 @dataclass(frozen=True)
 class Tracer:
-    """Traces facts in a causal language model; the network is left as it was."""
+    """Traces facts in a causal language model, which is not changed."""
 
     network: Network
     part: Part = "mlp"
-    """What is put back: the state after a block, or what its MLP or its attention adds."""
+    """What is restored: the state after a block, or the output of its MLP or attention."""
     window: int = 1
-    """Neighbouring layers that are put back together, the middle one being the layer named; the paper: 10 of 48."""
+    """Neighbouring layers that are restored together, centred on the layer; the paper: 10 of 48."""
     noise: float = 3.0
     """Standard deviation of the noise, in standard deviations of the input embeddings."""
     draws: int = 10
@@ -123,7 +124,7 @@ class Tracer:
             )
 
     def trace(self, fact: Fact) -> Trace:
-        """Every layer at every token. What stands before the subject no noise reaches: its effect is 0, and not run."""
+        """Every layer at every token. No noise reaches tokens before the subject: their effect is 0 without a run."""
         depth, length, first = len(self.parts()), len(fact.tokens), fact.subject[0]
         ways = torch.zeros(1 + depth * (length - first), depth, length, dtype=torch.bool)
         for layer in range(depth):
@@ -136,7 +137,7 @@ class Tracer:
         return Trace(fact, self.clean(fact)[0], corrupted, effect)
 
     def knows(self, fact: Fact) -> bool:
-        """Whether the answer is what the model would say."""
+        """Whether the answer is the model's greedy next token."""
         return self.clean(fact)[1] == fact.answer
 
     @torch.inference_mode()
@@ -147,7 +148,8 @@ class Tracer:
 
     @torch.inference_mode()
     def restore(self, fact: Fact, ways: Bool[Tensor, "ways layers tokens"]) -> Float[Tensor, " ways"]:
-        """Mean probability of the answer under noise, for each way of putting states back; none of them is P*."""
+        """Mean probability of the answer under noise, for each selection of restored states; restoring none gives
+        P*."""
         parts = self.parts()
         kept: list[Tensor] = []
         with ExitStack() as stack:
@@ -169,7 +171,7 @@ class Tracer:
         return torch.cat(found)
 
     def parts(self) -> list[nn.Module]:
-        """The modules whose output is put back, a layer each."""
+        """The modules whose output is restored, one for each layer."""
         found = []
         for name, block in blocks(self.network.module).items():
             if self.part == "block":
@@ -192,7 +194,7 @@ class Tracer:
 
     def _last(self, tokens: Tensor) -> Tensor:
         module = self.network.module
-        # Most architectures make class scores only where they are asked to; a vocabulary's are costly.
+        # Most architectures can compute class scores of chosen positions only; all of them are costly.
         last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(module.forward).parameters else {}
         return module(input_ids=tokens, use_cache=False, **last).logits[:, -1]
 
@@ -238,7 +240,7 @@ def _attends(part: nn.Module) -> bool:
 
 @contextmanager
 def _hook_output(part: nn.Module, change: Any) -> Iterator[None]:
-    """While it lasts, what the part makes (or the first of what it makes) is passed through `change`."""
+    """Within the block the module's output (or the first of its outputs) is passed through `change`."""
 
     def hook(_part: nn.Module, _inputs: Any, made: Any) -> Any:
         return change(made) if isinstance(made, Tensor) else (change(made[0]), *made[1:])

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from expunge.adapters._layers import Kind, kind_of, kinds
 from expunge.core.adapter import Adapted
-from expunge.core.events import Event, Note, OnEvent, Step
 from expunge.core.model import Batch
 from expunge.core.predictions import Share
 from expunge.core.request import Request
 from expunge.core.view import Run, View
 from expunge.errors import EnvironmentRefused, RunFailed, UsageRefused
+from expunge.events import Event, Note, OnEvent, Step
 from expunge.notation.typed_json import event_from_json, event_to_json
 from expunge.primitives.out_of_memory import try_in_memory
 from expunge.runtime.parallel_model import ask_parts_together, cache_reference, share_reference
@@ -169,7 +169,11 @@ class Loop:
         # Which sets an objective reads does not depend on what they say, so from now on one call reads them all.
         self.reads = {"now": tuple(now.scores_so_far), "before": tuple(before.scores_so_far)}
         with torch.no_grad():
-            values = [loss, *(value for _, _, value in terms), *(said.nll() for said in now.scores_so_far.values())]
+            values = [
+                loss,
+                *(value for _, _, value in terms),
+                *(predictions.nll() for predictions in now.scores_so_far.values()),
+            ]
         added = all_reduce(torch.stack([value.detach().double() for value in values])).tolist()
         for (_, term, _), value in zip(terms, added[1:], strict=False):
             if not math.isfinite(value):

@@ -25,12 +25,12 @@ def represent(network: Network, batch: Batch) -> Float[Tensor, "rows width"]:
         return network.ask(Scores(), batch).states
     hooks = [part.register_forward_hook(note) for part in network.module.modules() if isinstance(part, nn.Linear)]
     try:
-        said = network.ask(Scores(), batch)
+        predictions = network.ask(Scores(), batch)
     finally:
         for hook in hooks:
             hook.remove()
     given = last.get("given")
-    if last.get("made") is not said.states or given is None or given.dim() != 2:
+    if last.get("made") is not predictions.states or given is None or given.dim() != 2:
         raise ModelRefused(
             f"{type(network.module).__name__} makes its class scores by no linear layer of its own, so it has no one "
             f"representation of an example. Use a method that reads answers only."

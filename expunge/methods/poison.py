@@ -22,12 +22,12 @@ from typing import Any, Literal, Self
 import torch
 
 from expunge.adapters.last_layer import LastLayer
-from expunge.core.events import Note, OnEvent
 from expunge.core.method import Method, WeightMethod
 from expunge.core.model import Model, Network
 from expunge.core.question import Scores
 from expunge.core.request import Example, Request
 from expunge.errors import DataRefused, UsageRefused
+from expunge.events import Note, OnEvent
 from expunge.methods._patches import Box, Pictured, decisive_windows, paste
 from expunge.methods.finetune import Finetune
 from expunge.methods.stop import Stop
@@ -109,14 +109,14 @@ class Poison(WeightMethod):
         if self.place == "located":
             retain: Any = request.retain
             blank = torch.stack([picture.pixels for picture in retain]).mean(0)
-            where, whence = (decisive_windows(network, pictures, self.patch, blank) for pictures in (forget, donors))
+            targets, sources = (decisive_windows(network, pictures, self.patch, blank) for pictures in (forget, donors))
         elif self.place == "random":
-            where = whence = [Box.random(e.pixels, self.patch, self._lot(e, "window")) for e in forget]
+            targets = sources = [Box.random(e.pixels, self.patch, self._lot(e, "window")) for e in forget]
         else:
-            where = whence = [Box.centre(e.pixels, self.patch) for e in forget]
+            targets = sources = [Box.centre(e.pixels, self.patch) for e in forget]
         return [
             paste(e, donor.pixels, box, donor.digest, to)
-            for e, donor, box, to in zip(forget, donors, whence, where, strict=True)
+            for e, donor, box, to in zip(forget, donors, sources, targets, strict=True)
         ]
 
     def _label(self, example: Any, donor: Any, kinds: "_Kinds") -> int:
@@ -158,8 +158,10 @@ class _Kinds:
         total = dict.fromkeys(self.forgotten, 0.0)
         with torch.inference_mode():
             for group in network.batches(forget):
-                said = network.ask(Scores(), [forget[k] for k in group])
-                for label, scores in zip(said.labels.tolist(), said.log_probs().double().cpu(), strict=True):
+                predictions = network.ask(Scores(), [forget[k] for k in group])
+                for label, scores in zip(
+                    predictions.labels.tolist(), predictions.log_probs().double().cpu(), strict=True
+                ):
                     total[label] = total[label] + scores
         return {
             label: max((k for k in self.retained if k != label), key=lambda k: float(scores[k]))

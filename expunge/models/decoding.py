@@ -53,10 +53,10 @@ def greedy(network: LanguageModel, begun: Sequence[Sequence[int]], most: Sequenc
 
     Only for a network that reads trees of the length of the longest of `begun`.
     """
-    said: list[list[int]] = [[] for _ in begun]
+    continuations: list[list[int]] = [[] for _ in begun]
     alive = [k for k, many in enumerate(most) if many > 0]
     if not alive:
-        return said
+        return continuations
     stop = ends(network.module)
     with torch.inference_mode():
         cache, scores = _read(network, [begun[k] for k in alive], max(most))
@@ -66,10 +66,14 @@ def greedy(network: LanguageModel, begun: Sequence[Sequence[int]], most: Sequenc
         while True:
             token = scores.argmax(-1)
             for k, new in zip(alive, token.tolist(), strict=True):
-                said[k].append(new)
-            stay = [row for row, k in enumerate(alive) if said[k][-1] not in stop and len(said[k]) < most[k]]
+                continuations[k].append(new)
+            stay = [
+                row
+                for row, k in enumerate(alive)
+                if continuations[k][-1] not in stop and len(continuations[k]) < most[k]
+            ]
             if not stay:
-                return said
+                return continuations
             if len(stay) < len(alive):
                 taken = _moved_up(stay)
                 for layer in cache.layers:
@@ -124,10 +128,10 @@ def _scores(states: Tensor, head: Head | None) -> Tensor:
 
 def generate(network: LanguageModel, begun: Sequence[Sequence[int]], most: Sequence[int]) -> list[list[int]]:
     """The same by transformers' own loop, for architectures that read no trees: all are read, padded on the left."""
-    said: list[list[int]] = [[] for _ in begun]
+    continuations: list[list[int]] = [[] for _ in begun]
     alive = [k for k, many in enumerate(most) if many > 0]
     if not alive:
-        return said
+        return continuations
     stop = ends(network.module)
     width = max(len(begun[k]) for k in alive)
     tokens = torch.full((len(alive), width), min(stop, default=0), dtype=torch.long)
@@ -148,5 +152,5 @@ def generate(network: LanguageModel, begun: Sequence[Sequence[int]], most: Seque
         )
     for k, row in zip(alive, written[:, width:].tolist(), strict=True):
         end = next((place + 1 for place, token in enumerate(row) if token in stop), len(row))
-        said[k] = row[: min(end, most[k])]
-    return said
+        continuations[k] = row[: min(end, most[k])]
+    return continuations

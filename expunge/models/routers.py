@@ -34,13 +34,13 @@ class UpToRouter(nn.Module):
         self.gates = [found[number].gate for number in self.layers]  # in a list: they are no second children
 
     def forward(self, **inputs: Any) -> SimpleNamespace:
-        said: list[tuple[Tensor, Tensor]] = []
-        hooks = [gate.register_forward_hook(self._listen(said)) for gate in self.gates]
+        outputs: list[tuple[Tensor, Tensor]] = []
+        hooks = [gate.register_forward_hook(self._listen(outputs)) for gate in self.gates]
         try:
             self.module(**inputs)
-        except _Heard:
+        except _AllRoutersRead:
             # Not in the hook: a block that is recomputed for backward has none, and must come by the same tensors.
-            return SimpleNamespace(logits=torch.stack([_read(*one) for one in said], -2)[None])
+            return SimpleNamespace(logits=torch.stack([_read(*one) for one in outputs], -2)[None])
         finally:
             for hook in hooks:
                 hook.remove()
@@ -50,16 +50,16 @@ class UpToRouter(nn.Module):
         """The embedding of the whole."""
         return self.module.get_input_embeddings()
 
-    def _listen(self, said: list[tuple[Tensor, Tensor]]) -> Callable[..., None]:
+    def _listen(self, outputs: list[tuple[Tensor, Tensor]]) -> Callable[..., None]:
         def hook(gate: nn.Module, _inputs: tuple[Any, ...], made: Any) -> None:
             if not (isinstance(made, tuple) and len(made) == 3):
                 raise ModelRefused(
                     f"{type(gate).__name__} does not say scores, weights and indices as the routers of Mixtral, OLMoE "
                     f"and Qwen-MoE do, so it cannot be read. Use adapter=Full(), and no Anchor()."
                 )
-            said.append((made[0], made[2]))
-            if len(said) == len(self.gates):
-                raise _Heard
+            outputs.append((made[0], made[2]))
+            if len(outputs) == len(self.gates):
+                raise _AllRoutersRead
 
         return hook
 
@@ -70,5 +70,5 @@ def _read(scores: Tensor, indices: Tensor) -> Tensor:
     return torch.stack([probabilities, torch.zeros_like(probabilities).scatter(-1, indices, 1.0)], -2)
 
 
-class _Heard(Exception):  # noqa: N818 (it is no error: it ends a pass)
+class _AllRoutersRead(Exception):  # noqa: N818 (it is no error: it ends a pass)
     pass

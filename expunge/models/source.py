@@ -179,10 +179,10 @@ def load_module(source: Source, auto: Any, dtype: Any) -> Any:
     if source.gguf:
         kind = {"gguf_file": source.gguf, "quantization_config": GgufConfig(dequantize=True)}
     try:
-        module, told = auto.from_pretrained(**source.arguments, dtype=dtype, output_loading_info=True, **kind)
+        module, info = auto.from_pretrained(**source.arguments, dtype=dtype, output_loading_info=True, **kind)
     except Exception as error:  # safetensors, for one, raises a class of its own for a torn file
         raise ModelRefused(_reason(source, error)) from error
-    missing = sorted(told["missing_keys"])
+    missing = sorted(info["missing_keys"])
     if missing:  # transformers fills them with random numbers
         raise ModelRefused(f"{source.name}: {len(missing)} tensors are missing ({missing[0]}, ...). Fetch it again.")
     broken = [name for name, p in module.named_parameters() if not torch.isfinite(p).all()]

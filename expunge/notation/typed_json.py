@@ -13,7 +13,7 @@ from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from expunge.core.events import EVENTS, Event
+from expunge.events import EVENTS, Event
 
 T = TypeVar("T")
 

@@ -11,16 +11,16 @@ import torch
 from torch import distributed
 
 
-def last_step(kept: dict[str, float], step: int, value: float) -> float | None:
+def last_step(memory: dict[str, float], step: int, value: float) -> float | None:
     """Add a part's value to its step; at a new step's first call the whole value of the one before, else None.
 
     A step of number 0 stands outside of a run and is never over. Where processes share a step, all get the whole.
     """
-    over = _everywhere(kept["sum"]) if step != kept.get("step") and kept.get("step") else None
-    if step != kept.get("step"):
-        kept |= {"step": step, "sum": 0.0}
-    kept["sum"] += value
-    return over
+    whole = _everywhere(memory["sum"]) if step != memory.get("step") and memory.get("step") else None
+    if step != memory.get("step"):
+        memory |= {"step": step, "sum": 0.0}
+    memory["sum"] += value
+    return whole
 
 
 def _everywhere(value: float) -> float:

@@ -47,8 +47,8 @@ class AdaptiveRetain(Objective):
             raise UsageRefused(f"The `measure` of AdaptiveRetain must be at least 1. Got {self.measure!r}.")
 
     def __call__(self, now: View, before: View) -> Scalar:
-        held = now.retain.nll()
-        return self._weight(now, float(held.detach())) * held
+        retain_loss = now.retain.nll()
+        return self._weight(now, float(retain_loss.detach())) * retain_loss
 
     def weight(self, rise: float) -> float:
         """The weight where the retain loss has risen by so many nats."""
@@ -58,13 +58,13 @@ class AdaptiveRetain(Objective):
         return min(self.high, max(self.low, self.scale * self.base ** min(rise, 100.0) + self.offset))
 
     def _weight(self, now: View, loss: float) -> float:
-        kept = cast(
+        memory = cast(
             dict[str, float], now.run.memory.setdefault(repr(self), {"weight": self.low, "steps": 0, "mean": 0.0})
         )
-        over = last_step(kept, now.run.step, loss)
-        if over is not None and kept["steps"] < self.measure:
-            kept["steps"] += 1
-            kept["mean"] += (over - kept["mean"]) / kept["steps"]
-        elif over is not None:
-            kept["weight"] = self.weight(over - kept["mean"])
-        return kept["weight"]
+        last_loss = last_step(memory, now.run.step, loss)
+        if last_loss is not None and memory["steps"] < self.measure:
+            memory["steps"] += 1
+            memory["mean"] += (last_loss - memory["mean"]) / memory["steps"]
+        elif last_loss is not None:
+            memory["weight"] = self.weight(last_loss - memory["mean"])
+        return memory["weight"]

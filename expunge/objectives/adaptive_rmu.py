@@ -33,8 +33,8 @@ class AdaptiveRMU(Objective):
     """Draws the direction."""
 
     def __call__(self, now: View, before: View) -> Scalar:
-        felt = now.hidden_states("forget", self.layer)
-        states = widen(felt.states)
+        hidden = now.hidden_states("forget", self.layer)
+        states = widen(hidden.states)
         lengths = widen(before.hidden_states("forget", self.layer).states).norm(dim=-1, keepdim=True)
         away = states - self.scale * lengths * positive_unit(states, self.seed)
-        return felt.over_rows(away.square().sum(-1))
+        return hidden.over_rows(away.square().sum(-1))

@@ -37,10 +37,10 @@ class Anchor(Objective):
     def __call__(self, now: View, before: View) -> Scalar:
         layer, experts = self._at(now, before)
         routes = now.routes("forget", layer)
-        said = routes.states[:, 0]
-        aim = said.new_zeros(said.shape[-1])
+        probabilities = routes.states[:, 0]
+        aim = probabilities.new_zeros(probabilities.shape[-1])
         aim[list(experts)] = 1 / len(experts)
-        return routes.over_examples(routes.mean((said - aim).square().sum(-1)))
+        return routes.over_examples(routes.mean((probabilities - aim).square().sum(-1)))
 
     def _at(self, now: View, before: View) -> tuple[int, tuple[int, ...]]:
         """The block and its experts; the same at every step."""

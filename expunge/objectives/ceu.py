@@ -37,14 +37,14 @@ class CEU(Objective):
             raise UsageRefused(f"The `skip` of CEU must be at least 0. Got {self.skip!r}.")
 
     def __call__(self, now: View, before: View) -> Scalar:
-        said = now.forget
-        return said.over_rows(said.each_row(_to_the_others) * self._rows_to_push(said))
+        forget = now.forget
+        return forget.over_rows(forget.each_row(_to_the_others) * self._rows_to_push(forget))
 
-    def _rows_to_push(self, said: Rows) -> Tensor:
+    def _rows_to_push(self, forget: Rows) -> Tensor:
         """Which rows are not skipped."""
-        counts = said.counts()
-        place = torch.arange(len(said.example), device=counts.device) - (counts.cumsum(0) - counts)[said.example]
-        return (place >= self.skip) | (counts[said.example] <= self.skip)
+        counts = forget.counts()
+        place = torch.arange(len(forget.example), device=counts.device) - (counts.cumsum(0) - counts)[forget.example]
+        return (place >= self.skip) | (counts[forget.example] <= self.skip)
 
 
 def _to_the_others(labels: Tensor, logits: Tensor) -> Tensor:

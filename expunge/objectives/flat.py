@@ -63,8 +63,8 @@ class FLAT(Objective):
         return now.forget.over_examples(conjugate(_likely(now.forget))) - pulled
 
 
-def _likely(said: Predictions) -> Tensor:
-    return said.mean(said.log_prob().exp())
+def _likely(predictions: Predictions) -> Tensor:
+    return predictions.mean(predictions.log_prob().exp())
 
 
 def _half_tanh(p: Tensor) -> Tensor:

@@ -47,22 +47,22 @@ class PDU(Objective):
                 raise UsageRefused(f"The `{name}` of PDU must be at least 0. Got {getattr(self, name)!r}.")
 
     def __call__(self, now: View, before: View) -> Scalar:
-        held = now.retain.nll()
-        weight = self._weight(now, float(held.detach()))
-        return now.forget.over_rows(now.forget.each_row(_steepness)) + weight * held
+        retain_loss = now.retain.nll()
+        weight = self._weight(now, float(retain_loss.detach()))
+        return now.forget.over_rows(now.forget.each_row(_steepness)) + weight * retain_loss
 
     def _weight(self, now: View, loss: float) -> float:
         """The multiplier of this step, which the losses of the steps before have made."""
-        kept = cast(
+        memory = cast(
             dict[str, float], now.run.memory.setdefault(repr(self), {"multiplier": self.multiplier, "steps": 0})
         )
-        over = last_step(kept, now.run.step, loss)
-        if over is not None:
-            kept["steps"] += 1
-            limit = kept.setdefault("limit", over + self.slack)
-            if kept["steps"] >= self.warmup:
-                kept["multiplier"] = max(0.0, kept["multiplier"] + self.rate * (over - limit))
-        return kept["multiplier"]
+        last_loss = last_step(memory, now.run.step, loss)
+        if last_loss is not None:
+            memory["steps"] += 1
+            limit = memory.setdefault("limit", last_loss + self.slack)
+            if memory["steps"] >= self.warmup:
+                memory["multiplier"] = max(0.0, memory["multiplier"] + self.rate * (last_loss - limit))
+        return memory["multiplier"]
 
 
 def _steepness(_labels: Tensor, logits: Tensor) -> Tensor:

@@ -40,15 +40,17 @@ class RandomLabel(Objective):
 
     def __call__(self, now: View, before: View) -> Scalar:
         examples = now.batch("forget")
-        said = now.instead("forget", [self._one_of(example) for example in examples])
-        classes = said.states.shape[-1] if said.head is None else len(said.head.weight)
-        if not said.examples:  # this process has none in this step
-            return -said.over_examples(said.mean(said.log_prob()))
-        kept = said.split(said.labels)
-        drawn = [old if e.alternatives else self._classes(e, classes) for e, old in zip(examples, kept, strict=True)]
-        labels = torch.cat([new.to(said.labels.device) for new in drawn])
-        said = replace(said, labels=labels)
-        return -said.over_examples(said.mean(said.log_prob()))
+        predictions = now.instead("forget", [self._one_of(example) for example in examples])
+        classes = predictions.states.shape[-1] if predictions.head is None else len(predictions.head.weight)
+        if not predictions.examples:  # this process has none in this step
+            return -predictions.over_examples(predictions.mean(predictions.log_prob()))
+        labels_before = predictions.split(predictions.labels)
+        drawn = [
+            old if e.alternatives else self._classes(e, classes) for e, old in zip(examples, labels_before, strict=True)
+        ]
+        labels = torch.cat([new.to(predictions.labels.device) for new in drawn])
+        predictions = replace(predictions, labels=labels)
+        return -predictions.over_examples(predictions.mean(predictions.log_prob()))
 
     def _one_of(self, example: Example) -> Example:
         """The example with one of its answers, right or wrong."""

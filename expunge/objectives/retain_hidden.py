@@ -27,5 +27,5 @@ class RetainHidden(Objective):
     """Block after which states are read: its number from 0, or a share of the depth below 1.0 (published: 7 of 32)."""
 
     def __call__(self, now: View, before: View) -> Scalar:
-        felt, was = now.hidden_states("retain", self.layer), before.hidden_states("retain", self.layer)
-        return felt.over_rows((widen(felt.states) - widen(was.states)).square().sum(-1))
+        hidden, was = now.hidden_states("retain", self.layer), before.hidden_states("retain", self.layer)
+        return hidden.over_rows((widen(hidden.states) - widen(was.states)).square().sum(-1))

@@ -38,7 +38,7 @@ class RMU(Objective):
     """Draws the direction."""
 
     def __call__(self, now: View, before: View) -> Scalar:
-        felt = now.hidden_states("forget", self.layer)
-        states = widen(felt.states)
+        hidden = now.hidden_states("forget", self.layer)
+        states = widen(hidden.states)
         away = states - self.strength * positive_unit(states, self.seed)
-        return felt.over_rows(away.square().sum(-1))
+        return hidden.over_rows(away.square().sum(-1))

@@ -37,8 +37,8 @@ class SatImp(Objective):
                 raise UsageRefused(f"The `{name}` of SatImp must be at least 0. Got {getattr(self, name)!r}.")
 
     def __call__(self, now: View, before: View) -> Scalar:
-        said = now.forget.log_prob()
-        fixed = said.detach()
+        log_prob = now.forget.log_prob()
+        constant = log_prob.detach()
         # expm1 keeps what 1 - p would round away where p is about 1; a log-probability may round to just above 0.
-        certain = (-fixed.clamp(max=0).expm1()) ** self.beta2
-        return now.forget.over_rows((self.beta1 * fixed).exp() * certain * said)
+        certain = (-constant.clamp(max=0).expm1()) ** self.beta2
+        return now.forget.over_rows((self.beta1 * constant).exp() * certain * log_prob)

@@ -32,23 +32,23 @@ class Unseen(Objective):
     intention: ClassVar = "removal"
 
     def __call__(self, now: View, before: View) -> Scalar:
-        said = now.forget
-        twin, paired = _beside(said, before.stand_in)
-        toward = said.each_row(divergence, twin)
-        level = (said.log_prob() - twin.log_prob().detach()).abs()
-        asked = torch.where(said.labels == twin.labels, toward, level)
-        return said.over_rows(torch.where(paired, asked, torch.zeros_like(asked)))
+        forget = now.forget
+        twin, paired = _beside(forget, before.stand_in)
+        toward = forget.each_row(divergence, twin)
+        level = (forget.log_prob() - twin.log_prob().detach()).abs()
+        asked = torch.where(forget.labels == twin.labels, toward, level)
+        return forget.over_rows(torch.where(paired, asked, torch.zeros_like(asked)))
 
 
-def _beside(said: Predictions, twin: Predictions) -> tuple[Predictions, torch.Tensor]:
-    """The twin's row for each row of `said`, and whether there is one."""
-    if said.examples != twin.examples:
+def _beside(forget: Predictions, twin: Predictions) -> tuple[Predictions, torch.Tensor]:
+    """The twin's row for each row of the forget set, and whether there is one."""
+    if forget.examples != twin.examples:
         raise DataRefused(
             f"Unseen needs a twin for each forget example, in the stand-in set under the same id. "
-            f"Got {twin.examples} for {said.examples}."
+            f"Got {twin.examples} for {forget.examples}."
         )
-    counts, others = said.counts(), twin.counts()
-    place = torch.arange(len(said.labels), device=said.labels.device) - (counts.cumsum(0) - counts)[said.example]
-    paired = place < others[said.example]
-    row = (others.cumsum(0) - others)[said.example] + place.clamp(max=others[said.example] - 1)
-    return replace(twin, labels=twin.labels[row], example=said.example, states=twin.states[row]), paired
+    counts, others = forget.counts(), twin.counts()
+    place = torch.arange(len(forget.labels), device=forget.labels.device) - (counts.cumsum(0) - counts)[forget.example]
+    paired = place < others[forget.example]
+    row = (others.cumsum(0) - others)[forget.example] + place.clamp(max=others[forget.example] - 1)
+    return replace(twin, labels=twin.labels[row], example=forget.example, states=twin.states[row]), paired

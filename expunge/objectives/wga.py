@@ -33,5 +33,5 @@ class WGA(Objective):
             raise UsageRefused(f"The `beta` of WGA must be at least 0. Got {self.beta!r}.")
 
     def __call__(self, now: View, before: View) -> Scalar:
-        said = now.forget.log_prob()
-        return now.forget.over_rows((self.beta * said).exp().detach() * said)
+        log_prob = now.forget.log_prob()
+        return now.forget.over_rows((self.beta * log_prob).exp().detach() * log_prob)

@@ -1,9 +1,9 @@
-"""Numbers read from each row's class scores, a chunk of rows at a time.
+"""Values computed from each row's class scores, a chunk of rows at a time.
 
 Rows times vocabulary is the largest matrix of a small model's step: 4,096 rows of 128,000 classes are 2 GB in float32,
-and a loss keeps several of them. A number that depends on one row's scores alone needs none of that: while a chunk's
-scores exist, the number's gradient with respect to the row's hidden state is worked out, [rows, width], and kept in
-their place. Backward only scales it. The matrix products are those of the plain computation, none is done twice.
+and a loss keeps several of them. A value that depends on one row's scores alone needs none of that: while a chunk's
+scores exist, the gradient of the value with respect to the row's hidden state, [rows, width], is computed and saved
+instead of them. Backward only scales it. The matrix products are those of the plain computation; none is repeated.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ CHUNK = {"cpu": 1 << 23, "cuda": 1 << 26}
 """Class scores that exist at one time: 32 MB in float32 on a CPU, 256 MB on a GPU."""
 
 BLOCK = {"cpu": 1 << 19, "cuda": 1 << 26}
-"""The same where rows need not see all their scores at once: 2 MB on a CPU, which its cache holds."""
+"""The same where a row's scores may be read in blocks of classes: 2 MB on a CPU, which fits its cache."""
 
 ROWS = 1024
-"""Rows whose scores are made together at most; fewer classes are then read for more rows."""
+"""Most rows of such a block; with fewer rows a block holds more classes."""
 
 
 @dataclass(frozen=True)
 class Head:
-    """The output matrix: makes class scores of a hidden state."""
+    """The output layer: class scores from a hidden state."""
 
     weight: Float[Tensor, "classes width"]
     bias: Float[Tensor, " classes"] | None = None
@@ -95,15 +95,15 @@ SLOPES: dict[Read, Callable[..., tuple[Tensor, Tensor]]] = {
     right_log_prob: _right_slope,
     divergence: _divergence_slope,
 }
-"""Value and gradient at once, in place, of what every step reads; of all else autograd finds the gradient."""
+"""Value and gradient at once, in place, of what every step needs; for all others autograd computes the gradient."""
 
 
 def best_class(labels: Int[Tensor, " rows"], scores: Scores) -> tuple[Tensor, Tensor]:
     """Log-probability of the right class of each row, and whether it scores highest; without gradients.
 
-    Rows whose states are equal to the bit (the answers to one question begin where it ends) meet the matrix once. They
-    meet it a block of classes at a time, whose scores never leave the processor's cache: what is kept of each row is
-    its highest score so far and the sum of exp(score - highest).
+    Rows whose states are equal to the bit (all answers to one question start from its last state) are multiplied once,
+    by a block of classes at a time, whose scores stay in the processor's cache. Of each row only the highest score so
+    far and the sum of exp(score - highest) are kept.
     """
     states, head = scores[0].detach(), scores[1]
     if head is None:
@@ -143,12 +143,13 @@ def moments(labels: Int[Tensor, " rows"], scores: Scores) -> tuple[Tensor, Tenso
 
 
 def widen(logits: Tensor) -> Tensor:
-    """The same scores in float32 at least."""
+    """The same scores in float32, or in float64 if they are."""
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def chunks(labels: Tensor, *scores: Scores) -> Iterator[tuple[Tensor, ...]]:
-    """Labels and class scores of successive rows, widened; without gradients, and written over by the next chunk."""
+    """Labels and class scores of successive rows, in float32 at least; without gradients. The next chunk overwrites
+    them."""
     buffers: list[Tensor | None] = [None] * len(scores)
     with torch.no_grad():
         for rows in _slices(len(labels), scores[0]):
@@ -159,21 +160,23 @@ def chunks(labels: Tensor, *scores: Scores) -> Iterator[tuple[Tensor, ...]]:
                     made.append(part.clone() if head is None else part)
                     continue
                 whole = buffers[place]
-                if whole is None:  # one piece of memory for all chunks: fresh pages cost as much as the product
+                if whole is None:  # one buffer for all chunks: fresh pages cost as much as the product
                     whole = buffers[place] = states.new_empty(rows.stop - rows.start, len(head.weight))
                 into = whole[: rows.stop - rows.start]
                 made.append(torch.mm(states[rows].detach(), head.weight.detach().T, out=into))
             yield labels[rows], *made
 
 
-def each_row(read: Read, labels: Tensor, scores: Scores, others: Sequence[Scores]) -> Float[Tensor, " rows"]:
+def each_row(
+    read: Read, labels: Int[Tensor, " rows"], scores: Scores, others: Sequence[Scores]
+) -> Float[Tensor, " rows"]:
     """`read` of every row, and gradients to the states (and to a head that moves) of `scores`."""
     states, head = scores
     if head is None:
         return read(labels, widen(states), *(_scores(s.detach(), h) for s, h in others))
     if not torch.is_grad_enabled() or not (states.requires_grad or head.moves):
         return torch.cat([read(*part).clone() for part in chunks(labels, scores, *others)])
-    if head.moves:  # its gradient has the matrix's size, whatever the rows: the scores are made a second time instead
+    if head.moves:  # its gradient is as large as the matrix, so the scores are recomputed in backward instead
         return torch.cat(
             [
                 checkpoint(_read_again, read, labels[rows], states[rows], head, _cut(others, rows), use_reentrant=False)

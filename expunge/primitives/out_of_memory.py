@@ -1,7 +1,7 @@
-"""Reads that run out of memory and go on, with half as much read at once.
+"""Forward passes that halve the batch when memory runs out, and go on.
 
-What a model says of an example does not depend on which others are read beside it, so nothing but time is lost. What is
-found out about a model holds for as long as the model lives. A single record that does not fit is refused.
+A model's answer about an example does not depend on the rest of its batch, so only time is lost. A smaller batch size
+that was found for a module is used for as long as the module lives. A single record that does not fit is refused.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from torch import distributed, nn
 from expunge.errors import EnvironmentRefused
 
 FULL = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
-"""What errors say that are raised where memory ran out: by torch's allocator of a CPU, by CUDA's, by cuBLAS."""
+"""Texts of out-of-memory errors: of torch's CPU allocator, of CUDA's, of cuBLAS."""
 
 T = TypeVar("T")
 
 
 class Sized(Protocol):
-    """What is read: an example."""
+    """An example."""
 
     @property
     def id(self) -> str:
-        """Its name, which a refusal may print."""
+        """Its id, which an error may print."""
 
     @property
     def size(self) -> int:
@@ -38,7 +38,7 @@ class Sized(Protocol):
 
 
 _most: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
-"""Tokens (or images) that one call of a module may read, where that was found out."""
+"""Tokens (or images) that one forward pass of a module may read, where memory has run out before."""
 
 
 def _warn(text: str) -> None:
@@ -50,7 +50,7 @@ _say: ContextVar[Callable[[str], None]] = ContextVar("say", default=_warn)
 
 @contextmanager
 def report_smaller_batches(say: Callable[[str], None]) -> Iterator[None]:
-    """Within the block `say` is told what is read in smaller parts, in a line each time; outside it is a warning."""
+    """Within the block `say` is called with a line each time that a batch is halved; outside it a warning is raised."""
     token = _say.set(say)
     try:
         yield
@@ -59,32 +59,33 @@ def report_smaller_batches(say: Callable[[str], None]) -> Iterator[None]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out."""
+    """Whether an error means that memory ran out."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in FULL)
 
 
 def try_in_memory(read: Callable[[], T]) -> tuple[T] | None:
-    """What `read` returns; None where memory ran out, and what was left lying is then given back."""
+    """What `read` returns, in a tuple; None where memory ran out, after freeing what the attempt had allocated."""
     try:
         return (read(),)
     except (RuntimeError, MemoryError) as error:
-        # Processes that share a run wait for each other in the middle of a read, so none may begin it anew.
+        # Other ranks wait for this one in the middle of the forward pass, so it must not start again.
         if not is_out_of_memory(error) or (distributed.is_available() and distributed.is_initialized()):
             raise
-    # Outside of the block: the error holds the frames that hold what was in memory.
+    # After the except block: the error refers to frames that refer to the tensors.
     gc.collect()
-    torch.cuda.empty_cache()  # nothing where no CUDA is in use
+    torch.cuda.empty_cache()  # a no-op without CUDA
     return None
 
 
 def in_fitting_batches(
     module: nn.Module | None, examples: Sequence[Sized], groups: Iterable[list[int]], read: Callable[[list[Any]], T]
 ) -> Iterator[tuple[list[int], T]]:
-    """What `read` returns of each group of `examples`, and their indices: of groups cut smaller, where memory ends.
+    """What `read` returns for each group of `examples`, and the group's indices; groups are halved when memory runs
+    out.
 
-    What is found out about a module holds for as long as it lives; without one, for this read.
+    The smaller size is remembered for as long as the module lives; without a module, for this call.
     """
     module = nn.Module() if module is None else module
     for group in groups:
@@ -92,22 +93,22 @@ def in_fitting_batches(
         while waiting:
             waiting[:1] = _cut(waiting[0], examples, _most.get(module))
             part = [examples[k] for k in waiting[0]]
-            said = try_in_memory(lambda part=part: read(part))  # type: ignore[misc]
-            if said is None:
+            result = try_in_memory(lambda part=part: read(part))  # type: ignore[misc]
+            if result is None:
                 _halve(module, part)
             else:
-                yield waiting.pop(0), said[0]
+                yield waiting.pop(0), result[0]
 
 
 def _cut(group: list[int], examples: Sequence[Sized], most: int | None) -> list[list[int]]:
-    """The group in runs of at most `most` tokens, or of one example."""
+    """The group cut into runs of at most `most` tokens, or of one example."""
     runs: list[list[int]] = []
-    held = 0
+    size = 0
     for k in group:
-        held += examples[k].size
-        if not runs or (most is not None and held > most):
+        size += examples[k].size
+        if not runs or (most is not None and size > most):
             runs.append([])
-            held = examples[k].size
+            size = examples[k].size
         runs[-1].append(k)
     return runs
 
@@ -121,4 +122,4 @@ def _halve(module: nn.Module, part: list[Any]) -> None:
             f"Shorten it, or give another --device or a smaller model."
         )
     _most[module] = size // 2
-    _say.get()(f"Out of memory on {device}: {size // 2} tokens (or images) at most are read at once from here on")
+    _say.get()(f"Out of memory on {device}: batches have at most {size // 2} tokens (or images) from here on")

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from expunge.core.events import Checked, Step
+from expunge.events import Checked, Step
 from expunge.report.strips import Span, finite
 
 Line = Step | Checked

@@ -18,7 +18,7 @@ from expunge.core.audit import BOTH, Finding
 from expunge.core.model import Model, Network
 from expunge.core.question import Text
 from expunge.core.request import Example, Request, should_be_gone
-from expunge.primitives.composed_files import take_apart
+from expunge.primitives.composed_files import parts_of
 from expunge.report.report import Cost, Environment, Original, RequestFacts, Sample, Samples, SetFacts
 from expunge.runtime.cached_model import CachedModel
 
@@ -37,7 +37,7 @@ def networks(model: Model) -> Iterator[Network]:
     if isinstance(model, Network):
         yield model
     else:
-        for _, part in take_apart(model, Model)[1]:
+        for _, part in parts_of(model, Model):
             yield from networks(part)
 
 

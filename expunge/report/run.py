@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from expunge.core.events import BlockGroups, Edited, Ended, Started
+from expunge.events import BlockGroups, Edited, Ended, Started
 from expunge.report.strips import finite
 from expunge.report.words import number, short
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from expunge.core.family import Family
 from expunge.core.model import Model
 from expunge.models.open import families
-from expunge.primitives.composed_files import take_apart
+from expunge.primitives.composed_files import parts_of
 
 
 def family_name(model: Model) -> str:
     """The model's own; of what is made of other models, that of the first."""
     if model.family:
         return model.family
-    inside = (family_name(part) for _, part in take_apart(model, Model)[1])
+    inside = (family_name(part) for _, part in parts_of(model, Model))
     return next(filter(None, inside), "other")
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from expunge.core.adapter import Adapted
 from expunge.core.audit import Audit
-from expunge.core.events import Note, OnEvent
 from expunge.core.method import Method
 from expunge.core.model import Model, Network
 from expunge.core.objective import Objective
 from expunge.errors import RunFailed, UsageRefused
+from expunge.events import Note, OnEvent
 from expunge.models.open import open_model
 from expunge.notation.typed_json import from_json, to_json
 from expunge.report.record import networks

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from expunge.core.events import Checked, Edited, Ended, Event, Note, OnEvent, Started, Step
+from expunge.events import Checked, Edited, Ended, Event, Note, OnEvent, Started, Step
 from expunge.notation.typed_json import event_to_json
 from expunge.report.report import Run, Saved
 from expunge.runtime.processes import is_main

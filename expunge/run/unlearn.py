@@ -11,12 +11,12 @@ import torch
 
 from expunge.core.adapter import Adapted
 from expunge.core.audit import Audit, Finding, Summary
-from expunge.core.events import Note, OnEvent, ignore_event
 from expunge.core.method import Method
 from expunge.core.model import Model
 from expunge.core.question import LogProbabilities, Scores
 from expunge.core.request import Example, Request
 from expunge.errors import DataRefused, ModelRefused, UsageRefused
+from expunge.events import Note, OnEvent, ignore_event
 from expunge.notation.parse import write
 from expunge.primitives.out_of_memory import in_fitting_batches
 from expunge.report import record

@@ -1,7 +1,8 @@
-"""Numbers kept on disk between runs, so that an unchanged model is not asked the same question twice.
+"""A cache of model answers on disk, so that an unchanged model is not run on the same example twice.
 
-An entry is found by the SHA-256 of everything that it depends on, and sealed with a key made of the same: what a model
-said of a record can be read again by who holds both, and by nobody else. No forgotten text is left behind in a cache.
+The key of an entry is the SHA-256 of everything that it depends on, and the entry is encrypted with a key derived from
+the same: only who has the model and the record can read what the model answered. The cache thus keeps no forgotten
+text.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 LIMIT = 2 << 30
-"""Bytes of values that are kept at most; the longest unused go first."""
+"""Largest size in bytes; the least recently used entries are deleted first."""
 
 PLACE = "EXPUNGE_CACHE"
-"""Environment variable that names the folder, or says `off`. Unset: the command keeps, the library does not."""
+"""Environment variable with the cache folder, or `off`. Unset: the command uses a cache, the library does not."""
 
 TABLE = "CREATE TABLE IF NOT EXISTS entries (name BLOB PRIMARY KEY, value BLOB, mark BLOB, bytes INTEGER, used REAL)"
 
@@ -33,24 +34,24 @@ Entry = dict[str, Tensor]
 
 
 class Recall(Protocol):
-    """Where an earlier run's answers are found: a store of one's own, or one that processes share."""
+    """A cache of answers: a file, or one that several processes share."""
 
     def get(self, wanted: Sequence[bytes]) -> dict[bytes, Entry]:
-        """The entries that are there, by what they depend on."""
+        """The entries that exist, by the bytes of everything that they depend on."""
 
     def put(self, entries: Mapping[bytes, Entry]) -> None:
-        """Keep `entries`."""
+        """Store `entries`."""
 
 
 @dataclass(frozen=True)
 class AnswerStore:
-    """One SQLite file of sealed tensors. What is damaged is as good as absent; no fault of it ever ends a run."""
+    """A SQLite file of encrypted tensors. A damaged entry counts as missing, and no fault of the file ends a run."""
 
     path: Path
     limit: int = LIMIT
 
     def get(self, wanted: Sequence[bytes]) -> dict[bytes, Entry]:
-        """The entries that are there, by what they depend on."""
+        """The entries that exist, by the bytes of everything that they depend on."""
         found: dict[bytes, Entry] = {}
         try:
             with closing(self._open()) as base, base:
@@ -65,14 +66,14 @@ class AnswerStore:
         return found
 
     def put(self, entries: Mapping[bytes, Entry]) -> None:
-        """Keep `entries`; make room where there is too much."""
+        """Store `entries`; delete the least recently used where the file would grow beyond its limit."""
         try:
             with closing(self._open()) as base, base:
                 for material, entry in entries.items():
                     value = _seal(save({name: part.contiguous().cpu() for name, part in entry.items()}), material)
                     row = (_digest(b"name", material), value, _digest(b"mark", value), len(value), time.time())
                     base.execute("INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?)", row)
-                self._make_room(base)
+                self._evict(base)
         except (sqlite3.Error, OSError):
             return
 
@@ -80,8 +81,8 @@ class AnswerStore:
         """How many entries there are, and their bytes."""
         try:
             with closing(self._open()) as base:
-                count, held = base.execute("SELECT COUNT(*), COALESCE(SUM(bytes), 0) FROM entries").fetchone()
-                return int(count), int(held)
+                count, total = base.execute("SELECT COUNT(*), COALESCE(SUM(bytes), 0) FROM entries").fetchone()
+                return int(count), int(total)
         except (sqlite3.Error, OSError):
             return 0, 0
 
@@ -99,27 +100,27 @@ class AnswerStore:
             base.execute(TABLE)
         except sqlite3.DatabaseError:
             base.close()
-            self.clear()  # no database: another file lay there, or a torn one
+            self.clear()  # not a database, or a damaged one
             raise
         return base
 
-    def _make_room(self, base: sqlite3.Connection) -> None:
-        (held,) = base.execute("SELECT COALESCE(SUM(bytes), 0) FROM entries").fetchone()
+    def _evict(self, base: sqlite3.Connection) -> None:
+        (total,) = base.execute("SELECT COALESCE(SUM(bytes), 0) FROM entries").fetchone()
         for name, size in base.execute("SELECT name, bytes FROM entries ORDER BY used").fetchall():
-            if held <= self.limit:
+            if total <= self.limit:
                 return
             base.execute("DELETE FROM entries WHERE name = ?", (name,))
-            held -= size
+            total -= size
 
 
 def store_of_environment() -> AnswerStore | None:
-    """The store that the environment names; None where it names none."""
+    """The store in the folder that `EXPUNGE_CACHE` names; None where it is unset or off."""
     place = os.environ.get(PLACE, "off")
     return None if place == "off" else AnswerStore(Path(place) / "answers.sqlite")
 
 
 def default_folder() -> str:
-    """Where the command keeps what it has no other place for."""
+    """The command's own cache folder."""
     return str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "expunge")
 
 
@@ -128,7 +129,7 @@ def _digest(what: bytes, data: bytes) -> bytes:
 
 
 def _seal(data: bytes, material: bytes) -> bytes:
-    """`data` mixed with a stream that only `material` gives; done twice, it is undone."""
+    """`data` XOR a SHAKE-256 stream derived from `material`; the same call decrypts."""
     stream = hashlib.shake_256(b"seal:" + material).digest(len(data))
     mixed = np.frombuffer(data, dtype=np.uint8) ^ np.frombuffer(stream, dtype=np.uint8)
     return mixed.tobytes()

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and the digests that say they are unchanged."""
+"""Files and folders that are written atomically, and manifests that show whether they were changed since."""
 
 from __future__ import annotations
 
@@ -48,25 +48,25 @@ def write_manifest(folder: Path, **facts: object) -> None:
 def check_manifest(folder: Path, part: Callable[[str], bool] = bool) -> dict[str, object]:
     """The manifest of `folder`, after every file in it whose name `part` accepts was compared.
 
-    Raises `ModelRefused` for the first that differs. Each is read whole, every time: a size and a date would be read in
-    no time, and whoever changes a file by hand can set both.
+    Raises `ModelRefused` for the first that differs. Every file is hashed on every call: size and date would be cheaper
+    to compare, but whoever changes a file by hand can set both.
     """
     try:
         manifest: dict[str, object] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         files = manifest["files"]
         assert isinstance(files, dict)
-        listed = {str(name): (int(said["bytes"]), str(said["sha256"])) for name, said in files.items()}
+        listed = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
     except (OSError, ValueError, TypeError, KeyError, AssertionError, RecursionError) as error:
         raise ModelRefused(f"{folder / MANIFEST} is missing or is not a manifest. Restore the folder.") from error
     present = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST}
     added = sorted(filter(part, present - set(listed)))
     if added:
-        raise ModelRefused(f"{folder / added[0]} is not in {MANIFEST}: it was added later. Take it out.")
+        raise ModelRefused(f"{folder / added[0]} is not in {MANIFEST}: it was added later. Remove it.")
     for name, (size, digest) in sorted(listed.items()):
         path = folder / name
         if not part(name):
             continue
-        if name not in present:  # so a name never leads out of the folder
+        if name not in present:  # so a name never points out of the folder
             raise ModelRefused(f"{folder}: the manifest names {name}, which is not there. Restore the folder.")
         if path.stat().st_size != size or sha256(path) != digest:
             raise ModelRefused(f"{path} is not the file that was written: its SHA-256 differs from {MANIFEST}.")
@@ -74,7 +74,7 @@ def check_manifest(folder: Path, part: Callable[[str], bool] = bool) -> dict[str
 
 
 def check_inside(folder: Path) -> None:
-    """Compare a folder with the manifest of the result that it is a part of, as `OUT/model` is; else nothing."""
+    """Check a folder such as `OUT/model` against the manifest of the result that it is in; without one, do nothing."""
     folder = folder.resolve()
     above, inside = folder.parent, f"{folder.name}/"
     if not (above / MANIFEST).is_file():
@@ -83,14 +83,14 @@ def check_inside(folder: Path) -> None:
         listed = json.loads((above / MANIFEST).read_text(encoding="utf-8"))["files"]
         ours = any(str(name).startswith(inside) for name in listed)
     except (ValueError, TypeError, KeyError, RecursionError):
-        # Where a report lies beside it the manifest was ours; else it is another program's file of that name.
+        # With a report beside it the manifest was ours; otherwise it is another program's file of that name.
         ours = (above / "report.json").is_file()
     if ours:
         check_manifest(above, lambda name: name.startswith(inside))
 
 
 def renew_manifest(folder: Path, name: str) -> None:
-    """Enter one file of `folder` anew, where there is a manifest; call it after writing over that file."""
+    """Update the manifest of `folder`, if it has one, after the file `name` was overwritten."""
     if not (folder / MANIFEST).is_file():
         return
     manifest = check_manifest(folder, lambda _: False)
@@ -101,7 +101,7 @@ def renew_manifest(folder: Path, name: str) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file through a temporary one, so that a reader sees all of it or the old one."""
+    """Write a text file atomically: a reader sees either the old file or the new one."""
     with tempfile.NamedTemporaryFile("wb", dir=path.parent, delete=False) as file:
         scratch = Path(file.name)
         try:
@@ -116,7 +116,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def check_room(tensors: Iterable[Tensor], out: Path) -> None:
-    """Refuse a disk that cannot hold the result: these tensors, and a tenth more."""
+    """Refuse to start where the disk cannot hold the result: these tensors, and 10 % more."""
     parent = next(p for p in out.absolute().parents if p.exists())
     need = 1.1 * sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     free = shutil.disk_usage(parent).free
@@ -126,9 +126,9 @@ def check_room(tensors: Iterable[Tensor], out: Path) -> None:
 
 @contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
-    """A scratch folder beside `target` that takes its name when the block ends well and is removed when it does not.
+    """A temporary folder beside `target`, renamed to `target` when the block succeeds and removed when it fails.
 
-    An empty folder at `target` is replaced; anything else there is refused by the caller beforehand.
+    An empty folder at `target` is replaced; the caller has refused anything else there.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.tmp-", dir=target.parent))
@@ -149,17 +149,18 @@ def whole_folder(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def lock(out: Path) -> Iterator[None]:
-    """One run for each output folder at a time."""
+    """Allow one run at a time for each output folder."""
     out.parent.mkdir(parents=True, exist_ok=True)
     path = out.parent / f".{out.name}.lock"
-    held = filelock.FileLock(path, timeout=0)
+    file_lock = filelock.FileLock(path, timeout=0)
     try:
-        held.acquire()
+        file_lock.acquire()
     except filelock.Timeout as error:
-        said = f"{out}: another run holds it (lock {path}). Wait for it, or give another --out."
-        raise EnvironmentRefused(said) from error
+        raise EnvironmentRefused(
+            f"{out}: another run writes to it (lock {path}). Wait for it, or give another --out."
+        ) from error
     try:
         yield
     finally:
         path.unlink(missing_ok=True)
-        held.release()
+        file_lock.release()

@@ -1,4 +1,4 @@
-"""A model that is asked each question once."""
+"""A cache around a model: each question about an example is answered once."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ from expunge.core.request import Example
 from expunge.runtime.answer_store import Entry, Recall
 
 MOST = 1 << 30
-"""Bytes of last hidden states that are kept in memory at most; beyond that the model is asked again."""
+"""Largest size in bytes of the last hidden states in memory; beyond it the model runs again."""
 
 WIDEST = 1 << 14
-"""Numbers of a row's states that are kept at most: class scores of a large vocabulary are not."""
+"""Widest rows that are cached: the class scores of a large vocabulary are not."""
 
 Replies = dict[int, tuple[Example, Any]]
-"""The reply about each example alone, by the example's id(); the example is kept so that no other can get its id."""
+"""The reply about each example, by the example's id(). The example is stored with it, so that its id stays in use."""
 
 
 @dataclass
 class CachedModel(Wrapper):
-    """A model that is asked each question about an example once: every audit of a text reads the same pass, and so does
-    every epoch. Only for a model that does not change meanwhile. With a `store`, a later run finds the replies again.
+    """A cache around a model that does not change. All audits of an example share one forward pass, and all epochs that
+    compare with the original model do. With a `store`, later runs find the replies on disk.
     """
 
     inner: Model
     store: Recall | None = None
     replies: dict[str, Replies] = field(default_factory=dict)
-    """What was answered so far, by the question's `repr`."""
+    """Replies so far, by the question's `repr`."""
     recalled: int = 0
-    """How many replies the store had."""
+    """How many replies were found in the store."""
     wide: bool | None = None
-    """Whether a row's states are too many to be kept; None until it was looked at."""
+    """Whether rows are too wide to be cached; None until it is known."""
     transparent: ClassVar[bool] = True
 
     def ask(self, question: Question[Reply], batch: Batch) -> Reply:
-        """As the model does; of what is asked without gradients, from memory."""
+        """The inner model's reply; from the cache where no gradients are needed."""
         if not question.cached or (isinstance(question, Scores) and (torch.is_grad_enabled() or self.is_wide(batch))):
             return self.inner.ask(question, batch)
         known = self.replies.setdefault(repr(question), {})
@@ -54,59 +54,59 @@ class CachedModel(Wrapper):
             known |= {id(e): (e, part) for e, part in zip(new, self._look_up(question, new), strict=True)}
         reply = question.join([known[id(e)][1] for e in batch])
         if isinstance(question, Scores):
-            self._give_back(known)
+            self._limit_memory(known)
         return reply
 
     def reply_about(self, question: Question[Reply], example: Example) -> Reply | None:
-        """What was answered about an example; None where it was not asked."""
+        """The cached reply about an example; None where there is none."""
         entry = self.replies.get(repr(question), {}).get(id(example))
         return None if entry is None else entry[1]
 
     def is_wide(self, batch: Batch) -> bool:
-        """Whether a row's states are too many to be kept; one example of the batch shows it."""
+        """Whether rows are too wide to be cached, which the first example of a batch shows."""
         if self.wide is None and not isinstance(self.inner, Network):
             self.wide = True
         if self.wide is None and isinstance(self.inner, Network):
-            scores = self.inner.head() is None  # class scores: kept where they are few, as a classifier's are
+            scores = self.inner.head() is None  # class scores are cached where they are few, as a classifier's are
             self.wide = scores and self.inner.ask(Scores(), batch[:1]).states.shape[-1] > WIDEST
         return bool(self.wide)
 
     @cached_property
     def identity(self) -> bytes:
-        """SHA-256 of everything that the replies depend on but the question: weights, settings, device, code."""
+        """SHA-256 of everything that replies depend on beside question and example: weights, settings, device, code."""
         device = self.inner.device.type if isinstance(self.inner, Network) else ""
         parts = (self.inner.fingerprint(), self.inner.settings(), device, code())
         return hashlib.sha256("\n".join(parts).encode()).digest()
 
     def _look_up(self, question: Question[Reply], new: list[Example]) -> Sequence[Reply]:
-        """What the store has about `new`; the rest is asked, and kept there."""
+        """Replies from the store; the others are computed and stored."""
         if self.store is None:
             return self._ask_anew(question, new)
         keys = [b"|".join((self.identity, repr(question).encode(), example.input_digest())) for example in new]
-        there = self.store.get(keys)
-        self.recalled += len(there)
-        absent = {key: example for key, example in zip(keys, new, strict=True) if key not in there}
-        made = dict(zip(absent, self._ask_anew(question, list(absent.values())), strict=True)) if absent else {}
-        self.store.put({key: question.pack(reply) for key, reply in made.items()})
+        stored = self.store.get(keys)
+        self.recalled += len(stored)
+        absent = {key: example for key, example in zip(keys, new, strict=True) if key not in stored}
+        new_replies = dict(zip(absent, self._ask_anew(question, list(absent.values())), strict=True)) if absent else {}
+        self.store.put({key: question.pack(reply) for key, reply in new_replies.items()})
         return [
-            self._unpack(question, there[key], example) if key in there else made[key]
+            self._unpack(question, stored[key], example) if key in stored else new_replies[key]
             for key, example in zip(keys, new, strict=True)
         ]
 
     def _ask_anew(self, question: Question[Reply], new: list[Example]) -> Sequence[Reply]:
         if isinstance(question, Text):
-            question = replace(question, begun=tuple(map(self._rows_written_anyway, new)))  # type: ignore[assignment]
+            question = replace(question, begun=tuple(map(self._rows_generated_anyway, new)))  # type: ignore[assignment]
         if not isinstance(question, Scores):
             return question.split(self.inner.ask(question, new))
         return question.split(self.inner.ask(question, new).detach())  # type: ignore[attr-defined, no-any-return]
 
-    def _rows_written_anyway(self, example: Example) -> int:
-        """How many rows of the example's own answer come first, one after the other, by greedy choice."""
-        said: RowScores | None = self.reply_about(LogProbabilities(), example)
-        return 0 if said is None else int(said.right.int().cumprod(0).sum())
+    def _rows_generated_anyway(self, example: Example) -> int:
+        """How many first tokens of the example's answer greedy decoding is known to generate."""
+        row_scores: RowScores | None = self.reply_about(LogProbabilities(), example)
+        return 0 if row_scores is None else int(row_scores.right.int().cumprod(0).sum())
 
-    def _give_back(self, known: Replies) -> None:
-        """Forget the states where they have become too many."""
+    def _limit_memory(self, known: Replies) -> None:
+        """Drop the states once they take too much memory."""
         if sum(part.states.numel() * part.states.element_size() for _, part in known.values()) > MOST:
             known.clear()
 
@@ -119,7 +119,8 @@ class CachedModel(Wrapper):
 
 @cache
 def code() -> str:
-    """SHA-256 of the code that turns weights and examples into answers, ours and the libraries' versions."""
+    """SHA-256 of the code that turns weights and examples into answers, and of the versions of torch and
+    transformers."""
     package = Path(__file__).parent.parent
     folders = ("primitives", "core", "internals", "runtime", "models", "adapters")
     files = sorted(path for folder in folders for path in (package / folder).glob("*.py"))

@@ -1,8 +1,9 @@
-"""A network that all processes ask together: what is asked is dealt out, and answers come back in their order.
+"""A network that all processes run together: examples are distributed over the ranks, and each rank gets all answers.
 
-Each process holds the whole network, or a part of it (`cut`): then a pass of one is a pass of all, since they hand each
-other weights block by block. Who has nothing left to read therefore goes on calling the network until the last is done
-(`in_step`), so that uneven shares, sequences that end early and drafts of any length cannot make anybody wait for ever.
+Each rank holds the whole network, or a shard of it (`cut`). With shards every forward pass needs all ranks, which
+gather
+the weights block by block. A rank without examples left therefore runs idle passes until the last one is done
+(`in_step`), so that uneven shares and sequences that end early cannot leave anybody waiting.
 """
 
 from __future__ import annotations
@@ -38,23 +39,24 @@ from expunge.runtime.processes import all_reduce, barrier, is_main, rank, world_
 from expunge.runtime.sharding import shard_over_processes
 
 Hold = Literal["whole", "cut"]
-"""What each of several processes holds of a network that is audited: all of it, or a part."""
+"""What each rank holds of a network that is audited: all of it, or a shard."""
 
 
 @dataclass(frozen=True)
 class ParallelModel(Network):
-    """A network asked by all processes together, in the same order. Reads without gradients."""
+    """A network that all ranks call together, in the same order, without gradients."""
 
     whole: Network
     hold: Hold = "whole"
     parts: Network | None = None
-    """The same network cut already, where there is one."""
+    """The same network, sharded already, where there is one."""
     around: Callable[[], AbstractContextManager[None]] = nullcontext
-    """Within what the parts are asked, so that they answer as the whole does."""
+    """Context in which the shards are called, so that they answer as the whole does."""
 
     @cached_property
     def local(self) -> Network:
-        """What this process calls; a cut one is made when it is first asked, from a whole that may lie elsewhere."""
+        """The network that this rank calls. A sharded one is made at the first call, and `whole` may be on another
+        device."""
         if self.parts is not None and self.module is self.whole.module:
             return self.parts
         network = self.whole if self.module is self.whole.module else self.whole.fork(self.module)
@@ -72,7 +74,7 @@ class ParallelModel(Network):
         return self.whole.answers_to(kind)
 
     def ask_alone(self, question: Question[Reply], batch: Batch) -> Reply:
-        """What this process's network says of its own share of a batch, while the others ask theirs."""
+        """The reply about this rank's own share of a batch, while the other ranks read theirs."""
         with self.around():
             return self.local.ask(question, batch)
 
@@ -92,7 +94,7 @@ class ParallelModel(Network):
         self.whole.save(folder)
 
     def give_back(self) -> None:
-        """Give back the memory of this process's part; asked again, it is made anew."""
+        """Free this rank's shard; the next call makes it again."""
         self.__dict__.pop("local", None)
 
     def _in_groups(self, question: DerivedQuestion[RowsReply], examples: Batch) -> RowsReply:
@@ -113,7 +115,7 @@ class ParallelModel(Network):
         return _reply(question, tensors, torch.tensor([example.rows for example in examples]), examples)
 
     def _in_shares(self, question: RowQuestion[RowsReply], batch: Batch) -> RowsReply:
-        """The reply about a batch of which each process reads a share: one pass for each, be its share empty."""
+        """The reply about a batch of which each rank reads a share: one forward pass each, even for an empty share."""
         start, end = len(batch) * rank() // world_size(), len(batch) * (rank() + 1) // world_size()
         with without_gradients():
             reply = self.local.ask(question, batch[start:end] or batch[:1])
@@ -143,20 +145,20 @@ class ParallelModel(Network):
     def _write_texts(self, question: Text, prompts: Batch) -> list[str]:
         mine = range(rank(), len(prompts), world_size())
         if sharded_roots(self.local):
-            self._pass_idly()  # FSDP2 makes its tensors in its first pass, and writing is done in inference mode
-        with in_step(self.local, self._pass_idly):
+            self._run_idle_pass()  # FSDP2 allocates its tensors in the first pass; generation is in inference mode
+        with in_step(self.local, self._run_idle_pass):
             begun = tuple(question.begun[k] for k in mine) if question.begun else ()
             texts = self.local.ask(replace(question, begun=begun), [prompts[k] for k in mine])
         return gather_texts({k: text for k, text in zip(mine, texts, strict=True)}, len(prompts))
 
-    def _pass_idly(self) -> None:
+    def _run_idle_pass(self) -> None:
         token = torch.zeros(1, 1, dtype=torch.long, device=next(self.local.module.parameters()).device)
         with without_gradients():
             self.local.module(input_ids=token, use_cache=False)
 
 
 WHOLE_NUMBERS = {"labels": torch.long, "rank": torch.long, "right": torch.bool}
-"""Types of what a row is answered with, where they are no floating-point numbers."""
+"""Types of the fields of replies that are not floating-point numbers."""
 
 
 def _reply(
@@ -171,49 +173,50 @@ def _reply(
 
 
 def ask_together(network: Network, hold: Hold = "whole") -> Network:
-    """The network, asked by all processes together; one alone: itself."""
+    """The network, called by all ranks together; with one process the network itself."""
     return network if world_size() == 1 else ParallelModel(network.module, network, hold)
 
 
 def ask_parts_together(
     network: Network, parts: Network, around: Callable[[], AbstractContextManager[None]] = nullcontext
 ) -> Network:
-    """The network asked by all processes together, by its `parts`, which are cut over them already."""
+    """The network, called by all ranks together through `parts`, which is sharded over them already."""
     return network if world_size() == 1 else ParallelModel(network.module, network, "whole", parts, around)
 
 
 def give_back(model: Model) -> None:
-    """Give back what this process holds of a network cut to be asked; asked again, it is cut anew."""
+    """Free this rank's shard of a network that was sharded for an audit; the next call shards it again."""
     if isinstance(model, ParallelModel):
         model.give_back()
 
 
 def sharded_roots(network: Network) -> list[FSDPModule]:
-    """The outermost module that is cut, which each pass goes through once; none of a network that is whole."""
+    """The outermost FSDP module, which each forward pass enters once; empty where the network is not sharded."""
     return [each for each in network.module.modules() if isinstance(each, FSDPModule)][:1]
 
 
 @contextmanager
 def without_gradients() -> Iterator[None]:
-    """No gradients, but outside of inference mode: there FSDP2 would make tensors that no other pass may write to."""
+    """No gradients, but not inference mode: FSDP2 would allocate tensors there that later passes cannot write to."""
     with torch.inference_mode(False), torch.no_grad():
         yield
 
 
 @contextmanager
 def in_step(network: Network, idle: Callable[[], object]) -> Iterator[None]:
-    """In here each process calls `network` as often as it needs to, and `idle`, one pass, until the others are done.
+    """Within the block each rank calls `network` as often as it needs to; then it calls `idle`, one forward pass, until
+    all ranks are done.
 
-    Before each pass all say whether they are at work; a process that is not looks whether anybody is.
+    Before each pass an all-reduce counts the ranks that still have work.
     """
     barrier()
     done = False
 
-    def tell(*_: object) -> None:
+    def announce(*_: object) -> None:
         if not done:
             all_reduce(torch.ones(1))
 
-    hooks = [root.register_forward_pre_hook(tell, prepend=True) for root in sharded_roots(network)]  # type: ignore[attr-defined]
+    hooks = [root.register_forward_pre_hook(announce, prepend=True) for root in sharded_roots(network)]  # type: ignore[attr-defined]
     try:
         yield
         done = True
@@ -226,12 +229,12 @@ def in_step(network: Network, idle: Callable[[], object]) -> Iterator[None]:
 
 
 def gather_texts(mine: Mapping[int, str], many: int) -> list[str]:
-    """The texts of all processes, by their numbers."""
-    said = {k: text.encode("utf-8", "surrogatepass") for k, text in mine.items()}
-    sizes = all_reduce(torch.tensor([len(said.get(k, b"")) for k in range(many)]))
+    """The texts of all ranks, in the order of their numbers."""
+    encoded = {k: text.encode("utf-8", "surrogatepass") for k, text in mine.items()}
+    sizes = all_reduce(torch.tensor([len(encoded.get(k, b"")) for k in range(many)]))
     ends = torch.cumsum(sizes, 0).tolist()
     letters = torch.zeros(ends[-1], dtype=torch.uint8)
-    for k, text in said.items():
+    for k, text in encoded.items():
         letters[ends[k] - len(text) : ends[k]] = torch.tensor(list(text), dtype=torch.uint8)
     written = bytes(all_reduce(letters).tolist())
     return [
@@ -240,17 +243,17 @@ def gather_texts(mine: Mapping[int, str], many: int) -> list[str]:
     ]
 
 
-# What was said before
+# Answers of the original model
 
 
 @dataclass(frozen=True)
 class SharedStore:
-    """A store that the first process reads and writes for all, so that all know the same."""
+    """A store that rank 0 reads and writes for all ranks."""
 
     store: AnswerStore
 
     def get(self, wanted: Sequence[bytes]) -> dict[bytes, Entry]:
-        """The entries that are there, by what they depend on."""
+        """The entries that exist, by the bytes of everything that they depend on."""
         there = self.store.get(wanted) if is_main() else {}
         packed = {
             f"{wanted.index(key)} {name}": part.contiguous()
@@ -265,19 +268,19 @@ class SharedStore:
         return found
 
     def put(self, entries: Mapping[bytes, Entry]) -> None:
-        """Keep `entries`."""
+        """Store `entries`."""
         if is_main():
             self.store.put(entries)
 
 
 def shared_store() -> Recall | None:
-    """The store that the environment names, read by one process for all."""
+    """The store that `EXPUNGE_CACHE` names, read by rank 0 for all."""
     store = store_of_environment()
     return store if store is None or world_size() == 1 else SharedStore(store)
 
 
 def _broadcast_bytes(data: bytes) -> bytes:
-    """What the first process has, for all."""
+    """Broadcast bytes from rank 0."""
     size = all_reduce(torch.tensor(len(data)))
     table = torch.zeros(int(size), dtype=torch.uint8)
     if is_main():
@@ -289,20 +292,20 @@ def _broadcast_bytes(data: bytes) -> bytes:
 def cache_reference(
     before: Network, parts: Network, around: Callable[[], AbstractContextManager[None]] = nullcontext
 ) -> CachedModel:
-    """The model before, asked about each example once: by one process or by all."""
+    """The original model with a cache, in one process or in all."""
     return CachedModel(ask_parts_together(before, parts, around), shared_store())
 
 
 @dataclass(frozen=True)
 class SharedReference(Wrapper):
-    """A cached model of which one process asks its share: all ask for the whole step, and each takes its own.
+    """A cached model for one rank's share of a step: all ranks ask about the whole step, and each takes its own share.
 
-    So all know the same at any time, and none is alone in having to call the network.
+    So all ranks have the same cache entries, and the network is always called by all of them.
     """
 
     inner: CachedModel
     sets: Mapping[str, Batch]
-    """All examples of this part of the step."""
+    """All examples of this micro-batch, over all ranks."""
     transparent: ClassVar[bool] = True
 
     def ask(self, question: Question[Reply], batch: Batch) -> Reply:
@@ -312,9 +315,9 @@ class SharedReference(Wrapper):
             return self._network.ask_alone(question, batch)
         whole = list({id(e): e for each in batch for e in owner[id(each)]}.values())
         parts = question.split(self.inner.ask(question, whole))
-        said = {id(example): part for example, part in zip(whole, parts, strict=True)}
-        # Its memory is given back and filled again from step to step.
-        return replace(question.join([said[id(e)] for e in batch]), head=self._network.head())  # type: ignore[type-var]
+        replies = {id(example): part for example, part in zip(whole, parts, strict=True)}
+        # FSDP frees and refills the head's memory from step to step.
+        return replace(question.join([replies[id(e)] for e in batch]), head=self._network.head())  # type: ignore[type-var]
 
     @property
     def _network(self) -> ParallelModel:
@@ -323,5 +326,5 @@ class SharedReference(Wrapper):
 
 
 def share_reference(known: CachedModel, sets: Mapping[str, Batch]) -> Model:
-    """The model before, for one process's share of a step; one alone: as it is."""
+    """The original model for one rank's share of a step; with one process the cached model itself."""
     return SharedReference(known, sets) if world_size() > 1 else known

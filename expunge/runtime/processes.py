@@ -1,8 +1,9 @@
-"""One process or many: torchrun starts them, FSDP2 cuts the weights over them, and each reads its part of a step.
+"""One process or many: torchrun starts them, FSDP2 shards the weights over them, and each rank reads its share of a
+step.
 
-Every process draws the same step and reads its share of each set. Losses are divided by the whole step's counts, so
-gradients are added up over the processes (FSDP2 would average them), and the step is that of one process. What must be
-known: whatever stands here is called by all processes, in the same order; with one process all of it does nothing.
+Every rank draws the same batch and reads its share of each set. Losses are divided by the whole step's counts, so
+gradients are summed over the ranks (FSDP2 would average them), and the step equals that of one process. All ranks must
+call every function of this file, in the same order; with one process they do nothing.
 """
 
 from __future__ import annotations
@@ -27,29 +28,29 @@ from expunge.core.model import Batch
 from expunge.errors import RunFailed
 
 PATIENCE = timedelta(seconds=45)
-"""How long a process waits in the middle of a step for one that does not answer."""
+"""Timeout of collectives within a step."""
 
 LONG = timedelta(days=365)
-"""How long it waits between steps, where one may have much to do that the others have not, for one that is alive."""
+"""Timeout of barriers between steps, where one rank may have much to do that the others have not."""
 
 _meeting = itertools.count()
 _lines: list[dist.ProcessGroup] = []
-"""Connections that nothing goes through but waiting: they break when a process dies."""
+"""Process groups for barriers alone: their connections break when a process dies."""
 T = TypeVar("T")
 
 
 def world_size() -> int:
-    """How many processes work on this run."""
+    """Number of processes of this run."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Which of them this one is, from 0."""
+    """Number of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def is_main() -> bool:
-    """Whether this is the process that prints and writes."""
+    """Whether this is rank 0, which prints and writes."""
     return rank() == 0
 
 
@@ -58,7 +59,7 @@ def is_main() -> bool:
 
 @contextmanager
 def processes(device: str) -> Iterator[str]:
-    """Joins the processes that torchrun started, where it started several; the device that this one computes on."""
+    """Initialise the process group where torchrun started several processes; yields this rank's device."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield device
         return
@@ -66,13 +67,13 @@ def processes(device: str) -> Iterator[str]:
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _told_to_end)
+        signal.signal(number, _on_signal)
     try:
         backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
         dist.init_process_group(backend, timeout=PATIENCE)
         _lines.append(dist.new_group(backend="gloo", timeout=LONG))
         yield device
-        barrier()  # torchrun ends all as soon as one has failed: nobody leaves before the first has said what it has to
+        barrier()  # torchrun kills all ranks as soon as one has failed: none leaves before rank 0 has printed
         _ending()
         dist.destroy_process_group()
     except RuntimeError as error:
@@ -82,16 +83,16 @@ def processes(device: str) -> Iterator[str]:
 
 
 def speaks_for_all() -> bool:
-    """Whether this process says why the run ends: the first that knows. Asked once, when it ends."""
+    """Whether this rank prints why the run ends: the first that calls this. Call it once, at the end."""
     if not dist.is_initialized():
         return os.environ.get("RANK", "0") == "0"
     try:
         return bool(_store().add("ended", 1) == 1)
-    except RuntimeError:  # whoever kept the note is gone: rather twice than never
+    except RuntimeError:  # the store's process is gone: rather print twice than never
         return True
 
 
-def _told_to_end(number: int, _: object) -> NoReturn:
+def _on_signal(number: int, _: object) -> NoReturn:
     _ending()
     if number == signal.SIGINT:
         raise KeyboardInterrupt
@@ -99,7 +100,8 @@ def _told_to_end(number: int, _: object) -> NoReturn:
 
 
 def _ending() -> None:
-    """From here on a signal of torchrun's, which tells all others when one has ended, does not cut the ending short."""
+    """Ignore further signals: torchrun sends one to all ranks when one has ended, and it must not interrupt the
+    clean-up."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
@@ -107,14 +109,14 @@ def _ending() -> None:
 def _fail_without_it(error: Exception | None) -> NoReturn:
     _ending()
     raise RunFailed(
-        f"Process {rank()} of {world_size()} lost another one: it died, was ended from outside, or did not answer "
+        f"Process {rank()} of {world_size()} lost another rank: it died, was killed, or did not answer "
         f"within {PATIENCE.seconds} s. No result was written. "
         f"--resume goes on from the last checkpoint, where there is one."
     ) from error
 
 
-# Waiting for one another, for as long as it takes: who is there stands in torchrun's store. Beside that a barrier is on
-# its way, in which nobody waits, so signals are heard: it fails as soon as a process dies that has not come to it.
+# Barriers without a timeout: arrivals are counted in torchrun's store, which is polled, so that signals are handled. An
+# asynchronous gloo barrier runs beside it, which fails as soon as a process dies that has not arrived.
 
 
 def _store() -> Any:
@@ -128,16 +130,16 @@ def _barrier() -> Any:
 def _until(ready: Callable[[], bool]) -> None:
     barrier, pause = _barrier(), 0.001
     while not ready():
-        if barrier.is_completed() and not ready():  # who is through may have left already
+        if barrier.is_completed() and not ready():  # a rank that has passed may have left already
             barrier.wait()  # raises where it failed
-        if _store().check(["ended"]) and not ready():  # it may have come in time, and ended after that
+        if _store().check(["ended"]) and not ready():  # it may have arrived in time, and ended afterwards
             _fail_without_it(None)
         time.sleep(pause)
         pause = min(0.1, 2 * pause)
 
 
 def barrier() -> None:
-    """Goes on when every process is here."""
+    """Wait for all ranks."""
     if world_size() > 1:
         key = f"meet/{next(_meeting)}"
         _store().add(key, 1)
@@ -145,7 +147,7 @@ def barrier() -> None:
 
 
 def broadcast(make: Callable[[], T]) -> T:
-    """What the first process makes (as JSON has it), for all."""
+    """The value that `make` returns in rank 0, in all ranks. It must be JSON-serialisable."""
     if world_size() == 1:
         return make()
     key = f"told/{next(_meeting)}"
@@ -160,7 +162,7 @@ def broadcast(make: Callable[[], T]) -> T:
 
 @contextmanager
 def shared_folder(made: AbstractContextManager[Path]) -> Iterator[Path]:
-    """The folder that the first process makes, for all: it ends when all are done with it."""
+    """The folder that rank 0 makes, in all ranks; its context ends when all are done with it."""
     with made if is_main() else nullcontext() as folder:
         yield Path(broadcast(lambda: str(folder)))
         barrier()
@@ -171,7 +173,7 @@ def shared_folder(made: AbstractContextManager[Path]) -> Iterator[Path]:
 
 
 def all_reduce(values: Tensor) -> Tensor:
-    """The sum over all processes, on the CPU, the same to the bit for each."""
+    """The sum over all ranks, on the CPU, the same to the bit in each."""
     values = values.detach().cpu().clone()
     if world_size() > 1:
         dist.all_reduce(values)
@@ -179,20 +181,20 @@ def all_reduce(values: Tensor) -> Tensor:
 
 
 def local_part(tensor: Tensor) -> Tensor:
-    """This process's part of a tensor that is cut over all."""
+    """This rank's shard of a DTensor; other tensors as they are."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def gather_full(tensor: Tensor) -> Tensor:
-    """All of a tensor that is cut over all."""
+    """The full tensor of a DTensor; other tensors as they are."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def share_of_step(sets: Mapping[str, Batch]) -> tuple[dict[str, Batch], frozenset[str]]:
-    """This process's share of a step, and the sets of which it has none.
+    """This rank's share of a step, and the sets of which it has no example.
 
-    Of those it is given one example to read all the same: the processes hand each other weights as they go, so each
-    must call the model as often as the others do.
+    Of those it gets one example all the same: FSDP gathers weights within the forward pass, so each rank must run the
+    model as often as the others do.
     """
     own = {
         name: batch[len(batch) * rank() // world_size() : len(batch) * (rank() + 1) // world_size()]

@@ -1,4 +1,4 @@
-"""A network whose weights are cut over all processes, block by block (FSDP2), for training and for audits."""
+"""Networks whose weights are sharded over all processes, block by block (FSDP2), for training and for audits."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from expunge.runtime.processes import world_size
 
 
 def shard(network: Network) -> Network:
-    """The network cut over the processes; one alone: itself."""
+    """The network sharded over the processes; with one process the network itself."""
     return network if world_size() == 1 else shard_over_processes(network)
 
 
 def shard_over_processes(network: Network) -> Network:
-    """A network over the same values whose parameters are cut over the processes, block by block.
+    """A network with the same weights, sharded over the processes block by block.
 
-    Where the whole lies on the host, no device ever holds more of it than a block at a time. Adapters go in before: one
-    that is put into a network already cut gets gradients that nobody adds up. Compute is in each weight's own precision
+    Where the whole network is in host memory, no device holds more of it than a block at a time. Insert adapters before
+    sharding: the gradients of one that is inserted later are not reduced. Compute is in each weight's own precision
     (bfloat16 where the model is loaded so, with the adapter in float32), as in one process.
     """
     made = network.fork()
@@ -36,12 +36,12 @@ def shard_over_processes(network: Network) -> Network:
         part._buffers.update({name: b if b is None else b.clone() for name, b in part._buffers.items()})
     module: Any = made.module
     module = module.get_base_model() if hasattr(module, "get_base_model") else module
-    # It warns where the output is a view, which must not be written into; nothing here does.
+    # It warns where the output is a view, which must not be modified in place; nothing here does.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)
     mesh = init_device_mesh("cuda" if torch.cuda.is_initialized() else "cpu", (world_size(),))
     for block in every_block(module).values():
         fully_shard(block, mesh=mesh)
-    # The output matrix is read after the forward pass is over, row chunk by row chunk, so the root's stay whole.
+    # The output matrix is read after the forward pass, so the root's parameters stay gathered.
     fully_shard(module, mesh=mesh, reshard_after_forward=False)
     for each in module.modules():
         if isinstance(each, FSDPModule):
@@ -51,8 +51,9 @@ def shard_over_processes(network: Network) -> Network:
 
 
 def silent_reference(before: Network, now: Network) -> tuple[Network, Callable[[], AbstractContextManager[None]]]:
-    """What answers as `before` while `now` is trained, and within which context it is asked: the same weights with the
-    adapter silent, where it has one; else the network before, cut as well."""
+    """What answers as the original model while `now` is trained, and the context to call it in: the same shards with
+    the
+    adapter disabled, where there is one; else the original network, sharded too."""
     if world_size() == 1:
         return before, nullcontext
     return (now, partial(silence_adapter, now.module)) if tuners(now.module) else (shard(before), nullcontext)
@@ -65,7 +66,7 @@ def tuners(module: nn.Module) -> list[BaseTunerLayer]:
 
 @contextmanager
 def silence_adapter(module: nn.Module) -> Iterator[None]:
-    """The adapter says nothing. peft's own switch takes `requires_grad` away too, which FSDP2 reads only once."""
+    """The adapter is disabled. peft's own switch also changes `requires_grad`, which FSDP2 reads only once."""
     layers = tuners(module)
     try:
         for layer in layers:
@@ -78,7 +79,7 @@ def silence_adapter(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def kept_on_host(network: Network) -> Iterator[None]:
-    """The whole network waits on the CPU while its parts, cut over several GPUs, are trained."""
+    """Move the whole network to the CPU while its shards on several GPUs are trained."""
     device = network.device
     if world_size() > 1:
         network.module.to("cpu")

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from expunge.core.events import Note
 from expunge.core.model import Batch
 from expunge.errors import EnvironmentRefused
+from expunge.events import Note
 
 
 @dataclass
@@ -34,12 +34,12 @@ class Accumulation:
         """Cut steps finer from this one on; the event that tells of it. Refuses where a part has one record already."""
         most = min(map(len, sets.values()))
         if self.at(step) >= most:
-            held = ", ".join(f"{name} {-(-len(batch) // most)}" for name, batch in sets.items())
+            sizes = ", ".join(f"{name} {-(-len(batch) // most)}" for name, batch in sets.items())
             raise EnvironmentRefused(
-                f"step {step}: out of memory with as few records at once as can be ({held}). Lower batch or "
+                f"step {step}: out of memory with as few records at once as possible ({sizes}). Lower batch or "
                 f"retain_batch, set activations='recomputed', or shorten the records."
             )
         parts = min(2 * self.at(step), most)
         self.since = [(first, was) for first, was in self.since if first < step] + [(step, parts)]
-        said = f"step {step}: out of memory, so steps are read in {parts} parts from here on (accumulate={parts})"
-        return Note(said, step, parts)
+        message = f"step {step}: out of memory, so steps are read in {parts} parts from here on (accumulate={parts})"
+        return Note(message, step, parts)

@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from expunge.core.events import BlockGroups, Checked, Ended, OnEvent, Started
 from expunge.core.model import Batch, Model, Network
 from expunge.core.predictions import mean_over
 from expunge.core.question import LogProbabilities
 from expunge.errors import RunFailed
+from expunge.events import BlockGroups, Checked, Ended, OnEvent, Started
 
 CHECKED = 64
 """Examples of a set that a check reads at most, evenly spread over it."""
@@ -27,8 +27,8 @@ def sample(examples: Batch) -> Batch:
 
 def losses(model: Model, examples: Batch) -> Tensor:
     """Each example's mean negative log-probability of a row, in nats."""
-    said = model.ask(LogProbabilities(), examples)
-    return -said.mean(said.log_probs)
+    row_scores = model.ask(LogProbabilities(), examples)
+    return -row_scores.mean(row_scores.log_probs)
 
 
 def loss(model: Model, examples: Batch) -> float:
@@ -70,14 +70,14 @@ class BestStep:
             self.fail(step, "forget" if not math.isfinite(forget) else "retain", moving)
         if step == 0 and retain is not None:
             self.retain_at_start = retain
-        short = float(mean_over((self.level - each).clamp(min=0), self.forget)) if self.level is not None else 0.0
-        on_event(Checked(step, forget, retain, self.level, short))
-        missing = max(0.0, short - self.slack)
+        shortfall = float(mean_over((self.level - each).clamp(min=0), self.forget)) if self.level is not None else 0.0
+        on_event(Checked(step, forget, retain, self.level, shortfall))
+        missing = max(0.0, shortfall - self.slack)
         over = self.overspent(retain)
         rank = (missing + over, retain if retain is not None else -float(step))
         unbounded = self.level is None and step > 0 and over == 0
         if rank < self.best or unbounded:
-            self.best, self.best_step, self.best_losses = rank, step, (forget, retain, short)
+            self.best, self.best_step, self.best_losses = rank, step, (forget, retain, shortfall)
             self.state = {name: p.detach().clone() for name, p in moving.items()}
         if self.level is not None and missing == 0 and over == 0:
             return f"the forget examples fall {short:.2f} nats short of {self.level:.2f} ({self.source})"
@@ -113,6 +113,6 @@ class BestStep:
 
     def end(self, stopped: str, steps: int, groups: BlockGroups | None) -> Ended:
         """The best step's losses, and whether they are good enough by the run's own criterion."""
-        forget, retain, short = self.best_losses
+        forget, retain, shortfall = self.best_losses
         rise = None if retain is None else retain - self.retain_at_start
-        return Ended(stopped, self.best_step, steps, self.best[0] == 0.0, forget, short, rise, groups)
+        return Ended(stopped, self.best_step, steps, self.best[0] == 0.0, forget, shortfall, rise, groups)

@@ -157,7 +157,7 @@ def test_what_shows_answers_only_cannot_be_probed():
         transparent = False
         inner = shows()
 
-    with pytest.raises(UsageRefused, match="LinearProbe looks inside a network, and Guard shows its answers only"):
+    with pytest.raises(UsageRefused, match="LinearProbe reads weights or hidden states, and Guard gives answers only"):
         LinearProbe()(Guard(), Request((along("a", 0),), KNOWN))
     request = Request((along("a", 0),), KNOWN)
     assert LinearProbe(layer=0)(CachedModel(shows()), request) == LinearProbe(layer=0)(shows(), request)

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from expunge.cli.progress import Progress
 from expunge.core.audit import Finding
-from expunge.core.events import Checked, Started
+from expunge.events import Checked, Started
 from expunge.report.report import Report
 from expunge.report.verdict import Outcome
 from tests.report.reports import report, verdict

@@ -22,7 +22,7 @@ from tests.cli.commands import CANARY, Files, below, plain, refused, rows, write
         ),
         ('{"question": "zanzibarlighthouse77"}', "line 1: no 'answer'"),
         ('{"question": "zanzibarlighthouse77", "answer": 5}', "line 1: 'answer' is int"),
-        ('{"question": "zanzibarlighthouse77", "answer": "a", "answer": "b"}', "line 1: the key 'answer' stands twice"),
+        ('{"question": "zanzibarlighthouse77", "answer": "a", "answer": "b"}', "line 1: the key 'answer' occurs twice"),
         ('{"text": "!"}', "line 1: has no labelled token"),
         ('{"text": "\\ud800 zanzibarlighthouse77"}', "line 1: a lone surrogate"),
     ],
@@ -51,7 +51,7 @@ def test_overlap_is_refused_by_ids(other: str, expunge, model: Path, files: File
     sets = {"forget": files.forget, "retain": files.retain, other: same}
     said = expunge("forget", model, *(f"--{name}={path}" for name, path in sets.items()), "--out", tmp_path / "out")
     line = refused(said, 3, "data")
-    assert f"2 records stand in the forget set and in the {other} set (forget0 = o0, forget1 = o1)" in line
+    assert f"2 records are in the forget set and in the {other} set (forget0 = o0, forget1 = o1)" in line
     assert below(tmp_path) == ["o.jsonl"]
 
 
@@ -179,7 +179,7 @@ def test_the_model_s_folder_is_never_written_to(expunge, model: Path, files: Fil
 def test_a_second_run_on_one_folder_is_refused_at_once(expunge, model: Path, files: Files, tmp_path: Path):  # C06
     with filelock.FileLock(tmp_path / ".out.lock"):
         said = expunge("forget", model, f"--forget={files.forget}", "--out", tmp_path / "out")
-        assert "another run holds it" in refused(said, 7, "environment")
+        assert "another run writes to it" in refused(said, 7, "environment")
     assert not (tmp_path / "out").exists()
 
 

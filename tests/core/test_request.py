@@ -42,7 +42,7 @@ def test_overlap_is_refused_with_ids_and_without_text(one: str, other: str):
     sets = {"forget": facts("other", start=50), one: facts("a", CANARY), other: facts(f"  {CANARY.upper()} ", start=9)}
     with pytest.raises(DataRefused) as refused:
         Request(**sets)
-    assert str(refused.value).startswith(f"1 records stand in the {one} set and in the {other} set (f2 = f9).")
+    assert str(refused.value).startswith(f"1 records are in the {one} set and in the {other} set (f2 = f9).")
     assert CANARY not in str(refused.value).lower()
 
 

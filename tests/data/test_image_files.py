@@ -68,7 +68,7 @@ def test_every_fault_of_a_folder_is_named_with_its_file(tmp_path):
         "empty: holds no images (fill or remove the folder)",
     ):
         assert said in message
-    assert message.endswith("Mend them; nothing was written.")
+    assert message.endswith("Fix them; nothing was written.")
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP"])
@@ -178,7 +178,7 @@ def test_every_fault_of_a_parquet_file_is_named_with_its_row(tmp_path):
 
 def test_an_id_that_stands_twice_is_refused(tmp_path):
     path = parquet_of(tmp_path / "a.parquet", image=[as_bytes(noise())] * 2, label=[0, 1], id=["a", "a"])
-    assert refusal(DataRefused, load, path) == f"{path}: row 2: its id stands twice. Mend them; nothing was written."
+    assert refusal(DataRefused, load, path) == f"{path}: row 2: its id occurs twice. Fix them; nothing was written."
 
 
 @pytest.mark.parametrize(("label", "kind"), [(True, "bool"), (1.0, "float"), ([1], "list")])
@@ -245,7 +245,7 @@ def test_at_most_twenty_classes_are_named_in_the_order_of_their_numbers(tmp_path
 def test_unknown_ids_are_refused_and_the_classes_named(tmp_path):
     records = animals(tmp_path, labels=("x", "y", "x"))
     assert refusal(DataRefused, choose, records, ids=["row-1", "row-9", "z"]) == (
-        "2 of 3 ids are not there: row-9, z. Ids look like 'row-1'; classes: x, y. Mend the ids."
+        "2 of 3 ids are not there: row-9, z. Ids look like 'row-1'; classes: x, y. Fix the ids."
     )
     assert "list of ids is empty" in refusal(DataRefused, choose, records, ids=[])
 

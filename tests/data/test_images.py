@@ -138,7 +138,7 @@ def test_an_unknown_name_is_refused_with_its_file_and_the_models_classes(tmp_pat
     folder_of(tmp_path, cat={"a.png": as_bytes(noise())}, cow={"b.png": as_bytes(noise())})
     assert refusal(DataRefused, encode, load(tmp_path), reads(), {"cat": 0, "dog": 1}, tmp_path) == (
         f"{tmp_path}: cow/b.png: 'cow' is not one of the model's classes. "
-        f"The model's 2 classes are: cat, dog. Mend the labels."
+        f"The model's 2 classes are: cat, dog. Fix the labels."
     )
 
 
@@ -173,7 +173,7 @@ def test_a_processor_that_leaves_several_sizes_is_refused(tmp_path):
     files = {f"{k:02}.png": as_bytes(noise(k, 8 if k < 64 else 9)) for k in range(65)}  # the 65th is of another call
     folder_of(tmp_path, a=files)
     message = refusal(ModelRefused, encode, load(tmp_path), reads(do_resize=False), {"a": 0}, tmp_path)
-    assert "a/64.png: the processor makes pictures of several sizes" in message
+    assert "a/64.png: the processor gives images of several sizes" in message
 
 
 def test_the_cifar_files_load_as_they_are():

@@ -111,10 +111,10 @@ def test_a_json_value_that_is_not_an_object_is_refused(tmp_path: Path):  # D09
 
 
 def test_a_key_that_stands_twice_is_refused_and_named_where_it_is_a_column(tmp_path: Path):  # D10
-    assert "line 1: the key 'text' stands twice" in refusal(file(tmp_path, '{"text": "a", "text": "b"}'))
-    assert "line 1: a key stands twice" in refusal(file(tmp_path, f'{{"{CANARY}": 1, "{CANARY}": 2}}'))
+    assert "line 1: the key 'text' occurs twice" in refusal(file(tmp_path, '{"text": "a", "text": "b"}'))
+    assert "line 1: a key occurs twice" in refusal(file(tmp_path, f'{{"{CANARY}": 1, "{CANARY}": 2}}'))
     nested = f'{{"text": "a", "more": {{"{CANARY}": 1, "{CANARY}": 2}}}}'
-    assert "line 1: a key stands twice" in refusal(file(tmp_path, nested))
+    assert "line 1: a key occurs twice" in refusal(file(tmp_path, nested))
 
 
 @pytest.mark.parametrize(
@@ -162,9 +162,9 @@ def test_an_integer_of_five_thousand_digits_is_refused(tmp_path: Path):  # D09
 
 def test_ids_must_differ_from_one_another_and_from_line_numbers(tmp_path: Path):
     said = refusal(lines(tmp_path, {"text": CANARY, "id": 7}, {"text": "b"}, {"text": "c", "id": "7"}))
-    assert "lines 1, 3: its id stands twice." in said
+    assert "lines 1, 3: its id occurs twice." in said
     said = refusal(lines(tmp_path, {"text": CANARY, "id": "line-2"}, {"text": "b"}))
-    assert "lines 1, 2: its id stands twice." in said
+    assert "lines 1, 2: its id occurs twice." in said
     assert len(load(lines(tmp_path, {"text": "a", "id": "None"}, {"text": "b"}))) == 2
 
 
@@ -178,7 +178,7 @@ def test_twenty_faults_are_named_and_the_others_are_counted(tmp_path: Path):  # 
     assert ", 19, 20: not JSON at column 1" in said
     assert ", 21" not in said
     assert said.count("not JSON") == 1  # a fault of many lines is told once
-    assert "; and 5 more. Mend the file; nothing was written." in said
+    assert "; and 5 more. Fix the file; nothing was written." in said
 
 
 def test_a_line_over_the_limit_is_refused_before_it_is_read_whole(tmp_path: Path, monkeypatch):  # D14

@@ -215,10 +215,10 @@ def test_a_token_beyond_the_embedding_is_refused_in_answers_options_and_prompts(
     made = passage(plain, **ROW)
     refuse_unknown_tokens((made,), len(plain), HERE)
     top = max(made.tokens)
-    with pytest.raises(ModelRefused, match=rf"makes token {top}, but the model's embedding has {top} rows"):
+    with pytest.raises(ModelRefused, match=rf"gives token id {top}, but the model's embedding has {top} rows"):
         refuse_unknown_tokens((made,), top, HERE)
     option = Passage("a", (1, 2), 1, "", "x", alternatives=(Passage("a", (1, 500), 1, "", "y"),))
-    with pytest.raises(ModelRefused, match="makes token 500"):
+    with pytest.raises(ModelRefused, match="gives token id 500"):
         refuse_unknown_tokens((option,), 400, HERE)
 
 

@@ -125,7 +125,7 @@ def test_a_fact_is_read_by_the_letters_of_its_subject():
     fact = Fact.read(tokenizer, "The Eiffel Tower stands in", "Eiffel Tower", " Paris")
     assert fact == Fact((1, 2, 3, 4, 5), range(1, 3), 6)
     assert fact.roles() == ["", "first subject", "last subject", "next", "last"]
-    with pytest.raises(DataRefused, match="does not stand in the prompt") as refused:
+    with pytest.raises(DataRefused, match="is not in the prompt") as refused:
         Fact.read(tokenizer, "The Eiffel Tower stands in", "Louvre", " Paris")
     assert "Louvre" not in str(refused.value)
 

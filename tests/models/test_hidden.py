@@ -181,7 +181,7 @@ def test_a_layer_below_one_is_a_share_of_the_depth():
 
 @pytest.mark.parametrize("layer", [-1, 4])
 def test_a_layer_that_is_not_there_is_refused(layer: int):
-    with pytest.raises(UsageRefused, match=rf"The `layer` must be a block, from 0 to 3\. Got {layer}"):
+    with pytest.raises(UsageRefused, match=rf"The `layer` must be a block number from 0 to 3, .* Got {layer}"):
         language("llama").ask(HiddenStates(layer), passages())
 
 

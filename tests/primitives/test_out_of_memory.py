@@ -69,7 +69,7 @@ def test_what_does_not_fit_is_read_in_halves_and_it_is_said_once(error):
         parts = read(model)
     # 13 tokens fail, so at most 6 are read at once: g and a (1 + 5), b (3, and 4 more would be 7), c; then d and e, f
     assert parts == [([6, 0], ["G", "A"]), ([1], ["B"]), ([2], ["C"]), ([3, 4], ["D", "E"]), ([5], ["F"])]
-    assert said == ["Out of memory on cpu: 6 tokens (or images) at most are read at once from here on"]
+    assert said == ["Out of memory on cpu: batches have at most 6 tokens (or images) from here on"]
     assert model.calls[0] == ["g", "a", "b", "c"]
 
 

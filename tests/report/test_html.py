@@ -5,7 +5,7 @@ from dataclasses import fields, is_dataclass, replace
 
 import pytest
 
-from expunge.core.events import Change, Edited
+from expunge.events import Change, Edited
 from expunge.report import compare, html, words
 from expunge.report.report import Sample, Samples
 from expunge.report.verdict import Outcome

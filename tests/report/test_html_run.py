@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from expunge.core.events import BlockGroups, Change, Edited
+from expunge.events import BlockGroups, Change, Edited
 from expunge.report import html
 from expunge.report.report import Run, Saved
 from tests.report.reports import ENDED, RUN, Page, assert_inert, report

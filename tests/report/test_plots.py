@@ -4,7 +4,7 @@ import math
 import re
 from dataclasses import replace
 
-from expunge.core.events import Checked, Step
+from expunge.events import Checked, Step
 from expunge.report.plots import COLOURS, Axis, Point, curves, overlay, tradeoff
 from expunge.report.strips import Span, strip
 

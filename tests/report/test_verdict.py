@@ -12,10 +12,10 @@ from expunge.audits.perplexity import Perplexity
 from expunge.audits.rouge import Rouge
 from expunge.audits.truth_ratio import TruthRatio
 from expunge.core.audit import Finding
-from expunge.core.events import Edited, Ended, Started
 from expunge.core.request import Request
 from expunge.data.text import Passage
 from expunge.errors import UsageRefused
+from expunge.events import Edited, Ended, Started
 from expunge.report.report import Run
 from expunge.report.verdict import Outcome, Rule, Verdict, check_rules, criterion, judge, judge_audit
 from expunge.summaries.forget_quality import ForgetQuality

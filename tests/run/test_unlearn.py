@@ -11,13 +11,13 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from expunge import Report, open_model, read_request, unlearn
+from expunge.audits._kinds import ScoreAudit
 from expunge.audits.loss import Loss
-from expunge.core.audit import ScoreAudit
-from expunge.core.events import Checked, Ended, Event, Note, Started, Step
 from expunge.core.model import Batch, Model
 from expunge.core.question import LogProbabilities
 from expunge.core.request import Request
 from expunge.errors import DataRefused, RunFailed, UsageRefused
+from expunge.events import Checked, Ended, Event, Note, Started, Step
 from expunge.methods.finetune import Finetune
 from expunge.methods.stop import Stop
 from expunge.objectives.grad_diff import GradDiff

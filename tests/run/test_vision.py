@@ -12,10 +12,10 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Vi
 from transformers import ViTImageProcessorPil as Processor
 
 from expunge.adapters.full import Full
-from expunge.core.events import Checked, Event, Step
 from expunge.core.question import Scores
 from expunge.core.request import Request
 from expunge.data.images import encode, load
+from expunge.events import Checked, Event, Step
 from expunge.methods.finetune import Finetune
 from expunge.methods.stop import Stop
 from expunge.models.open import open_model

@@ -96,7 +96,7 @@ def test_a_process_that_dies_ends_the_one_that_waits_for_it(start, tmp_path: Pat
     said = start(tmp_path, case, processes=2, program=__file__, folder=ROOT).end()
     assert [each.code for each in said] == ([-9, 99] if dead == 0 else [99, -9]), said[1 - dead].err
     told_of_it = (tmp_path / f"{1 - dead}.txt").read_text()
-    assert told_of_it.startswith(f"Process {1 - dead} of 2 lost another one: it died")
+    assert told_of_it.startswith(f"Process {1 - dead} of 2 lost another rank: it died")
 
 
 def test_who_has_much_to_do_between_steps_is_waited_for(start, tmp_path: Path):
@@ -130,7 +130,7 @@ def test_the_command_ends_with_one_line_where_the_first_dies_while_it_saves(star
     said = start(*asked, processes=2, program=str(tmp_path / "dies.py")).end()
     assert [each.code for each in said] == [-9, 5], said[0].err + said[1].err
     [line] = [line for each in said for line in each.err.splitlines() if line.startswith("expunge: ")]
-    assert line.startswith("expunge: E5-run: Process 1 of 2 lost another one: it died")
+    assert line.startswith("expunge: E5-run: Process 1 of 2 lost another rank: it died")
     assert not (tmp_path / "out").exists()
 
 

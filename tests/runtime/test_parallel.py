@@ -17,11 +17,11 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
-from expunge.core.events import Checked, Event, Step, ignore_event
 from expunge.core.question import HiddenStates, LogProbabilities, Scores, Text
 from expunge.core.request import Request
 from expunge.data.text import Passage
 from expunge.errors import ModelRefused, UsageRefused
+from expunge.events import Checked, Event, Step, ignore_event
 from expunge.methods._loop import Loop
 from expunge.methods.finetune import Finetune
 from expunge.models.language import LanguageModel

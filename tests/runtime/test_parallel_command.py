@@ -130,7 +130,7 @@ def test_a_dead_process_ends_the_run_with_one_line(start, model: Path, files: li
     said = run.end()
     assert [each.code for each in said] == ([-9, 5] if dead == 0 else [5, -9])
     [line] = refusals(*said)
-    assert line.startswith(f"expunge: E5-run: Process {1 - dead} of 2 lost another one")
+    assert line.startswith(f"expunge: E5-run: Process {1 - dead} of 2 lost another rank")
     assert not (tmp_path / "out").exists()
     assert list((tmp_path / "out.checkpoints").glob("step-*"))
 

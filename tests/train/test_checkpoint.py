@@ -12,13 +12,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from expunge.core.events import Checked, Ended, Event, Note, OnEvent, Step
 from expunge.core.model import Model, network_of
 from expunge.core.objective import Objective
 from expunge.core.request import Request
 from expunge.core.view import View
 from expunge.data.text import Passage
 from expunge.errors import ModelRefused, RunFailed, UsageRefused
+from expunge.events import Checked, Ended, Event, Note, OnEvent, Step
 from expunge.models.language import LanguageModel
 from expunge.notation.parse import parse
 from expunge.notation.typed_json import event_to_json
