@@ -1,7 +1,8 @@
 """The bounded adapter as a peft method of its own: `peft_type` BOUNDED.
 
-peft's `PeftType` is a closed enumeration, so the name is entered there first. A peft without expunge then refuses the
-adapter aloud; a LoRA configuration with extra keys would have loaded as plain LoRA and said nothing.
+peft's `PeftType` is a closed enumeration, so a member is added to it first. A peft without expunge then raises an
+error;
+a LoRA configuration with extra keys would have loaded as plain LoRA, silently.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from expunge.adapters._maps import Form, check
 NAME = "BOUNDED"
 
 
-def _enter(name: str) -> None:
-    """Add a member to peft's enumeration."""
+def _add_member(name: str) -> None:
+    """Add a member to `PeftType`."""
     if name in PeftType.__members__:
         return
     member = str.__new__(PeftType, name)
@@ -37,7 +38,7 @@ def _enter(name: str) -> None:
     type.__setattr__(PeftType, name, member)
 
 
-_enter(NAME)
+_add_member(NAME)
 
 
 @dataclass
@@ -77,8 +78,8 @@ class BoundedLayer(nn.Module, BaseTunerLayer):
         self.bounded_start_A = nn.ParameterDict()
         self.bounded_start_B = nn.ParameterDict()
         self.bounded_form: dict[str, Form] = {}
-        self.kept: Tensor | None = None
-        """The weight from before a merge, so that unmerging gives it back to the bit."""
+        self.unmerged: Tensor | None = None
+        """The weight from before a merge, so that unmerging restores it to the bit."""
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self._active_adapter = adapter_name
@@ -101,17 +102,17 @@ class BoundedLayer(nn.Module, BaseTunerLayer):
         self.bounded_form[adapter_name] = Form.of(
             config.map, config.r, config.alpha, config.omega, config.gain, self.in_features
         )
-        if config.start:  # what it holds is read from a file
+        if config.start:  # its values are then loaded from a file
             self.keep_start(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def start_of(self, adapter: str) -> Start | None:
-        """The factors that the adapter began from, where it did not begin at 0."""
+        """The initial factors, whose update is subtracted; None where the update starts at 0 by itself."""
         known = adapter in self.bounded_start_A
         return (self.bounded_start_A[adapter], self.bounded_start_B[adapter]) if known else None
 
     def keep_start(self, adapter: str) -> None:
-        """Take what the factors make now off from the update, for good: it starts at 0 again."""
+        """From now on subtract the update of the current factors, so that it starts at 0 again."""
         for start, now in ((self.bounded_start_A, self.bounded_A), (self.bounded_start_B, self.bounded_B)):
             start[adapter] = nn.Parameter(now[adapter].detach().clone(), requires_grad=False)
 
@@ -123,7 +124,7 @@ class BoundedLayer(nn.Module, BaseTunerLayer):
             return delta if start is None else delta.sub_(form.delta(*start))
 
     def merge(self, safe_merge: bool = True, adapter_names: list[str] | None = None) -> None:
-        """Write the update into the weight. Always into a new tensor, always checked: NaN never gets in."""
+        """Merge the update into a new weight tensor. Raises `ValueError` on NaN or Inf."""
         names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.bounded_A]
         base = self.get_base_layer()
         for name in names:
@@ -131,18 +132,18 @@ class BoundedLayer(nn.Module, BaseTunerLayer):
             new = (base.weight.data + (delta.T if self.transposed else delta)).to(base.weight.dtype)
             if not torch.isfinite(new).all():
                 raise ValueError(f"The adapter {name} holds NaN or Inf and was not merged.")
-            self.kept = base.weight.data if self.kept is None else self.kept
+            self.unmerged = base.weight.data if self.unmerged is None else self.unmerged
             base.weight.data = new
             self.merged_adapters.append(name)
 
     def unmerge(self) -> None:
-        """Give the layer the very weight that it had before."""
+        """Restore the weight from before the merge."""
         if not self.merged:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
-        assert self.kept is not None
-        self.get_base_layer().weight.data = self.kept
-        self.kept = None
+        assert self.unmerged is not None
+        self.get_base_layer().weight.data = self.unmerged
+        self.unmerged = None
         self.merged_adapters.clear()
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -161,12 +162,12 @@ class BoundedLayer(nn.Module, BaseTunerLayer):
         return bounded_linear(x, weight, base.bias, a, b, form, self.start_of(name))
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        """Never: the update is of full rank, so a LoRA of it would be another adapter."""
+        """Never: the update has full rank."""
         return False
 
 
 class BoundedModel(BaseTuner):
-    """Puts bounded layers into a model."""
+    """Inserts bounded layers into a model."""
 
     prefix = "bounded_"
     tuner_layer_cls = BoundedLayer
@@ -197,7 +198,7 @@ class BoundedModel(BaseTuner):
         self._replace_module(parent, target_name, new, target)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        if isinstance(child, BoundedExperts):  # experts have no `weight`, which peft hands from layer to layer
+        if isinstance(child, BoundedExperts):  # experts have no `weight`, which peft would copy
             setattr(parent, child_name, new_module)
         else:
             super()._replace_module(parent, child_name, new_module, child)

@@ -13,8 +13,6 @@ from expunge.core.predictions import Hidden, Predictions, RouterScores, Share, w
 from expunge.core.question import HiddenStates, Question, Routes, RowsReply, Scores
 from expunge.errors import DataRefused
 
-Passes = list[tuple[str, Question[Any]]]
-
 
 @dataclass
 class Run:
@@ -49,7 +47,7 @@ class View:
     every rank to take part, and the result counts for nothing."""
     replies: dict[tuple[str, Question[Any]], Any] = field(default_factory=dict)
     """Replies so far, by set and question."""
-    passes: Passes = field(default_factory=list)
+    passes: list[tuple[str, Question[Any]]] = field(default_factory=list)
     """The set and the question of each forward pass so far."""
 
     @property
@@ -98,7 +96,7 @@ class View:
         """Hidden states of the set `name` after a block; `layer` as in `HiddenStates`."""
         return self._ask_once(HiddenStates(layer), name)
 
-    def routes(self, name: str, layer: int) -> RouterScores:
+    def router_scores(self, name: str, layer: int) -> RouterScores:
         """Router probabilities of block `layer` on the set `name`."""
         return self._ask_once(Routes(layer), name)
 

@@ -1,6 +1,6 @@
-"""Importances of a network's parameters: what the dampening edits read (gradients: `internals/gradients.py`).
+"""Importances of a network's parameters for the dampening edits (gradients: `internals/gradients.py`).
 
-No weight is copied: a fork over the same storage carries the gradients, and the network itself is not touched.
+No weight is copied: a fork over the same storage holds the gradients, and the network itself is not changed.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def mean_absolute_gradient(network: Network, examples: Batch, batch: int, measur
 
 def _mean(network: Network, examples: Batch, batch: int, measure: Measure, of: Callable[[Tensor], Tensor]) -> Gradient:
     slopes, total = Slopes(network), Gradient()
-    # Mixed by their contents: files are often sorted by class, and a batch's mean gradient depends on its company. By a
-    # picture's pixels alone, since its content has its class too, and LFSSD is to read no label, not even so.
+    # Shuffled by content: files are often sorted by class, and the mean gradient depends on the batch. Images are
+    # ordered by their pixels alone, since the record digest includes the class, and LFSSD must not read labels.
     mixed = sorted(examples, key=lambda example: getattr(example, "digest", None) or example.record_digest())
     runs = math.ceil(len(mixed) / batch)
     for start in range(0, len(mixed), batch):
@@ -50,5 +50,5 @@ def _mean(network: Network, examples: Batch, batch: int, measure: Measure, of: C
 
 
 def copy_network(network: Network) -> Network:
-    """A network with weights of its own: what an edit writes into."""
+    """A network with its own copy of the weights, for an edit to change."""
     return network.fork(copy.deepcopy(network.module))

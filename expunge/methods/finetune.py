@@ -1,7 +1,7 @@
-"""Fine-tuning: moves an adapter's weights down an objective, until the forgetting is enough.
+"""Fine-tuning: trains an adapter on an objective, until the forget set's loss reaches a target.
 
-Forgetting is enough when the forget set's loss has reached that of examples which no model has seen (the holdout
-set), not when it is as high as it will go: a loss far above betrays the forgotten as surely as one far below.
+The target is the loss of examples that no model was trained on (the holdout set), not the highest possible loss: a loss
+far above it reveals the forgotten examples as surely as one far below.
 """
 
 from __future__ import annotations
@@ -36,37 +36,38 @@ class Finetune(WeightMethod):
     """Descent on an objective by AdamW, in an adapter's parameters, in float32."""
 
     objective: Objective = 0.5 * Settle() + RetainNLL() + 3.0 * RetainKL()
-    """What is made small. The default forgets up to the holdout's level and holds on to the retain set by its answers
-    and by what the model said before; docs/log.md tells how it was chosen. The paper's own is GradDiff()."""
+    """The loss. The default moves the forget set to the holdout's level and retains by the retain set's answers and by
+    the
+    original model's distributions; docs/log.md tells how it was chosen. The paper's own is GradDiff()."""
     adapter: Adapter = Bounded()
-    """Which numbers may move."""
+    """Which parameters are trained."""
     learning_rate: float = 3e-4
-    """Step size of AdamW; each parameter moves by about this much in a step."""
+    """Step size of AdamW; each parameter changes by about this much in a step."""
     steps: int = 60
-    """Steps at most; the run ends earlier when it has forgotten enough."""
+    """Most steps; the run ends earlier once `stop` is met."""
     batch: int = 8
-    """Forget examples that a step reads."""
+    """Forget examples in a step."""
     retain_batch: int = 16
-    """Retain examples that a step reads: more of them steady what is held on to."""
+    """Retain examples in a step; more of them make its gradient less noisy."""
     accumulate: int = 1
-    """Parts that a step is read in. Changes memory, not the result."""
+    """Micro-batches in a step (gradient accumulation). Changes memory, not the result."""
     warmup: int = 0
     """Steps over which the learning rate rises to its full value."""
     schedule: Schedule = "constant"
     """How the learning rate falls after the warm-up: constant, linear or cosine, to 0 one step after the last."""
     weight_decay: float = 0.0
-    """Pull of the adapter's parameters to zero (decoupled, as in AdamW)."""
+    """Decoupled weight decay of the trainable parameters."""
     clip: float | None = None
     """Largest norm of a step's gradient. None, since clipping hides whether the method itself is stable."""
     stop: Stop = Stop()
-    """When forgetting is enough, and what it may cost."""
+    """When to stop, and by how much the retain loss may rise."""
     seed: int = 0
     """Fixes the adapter's start and the order of the examples."""
     activations: Activations = "kept"
-    """What a step keeps of each block for backward: kept is all; recomputed is its input alone, for a third more time.
-    Changes memory, not the result."""
+    """Which activations a step saves for backward: kept is all; recomputed is each block's input alone (gradient
+    checkpointing), for a third more time. Changes memory, not the result."""
     norms: bool = True
-    """Whether each step's line tells the size of the change; it costs one pass over the adapted weights."""
+    """Whether each step reports the norms of the update; it costs one pass over the adapted weights."""
 
     resumable: ClassVar[bool] = True
 
@@ -92,7 +93,7 @@ class Finetune(WeightMethod):
             raise UsageRefused(f"Finetune: {'; '.join(wrong)}.")
 
     def change(self, network: Network, request: Request, on_event: OnEvent) -> Adapted:
-        """The network after forgetting, with its adapter; `network` itself is left as it was."""
+        """The trained network with its adapter; `network` itself is not changed."""
         devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(self.seed)

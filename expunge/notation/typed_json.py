@@ -24,7 +24,7 @@ PLAIN: dict[Any, tuple[str, str]] = {
     str: ("string", "a text"),
     NoneType: ("null", "null"),
 }
-"""Types that stand for themselves: their names in JSON Schema, and in a refusal."""
+"""Plain types: their names in JSON Schema, and in an error."""
 
 
 class MisfitError(ValueError):
@@ -165,7 +165,7 @@ def _describe(kind: Any, known: dict[str, Any]) -> dict[str, Any]:
     if is_dataclass(kind):
         name = cast(type, kind).__name__
         if name not in known:
-            known[name] = {}  # a type may hold itself
+            known[name] = {}  # a type may contain itself
             known[name] |= _object(cast(type, kind), known)
         return {"$ref": f"#/$defs/{name}"}
     origin, inner = get_origin(kind), get_args(kind)

@@ -9,12 +9,13 @@ from typing import Any
 
 from expunge.core.model import Model, Network
 from expunge.core.objective import Objective
-from expunge.core.request import Example, Repeat, Request
+from expunge.core.request import Example, Request
 from expunge.data import images, near, text
 from expunge.data.records import Record, columns
 from expunge.errors import DataRefused, UsageRefused
 from expunge.models.language import LanguageModel
 from expunge.models.vision import ImageClassifier
+from expunge.primitives.repeat import Repeat
 from expunge.report.record import networks
 
 Source = Path | str | Sequence[Mapping[str, Any]]

@@ -468,7 +468,7 @@ def test_experts_in_a_form_that_cannot_be_updated_are_refused_in_one_line():
             ):
                 adapter.insert(network, REQUEST)
         assert LoRA(targets="attention").insert(network, REQUEST).trainable()
-    with pytest.raises(ModelRefused, match=r"Fila: MixtralForCausalLM keeps its experts in one tensor.*LoRA\("):
+    with pytest.raises(ModelRefused, match=r"Fila: MixtralForCausalLM has fused experts.*LoRA\("):
         Fila().insert(mixture(), REQUEST)
 
 

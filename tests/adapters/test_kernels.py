@@ -163,7 +163,7 @@ def test_where_the_kernels_cannot_be_loaded_torch_does_the_work_and_the_reason_i
     )
     said = process(script, PYTHONPATH=str(tmp_path))
     assert said.startswith("[None, None]")
-    assert said.count("does without its Triton kernels on cuda:0 and is slower there: OSError: no driver.") == 1
+    assert said.count("does not use its Triton kernels on cuda:0 and is slower there: OSError: no driver.") == 1
 
 
 @pytest.mark.parametrize("blocks", [1, 56])

@@ -214,7 +214,7 @@ class Convolved(nn.Module):
 
 
 def test_a_model_without_a_representation_is_refused():
-    with pytest.raises(ModelRefused, match="Convolved makes its class scores by no linear layer of its own"):
+    with pytest.raises(ModelRefused, match="Convolved does not compute its class scores by a linear layer of its own"):
         SHORT(ImageClassifier.of(Convolved(), None), REQUEST)
 
 
