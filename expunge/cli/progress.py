@@ -104,8 +104,7 @@ class Progress:
         if report.verdict:
             console.print()
             for rule in report.verdict.rules:
-                said = f"{'met    ' if rule.met else 'NOT MET'}  {rule.rule}  {_outcome(rule)}"
-                console.print(said, soft_wrap=True)
+                console.print(f"{'met    ' if rule.met else 'NOT MET'}  {rule.rule}  {_outcome(rule)}", soft_wrap=True)
         said = outcome(report)
         console.print(f"\n{said.words}.", soft_wrap=True)
         if said.outside:

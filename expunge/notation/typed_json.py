@@ -56,7 +56,7 @@ def event_from_json(line: object, at: str = "") -> Event:
     kind = known.get(line["kind"]) if isinstance(line, dict) and isinstance(line.get("kind"), str) else None
     if kind is None or not isinstance(line, dict):
         raise MisfitError(f"{_under(at, 'kind')} must be one of {', '.join(known)}")
-    return from_json(cast(type[Event], kind), {key: inner for key, inner in line.items() if key != "kind"}, at)
+    return from_json(kind, {key: inner for key, inner in line.items() if key != "kind"}, at)
 
 
 def schema(kind: type) -> dict[str, Any]:
