@@ -39,10 +39,6 @@ class UpToBlock(nn.Module):
             hook.remove()
         raise ModelRefused(f"{type(self.module).__name__} did not run the block whose hidden states are wanted.")
 
-    def get_input_embeddings(self) -> nn.Module:
-        """The whole model's embedding."""
-        return self.module.get_input_embeddings()
-
 
 class _Reached(Exception):  # noqa: N818 (not an error: it stops a forward pass)
     def __init__(self, states: Tensor) -> None:

@@ -46,10 +46,6 @@ class UpToRouter(nn.Module):
                 hook.remove()
         raise ModelRefused(f"{type(self.module).__name__} did not run the routers that are wanted.")
 
-    def get_input_embeddings(self) -> nn.Module:
-        """The whole model's embedding."""
-        return self.module.get_input_embeddings()
-
     def _listen(self, outputs: list[tuple[Tensor, Tensor]]) -> Callable[..., None]:
         def hook(gate: nn.Module, _inputs: tuple[Any, ...], made: Any) -> None:
             if not (isinstance(made, tuple) and len(made) == 3):
