@@ -21,9 +21,9 @@ from side_by_side import machine, ratio, settings, show, spread, table, tofu
 from torch.nn.functional import cross_entropy, softplus
 
 from expunge.adapters.lora import LoRA
-from expunge.core.events import Step
 from expunge.core.request import Request
 from expunge.data.text import Passage
+from expunge.events import Step
 from expunge.methods.finetune import Finetune
 from expunge.methods.stop import Stop
 from expunge.models.language import LanguageModel
@@ -82,7 +82,7 @@ def summed(model: torch.nn.Module, batch: tuple[torch.Tensor, ...]) -> torch.Ten
 
 def ours(network: LanguageModel, request: Request, steps: int, batch: int) -> tuple[list[float], float]:
     """The product's loop, told nothing else; its losses, and the seconds of its steps."""
-    made: list[dict] = []
+    made: list[Step] = []
     method = Finetune(
         objective=(1 / 24) * NPO(beta=BETA) + RetainNLL(),
         adapter=LoRA(),

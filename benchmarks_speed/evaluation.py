@@ -32,7 +32,7 @@ from expunge.core.request import Request
 from expunge.data.text import Passage
 from expunge.models.language import LanguageModel
 from expunge.models.open import open_network
-from expunge.run.unlearn import examine
+from expunge.run.unlearn import Task, examine
 from expunge.runtime.answer_store import AnswerStore
 from expunge.runtime.cached_model import CachedModel
 
@@ -127,7 +127,7 @@ def audited(
 ) -> dict[str, float]:
     """The product's audits."""
     request = Request(forget=tuple(forget), holdout=tuple(holdout))
-    found = examine(CachedModel(network, store), request, AUDITS, "before", lambda event: None)
+    found = examine(CachedModel(network, store), Task(network, request, tuple(AUDITS)), "before")
     return {f.audit: f.value for f in found if f.set == "forget"}
 
 

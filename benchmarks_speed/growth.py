@@ -20,8 +20,8 @@ from side_by_side import counting, machine, random_records, settings, show, spre
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from expunge.adapters.bounded import Bounded
-from expunge.core.events import Step
 from expunge.core.request import Request
+from expunge.events import Step
 from expunge.methods.finetune import Finetune
 from expunge.methods.stop import Stop
 from expunge.models.language import LanguageModel

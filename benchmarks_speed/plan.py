@@ -36,8 +36,8 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
-from expunge.core.events import Event, Step
 from expunge.core.request import Request
+from expunge.events import Event, Step
 from expunge.models.language import LanguageModel
 from expunge.models.open import open_network
 from expunge.notation.parse import parse
@@ -171,7 +171,7 @@ def compared(folder: Path, model: Path, adapter: str, steps: int, threads: int) 
         "tokens": (said["tokens"]["of the examples"], cost["tokens"]),
         "FLOPs of the steps": (planned, real),
         "peak memory": (said["memory"]["peak"], cost["peak_memory_bytes"]),
-        "seconds": (sum(said["seconds"].values()), cost["seconds"]["total"]),
+        "seconds": (sum(said["seconds"].values()), cost["total"]),
         "of them training": (said["seconds"]["forget"], cost["seconds"]["forget"]),
     }
 
@@ -234,7 +234,7 @@ def kind_rows(steps: int, threads: int, gguf: str) -> Iterator[list[str]]:
                 _command(["forget", *made, "--out", f"{out}/out"], threads)
                 cost = json.loads(Path(f"{out}/out/report.json").read_text())["cost"]
             memory = said["memory"]["peak"], float(cost["peak_memory_bytes"])
-            seconds = sum(said["seconds"].values()), cost["seconds"]["total"]
+            seconds = sum(said["seconds"].values()), cost["total"]
             read = said["tokens"]["of the examples"], cost["tokens"]
             row = [name, f"`{method.partition('(')[0]}`" + (" Full" if "Full" in method else "")]
             row += [f"{read[0]:,.0f} / {read[1]:,}", *(f"{x / 1e6:,.0f}" for x in memory)]

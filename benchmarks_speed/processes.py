@@ -22,8 +22,8 @@ import torch
 from side_by_side import machine, random_records, ratio, settings, show, spread, table
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from expunge.core.events import Event, Step
 from expunge.core.request import Request
+from expunge.events import Event, Step
 from expunge.models.language import LanguageModel
 from expunge.notation.parse import parse
 from expunge.runtime.processes import is_main, processes

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from expunge.adapters.bounded import Bounded
     from expunge.adapters.full import Full
     from expunge.adapters.lora import LoRA
+    from expunge.audits._kinds import MembershipAudit, ScoreAudit, WhiteBoxAudit
     from expunge.core.adapter import Adapted, Adapter
     from expunge.core.audit import Audit, Finding
     from expunge.core.method import Method, WeightMethod
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
     from expunge.methods.stop import Stop
     from expunge.models.open import open_model
     from expunge.notation.parse import parse
-    from expunge.run.prepare import Inputs
+    from expunge.report.report import Report
+    from expunge.run.prepare import Inputs, read_request
+    from expunge.run.unlearn import unlearn
 
 __version__ = "0.1.0"
 
@@ -40,21 +43,27 @@ _HOME = {
     "Inputs": "run.prepare",
     "LoRA": "adapters.lora",
     "LogProbabilities": "core.question",
+    "MembershipAudit": "audits._kinds",
     "Method": "core.method",
     "Model": "core.model",
     "Network": "core.model",
     "Objective": "core.objective",
+    "Report": "report.report",
     "Request": "core.request",
     "Routes": "core.question",
     "RowStatistics": "core.question",
+    "ScoreAudit": "audits._kinds",
     "Scores": "core.question",
     "Stop": "methods.stop",
     "Text": "core.question",
     "WeightMethod": "core.method",
+    "WhiteBoxAudit": "audits._kinds",
     "Wrapper": "core.model",
     "answers": "core.model",
     "open_model": "models.open",
     "parse": "notation.parse",
+    "read_request": "run.prepare",
+    "unlearn": "run.unlearn",
 }
 __all__ = [
     "Adapted",
@@ -68,21 +77,27 @@ __all__ = [
     "Inputs",
     "LoRA",
     "LogProbabilities",
+    "MembershipAudit",
     "Method",
     "Model",
     "Network",
     "Objective",
+    "Report",
     "Request",
     "Routes",
     "RowStatistics",
+    "ScoreAudit",
     "Scores",
     "Stop",
     "Text",
     "WeightMethod",
+    "WhiteBoxAudit",
     "Wrapper",
     "answers",
     "open_model",
     "parse",
+    "read_request",
+    "unlearn",
 ]
 
 

@@ -24,12 +24,12 @@ from typing import Any
 from calibration import TRIALS, Trial, between, keep, kept, knows, rows
 from people import World, trained
 
-from expunge import Bounded, Finetune, LoRA, Network, Request, Stop, parse
+from expunge import Adapted, Bounded, Finetune, LoRA, Network, Request, Stop, parse
 from expunge.audits.loss_membership import LossMembership
 from expunge.core.adapter import Adapter
-from expunge.core.events import Checked, Event, Step
 from expunge.core.objective import Objective
 from expunge.errors import RunFailed
+from expunge.events import Checked, Event, Step
 from expunge.notation.parse import plugins
 from expunge.runtime.cached_model import CachedModel
 
@@ -151,16 +151,15 @@ def targets(row: dict[str, Any]) -> dict[str, bool]:
 def perform(setting: Setting, original: Network, request: Request) -> dict[str, Any]:
     """One run, as a row: where it ended, the largest gradient on the way, and how far it got if it broke off."""
     events: list[Event] = []
-    method = setting.method()
     found: dict[str, float | None] = dict.fromkeys(("acc", "ret", "r_para", "MIA", "forget", "retain", "size", "entry"))
     finite = True
     try:
-        after = method(original, request, events.append)
+        after = setting.method()(original, request, events.append)
     except RunFailed:  # a run that ends in NaN is a result of the study, not a fault of it
         finite = False
     else:
         last = [event for event in events if isinstance(event, Checked)][-1]
-        found = {**ends(method, after, original, request), "forget": last.forget, "retain": last.retain}
+        found = {**ends(after, request), "forget": last.forget, "retain": last.retain}
     norms = [math.hypot(*event.gradient.values()) for event in events if isinstance(event, Step)]
     return {
         "finite": finite,
@@ -170,9 +169,9 @@ def perform(setting: Setting, original: Network, request: Request) -> dict[str, 
     }
 
 
-def ends(method: Finetune, after: Network, original: Network, request: Request) -> dict[str, float]:
+def ends(after: Adapted, request: Request) -> dict[str, float]:
     """What the run's last state knows, and how far its weights are from where they were."""
-    changes = [delta for _, delta in method.adapter.deltas(after, original)]
+    changes = [delta for _, delta in after.changes()]
     model = CachedModel(after.plain())
     return {
         "acc": knows(model, request.forget),

@@ -25,15 +25,16 @@ import torch
 from keeping import between, keep, rows
 from people import ATTRIBUTES, Groups, World, trained
 
-from expunge import Network, Request, open_network, parse
+from expunge import LogProbabilities, Network, Request, Text, parse
 from expunge.attack.relearn import Relearn
 from expunge.audits.linear_probe import LinearProbe
 from expunge.audits.loss_membership import LossMembership
 from expunge.audits.truth_ratio import TruthRatio
-from expunge.core.question import LogProbabilities, Text
 from expunge.data.text import Passage
+from expunge.events import Event, Step
 from expunge.methods.finetune import Finetune
 from expunge.models.language import LanguageModel
+from expunge.models.open import open_network
 from expunge.primitives.statistics import ks
 from expunge.runtime.atomic_files import whole_folder
 from expunge.runtime.cached_model import CachedModel
@@ -194,7 +195,7 @@ def knows(model: CachedModel, records: tuple[Passage, ...]) -> float:
 
 def says(network: Network, records: tuple[Passage, ...]) -> float:
     """Share of greedy continuations that hold the value."""
-    written = network.ask(Text(8), records)  # type: ignore[attr-defined]
+    written = network.ask(Text(8), records)
     return statistics.mean(r.answer.split()[VALUE] in text.split() for r, text in zip(records, written, strict=True))
 
 

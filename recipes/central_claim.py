@@ -22,10 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from expunge import Bounded, Finetune, Inputs, LoRA, Network, Request, Stop, open_network
+from expunge import Bounded, Finetune, Inputs, LoRA, Network, Request, Stop
 from expunge.core.adapter import Adapter
-from expunge.core.events import Event, Step
 from expunge.errors import RunFailed
+from expunge.events import Event, Step
+from expunge.models.open import open_network
 from expunge.notation.parse import parse_list
 from expunge.objectives.grad_diff import GradDiff
 from expunge.runtime.cached_model import CachedModel

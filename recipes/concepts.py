@@ -36,7 +36,6 @@ from expunge.audits._concept_vectors import remaining
 from expunge.audits.accuracy import Accuracy
 from expunge.audits.concept_inference import ConceptInference
 from expunge.audits.tcav import TCAV
-from expunge.core.question import Scores
 from expunge.data.images import Picture
 from expunge.internals.states import Inside
 from expunge.methods.poison import Poison
@@ -131,7 +130,7 @@ def probed(network: Network, digits: Mnist) -> float:
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500))
     probe.fit(features(network, digits.train).numpy(), [p.label for p in digits.train])
     gone = [p for p in digits.test if p.label == FORGOTTEN]
-    return float(np.mean(probe.ask(Scores(), features(network, gone).numpy()) == FORGOTTEN))
+    return float(np.mean(probe.predict(features(network, gone).numpy()) == FORGOTTEN))
 
 
 # Concepts

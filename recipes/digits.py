@@ -14,8 +14,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
-from expunge import Finetune, Full, Network, Request, Stop
-from expunge.core.question import LogProbabilities
+from expunge import Finetune, Full, LogProbabilities, Network, Request, Stop
 from expunge.data.images import Picture
 from expunge.models.vision import ImageClassifier
 from expunge.objectives.retain_nll import RetainNLL
@@ -80,8 +79,7 @@ def trained(pictures: tuple[Picture, ...], seed: int, epochs: int = EPOCHS) -> N
         seed=seed,
         norms=False,
     )
-    network = method(blank(seed), Request(forget=pictures[:1], retain=pictures[1:]))
-    return network.plain()
+    return method(blank(seed), Request(forget=pictures[:1], retain=pictures[1:])).plain()
 
 
 if __name__ == "__main__":

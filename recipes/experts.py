@@ -29,12 +29,12 @@ from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedTokenizerF
 from expunge import Request
 from expunge.adapters.full import Full
 from expunge.adapters.seuf import SEUF
-from expunge.core.adapter import Adapter
-from expunge.core.model import Network
+from expunge.core.adapter import Adapted, Adapter
+from expunge.core.model import Model, Network
 from expunge.core.objective import Objective
 from expunge.core.question import LogProbabilities, Routes, Scores
 from expunge.data.text import Passage
-from expunge.internals.mixtures import affinity, the_mixtures
+from expunge.internals.mixtures import affinity, read_routes, the_mixtures
 from expunge.methods.finetune import Finetune
 from expunge.methods.stop import Stop
 from expunge.models.language import LanguageModel
@@ -154,7 +154,7 @@ class Trial:
     adapter: Adapter
     learning_rate: float
 
-    def after(self, steps: int, network: Network, request: Request) -> Network:
+    def after(self, steps: int, network: Network, request: Request) -> Adapted:
         """The network after so many steps."""
         method = Finetune(
             objective=self.objective,
@@ -167,7 +167,7 @@ class Trial:
         )
         return method(network, request)
 
-    def enough(self, network: Network, request: Request) -> tuple[int, Network]:
+    def enough(self, network: Network, request: Request) -> tuple[int, Adapted]:
         """The first step, found by doubling and halving, after which the target is met (or the last); the network then.
 
         A run of fewer steps is the beginning of a longer one: the learning rate is constant and the order is drawn.
@@ -198,18 +198,18 @@ def trials() -> list[Trial]:
     ]
 
 
-def right(network: Network, examples: tuple[Passage, ...]) -> float:
+def right(model: Model, examples: tuple[Passage, ...]) -> float:
     """Share of the facts whose value comes first among all words."""
-    return float(network.ask(LogProbabilities(), examples).right.double().mean())
+    return float(model.ask(LogProbabilities(), examples).right.double().mean())
 
 
-def overlap(before: Network, after: Network, examples: tuple[Passage, ...]) -> list[float]:
+def overlap(before: Model, after: Model, examples: tuple[Passage, ...]) -> list[float]:
     """For each block the share of a token's top experts that are the same as before, averaged over tokens."""
     (was,), (now,) = list(read_routes(before, examples)), list(read_routes(after, examples))
     return [float(same) for same in (was.taken & now.taken).double().sum(-1).mean(0) / TOP]
 
 
-def row(name: str, steps: int, trial: Trial, after: Network, before: Network, request: Request, layer: int) -> dict:
+def row(name: str, steps: int, trial: Trial, after: Adapted, before: Network, request: Request, layer: int) -> dict:
     """What one run left."""
     each = overlap(before, after, request.forget)
     return {
@@ -220,7 +220,7 @@ def row(name: str, steps: int, trial: Trial, after: Network, before: Network, re
         "retain": right(after, request.retain),
         "overlap": statistics.mean(each),
         "overlap there": each[layer],
-        "trainable": sum(p.numel() for p in after.trainable().values()),
+        "trainable": sum(p.numel() for p in after.inner.trainable().values()),
     }
 
 
@@ -303,7 +303,7 @@ def points(mine: list[dict], before: list[dict]) -> Iterator[str]:
     uniform = TOP / EXPERTS
     routed = all(share >= 1.5 * uniform for share in shares)
     yield (
-        f"1. *UpToRouter is specialised* {_verdict(routed)}: the expert with the highest affinity reads "
+        f"1. *Routing is specialised* {_verdict(routed)}: the expert with the highest affinity reads "
         f"{_spread(shares)} of the forget tokens ({uniform} if all were called alike; the bound is {1.5 * uniform}) "
         f"and {_spread([each['share of the kept'] for each in before])} of the retained ones."
     )

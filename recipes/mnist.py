@@ -21,9 +21,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel, ViTConfig, ViTForImageClassification
 
-from expunge import Finetune, Full, Network, Request, Stop
+from expunge import Finetune, Full, LogProbabilities, Network, Request, Stop
 from expunge.core.objective import Objective
-from expunge.core.question import LogProbabilities
 from expunge.data.images import Picture
 from expunge.models.vision import ImageClassifier
 from expunge.objectives.retain_nll import RetainNLL
@@ -125,7 +124,7 @@ def trained(
         norms=False,
     )
     unread = Picture("blank", torch.zeros_like(pictures[0].pixels), 0, "blank")  # a request has a forget set
-    return method.adapter.merge(method(network, Request(forget=(unread,), retain=tuple(pictures))))
+    return method(network, Request(forget=(unread,), retain=tuple(pictures))).plain()
 
 
 def features(network: ImageClassifier, pictures: Sequence[Picture]) -> Tensor:

@@ -15,8 +15,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from expunge import Request
-from expunge.core.question import Scores
+from expunge import Request, Scores
 from expunge.data.text import Passage
 from expunge.models.language import LanguageModel
 

@@ -52,7 +52,7 @@ STUDY = (
 class Matrices(Adapter):
     """The blocks' matrices and the output matrix: what may move; embeddings and norms stay as they are."""
 
-    def __call__(self, network: Network, request: Request) -> Network:
+    def insert(self, network: Network, request: Request) -> Network:
         made = Full().insert(network, request)
         for name, parameter in made.module.named_parameters():
             parameter.requires_grad_(parameter.dim() >= 2 and "embed" not in name)

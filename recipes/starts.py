@@ -19,6 +19,8 @@ from pathlib import Path
 import torch
 from calibration import Case, Trial, between, judged, keep, rows
 
+from expunge.events import Event, Step
+
 HINGE = "InvertedHinge() + RetainNLL()"
 INNER = {"LoRA": "LoRA(targets='all')", "sine": "Bounded(targets='all')"}
 RATES = (3e-4, 1e-3)

@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from calibration import between
 
-from expunge import open_network
 from expunge.internals.tracing import ROLES, Fact, Trace, Tracer, by_role, strongest
+from expunge.models.open import open_network
 from expunge.report.plots import COLOURS, STYLE
 
 CAPITALS = {

@@ -24,10 +24,9 @@ import torch
 from mnist import CLASSES, Mnist, accuracy, cnn, small_vit, trained
 from sklearn.linear_model import LogisticRegression
 
-from expunge import Finetune, Network, Request, Stop
+from expunge import Adapted, Finetune, LogProbabilities, Model, Network, Request, Scores, Stop
 from expunge.adapters.lora import LoRA
 from expunge.core.objective import Objective
-from expunge.core.question import LogProbabilities, Scores
 from expunge.data.images import Picture
 from expunge.edit._dampen import dampen, everything
 from expunge.edit._fisher import copy_network, mean_squared_gradient
@@ -35,6 +34,7 @@ from expunge.edit.gradient_norm import GradientNorm
 from expunge.edit.iau import IAU
 from expunge.edit.lfssd import LFSSD
 from expunge.edit.ssd import SSD
+from expunge.events import Edited, Event, ignore_event
 from expunge.internals.gradients import Gradient, gradient, loss
 from expunge.methods._representation import represent
 from expunge.methods.laf import LAF
@@ -84,7 +84,7 @@ def members(network: Network, forget: Pictures, retain: Pictures, test: Pictures
     known = torch.cat([entropies(network, retain), entropies(network, test)])
     attack = LogisticRegression(class_weight="balanced")
     attack.fit(known.numpy(), [1] * len(retain) + [0] * len(test))
-    return 100 * float(attack.ask(Scores(), entropies(network, forget).numpy()).mean())
+    return 100 * float(attack.predict(entropies(network, forget).numpy()).mean())
 
 
 def probed(network: Network, digits: Mnist, *classes: int) -> float:
@@ -105,9 +105,14 @@ def original(seed: int) -> tuple[Network, float]:
     return timed(lambda: trained(cnn(seed), Mnist.load().train, seed))
 
 
-def timed(make: Callable[[], Network]) -> tuple[Network, float]:
+def timed(make: Callable[[], Model]) -> tuple[Any, float]:
     start = time.process_time()
     return make(), time.process_time() - start
+
+
+def edited(events: Sequence[Event]) -> Edited:
+    """What an edit said at its end."""
+    return next(event for event in reversed(events) if isinstance(event, Edited))
 
 
 # A class: SSD, LFSSD, LAF
@@ -136,14 +141,14 @@ def a_class(digits: Mnist, seed: int, gone: int) -> Iterator[Row]:
     before, seconds = original(seed)
     yield row("original", before, seconds)
     yield row("retrained", *timed(lambda: trained(cnn(seed + OTHER), retain, seed + OTHER)))
-    events: list[dict[str, Any]] = []
+    events: list[Event] = []
     result, seconds = timed(lambda: LFSSD()(before, blind, events.append))
-    yield row("LFSSD", result, seconds, alpha=events[-1]["alpha"])
+    yield row("LFSSD", result, seconds, alpha=edited(events).alpha)
     start = time.process_time()
     whole, part = (mean_squared_gradient(before, some, 64) for some in (everything(request, "SSD"), request.forget))
     passes = time.process_time() - start
     for alpha in ALPHAS:
-        result = dampen(before, part, whole, alpha, 1.0, lambda event: None)
+        result = dampen(before, part, whole, alpha, 1.0, ignore_event)
         yield row(f"SSD {alpha}", result, passes)
     yield row("LAF", *timed(lambda: LAF(seed=seed)(before, blind)))
 
@@ -187,10 +192,10 @@ def at_random(digits: Mnist, seed: int) -> Iterator[Row]:
     yield row("original, restricted", restricted, seconds)
     yield row("restricted, IAU", *timed(lambda: IAU()(restricted, request)))
     for method in (SSD(alpha=10.0), SSD(alpha=2.0), LFSSD()):
-        events: list[dict[str, Any]] = []
+        events: list[Event] = []
         result, seconds = timed(lambda method=method, events=events: method(before, request, events.append))
-        selected = 100 * events[-1]["selected"] / events[-1]["parameters"]
-        yield row(repr(method), result, seconds, selected=selected)
+        edit = edited(events)
+        yield row(repr(method), result, seconds, selected=100 * edit.selected / edit.parameters)
 
 
 # Wrong labels: LAF
@@ -259,7 +264,7 @@ def in_turn(digits: Mnist, seed: int) -> Iterator[Row]:
                 "retain": percent(network, rest),
                 "earlier": percent(network, of(digits.test, *earlier)) if earlier else 0.0,
                 "norms": _norms(adapted),
-                "share": 100 * sum(p.numel() for p in adapted.trainable().values()) / _size(whole),
+                "share": 100 * sum(p.numel() for p in adapted.inner.trainable().values()) / _size(whole),
                 "seconds": seconds,
             }
         yield {"model": f"{name}, end", **_end(network, digits, order)}
@@ -304,10 +309,10 @@ def _method(objective: Objective, steps: int, seed: int) -> Finetune:
     )
 
 
-def _norms(adapted: Network) -> list[float]:
+def _norms(adapted: Adapted) -> list[float]:
     """Of each block, the Frobenius norm of all its adapter's matrices together."""
     squares: dict[str, float] = {}
-    for name, weight in adapted.trainable().items():
+    for name, weight in adapted.inner.trainable().items():
         block = next(part for part in name.split(".") if part.isdigit())
         squares[block] = squares.get(block, 0.0) + float(weight.detach().square().sum())
     return [square**0.5 for square in squares.values()]

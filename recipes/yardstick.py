@@ -19,8 +19,8 @@ from pathlib import Path
 from calibration import LARGE, MODELS, SMALL, Study, between
 from people import World
 
-from expunge import open_network
 from expunge.audits.truth_ratio import TruthRatio
+from expunge.models.open import open_network
 from expunge.primitives.statistics import ks
 from expunge.runtime.cached_model import CachedModel
 

@@ -108,7 +108,7 @@ def check(name: str) -> Row:
     with_mlp = [block for block in found if any(f"{key}.".startswith(f"{block}.") for key in parts)]
     row = Row(name, len(found), len(with_mlp))
     try:
-        adapted = Bounded(part=tower)(LanguageModel(module, None), REQUEST)
+        adapted = Bounded(part=tower).insert(LanguageModel(module, None), REQUEST)
     except ModelRefused as refused:
         return replace(row, note=f"refused: {str(refused).partition(': ')[2]}")
     layers = adapted_layers(adapted)

@@ -103,7 +103,7 @@ class Said:
 SERVER = """
 import json, os, runpy, sys
 import peft, torch, transformers
-import expunge.cli.main, expunge.run.unlearn, expunge.report.pages
+import expunge.cli.main, expunge.run.job, expunge.report.pages
 torch.set_num_threads(1)
 for line in sys.stdin:
     asked = json.loads(line)

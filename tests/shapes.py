@@ -2,8 +2,8 @@
 
 Annotations are strings and their names are imported for type checkers only, so the package never meets jaxtyping. Here
 its modules are read with a decorator on each function, and on each dataclass, that has a shape: arguments are checked
-before a call and the result after it, and a dimension's name means one size in one call (or one instance).
-Nothing but jaxtyping's annotations is looked at. EXPUNGE_SHAPES=off leaves it out.
+before a call and the result after it. A dimension's name means one size in one call, and in one instance's fields and
+its methods. Nothing but jaxtyping's annotations is looked at. EXPUNGE_SHAPES=off leaves it out.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ NAMES: dict[str, Any] = {
     "Tensor": torch.Tensor,
     "torch": torch,
     "np": np,
-    "Scalar": jaxtyping.Float[torch.Tensor, ""],
 }
 """What annotations may name that a module imports for type checkers only."""
+SCALAR = jaxtyping.Float[torch.Tensor, ""]
 SHAPE = re.compile(rf"\b(?:{'|'.join(KINDS)})\[|\bScalar\b")
 
 Check = Callable[[Any], bool]
@@ -54,7 +54,7 @@ class WrongShape(AssertionError):
 
 def evaluate(annotation: object, names: dict[str, Any]) -> Any:
     """What an annotation means; names that only type checkers know are those of `NAMES`."""
-    return eval(annotation, {**NAMES, **names}) if isinstance(annotation, str) else annotation
+    return eval(annotation, {**NAMES, **names, "Scalar": SCALAR}) if isinstance(annotation, str) else annotation
 
 
 def check_of(hint: Any, names: dict[str, Any]) -> Check | None:
@@ -117,7 +117,13 @@ class Signature:
     def items(self) -> Check | None:
         return self._check(items_of, self._returns)
 
+    @functools.cached_property
+    def is_method(self) -> bool:
+        return next(iter(inspect.signature(self.function).parameters), None) == "self"
+
     def arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        for name, check in FIELDS.get(type(args[0]), dict)().items() if self.is_method else ():
+            check(getattr(args[0], name))  # it was held to them when it was made; here they bind their sizes
         for place, name, check in self.parameters:
             given = place < len(args)
             if (given or name in kwargs) and not check(args[place] if given else kwargs[name]):
@@ -151,6 +157,8 @@ class Signature:
 
 CHECKED: list[Signature] = []
 """Every function that was read with a check."""
+FIELDS: dict[type, Callable[[], dict[str, Check]]] = {}
+"""The checks of the fields of every dataclass that was read."""
 
 
 def checked(function: Checked) -> Checked:
@@ -184,7 +192,7 @@ def checks_of_fields(cls: type) -> dict[str, Check]:
 def checked_fields(cls: type) -> type:
     """The dataclass, whose instances are held to the shapes of its fields when they are made."""
     build = cls.__init__
-    checks = functools.cache(functools.partial(checks_of_fields, cls))
+    checks = FIELDS[cls] = functools.cache(functools.partial(checks_of_fields, cls))
 
     @functools.wraps(build)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807

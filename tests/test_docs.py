@@ -46,7 +46,7 @@ def docs(root: Path, *options: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
-def test_the_page_of_methods_is_what_the_files_say():
+def test_the_pages_are_what_the_files_say():
     said = docs(ROOT, "--check")
     assert said.returncode == 0, said.stdout + said.stderr
 
@@ -122,33 +122,24 @@ def test_the_page_has_every_plugin_with_each_of_its_settings():
 # The README
 
 
-def entries(tree: str) -> Iterator[tuple[str, list[str]]]:
-    """Each line of a drawn tree: the folder that it stands in, and the names that it begins with."""
-    above: list[str] = []
-    for line in tree.splitlines():
-        depth = (len(line) - len(line.lstrip())) // 2
-        names = list(itertools.takewhile(lambda word: re.fullmatch(r"[\w.*]+(/|\.\w+)", word), line.split()))
-        assert names, f"this line of the tree names nothing: {line}"
-        above = above[:depth]
-        yield "".join(above), names
-        if names[0].endswith("/"):
-            assert len(names) == 1, f"one folder a line: {line}"
-            above.append(names[0])
-
-
-def test_the_tree_is_the_real_one():
+def test_the_tree_has_a_line_for_each_folder():
     (tree,) = [block for block in blocks(README, "text") if block.startswith("expunge/\n")]
-    drawn: set[str] = set()
-    for folder, names in entries(tree):
-        for name in names:
-            found = [path.relative_to(ROOT).as_posix() for path in (ROOT / folder).glob(name.rstrip("/"))]
-            assert found, f"{folder}{name} is drawn and not there"
-            drawn |= set(found)
-    real = {path for path in (ROOT / "expunge").rglob("*") if path.is_file() and path.suffix != ".pyc"}
-    # Below the top, __init__.py is empty, and a folder that holds nothing else is not drawn.
-    real = {path for path in real if path.name != "__init__.py" or path.parent == ROOT / "expunge"}
-    folders = {parent for path in real for parent in path.relative_to(ROOT).parents if parent != Path(".")}
-    assert drawn == {path.relative_to(ROOT).as_posix() for path in real} | {folder.as_posix() for folder in folders}
+    drawn = re.findall(r"^  (\w+)/ +\S", tree, re.MULTILINE)
+    assert len(drawn) == len(tree.splitlines()) - 1, "a line of the tree is not a folder and what it is for"
+    # A folder that holds nothing but an empty __init__.py is not drawn.
+    files = [path for path in (ROOT / "expunge").glob("*/*.py") if path.name != "__init__.py"]
+    assert sorted(drawn) == sorted({path.parent.name for path in files})
+
+
+def test_every_file_has_its_line_on_the_page_of_files():
+    text = (ROOT / "docs" / "tree.md").read_text(encoding="utf-8")
+    found = {
+        f"{folder}/{name}"
+        for folder, lines in re.findall(r"^## (\S+)/\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+        for name in re.findall(r"^\| `(\w+\.py)` \| \S", lines, re.MULTILINE)
+    }
+    files = (path for path in (ROOT / "expunge").rglob("*.py") if path.read_text(encoding="utf-8"))
+    assert found == {path.relative_to(ROOT).as_posix() for path in files}
 
 
 def test_the_readme_has_less_than_200_lines_and_one_place_for_results():

@@ -3,7 +3,8 @@
 import pytest
 
 from expunge.adapters.full import Full
-from expunge.core.audit import Audit, WhiteBoxAudit
+from expunge.audits._kinds import WhiteBoxAudit
+from expunge.core.audit import Audit
 from expunge.core.model import Network, Speaker
 from expunge.core.request import Request
 from expunge.errors import ModelRefused

@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 from expunge.adapters.bounded import Bounded
 from expunge.adapters.full import Full
 from expunge.adapters.lora import LoRA
-from expunge.core.events import Checked, Step
 from expunge.core.request import Request
 from expunge.data.text import encode, load
+from expunge.events import Checked, Step
 from expunge.models.language import LanguageModel
 from expunge.notation.parse import parse
 from expunge.plan.cost import Call, widths
@@ -28,8 +28,8 @@ from expunge.plan.pace import _grown
 from expunge.plan.paper import on_paper
 from expunge.plan.plan import flops, plan
 from expunge.plan.reads import Reads, Writing, ask, groups, reads
+from expunge.run.job import Job
 from expunge.run.prepare import Inputs
-from expunge.run.unlearn import Job
 
 CANARY = "zanzibarlighthouse77"
 PLACES = ["Aldoria", "Brenn", "Corvane", "Dunmere", "Elsin", "Farrow", "Galt", "Hess", "Iver", "Jarn"]

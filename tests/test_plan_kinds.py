@@ -12,9 +12,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, AutoModelForImageClassification, LlamaConfig, SwinConfig
 
-from expunge.core.events import Checked, Step
 from expunge.core.request import Request
 from expunge.errors import EnvironmentRefused, ModelRefused, UsageRefused
+from expunge.events import Checked, Step
 from expunge.models.language import LanguageModel
 from expunge.models.vision import ImageClassifier
 from expunge.notation.parse import parse
@@ -28,8 +28,8 @@ from expunge.plan.memory import held
 from expunge.plan.paper import Paper, on_paper
 from expunge.plan.plan import counted, flops, plan, tokens
 from expunge.plan.reads import reads
+from expunge.run.job import Job
 from expunge.run.prepare import Inputs
-from expunge.run.unlearn import Job
 from tests.families import picture_request, resnet, text_request, vit
 
 LLAMA = LlamaConfig(

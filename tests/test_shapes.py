@@ -40,6 +40,13 @@ def test_an_instance_whose_fields_disagree_is_not_made():
         Predictions(labels, torch.zeros_like(labels), 1, None, torch.zeros(2, 5))
 
 
+def test_a_method_is_held_to_the_sizes_of_its_instance():
+    labels = torch.tensor([0, 1, 2])
+    said = Predictions(labels, torch.zeros_like(labels), 1, None, torch.zeros(3, 5))
+    with pytest.raises(WrongShape, match=r"Rows.over_rows: `values` is float32\[2\]"):
+        said.over_rows(torch.zeros(2))  # the mean over two rows of three, and nobody would see it
+
+
 def test_a_type_of_numbers_is_part_of_a_shape():
     with pytest.raises(WrongShape, match="`labels` is float32"):
         right_log_prob(torch.zeros(3), torch.zeros(3, 5))

@@ -1,9 +1,12 @@
-"""Writes docs/methods.md from the plug-ins' own files: what each is, its formula, and what turning each setting does.
+"""Writes what is generated in docs/: methods.md from the plug-ins' own files, tree.md, and report.schema.json.
 
-    python tools/docs.py             writes the page
-    python tools/docs.py --check     writes nothing; ends with 1 where the page is not what the files say
+Of each plug-in: what it is, its formula, and what turning each setting does. tree.md has a line for each file of
+expunge/, report.schema.json is made of the report's types.
 
-The files are read, never imported, so the page is made in a second and without torch.
+    python tools/docs.py             writes them
+    python tools/docs.py --check     writes nothing; ends with 1 where one of them is not what the files say
+
+The plug-ins' files are read, never imported.
 
 What was shown to work is read from the rows of recipes: every line of a `docs/**/*.jsonl` that holds
 
@@ -31,17 +34,23 @@ from typing import Any
 
 from expunge.cli.listing import Setting, made_by, settings
 from expunge.notation.parse import FOLDERS, Plugin, plugins
+from expunge.notation.typed_json import schema
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGE = Path("docs/methods.md")
-TITLES = {folder: folder.capitalize() for folder in FOLDERS}
-"""Heading of each plug-in folder, in the order of `expunge list`."""
+TITLES = {folder: folder.capitalize() for folder in ("methods", *FOLDERS)}
+"""Heading of each plug-in folder: what a user names first, then in the order of `expunge list`."""
 HEAD = """\
 # What can be named in a method or an audit
 
 Made by `make docs` from the files of `expunge/`; do not edit it. Every name below is written as in Python, e.g.
 `Finetune(objective=NPO(beta=0.1) + 2.0 * RetainKL(), adapter=Bounded(rank=4), steps=40)`: names, values, calls with
 keywords, `+` and `*`, and nothing else. [concepts.md](concepts.md) tells what the kinds are.
+"""
+TREE = """\
+# Every file
+
+Made by `make docs` from the first line of each file of `expunge/`; do not edit it. A name that begins with `_` is no
+plug-in but stands beside those that it serves. The README's tree tells what each folder is for.
 """
 
 
@@ -70,12 +79,38 @@ class Run:
     asked: int
 
 
-def page(root: Path) -> str:
-    """The whole page for the repository at `root`."""
+def methods_page(root: Path) -> str:
+    """All that can be named, for the repository at `root`."""
     found = plugins(root / "expunge")
     kinds = [(title, [p for p in found if p.folder == folder]) for folder, title in TITLES.items()]
     parts = (part for title, members in kinds if members for part in _kind(root, title, members))
     return "\n".join([HEAD, *_shown(root, list(_runs(root)), found), *parts])
+
+
+def tree_page(root: Path) -> str:
+    """Every file below `expunge/` that says something, by folder."""
+    folders: dict[str, list[str]] = {}
+    for path in sorted((root / "expunge").rglob("*.py")):
+        text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+        if text:
+            folder = path.parent.relative_to(root).as_posix()
+            folders.setdefault(folder, []).append(f"| `{path.name}` | {_cell(text.partition(chr(10) * 2)[0])} |")
+    parts = (f"## {folder}/\n\n| file | what it is |\n|---|---|\n" + "\n".join(f) for folder, f in folders.items())
+    return "\n\n".join([TREE.strip(), *parts]) + "\n"
+
+
+def report_schema(_root: Path) -> str:
+    """JSON Schema of `report.json`."""
+    from expunge.report.report import Report  # brings torch, which the pages do without
+
+    return json.dumps(schema(Report), indent=1) + "\n"
+
+
+PAGES = {
+    Path("docs/methods.md"): methods_page,
+    Path("docs/tree.md"): tree_page,
+    Path("docs/report.schema.json"): report_schema,
+}
 
 
 def _runs(root: Path) -> Iterator[Run]:
@@ -115,9 +150,8 @@ def _forgets(root: Path, plugin: Plugin) -> bool:
     """Whether it makes a model forget: an objective that does not mean retention, or a method that is no attack."""
     if plugin.folder == "objectives":
         return plugin.intention != "retention"
-    return plugin.folder in METHODS and f"class {plugin.name}(Method)" in _file(root, plugin).read_text(
-        encoding="utf-8"
-    )
+    begins = rf"^class {plugin.name}\((Weight)?Method\):"
+    return plugin.folder in METHODS and bool(re.search(begins, _file(root, plugin).read_text(encoding="utf-8"), re.M))
 
 
 def _evidence(runs: list[Run]) -> str:
@@ -184,15 +218,16 @@ def _cell(text: str) -> str:
 
 def main(arguments: list[str]) -> int:
     """0, or 1 where `--check` finds a page that is not what the files say."""
-    made, target = page(ROOT), ROOT / PAGE
-    if target.is_file() and target.read_text(encoding="utf-8") == made:
-        return 0
+    made = {target: page(ROOT) for target, page in PAGES.items()}
+    stale = [t for t, text in made.items() if not (ROOT / t).is_file() or (ROOT / t).read_text("utf-8") != text]
     if "--check" in arguments:
-        print(f"{PAGE} is not what the files of expunge/ say: run `make docs`.")
-        return 1
-    target.parent.mkdir(exist_ok=True)
-    target.write_text(made, encoding="utf-8")
-    print(f"Wrote {PAGE}")
+        for target in stale:
+            print(f"{target} is not what the files of expunge/ say: run `make docs`.")
+        return int(bool(stale))
+    for target in stale:
+        (ROOT / target).parent.mkdir(exist_ok=True)
+        (ROOT / target).write_text(made[target], encoding="utf-8")
+        print(f"Wrote {target}")
     return 0
 
 

@@ -22,8 +22,8 @@ from torch import Tensor
 from expunge.adapters.bounded import Bounded
 from expunge.adapters.lora import LoRA
 from expunge.core.adapter import Adapter
-from expunge.core.events import BlockGroups
 from expunge.errors import UsageRefused
+from expunge.events import BlockGroups
 from expunge.internals.blocks import blocks
 
 if TYPE_CHECKING:

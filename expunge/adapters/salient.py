@@ -64,8 +64,13 @@ class Salient(Adapter):
                 parametrize.register_parametrization(owner, key, values)
         return fork.fork(fork.module.eval())
 
+<<<<<<< HEAD
     def masks(self, network: Network, request: Request) -> dict[str, Bool[Tensor, "..."]]:
         """The mask of each parameter; parameters without a selected weight are left out."""
+=======
+    def masks(self, network: Network, request: Request) -> dict[str, Bool[Tensor, " ..."]]:
+        """Which numbers may move, by parameter; parameters of which none may are left out."""
+>>>>>>> main
         sizes = {name: slope.abs() for name, slope in gradient(network, loss, (1.0, request.forget)).items()}
         every = torch.cat([size.flatten() for size in sizes.values()])
         still = int(self.quantile * len(every))
@@ -100,7 +105,7 @@ class Salient(Adapter):
 class _Chosen(nn.Module):
     """A parametrization: a tensor of which some entries are trainable."""
 
-    def __init__(self, value: Tensor, mask: Bool[Tensor, "..."]) -> None:
+    def __init__(self, value: Tensor, mask: Bool[Tensor, " ..."]) -> None:
         super().__init__()
         self.register_buffer("mask", mask, persistent=False)
         self.values = nn.Parameter(value[mask])

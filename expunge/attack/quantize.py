@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from expunge.core.events import OnEvent
 from expunge.core.method import WeightMethod
 from expunge.core.model import Model, Network
 from expunge.core.request import Request
 from expunge.errors import ModelRefused, UsageRefused
+from expunge.events import OnEvent
 from expunge.internals.changes import describe_change
 
 if TYPE_CHECKING:

@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from expunge.core.audit import Audit, Finding
-from expunge.core.events import OnEvent
 from expunge.core.method import WeightMethod
 from expunge.core.model import Batch, Model, Network
 from expunge.core.request import Request
 from expunge.errors import DataRefused, UsageRefused
+from expunge.events import OnEvent
 from expunge.methods.finetune import Finetune
 from expunge.notation.parse import parse
 

@@ -109,13 +109,4 @@ def mean_of(audit: Audit, name: str, scores: Float[np.ndarray, " scores"]) -> Fi
     values = scores.tolist()
     value = float(np.mean(values))
     low, high = mean_interval(values)
-    return Finding(
-        audit=audit.name,
-        set=name,
-        value=value,
-        low=min(low, value),
-        high=max(high, value),
-        n=len(values),
-        definition=audit.definition,
-        scores=tuple(values),
-    )
+    return audit.finding(name, value, (min(low, value), max(high, value)), values)

@@ -6,7 +6,7 @@ On texts this is exact memorisation as the field defines it, except that the end
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from expunge.core.audit import ScoreAudit
+from expunge.audits._kinds import ScoreAudit
 from expunge.core.model import Batch, Model
 from expunge.core.question import LogProbabilities
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 class Accuracy(ScoreAudit):
     """Share of rows whose right class has the highest score."""
 
+    families = ("vision",)
     definition = "Mean over examples of the share of labelled rows whose right class has the highest score."
 
     def score(self, model: Model, batch: Batch) -> "Float[Tensor, ' examples']":

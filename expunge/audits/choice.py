@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from expunge.core.audit import ScoreAudit
+from expunge.audits._kinds import ScoreAudit
 from expunge.core.model import Batch, Model
 from expunge.core.question import LogProbabilities
 from expunge.core.request import Example
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 class Choice(ScoreAudit):
     """Right-answer rate among the options of each question."""
 
+    families = ("language",)
+    needs = "options: wrong answers"
     definition = (
         "Share of questions whose right answer has a higher length-normalised probability than each wrong option."
     )

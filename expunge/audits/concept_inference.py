@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from expunge.audits._concept_vectors import cav, mean_of, present, random_cavs, sample
-from expunge.core.audit import Finding, WhiteBoxAudit
+from expunge.audits._kinds import WhiteBoxAudit
+from expunge.core.audit import Finding
 from expunge.core.model import Batch, Network
 from expunge.core.request import Request
 from expunge.errors import UsageRefused

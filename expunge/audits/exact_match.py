@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from expunge.core.audit import ScoreAudit
+from expunge.audits._kinds import ScoreAudit
 from expunge.core.model import Batch, Model
 from expunge.core.question import LogProbabilities
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 class ExactMatch(ScoreAudit):
     """Share of examples of which every row is right."""
 
+    families = ("language",)
     definition = "Share of examples whose every labelled row, end token included, has the highest score."
 
     def score(self, model: Model, batch: Batch) -> "Float[Tensor, ' examples']":

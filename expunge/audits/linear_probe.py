@@ -24,7 +24,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from expunge.core.audit import Finding, WhiteBoxAudit
+from expunge.audits._kinds import WhiteBoxAudit
+from expunge.core.audit import Finding
 from expunge.core.model import Batch, Network
 from expunge.core.question import HiddenStates
 from expunge.core.request import Request
@@ -83,8 +84,7 @@ class LinearProbe(WhiteBoxAudit):
         for name, hit in hits.items():
             scores = hit.astype(float).tolist()
             value = float(np.mean(scores))
-            low, high = mean_interval(scores)
-            yield Finding(self.name, name, value, low, high, len(scores), self.definition, chance, scores=tuple(scores))
+            yield self.finding(name, value, mean_interval(scores), scores, chance)
 
     def read(
         self, network: Network, examples: Batch

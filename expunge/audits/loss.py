@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from expunge.core.audit import ScoreAudit
+from expunge.audits._kinds import ScoreAudit
 from expunge.core.model import Batch, Model
 from expunge.core.question import LogProbabilities
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 class Loss(ScoreAudit):
     """Mean negative log-probability."""
 
+    better = "lower"
+    families = ("language", "vision", "any")
     definition = "Mean over examples of the mean negative log-probability of a labelled row (end token included), nats."
 
     def score(self, model: Model, batch: Batch) -> "Float[Tensor, ' examples']":

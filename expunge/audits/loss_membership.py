@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from expunge.core.audit import MembershipAudit
+from expunge.audits._kinds import MembershipAudit
 from expunge.core.model import Batch, Model
 from expunge.core.question import LogProbabilities
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 class LossMembership(MembershipAudit):
     """Membership inference by the mean log-probability of an example."""
 
+    families = ("language", "vision", "any")
     definition = (
         "Area under the curve of forget against holdout examples by mean log-probability: "
         "0.5 cannot be told apart, 1 is remembered, 0 is over-forgotten."

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from expunge.core.audit import MembershipAudit
+from expunge.audits._kinds import MembershipAudit
 from expunge.core.model import Batch, Model
 from expunge.core.question import LogProbabilities
 from expunge.errors import UsageRefused
@@ -22,6 +22,7 @@ class MinK(MembershipAudit):
     fraction: float = 0.2
     """Share of each example's rows, least likely first, that the attacker averages; one row at least."""
 
+    families = ("language",)
     definition = (
         "Area under the curve of forget against holdout examples by the mean log-probability of their least likely "
         "rows: 0.5 cannot be told apart, 1 is remembered, 0 is over-forgotten."

@@ -4,38 +4,28 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from expunge.core.audit import Audit, Finding
+from expunge.audits._kinds import SetAudit, mean_of
+from expunge.core.audit import Finding
 from expunge.core.model import Model
 from expunge.core.question import LogProbabilities
 from expunge.core.request import Request
-from expunge.primitives.statistics import mean_interval
 
 
 @dataclass(frozen=True)
-class Perplexity(Audit):
+class Perplexity(SetAudit):
     """Geometric mean, over texts, of exp(mean negative log-probability of a token)."""
 
+    better = "lower"
     definition = "Exp of the mean over texts of the mean negative log-probability of a token."
 
     def __call__(self, model: Model, request: Request) -> tuple[Finding, ...]:
         found = []
-        for name, examples in request.sets().items():
+        self.check(model)
+        for name, examples in self.asked(request).items():
             said = model.ask(LogProbabilities(), examples)
             losses = (-said.mean(said.log_probs)).double().tolist()
-            value = float(np.mean(losses))  # as the interval takes it: another sum would end in another last digit
-            low, high = mean_interval(losses)
-            found.append(
-                Finding(
-                    audit=self.name,
-                    set=name,
-                    value=_exp(value),
-                    low=_exp(low),
-                    high=_exp(high),
-                    n=len(losses),
-                    definition=self.definition,
-                    scores=tuple(map(_exp, losses)),
-                )
-            )
+            value, (low, high) = mean_of(losses, examples)
+            found.append(self.finding(name, _exp(value), (_exp(low), _exp(high)), tuple(map(_exp, losses))))
         return tuple(found)
 
 

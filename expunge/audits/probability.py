@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from expunge.core.audit import ScoreAudit
+from expunge.audits._kinds import ScoreAudit
 from expunge.core.model import Batch, Model
 from expunge.core.question import LogProbabilities
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 class Probability(ScoreAudit):
     """`P(answer | question) ** (1 / rows)`."""
 
+    families = ("language", "vision", "any")
     definition = "Mean over examples of exp(mean log-probability of a labelled row), end token included (TOFU)."
 
     def score(self, model: Model, batch: Batch) -> "Float[Tensor, ' examples']":

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from expunge.core.audit import ScoreAudit
+from expunge.audits._kinds import ScoreAudit
 from expunge.core.model import Batch, Model
 from expunge.core.question import Text
 from expunge.core.request import Example
@@ -23,6 +23,9 @@ class Rouge(ScoreAudit):
     max_new_tokens: int = 24
     """Where a continuation that does not end by itself is cut."""
 
+    reads = (Text,)
+    families = ("language",)
+    needs = "a question"
     definition = "Mean ROUGE-L recall (stemmed) of the greedy continuation against the right answer (as in TOFU)."
 
     def __post_init__(self) -> None:
@@ -35,8 +38,6 @@ class Rouge(ScoreAudit):
     def score(self, model: Model, batch: Batch) -> "Float[Tensor, ' examples']":
         from rouge_score.rouge_scorer import RougeScorer  # takes a second to import
 
-        if not model.answers_to(Text):
-            raise UsageRefused("Rouge needs a model that can write text. Audits for this one: Accuracy, Loss, MinK.")
         scorer = RougeScorer(["rougeL"], use_stemmer=True)
         written = model.ask(Text(self.max_new_tokens), batch)
         scores = [scorer.score(e.answer, text)["rougeL"].recall for e, text in zip(batch, written, strict=True)]

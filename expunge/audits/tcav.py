@@ -19,7 +19,8 @@ import numpy as np
 from scipy.stats import ttest_ind_from_stats
 
 from expunge.audits._concept_vectors import cav, mean_of, present, random_cavs, sample
-from expunge.core.audit import Finding, WhiteBoxAudit
+from expunge.audits._kinds import WhiteBoxAudit
+from expunge.core.audit import Finding
 from expunge.core.model import Network
 from expunge.core.request import Request
 from expunge.errors import UsageRefused

@@ -15,14 +15,13 @@ has collapsed, the 1e-10 takes over, and R falls to 0 as if the answer were know
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
 import torch
 
-from expunge.core.audit import Audit, Finding
+from expunge.audits._kinds import SetAudit, mean_of
+from expunge.core.audit import Finding
 from expunge.core.model import Batch, Model
 from expunge.core.question import LogProbabilities
-from expunge.core.request import Request, should_be_gone
-from expunge.primitives.statistics import mean_interval
+from expunge.core.request import Example, Request, should_be_gone
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -33,12 +32,14 @@ TINY = 1e-10
 
 
 @dataclass(frozen=True)
-class TruthRatio(Audit):
+class TruthRatio(SetAudit):
     """Likelihood of the wrong answers over that of the right one, length-normalised."""
 
     mean: Literal["geometric", "arithmetic"] = "geometric"
     """How the wrong answers' probabilities are averaged: geometric as in TOFU's code and the tables that followed it,
     arithmetic as in TOFU's paper. It moves the p-value of forget quality by an order of magnitude."""
+
+    needs = "options: wrong answers"
 
     @property
     def definition(self) -> str:
@@ -50,26 +51,19 @@ class TruthRatio(Audit):
         )
 
     def __call__(self, model: Model, request: Request) -> tuple[Finding, ...]:
+        self.check(model)
         found = []
-        for name, examples in request.sets().items():
-            asked = [example for example in examples if example.alternatives]
-            if asked:
-                ratios = self.ratios(model, asked)
-                values = self.values(ratios, gone=should_be_gone(name) or name == "holdout").tolist()
-                low, high = mean_interval(values)
-                found.append(
-                    Finding(
-                        audit=self.name,
-                        set=name,
-                        value=float(np.mean(values)),
-                        low=low,
-                        high=high,
-                        n=len(asked),
-                        definition=self.definition,
-                        scores=tuple(ratios.tolist()),
-                    )
-                )
+        for name, asked in self.asked(request).items():
+            ratios = self.ratios(model, asked)
+            values = self.values(ratios, _turned(name)).tolist()
+            found.append(self.finding(name, *mean_of(values, asked), ratios.tolist()))
         return tuple(found)
+
+    def applies(self, example: Example) -> bool:
+        return bool(example.alternatives)
+
+    def known(self, where: str) -> Literal["higher", "lower"]:
+        return "lower" if _turned(where) else "higher"
 
     def ratios(self, model: Model, batch: Batch) -> "Float[Tensor, ' examples']":
         """R of each example."""
@@ -87,3 +81,8 @@ class TruthRatio(Audit):
     def values(ratios: "Float[Tensor, ' examples']", gone: bool) -> "Float[Tensor, ' examples']":
         """What is averaged over a set."""
         return torch.minimum(ratios, 1 / (ratios + TINY)) if gone else (1 - ratios).clamp(min=0)
+
+
+def _turned(where: str) -> bool:
+    """Whether the mean over a set is of min(R, 1/R), which a model that knows the set takes to 0."""
+    return should_be_gone(where) or where == "holdout"

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -32,7 +32,7 @@ from expunge.cli.options import (
 from expunge.errors import THRESHOLDS_MISSED, EnvironmentRefused, Refusal, UsageRefused
 
 if TYPE_CHECKING:
-    from expunge.run.unlearn import Job
+    from expunge.run.job import Job
 
 INTERRUPTED = 130
 STARTED = time.monotonic()
@@ -202,8 +202,8 @@ def _job(
     present("--stand-in", training.stand_in)
     probes = sets.probes()
     _starting(model)
+    from expunge.run.job import Job
     from expunge.run.prepare import Inputs
-    from expunge.run.unlearn import Job
 
     files = (sets.forget, sets.retain, sets.holdout, training.stand_in)
     return Job(
@@ -236,7 +236,7 @@ def _do(verb: str, job: Job, show_text: bool, device: str) -> None:
 
     from expunge.cli.progress import Progress
     from expunge.primitives.out_of_memory import report_smaller_batches
-    from expunge.run import unlearn as jobs
+    from expunge.run import job as jobs
     from expunge.runtime.answer_store import PLACE, default_folder
     from expunge.runtime.processes import is_main, processes
 
@@ -248,12 +248,11 @@ def _do(verb: str, job: Job, show_text: bool, device: str) -> None:
             Progress(None if is_main() else Console(quiet=True), STARTED) as progress,
             report_smaller_batches(progress.say),
         ):
-            made: dict[str, Any] = getattr(jobs, verb)(
-                replace(job, show_text=show_text, device=own, line=line), progress
-            )
+            do = {"forget": jobs.forget, "audit": jobs.audit}[verb]
+            made = do(replace(job, show_text=show_text, device=own, line=line), progress)
         if is_main():
             progress.summary(made, job.out)
-    if "verdict" in made and not made["verdict"]["met"]:
+    if not made.met:
         raise typer.Exit(THRESHOLDS_MISSED)
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from expunge.core.events import Checked, Edited, Ended, Event, Note, Started, Step
-from expunge.report.html import outcome
+from expunge.core.audit import Finding
+from expunge.events import Checked, Edited, Ended, Event, Note, Started, Step
+from expunge.report.html import any_of, by_set, outcome, rows_of
+from expunge.report.report import Report
+from expunge.report.verdict import Outcome
 from expunge.report.words import number
 
 
@@ -91,19 +95,17 @@ class Progress:
             self.bars.remove_task(self.task)
         self.say(f"Stopped at step {event.steps}: {event.stopped}; kept step {event.kept_step}")
 
-    def summary(self, report: dict[str, Any], out: Path) -> None:
+    def summary(self, report: Report, out: Path) -> None:
         """The findings as a table, the verdict, and where everything lies."""
         console = Console(highlight=False, soft_wrap=False)
         if not console.is_terminal:
             console.width = max(console.width, 120)  # a file has no width that the table would have to be folded into
-        console.print(_table(report["findings"]))
-        verdict = report.get("verdict")
-        if verdict:
+        console.print(_table(report.findings))
+        if report.verdict:
             console.print()
-            for rule in verdict["rules"]:
-                console.print(
-                    f"{'met    ' if rule['met'] else 'NOT MET'}  {rule['rule']}  {_outcome(rule)}", soft_wrap=True
-                )
+            for rule in report.verdict.rules:
+                said = f"{'met    ' if rule.met else 'NOT MET'}  {rule.rule}  {_outcome(rule)}"
+                console.print(said, soft_wrap=True)
         said = outcome(report)
         console.print(f"\n{said.words}.", soft_wrap=True)
         if said.outside:
@@ -113,41 +115,26 @@ class Progress:
             console.print(f"Model:  {out / 'model'}", soft_wrap=True)
 
 
-def _table(findings: list[dict[str, Any]]) -> Table:
+def _table(findings: Sequence[Finding]) -> Table:
     """A line for each set and audit: its value of each model, the interval of the last, and the ideal."""
-    names = [n for n in ("before", "after", "reference") if any(f["model"] == n for f in findings)]
+    names = [n for n in ("before", "after", "reference") if any(f.model == n for f in findings)]
     last = "after" if "after" in names else "before"
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("set", "audit", "n", *names, f"95 % of {last}", "ideal"):
         table.add_column(column, justify="left" if column in ("set", "audit") else "right")
-    values = {(f["set"], f["audit"], f["model"]): f for f in findings}
     shown = ""
-    for set_, audit in dict.fromkeys((f["set"], f["audit"]) for f in _by_set(findings)):
-        found = [values.get((set_, audit, name)) for name in names]
-        of = next(f for f in (values.get((set_, audit, last)), *found) if f)
-        ideal = "" if of["ideal"] is None else number(of["ideal"])
-        numbers = [number(f["value"]) if f else "" for f in found]
-        table.add_row(
-            "" if set_ == shown else set_,
-            audit,
-            str(of["n"]),
-            *numbers,
-            f"{number(of['low'])} to {number(of['high'])}",
-            ideal,
-        )
+    for set_, audit, row in rows_of(by_set(findings)):
+        of = row[last] if last in row else any_of(row)
+        ideal = "" if of.ideal is None else number(of.ideal)
+        numbers = [number(row[name].value) if name in row else "" for name in names]
+        interval = f"{number(of.low)} to {number(of.high)}"
+        table.add_row("" if set_ == shown else set_, audit, str(of.n), *numbers, interval, ideal)
         shown = set_
     return table
 
 
-def _outcome(rule: dict[str, Any]) -> str:
-    if rule["value"] is None:
+def _outcome(rule: Outcome) -> str:
+    if rule.value is None:
         return "(not measured: no record of this set has what the audit needs)"
-    bound = "unknown" if rule["bound"] is None else f"{rule['bound']:.4g}"
-    return f"({rule['value']:.4g}, bound {bound})"
-
-
-def _by_set(findings: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What should be gone first, then what should stay, then the others as they come."""
-    sets = dict.fromkeys(["forget", "retain", "holdout", *(f["set"] for f in findings)])
-    order = {name: place for place, name in enumerate(sets)}
-    return sorted(findings, key=lambda f: order[f["set"]])
+    bound = "unknown" if rule.bound is None else f"{rule.bound:.4g}"
+    return f"({rule.value:.4g}, bound {bound})"

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, final
 
-from expunge.core.events import BlockGroups
 from expunge.core.model import Network, Wrapper
 from expunge.core.request import Request
+from expunge.events import BlockGroups
 
 if TYPE_CHECKING:
     from jaxtyping import Float

@@ -1,22 +1,23 @@
-"""Audits: what a model's answers show of what it knows."""
+"""Audits: what a model's answers show of what it knows. Summaries: what findings show together."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import numpy as np
-
-from expunge.core.model import Batch, Model, Network, network_of
-from expunge.core.request import Example, Request
-from expunge.primitives.statistics import auc, bootstrap, mean_interval
+from expunge.core.model import Model
+from expunge.core.question import LogProbabilities, Question
+from expunge.core.request import Request, should_be_gone
+from expunge.errors import UsageRefused
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
-    from torch import Tensor
+    pass
 
 Better = Literal["lower", "higher", "ideal"]
+BOTH = "forget vs holdout"
+"""The set that a comparison of the two is said of."""
 
 
 @dataclass(frozen=True)
@@ -35,116 +36,109 @@ class Finding:
     """before, after or reference."""
     scores: tuple[float, ...] = ()
     """The score of each example, in the order of the set."""
+    better: Better = "higher"
+    """Which way is good on this set; ideal: nearer to it, from both sides, for over-forgetting is a trace too."""
 
     def of(self, model: str) -> Finding:
         """The same finding, said of `model`."""
         return replace(self, model=model)
 
+    def with_ideal(self, ideal: float | None) -> Finding:
+        """The same finding, with what a model that never saw the forget set would get."""
+        known = ideal is not None and should_be_gone(self.set)
+        return replace(self, ideal=ideal, better="ideal" if known else self.better)
 
-class Audit(ABC):
-    """`(model, request) -> findings`. Sees answers, never weights."""
+
+class Measure(ABC):
+    """What audits and summaries say of their own numbers."""
 
     definition: ClassVar[str]
     """One sentence: what the number is."""
+    better: ClassVar[Literal["higher", "lower"]] = "higher"
+    """Which way it goes on a set that the model knows."""
     ideal: ClassVar[float | None] = None
     """What a model that never saw the data would get, where that is known beforehand."""
-
-    @abstractmethod
-    def __call__(self, model: Model, request: Request) -> tuple[Finding, ...]:
-        """A finding for each set that the audit can read."""
 
     @property
     def name(self) -> str:
         """The class's name, which is the audit's name in reports and thresholds."""
         return type(self).__name__
 
+    def known(self, where: str) -> Literal["higher", "lower"]:
+        """Which way it goes on the set `where` when the model knows it."""
+        return self.better
 
-class ScoreAudit(Audit):
-    """An audit that scores each example and reports the mean for each set."""
+    def good(self, where: str, ideal: float | None) -> Better:
+        """Which way is good on a set: of what should be gone to the ideal, or else away from what knowing it gives."""
+        if should_be_gone(where):
+            lost: Better = "lower" if self.known(where) == "higher" else "higher"
+            return lost if ideal is None else "ideal"
+        return "ideal" if "holdout" in where else self.known(where)
 
-    @abstractmethod
-    def score(self, model: Model, batch: Batch) -> Float[Tensor, " examples"]:
-        """One number for each example."""
-
-    def applies(self, example: Example) -> bool:
-        """Whether the question can be asked of this example."""
-        return True
-
-    def summary(self, scores: Float[Tensor, " examples"]) -> tuple[float, float, float]:
-        """Value, low and high of a set."""
-        values = scores.double().tolist()
-        return float(np.mean(values)), *mean_interval(values)
-
-    def chance(self, batch: Batch) -> float | None:
-        """What guessing would get on these examples, where that is known."""
-        return self.ideal
-
-    def __call__(self, model: Model, request: Request) -> tuple[Finding, ...]:
-        found = []
-        sets = {name: [e for e in examples if self.applies(e)] for name, examples in request.sets().items()}
-        every = [example for asked in sets.values() for example in asked]
-        # All sets are scored together, so that a model which writes fills its batches.
-        rest = self.score(model, every) if every else None
-        for name, asked in sets.items():
-            if asked and rest is not None:
-                scores, rest = rest[: len(asked)], rest[len(asked) :]
-                value, low, high = self.summary(scores)
-                found.append(
-                    Finding(
-                        audit=self.name,
-                        set=name,
-                        value=value,
-                        low=low,
-                        high=high,
-                        n=len(asked),
-                        definition=self.definition,
-                        ideal=self.chance(asked) if name not in ("retain",) else None,
-                        scores=tuple(scores.double().tolist()),
-                    )
-                )
-        return tuple(found)
-
-
-class MembershipAudit(Audit):
-    """Can an attacker who sees a score for each example tell the forgotten from the never seen?
-
-    The value is the area under the curve with the forget set as positives: 0.5 is no difference, 1 is remembered,
-    and 0 is over-forgotten, which betrays the forgotten as surely as 1.
-    """
-
-    ideal = 0.5
-
-    @abstractmethod
-    def score(self, model: Model, batch: Batch) -> Float[Tensor, " examples"]:
-        """One number for each example: higher looks more like a member of the training data."""
-
-    def __call__(self, model: Model, request: Request) -> tuple[Finding, ...]:
-        if not request.holdout:
-            return ()
-        forget = self.score(model, request.forget).double().tolist()
-        holdout = self.score(model, request.holdout).double().tolist()
-        low, high = bootstrap(auc, forget, holdout)
-        return (
-            Finding(
-                audit=self.name,
-                set="forget vs holdout",
-                value=auc(forget, holdout),
-                low=low,
-                high=high,
-                n=len(forget) + len(holdout),
-                definition=self.definition,
-                ideal=self.ideal,
-                scores=(*forget, *holdout),
-            ),
+    def finding(
+        self,
+        where: str,
+        value: float,
+        interval: tuple[float, float],
+        scores: Sequence[float],
+        ideal: float | None = None,
+    ) -> Finding:
+        """A finding of this measure on the set `where`."""
+        low, high = interval
+        return Finding(
+            audit=self.name,
+            set=where,
+            value=value,
+            low=low,
+            high=high,
+            n=len(scores),
+            definition=self.definition,
+            ideal=ideal,
+            scores=tuple(scores),
+            better=self.good(where, ideal),
         )
 
 
-class WhiteBoxAudit(Audit):
-    """An audit that reads a network's hidden states or weights, where the others see answers only."""
+class Audit(Measure):
+    """`(model, request) -> findings`. Sees answers, never weights."""
+
+    reads: ClassVar[tuple[type[Question[Any]], ...]] = (LogProbabilities,)
+    """The kinds of question that it asks."""
+    needs: ClassVar[str] = ""
+    """What a record must have beside the usual, as a user would name it."""
+    families: ClassVar[tuple[str, ...]] = ()
+    """Families of models that are asked it where no audits are named; "any" is all that no audit names."""
 
     @abstractmethod
-    def look(self, network: Network, request: Request) -> tuple[Finding, ...]:
+    def __call__(self, model: Model, request: Request) -> tuple[Finding, ...]:
         """A finding for each set that the audit can read."""
 
-    def __call__(self, model: Model, request: Request) -> tuple[Finding, ...]:
-        return self.look(network_of(model, self.name), request)
+    def lacks(self, where: str, request: Request) -> str:
+        """Why there will be no finding of a set; empty where there will be, as far as the records show."""
+        return ""
+
+    def check(self, model: Model) -> None:
+        """Refuse a model that does not answer what the audit asks. Raises `UsageRefused`."""
+        missing = [kind.__name__ for kind in self.reads if not model.answers_to(kind)]
+        if missing:
+            raise UsageRefused(
+                f"{self.name} asks a model for {' and '.join(missing)}, which {type(model.plain()).__name__} cannot "
+                f"answer. Leave {self.name} out."
+            )
+
+
+class Summary(Measure):
+    """`findings -> findings`: what is worked out from the findings of audits alone, of one model or of several."""
+
+    reads: ClassVar[tuple[str, ...]]
+    """Names of the audits whose findings it needs, all of them."""
+    compares: ClassVar[bool] = False
+    """Whether it needs the findings of a reference model too."""
+
+    @abstractmethod
+    def __call__(self, findings: Sequence[Finding]) -> tuple[Finding, ...]:
+        """Its own findings; none where what it reads is not there."""
+
+    def can_read(self, audits: Iterable[str], referenced: bool) -> bool:
+        """Whether these audits, with a reference model or without, give it what it reads."""
+        return set(self.reads) <= set(audits) and (referenced or not self.compares)

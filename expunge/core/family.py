@@ -20,8 +20,10 @@ class Family(ABC):
     """What reports and plug-ins call it."""
     records: ClassVar[str]
     """Name of the file in `data/` that reads its records."""
-    audits: ClassVar[str]
-    """The audits that are run where none are named, in the notation."""
+    unit: ClassVar[str] = "rows"
+    """What a row of its models is: tokens, images."""
+    limits: ClassVar[tuple[str, ...]] = ()
+    """What no audit of its models shows, in sentences for a report."""
     method: ClassVar[str] = "Finetune()"
     """The method that is used where none is named, in the notation."""
     kind: ClassVar[str]

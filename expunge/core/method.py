@@ -6,10 +6,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar, Self, final
 
-from expunge.core.events import OnEvent, ignore_event
 from expunge.core.model import Model, Network, network_of
 from expunge.core.request import Request
 from expunge.errors import UsageRefused
+from expunge.events import OnEvent, ignore_event
 
 if TYPE_CHECKING:
     from expunge.core.objective import Objective

@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 import torch
 from torch import nn
 
-from expunge.core.question import LogProbabilities, Question, Reply, RowStatistics, Scores
+from expunge.core.question import DerivedQuestion, Question, Reply, RowsReply, Scores
 from expunge.core.request import Example
 from expunge.errors import ModelRefused, UsageRefused
-from expunge.primitives.composed_files import describe, kind_name, save_parts, take_apart
+from expunge.primitives.composed_files import describe, kind_name, parts_of, save_parts
 from expunge.primitives.out_of_memory import in_fitting_batches
 
 if TYPE_CHECKING:
-    from expunge.core.predictions import Predictions, RowMoments, RowScores
     from expunge.primitives.class_scores import Head
 
 Batch = Sequence[Example]
@@ -53,6 +52,8 @@ class Model(ABC):
     A class answers a kind of question by one method that is marked with `@answers(Kind)`.
     """
 
+    family: ClassVar[str] = ""
+    """Name of the family that it is of; empty for what is made of other models."""
     _answers: ClassVar[Mapping[type[Question[Any]], Callable[..., Any]]] = {}
 
     def __init_subclass__(cls) -> None:
@@ -62,6 +63,8 @@ class Model(ABC):
     def ask(self, question: Question[Reply], batch: Batch) -> Reply:
         """The reply about each example, in the order of the batch. Raises `ModelRefused` where it cannot answer."""
         method = self._answers.get(type(question))
+        if method is None and isinstance(question, DerivedQuestion) and self.answers_to(Scores):
+            return self._derive(question, batch)
         if method is None:
             known = ", ".join(sorted(kind.__name__ for kind in self._answers))
             raise ModelRefused(
@@ -72,20 +75,20 @@ class Model(ABC):
 
     def answers_to(self, kind: type[Question[Any]]) -> bool:
         """Whether the model can be asked this kind of question."""
-        return kind in self._answers
+        return kind in self._answers or (issubclass(kind, DerivedQuestion) and self.answers_to(Scores))
 
     @abstractmethod
     def batches(self, examples: Batch) -> Iterator[list[int]]:
         """Indices of `examples`, in groups that are read in one forward pass each."""
 
     def fingerprint(self) -> str:
-        """SHA-256 over all weights: two models with equal weights have equal fingerprints."""
-        parts = [part.fingerprint() for _, part in take_apart(self, Model)[1]]
+        """SHA-256 over all that was learnt: two models with equal weights have equal fingerprints."""
+        parts = [part.fingerprint() for _, part in parts_of(self, Model)]
         return hashlib.sha256("\n".join((kind_name(type(self)), *parts)).encode()).hexdigest()
 
     def settings(self) -> str:
-        """Everything but the weights that its answers depend on, as text: a part of the cache's keys."""
-        return "\n".join([describe(self, Model), *(part.settings() for _, part in take_apart(self, Model)[1])])
+        """All beside what was learnt that its answers depend on."""
+        return "\n".join([describe(self, Model), *(part.settings() for _, part in parts_of(self, Model))])
 
     def save(self, folder: Path) -> None:
         """Write a folder that `open_model` reads back. Works for any dataclass whose fields are models and plain
@@ -96,30 +99,20 @@ class Model(ABC):
         """The same model with its adapter merged and without caches around it."""
         return self
 
-    @answers(LogProbabilities)
-    def _log_probabilities(self, _question: LogProbabilities, examples: Batch) -> RowScores:
-        return self._in_batches(LogProbabilities(), examples, lambda predictions: predictions.row_scores())
-
-    @answers(RowStatistics)
-    def _row_statistics(self, _question: RowStatistics, examples: Batch) -> RowMoments:
-        return self._in_batches(RowStatistics(), examples, lambda predictions: predictions.row_moments())
-
-    def _in_batches(self, question: Question[Reply], examples: Batch, of: Callable[[Predictions], Any]) -> Reply:
-        """`of` the class scores of any number of examples, batch by batch, without gradients; in their order, on the
-        CPU."""
-        parts: list[Any] = [None] * len(examples)
+    def _derive(self, question: DerivedQuestion[RowsReply], examples: Batch) -> RowsReply:
+        """What is read off the scores of any number of examples, without gradients, in their order, on the CPU."""
+        parts: dict[int, RowsReply] = {}
         module = self.module if isinstance(self, Network) else None
         with torch.inference_mode():
             read = in_fitting_batches(
-                module, examples, self.batches(examples), lambda part: of(self.ask(Scores(), part)).to("cpu")
+                module,
+                examples,
+                self.batches(examples),
+                lambda part: question.derive(self.ask(Scores(), part)).to("cpu"),
             )
             for group, reply in read:
-                for k, part in zip(group, question.split(reply), strict=True):
-                    parts[k] = part
-        return question.join(parts)
-
-
-Model._answers = _answering_methods(Model)
+                parts |= dict(zip(group, question.split(reply), strict=True))
+        return question.join([parts[k] for k in range(len(examples))])
 
 
 class Wrapper(Model):
@@ -145,8 +138,7 @@ class Wrapper(Model):
         return self.inner.answers_to(kind) if self._hands_on(kind) else super().answers_to(kind)
 
     def _hands_on(self, kind: type[Question[Any]]) -> bool:
-        own = self._answers.get(kind)
-        return kind in self.passes or (self.transparent and (own is None or own is Model._answers.get(kind)))
+        return kind in self.passes or (self.transparent and kind not in self._answers)
 
     def batches(self, examples: Batch) -> Iterator[list[int]]:
         return self.inner.batches(examples)

@@ -79,7 +79,7 @@ class Rows:
         weights = self.weights.to(values.dtype)
         return (weights * values).sum() / (self.share.examples if self.share else weights.sum())
 
-    def split(self, values: Shaped[Tensor, "rows *rest"]) -> list[Shaped[Tensor, "_its_rows *rest"]]:
+    def split(self, values: Shaped[Tensor, " rows *rest"]) -> list[Shaped[Tensor, " _its_rows *rest"]]:
         """`values` cut into one tensor for each example, in the batch's order."""
         order = torch.argsort(self.example, stable=True)
         return list(torch.tensor_split(values[order], self.counts().cumsum(0)[:-1].cpu()))

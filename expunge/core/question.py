@@ -73,19 +73,35 @@ class Scores(RowQuestion[Predictions]):
     reply: ClassVar[type[Rows]] = Predictions
 
 
+class DerivedQuestion(RowQuestion[RowsReply]):
+    """A question whose reply is worked out from class scores alone: every model that answers `Scores` answers it.
+
+    It may be asked about any number of examples: they are read in batches, without gradients.
+    """
+
+    def derive(self, scores: Predictions) -> RowsReply:
+        """The reply about a batch from its class scores."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
-class LogProbabilities(RowQuestion[RowScores]):
-    """Log-probability of each row's right class, for any number of examples: in batches, without gradients."""
+class LogProbabilities(DerivedQuestion[RowScores]):
+    """Log-probability of each row's right class, and whether it has the highest score: what most audits read."""
 
     reply: ClassVar[type[Rows]] = RowScores
 
+    def derive(self, scores: Predictions) -> RowScores:
+        return scores.row_scores()
+
 
 @dataclass(frozen=True)
-class RowStatistics(RowQuestion[RowMoments]):
-    """Rank, mean and variance of each row's log-probabilities, and entropy, as Min-K++ and its like need; otherwise as
-    `LogProbabilities`, which is cheaper."""
+class RowStatistics(DerivedQuestion[RowMoments]):
+    """What attacks read of each row beyond its log-probability, such as Min-K++."""
 
     reply: ClassVar[type[Rows]] = RowMoments
+
+    def derive(self, scores: Predictions) -> RowMoments:
+        return scores.row_moments()
 
 
 @dataclass(frozen=True)
@@ -94,7 +110,6 @@ class HiddenStates(RowQuestion[Hidden]):
     runs."""
 
     reply: ClassVar[type[Rows]] = Hidden
-
     cached: ClassVar[bool] = False
     layer: int | float
     """Number of the block, from 0; or, below 1.0, a share of the depth: 0.75 is three quarters of the way to the
@@ -116,7 +131,6 @@ class Routes(RowQuestion[RouterScores]):
     """Router probabilities of a mixture of experts, for each token but the last of each example."""
 
     reply: ClassVar[type[Rows]] = RouterScores
-
     cached: ClassVar[bool] = False
     layer: int | None = None
     """Number of a block with experts, from 0; None: all of them."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from expunge.core.model import Batch, Model
-from expunge.core.predictions import Hidden, Predictions, RouterScores, Share
+from expunge.core.predictions import Hidden, Predictions, RouterScores, Share, weights_of
 from expunge.core.question import HiddenStates, Question, Routes, RowsReply, Scores
 from expunge.errors import DataRefused
 
@@ -89,7 +89,8 @@ class View:
         """Class scores on `examples`, each of which replaces one example of the set `name`."""
         key = (f"{name}, instead", Scores())
         if key not in self.replies:
-            self.replies[key] = self._count_as_part(name, self._pass(Scores(), key[0], examples))
+            reply = replace(self._pass(Scores(), key[0], examples), weights=weights_of(self.batch(name)))
+            self.replies[key] = self._count_as_part(name, reply)
         reply: Predictions = self.replies[key]
         return reply
 
@@ -97,7 +98,7 @@ class View:
         """Hidden states of the set `name` after a block; `layer` as in `HiddenStates`."""
         return self._ask_once(HiddenStates(layer), name)
 
-    def routes(self, name: str, layer: int) -> RouterScores:
+    def router_scores(self, name: str, layer: int) -> RouterScores:
         """Router probabilities of block `layer` on the set `name`."""
         return self._ask_once(Routes(layer), name)
 

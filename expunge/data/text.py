@@ -79,7 +79,11 @@ def load(path: Path) -> list[Record]:
     Columns: `question` and `answer`, or `text`; optionally `id` and, with a question, `options` (wrong answers) and
     `lead` (how the answer begins, such as "The capital of Japan is": given to the model and not labelled).
     """
-    records = read(path)
+    return check(read(path), path)
+
+
+def check(records: list[Record], path: Path) -> list[Record]:
+    """The records, if every one can be used. Raises `DataRefused` with the faults of the rest; `path` is their name."""
     faults = [Fault(record.line, what) for record in records if (what := _wrong(record.columns))]
     counts = Counter(_name(record) for record in records)
     faults += [Fault(record.line, "its id occurs twice") for record in records if counts[_name(record)] > 1]

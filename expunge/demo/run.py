@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 
 from expunge.errors import EnvironmentRefused
+from expunge.run.job import Job
 from expunge.run.prepare import Inputs
-from expunge.run.unlearn import Job
 
 HERE = Path(__file__).parent
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from expunge.core.events import OnEvent
 from expunge.core.model import Network
 from expunge.core.request import Example, Request
 from expunge.edit._fisher import copy_network
 from expunge.errors import DataRefused
+from expunge.events import OnEvent
 from expunge.internals.changes import describe_change
 from expunge.internals.gradients import Gradient
 

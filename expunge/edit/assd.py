@@ -11,13 +11,13 @@ forgotten: then see `LFSSD`. On a small vision transformer ASSD is the better of
 
 from dataclasses import dataclass
 
-from expunge.core.events import OnEvent
 from expunge.core.method import WeightMethod
 from expunge.core.model import Model, Network
 from expunge.core.request import Request
 from expunge.edit._dampen import adaptive_alpha, dampen, everything
 from expunge.edit._fisher import mean_squared_gradient
 from expunge.errors import UsageRefused
+from expunge.events import OnEvent
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,12 @@ from typing import Literal
 
 import torch
 
-from expunge.core.events import OnEvent
 from expunge.core.method import WeightMethod
 from expunge.core.model import Model, Network
 from expunge.core.request import Request
 from expunge.edit._fisher import copy_network
 from expunge.errors import DataRefused, UsageRefused
+from expunge.events import OnEvent
 from expunge.internals.changes import describe_change
 from expunge.internals.gradients import gradient, loss
 

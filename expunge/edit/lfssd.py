@@ -15,13 +15,13 @@ those of its answer, but the answer's tokens are not read as labels.
 import math
 from dataclasses import dataclass
 
-from expunge.core.events import OnEvent
 from expunge.core.method import WeightMethod
 from expunge.core.model import Model, Network
 from expunge.core.request import Request
 from expunge.edit._dampen import adaptive_alpha, dampen, everything
 from expunge.edit._fisher import mean_absolute_gradient
 from expunge.errors import UsageRefused
+from expunge.events import OnEvent
 
 
 @dataclass(frozen=True)

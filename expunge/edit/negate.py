@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 import torch
 
-from expunge.core.events import Note, OnEvent
 from expunge.core.method import Method, WeightMethod
 from expunge.core.model import Model, Network, network_of
 from expunge.core.request import Request
 from expunge.errors import UsageRefused
+from expunge.events import Note, OnEvent
 from expunge.internals.changes import describe_change
 from expunge.notation.parse import parse
 

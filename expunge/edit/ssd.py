@@ -16,13 +16,13 @@ Importances depend on the batch size, since the batch's mean gradient is squared
 import math
 from dataclasses import dataclass
 
-from expunge.core.events import OnEvent
 from expunge.core.method import WeightMethod
 from expunge.core.model import Model, Network
 from expunge.core.request import Request
 from expunge.edit._dampen import dampen, everything
 from expunge.edit._fisher import mean_squared_gradient
 from expunge.errors import UsageRefused
+from expunge.events import OnEvent
 
 
 @dataclass(frozen=True)

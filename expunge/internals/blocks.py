@@ -162,9 +162,11 @@ def _behind_scores(module: nn.Module, found: dict[str, Blocks]) -> tuple[str, ..
     seen: dict[str, Tensor] = {}
 
     def listen(name: str) -> Any:
-        def hook(_block: nn.Module, _inputs: Any, made: Any) -> None:
+        def hook(_block: nn.Module, _inputs: Any, made: Any) -> Any:
             states = made if isinstance(made, Tensor) else made[0]
             seen[name] = states if states.requires_grad else states.requires_grad_()
+            after = seen[name].clone()  # what comes next may write into it
+            return after if isinstance(made, Tensor) else (after, *made[1:])
 
         return hook
 

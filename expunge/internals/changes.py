@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from expunge.core.events import Change, Edited
 from expunge.core.model import Network
+from expunge.events import Change, Edited
 
 
 def describe_change(network: Network, result: Network) -> Edited:

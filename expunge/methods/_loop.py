@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from expunge.adapters._layers import Kind, kind_of, kinds
 from expunge.core.adapter import Adapted
-from expunge.core.events import Event, Note, OnEvent, Step
 from expunge.core.model import Batch
 from expunge.core.predictions import Share
 from expunge.core.request import Request
 from expunge.core.view import Run, View
 from expunge.errors import EnvironmentRefused, RunFailed, UsageRefused
+from expunge.events import Event, Note, OnEvent, Step
 from expunge.notation.typed_json import event_from_json, event_to_json
 from expunge.primitives.out_of_memory import try_in_memory
 from expunge.runtime.parallel_model import ask_parts_together, cache_reference, share_reference

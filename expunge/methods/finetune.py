@@ -14,12 +14,12 @@ import torch
 
 from expunge.adapters.bounded import Bounded
 from expunge.core.adapter import Adapted, Adapter
-from expunge.core.events import OnEvent
 from expunge.core.method import WeightMethod
 from expunge.core.model import Network
 from expunge.core.objective import Objective
 from expunge.core.request import Request
 from expunge.errors import UsageRefused
+from expunge.events import OnEvent
 from expunge.methods._loop import Loop
 from expunge.methods.stop import Stop
 from expunge.objectives.retain_kl import RetainKL

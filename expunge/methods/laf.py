@@ -29,11 +29,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from expunge.adapters.full import Full
-from expunge.core.events import Note, OnEvent
 from expunge.core.method import WeightMethod
 from expunge.core.model import Batch, Model, Network
 from expunge.core.request import Request
 from expunge.errors import DataRefused, RunFailed, UsageRefused
+from expunge.events import Note, OnEvent
 from expunge.internals.changes import describe_change
 from expunge.methods._representation import represent
 from expunge.train.batches import Batches

@@ -22,12 +22,12 @@ from typing import Any, Literal, Self
 import torch
 
 from expunge.adapters.last_layer import LastLayer
-from expunge.core.events import Note, OnEvent
 from expunge.core.method import Method, WeightMethod
 from expunge.core.model import Model, Network
 from expunge.core.question import Scores
 from expunge.core.request import Example, Request
 from expunge.errors import DataRefused, UsageRefused
+from expunge.events import Note, OnEvent
 from expunge.methods._patches import Box, Pictured, decisive_windows, paste
 from expunge.methods.finetune import Finetune
 from expunge.methods.stop import Stop

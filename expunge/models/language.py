@@ -40,6 +40,7 @@ LARGEST = 4096
 class LanguageModel(Network):
     """A causal language model with its tokenizer."""
 
+    family: ClassVar[str] = "language"
     tokenizer: Any = field(repr=False)
     trees: int = 0
     """Longest sequence, in tokens, that the architecture reads correctly as a path of a prefix tree; 0: it cannot.
@@ -306,7 +307,10 @@ class Language(Family):
 
     name: ClassVar[str] = "language"
     records: ClassVar[str] = "text"
-    audits: ClassVar[str] = "Choice, Probability, Loss, ExactMatch, Rouge, LossMembership, MinK"
+    unit: ClassVar[str] = "tokens"
+    limits: ClassVar[tuple[str, ...]] = (
+        "Facts that follow from the forgotten ones, and other languages, were not asked about.",
+    )
     kind: ClassVar[str] = "a causal language model"
     endings: ClassVar[tuple[str, ...]] = ("ForCausalLM", "LMHeadModel")
 

@@ -34,6 +34,7 @@ class ImageClassifier(Network):
     learns or forgets is in its weights alone, and an image's answer does not depend on the rest of its batch.
     """
 
+    family: ClassVar[str] = "vision"
     processor: Any = field(repr=False)
 
     @staticmethod
@@ -169,7 +170,7 @@ class Vision(Family):
 
     name: ClassVar[str] = "vision"
     records: ClassVar[str] = "images"
-    audits: ClassVar[str] = "Accuracy, Probability, Loss, LossMembership"
+    unit: ClassVar[str] = "images"
     kind: ClassVar[str] = "an image classifier"
     endings: ClassVar[tuple[str, ...]] = ("ForImageClassification",)
 

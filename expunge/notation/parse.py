@@ -26,7 +26,10 @@ from expunge.errors import UsageRefused
 LONGEST_QUOTE = 200
 """Most characters of the input that an error repeats."""
 
-FOLDERS = ("adapters", "objectives", "methods", "edit", "exact", "guard", "attack", "audits", "select", "benchmarks")
+FOLDERS = (
+    *("adapters", "objectives", "methods", "edit", "exact", "guard", "attack"),
+    *("audits", "summaries", "select", "benchmarks"),
+)
 ROOT = Path(__file__).parent.parent
 NEEDS = ("forget", "retain", "stand_in", "reference", "hidden", "experts")
 """What an objective can need, in the order of listings."""
@@ -44,6 +47,8 @@ class Plugin:
     """First line of the file's docstring."""
     needs: tuple[str, ...] = ()
     """What an objective reads beside the weights: sets, the model before (reference), hidden states."""
+    families: tuple[str, ...] = ()
+    """Families of models that an audit is a default of."""
     intention: str = ""
     """Whether an objective means removal, suppression or retention; empty for other kinds."""
 
@@ -75,7 +80,9 @@ def _read_metadata(tree: ast.Module, name: str, root: Path) -> dict[str, Any]:
     made = next(n for n in tree.body if isinstance(n, (ast.ClassDef, ast.FunctionDef)) and n.name == name)
     if isinstance(made, ast.ClassDef):
         lines = {ast.unparse(node.target): node.value for node in made.body if isinstance(node, ast.AnnAssign)}
-        return {key: ast.literal_eval(value) for key in ("needs", "intention") if (value := lines.get(key))}
+        said = {key: ast.literal_eval(value) for key in ("needs", "intention") if (value := lines.get(key))}
+        plain = {ast.unparse(node.targets[0]): node.value for node in made.body if isinstance(node, ast.Assign)}
+        return said | ({"families": ast.literal_eval(plain["families"])} if "families" in plain else {})
     used = {node.id for node in ast.walk(made) if isinstance(node, ast.Name)}
     homes = [
         (alias.name, root.joinpath(*str(node.module).split(".")[1:]).with_suffix(".py"))

@@ -1,7 +1,8 @@
 """Frozen dataclasses <-> JSON: written, read back and checked, and described as JSON Schema, by their annotations.
 
-Known are bool, int, float, str, None, Literal, X | Y, tuple[X, ...], dict[str, X] and dataclasses of these. All
-fields are written; a field with a default may be missing when read; an unknown field is refused.
+Known are bool, int, float, str, None, Literal, X | Y, tuple[X, ...], tuple[X, Y], dict[str, X], and dataclasses of
+these. All fields are written but those whose metadata says `{"json": False}`; a field with a default may be missing
+when it is read, and an unknown field is refused.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from expunge.core.events import EVENTS, Event
+from expunge.events import EVENTS, Event
 
 T = TypeVar("T")
 
@@ -33,7 +34,7 @@ class MisfitError(ValueError):
 def to_json(value: Any) -> Any:
     """A dataclass, or what it holds, as JSON's own types."""
     if is_dataclass(value):
-        return {each.name: to_json(getattr(value, each.name)) for each in fields(value)}
+        return {each.name: to_json(getattr(value, each.name)) for each in _written(type(value))}
     if isinstance(value, Mapping):
         return {key: to_json(inner) for key, inner in value.items()}
     return [to_json(inner) for inner in value] if isinstance(value, list | tuple) else value
@@ -81,8 +82,7 @@ def _read(kind: Any, value: object, at: str) -> object:
     if origin in (Union, UnionType):
         return _either(inner, value, at)
     if origin is tuple:
-        _must_be(isinstance(value, list), at, "a list")
-        return tuple(_read(inner[0], each, f"{at}[{place}]") for place, each in enumerate(cast(list[Any], value)))
+        return _tuple(inner, value, at)
     if origin is dict:
         _must_be(isinstance(value, dict), at, "an object")
         return {key: _read(inner[1], each, _under(at, key)) for key, each in cast(dict[str, Any], value).items()}
@@ -112,9 +112,17 @@ def _either(kinds: tuple[Any, ...], value: object, at: str) -> object:
         raise
 
 
+def _tuple(kinds: tuple[Any, ...], value: object, at: str) -> object:
+    _must_be(isinstance(value, list), at, "a list")
+    many = cast(list[Any], value)
+    of = [kinds[0]] * len(many) if kinds[1:] == (...,) else list(kinds)
+    _must_be(len(of) == len(many), at, f"a list of {len(of)}")
+    return tuple(_read(kind, each, f"{at}[{place}]") for place, (kind, each) in enumerate(zip(of, many, strict=True)))
+
+
 def _dataclass(kind: type, value: object, at: str) -> object:
     _must_be(isinstance(value, dict), at, "an object")
-    given, known = cast(dict[str, Any], value), {each.name: each for each in fields(kind)}
+    given, known = cast(dict[str, Any], value), {each.name: each for each in _written(kind)}
     for name in given:
         if name not in known:
             raise MisfitError(f"{_under(at, name[:40])} is not known")
@@ -132,6 +140,11 @@ def _must_be(fits: bool, at: str, what: str) -> None:
 
 def _under(at: str, name: str) -> str:
     return f"{at}.{name}" if at else name
+
+
+@cache
+def _written(kind: type) -> tuple[Field[Any], ...]:
+    return tuple(each for each in fields(kind) if each.metadata.get("json", True))
 
 
 def _has_default(each: Field[Any]) -> bool:
@@ -160,8 +173,10 @@ def _describe(kind: Any, known: dict[str, Any]) -> dict[str, Any]:
         return {"enum": list(inner)}
     if origin in (Union, UnionType):
         return {"anyOf": [_describe(each, known) for each in inner]}
-    if origin is tuple:
+    if origin is tuple and inner[1:] == (...,):
         return {"type": "array", "items": _describe(inner[0], known)}
+    if origin is tuple:
+        return {"type": "array", "prefixItems": [_describe(each, known) for each in inner], "items": False}
     if origin is dict:
         return {"type": "object", "additionalProperties": _describe(inner[1], known)}
     raise TypeError(f"{kind!r} has no form in JSON")
@@ -172,7 +187,7 @@ def _object(kind: type, known: dict[str, Any]) -> dict[str, Any]:
     return {
         "type": "object",
         "description": (kind.__doc__ or "").split("\n\n")[0].replace("\n", " "),
-        "properties": {each.name: _describe(hints[each.name], known) for each in fields(kind)},
-        "required": [each.name for each in fields(kind) if not _has_default(each)],
+        "properties": {each.name: _describe(hints[each.name], known) for each in _written(kind)},
+        "required": [each.name for each in _written(kind) if not _has_default(each)],
         "additionalProperties": False,
     }

@@ -38,7 +38,7 @@ class Anchor(Objective):
 
     def __call__(self, now: View, before: View) -> Scalar:
         layer, experts = self._at(now, before)
-        routes = now.routes("forget", layer)
+        routes = now.router_scores("forget", layer)
         probabilities = routes.states[:, 0]
         aim = probabilities.new_zeros(probabilities.shape[-1])
         aim[list(experts)] = 1 / len(experts)

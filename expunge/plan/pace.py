@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from expunge.core.audit import WhiteBoxAudit
-from expunge.core.events import Event, Step
 from expunge.core.model import Speaker
 from expunge.core.predictions import Predictions, RowScores
 from expunge.core.request import Request
+from expunge.events import Event, Step
 from expunge.internals.gradients import gradient, loss
 from expunge.models.decoding import WRITES
 from expunge.plan.cost import Call, Widths

@@ -23,13 +23,15 @@ from expunge.plan.memory import Memory, disk, memory
 from expunge.plan.pace import Pace, matmul, pace, statistics_of
 from expunge.plan.paper import Paper, opened
 from expunge.plan.reads import Reads, Writing, ask, reads
-from expunge.run.unlearn import AUDITS, audits_of, check_out, family_name, method_of
+from expunge.run.choose import audits_of, method_of
+from expunge.run.families import family_name
+from expunge.run.files import check_out
 
 if TYPE_CHECKING:
     from expunge.core.audit import Audit
     from expunge.core.method import Method
     from expunge.plan.paper import Readable
-    from expunge.run.unlearn import Job
+    from expunge.run.job import Job
 
 HEADROOM = 1.1
 """A disk must have this many times what is written, as the run itself asks for."""
@@ -93,16 +95,16 @@ def plan(job: Job, machine: Machine) -> Plan:
 
     Raises `EnvironmentRefused` where it cannot fit; the message names the settings with which it would.
     """
-    method = method_of(job)
+    method = method_of(job.method, job.seed)
     course = course_of(method)
-    asked_for = audits_of(job.audits) if job.audits else None
-    check_out(job)
+    asked_for = audits_of(job.audits, "") if job.audits else None
+    check_out(job.out, job.model)
     if machine.hold == "cut" and course.trained is not method:
         raise UsageRefused(f"--hold cut: {type(method).__name__} works on the whole model. Plan it with --hold whole.")
     records = job.inputs.read()
     paper = opened(job.model, machine.device, DTYPES[machine.dtype] if machine.dtype else None)
     request = records.request(paper.network)
-    audits = asked_for or audits_of(AUDITS[family_name(paper.network)])
+    audits = asked_for or audits_of(None, family_name(paper.network))
     if not isinstance(paper.network, LanguageModel):
         paper = replace(paper, shape=tuple(request.forget[0].pixels.shape))  # type: ignore[attr-defined]
     if paper.small is None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from expunge.plan.machine import Machine
-    from expunge.run.unlearn import Job
+    from expunge.run.job import Job
 
 WHAT = {
     "forward": "forward",

@@ -167,8 +167,10 @@ def chunks(labels: Tensor, *scores: Scores) -> Iterator[tuple[Tensor, ...]]:
             yield labels[rows], *made
 
 
-def each_row(read: Read, labels: Tensor, scores: Scores, others: Sequence[Scores]) -> Float[Tensor, " rows"]:
-    """`read` of every row, with gradients to the states (and to a trainable head) of `scores`."""
+def each_row(
+    read: Read, labels: Int[Tensor, " rows"], scores: Scores, others: Sequence[Scores]
+) -> Float[Tensor, " rows"]:
+    """`read` of every row, and gradients to the states (and to a head that moves) of `scores`."""
     states, head = scores
     if head is None:
         return read(labels, widen(states), *(_scores(s.detach(), h) for s, h in others))

@@ -28,40 +28,47 @@ def kind_name(kind: type) -> str:
     return f"{kind.__module__}:{kind.__qualname__}"
 
 
-def take_apart(thing: Any, part: type[Part]) -> tuple[dict[str, Any], list[tuple[str, Part]]]:
-    """The settings of a dataclass by name, and its parts by the name of their folder.
-
-    Raises `UsageRefused` where a setting is not JSON-serialisable.
-    """
-    settings: dict[str, Any] = {}
+def parts_of(thing: Any, part: type[Part]) -> list[tuple[str, Part]]:
+    """The parts that the fields of a dataclass hold, each with the name of its folder."""
     parts: list[tuple[str, Part]] = []
-    for field in (field for field in fields(thing) if field.init):
-        value = vars(thing)[field.name]
+    for name, value in _fields(thing):
         if isinstance(value, part):
-            parts.append((field.name, value))
-        elif isinstance(value, tuple) and value and all(isinstance(each, part) for each in value):
-            parts += [(f"{field.name}-{k}", each) for k, each in enumerate(value)]
-        else:
-            settings[field.name] = value
+            parts.append((name, value))
+        elif _are_parts(value, part):
+            parts += [(f"{name}-{k}", each) for k, each in enumerate(value)]
+    return parts
+
+
+def settings_of(thing: Any, part: type[Part]) -> dict[str, Any]:
+    """The other fields of a dataclass. Raises `UsageRefused` where one is nothing that JSON can hold."""
+    settings = {name: v for name, v in _fields(thing) if not (isinstance(v, part) or _are_parts(v, part))}
     try:
         json.dumps(settings)
     except (TypeError, ValueError) as error:
         raise UsageRefused(
             f"{type(thing).__name__} has a setting that JSON cannot hold. Define its `save` and a static `load`."
         ) from error
-    return settings, parts
+    return settings
+
+
+def _fields(thing: Any) -> list[tuple[str, Any]]:
+    return [(field.name, vars(thing)[field.name]) for field in fields(thing) if field.init]
+
+
+def _are_parts(value: Any, part: type[Part]) -> bool:
+    return isinstance(value, tuple) and bool(value) and all(isinstance(each, part) for each in value)
 
 
 def describe(thing: Any, part: type[Part]) -> str:
     """The class and the settings of a dataclass, in one line."""
-    return f"{kind_name(type(thing))} {json.dumps(take_apart(thing, part)[0], sort_keys=True)}"
+    return f"{kind_name(type(thing))} {json.dumps(settings_of(thing, part), sort_keys=True)}"
 
 
 def save_parts(thing: Any, part: type[Part], folder: Path, save: Callable[[Part, Path], None]) -> None:
-    """Write a dataclass whose fields are parts and settings."""
-    settings, parts = take_apart(thing, part)
+    """Write a dataclass made of parts and of settings."""
+    settings = settings_of(thing, part)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, each in parts:
+    for name, each in parts_of(thing, part):
         save(each, folder / name)
     (folder / FILE).write_text(json.dumps({"kind": kind_name(type(thing)), "settings": settings}, indent=1))
 

@@ -14,15 +14,34 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Values = Sequence[float]
+Weights = Sequence[float] | None
+"""How often each value counts; None: once."""
+Interval = tuple[float, float]
 RESAMPLES = 1000
 LEVEL = 0.95
 
 
-def auc(positive: Values, negative: Values) -> float:
-    """Chance that a positive score exceeds a negative one; ties count one half (Mann-Whitney U / mn)."""
-    ranks = rankdata(np.concatenate([positive, negative]))
-    wins = ranks[: len(positive)].sum() - len(positive) * (len(positive) + 1) / 2
-    return float(wins / (len(positive) * len(negative)))
+def auc(
+    positive: Values, negative: Values, positive_weights: Weights = None, negative_weights: Weights = None
+) -> float:
+    """Chance that a positive score exceeds a negative one; ties count one half (Mann-Whitney U / mn).
+
+    With weights, each pair counts as often as the product of its two weights.
+    """
+    if positive_weights is None and negative_weights is None:
+        ranks = rankdata(np.concatenate([positive, negative]))
+        wins = ranks[: len(positive)].sum() - len(positive) * (len(positive) + 1) / 2
+        return float(wins / (len(positive) * len(negative)))
+    order = np.argsort(negative, kind="stable")
+    scores, ours, theirs = np.asarray(negative)[order], _filled(positive_weights, positive), negative_weights
+    below = np.concatenate([[0.0], np.cumsum(_filled(theirs, negative)[order])])
+    strictly, weakly = (below[np.searchsorted(scores, positive, side=side)] for side in ("left", "right"))
+    return float((ours * (strictly + weakly)).sum() / (2 * ours.sum() * below[-1]))
+
+
+def weighted_mean(values: Values, weights: Weights = None) -> float:
+    """The mean, each value counted as often as its weight."""
+    return float(np.mean(values) if weights is None else np.average(values, weights=weights))
 
 
 def tpr_at_fpr(positive: Values, negative: Values, fpr: float = 0.01) -> float:
@@ -35,19 +54,34 @@ def tpr_at_fpr(positive: Values, negative: Values, fpr: float = 0.01) -> float:
 
 
 def bootstrap(
-    statistic: Callable[..., float], *samples: Values, seed: int = 0, resamples: int = RESAMPLES
-) -> tuple[float, float]:
-    """95 % percentile interval of a statistic, each sample resampled with replacement (Efron, 1979)."""
+    statistic: Callable[..., float],
+    *samples: Values,
+    weights: Sequence[Weights] = (),
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> Interval:
+    """95 % percentile interval of a statistic, each sample drawn anew with replacement (Efron, 1979).
+
+    `weights`, one list for each sample, go with their values: `statistic(*samples, *weights)`.
+    """
     draw = np.random.default_rng(seed)
     arrays = [np.asarray(sample, dtype=np.float64) for sample in samples]
-    values: NDArray[np.float64] = np.array(
-        [statistic(*(a[draw.integers(0, len(a), len(a))] for a in arrays)) for _ in range(resamples)]
-    )
+    beside = [None if w is None else np.asarray(w, dtype=np.float64) for w in weights or [None] * len(samples)]
+    weighted = any(w is not None for w in beside)
+
+    def drawn() -> float:
+        places = [draw.integers(0, len(a), len(a)) for a in arrays]
+        own = [a[at] for a, at in zip(arrays, places, strict=True)]
+        if not weighted:
+            return statistic(*own)
+        return statistic(*own, *(None if w is None else w[at] for w, at in zip(beside, places, strict=True)))
+
+    values: NDArray[np.float64] = np.array([drawn() for _ in range(resamples)])
     low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 
-def wilson(share: float, n: int) -> tuple[float, float]:
+def wilson(share: float, n: float) -> tuple[float, float]:
     """95 % interval of a share of `n` (Wilson, 1927): unlike the bootstrap it has width at 0 and 1."""
     z = 1.959963984540054
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
@@ -56,12 +90,22 @@ def wilson(share: float, n: int) -> tuple[float, float]:
     return float(min(share, max(0.0, centre - half))), float(max(share, min(1.0, centre + half)))
 
 
-def mean_interval(values: Values, seed: int = 0) -> tuple[float, float]:
-    """95 % interval of a mean: Wilson's for yes-or-no values, otherwise the bootstrap's."""
+def mean_interval(values: Values, weights: Weights = None, seed: int = 0) -> Interval:
+    """95 % interval of a mean: Wilson's for yes-or-no values, otherwise the bootstrap's.
+
+    With weights, Wilson's counts as many values as their effective number, (sum w)^2 / sum w^2 (Kish, 1965).
+    """
     array = np.asarray(values, dtype=np.float64)
     if np.isin(array, (0.0, 1.0)).all():
-        return wilson(float(array.mean()), len(array))
-    return bootstrap(lambda sample: float(sample.mean()), values, seed=seed)
+        n = len(array) if weights is None else float(np.sum(weights) ** 2 / np.sum(np.square(weights)))
+        return wilson(weighted_mean(array.tolist(), weights), n)
+    if weights is None:
+        return bootstrap(lambda sample: float(sample.mean()), values, seed=seed)
+    return bootstrap(weighted_mean, values, weights=[weights], seed=seed)
+
+
+def _filled(weights: Weights, values: Values) -> NDArray[np.float64]:
+    return np.ones(len(values)) if weights is None else np.asarray(weights, dtype=np.float64)
 
 
 @dataclass(frozen=True)

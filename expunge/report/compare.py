@@ -3,10 +3,15 @@
 Runs go by a letter, in the order given; a letter, unlike a colour or a name, fits into a plot and survives a printer.
 """
 
+from __future__ import annotations
+
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
+from typing import TYPE_CHECKING
 
+from expunge.core.audit import Finding
 from expunge.report import plots
 from expunge.report.html import (
     Findings,
@@ -15,9 +20,7 @@ from expunge.report.html import (
     any_of,
     better_of,
     by_set,
-    changed,
     in_order,
-    name_of,
     note_of,
     notes_of,
     outcome,
@@ -25,8 +28,11 @@ from expunge.report.html import (
     rows_of,
     span_of,
 )
-from expunge.report.plots import finite
+from expunge.report.strips import Span, Strip, finite, strip
 from expunge.report.words import number
+
+if TYPE_CHECKING:
+    from expunge.report.report import Report
 
 BESIDE = (("before", "before"), ("reference", "reference"))
 """Models beside a run's own, and what they are called in a plot."""
@@ -39,22 +45,23 @@ class Run:
     letter: str
     name: str
     colour: str
-    model: str
     outcome: Headline
     findings: Findings
-    report: dict
-    steps: list[dict]
-    shown: str
-    """Which model stands under the letter: the one after, or before, where it was only looked at."""
+    report: Report
 
     @property
     def looked(self) -> bool:
         """Whether nothing was done to its model."""
-        return self.shown == "before"
+        return self.report.run is None
+
+    @property
+    def shown(self) -> str:
+        """Which model stands under the letter: the one after, or before, where it was only looked at."""
+        return "before" if self.looked else "after"
 
 
-def render(runs: list[tuple[str, dict, list[dict]]]) -> str:
-    """The page that compares runs, each given as its name, its report and its steps."""
+def render(runs: Sequence[tuple[str, Report]]) -> str:
+    """The page that compares runs, each given as its name and its report."""
     told = [_run(position, *run) for position, run in enumerate(runs)]
     notes = notes_of(run.findings for run in told)
     chosen = _chosen(told)
@@ -70,16 +77,14 @@ def render(runs: list[tuple[str, dict, list[dict]]]) -> str:
         axes=chosen,
         untouched=[run.letter for run in told if run.looked],
         only_looked=all(run.looked for run in told),
-        curves=plots.overlay([(run.letter, run.steps) for run in told]),
+        curves=plots.overlay([(run.letter, run.report.steps) for run in told]),
         limits=_limits(told),
     )
 
 
-def _run(position: int, name: str, report: dict, steps: list[dict]) -> Run:
-    looked = bool(report.get("findings")) and not (changed(report) or report.get("method"))
-    shown = "before" if looked else "after"
+def _run(position: int, name: str, report: Report) -> Run:
     colour = f"run-{position % len(plots.RUN_COLOURS)}"
-    return Run(letter(position), name, colour, name_of(report), outcome(report), by_set(report), report, steps, shown)
+    return Run(letter(position), name, colour, outcome(report), by_set(report.findings), report)
 
 
 def letter(position: int) -> str:
@@ -99,18 +104,19 @@ def _sentence(runs: Sequence[Run]) -> str:
 
 def differences(runs: Sequence[Run]) -> list[str]:
     """Reasons why numbers of different runs may not be set against one another."""
+    models = {run.letter: run.report.original.fingerprint for run in runs}
+    requests = {run.letter: run.report.request.fingerprint for run in runs}
     return [
         f"Not all runs {what}: {said}."
-        for what, part in (("began with the same model", "model"), ("had the same request", "request"))
-        if (said := _sides(runs, part))
+        for what, marks in (("began with the same model", models), ("had the same request", requests))
+        if (said := _sides(marks))
     ]
 
 
-def _sides(runs: Sequence[Run], part: str) -> str:
+def _sides(marks: dict[str, str]) -> str:
     sides: dict[str, list[str]] = {}
-    for run in runs:
-        mark = (run.report.get(part) or {}).get("fingerprint")
-        sides.setdefault(mark[:12] if mark else "not recorded", []).append(run.letter)
+    for run, mark in marks.items():
+        sides.setdefault(mark[:12], []).append(run)
     said = [f"{', '.join(letters)} ({mark})" for mark, letters in sides.items()]
     return " against ".join(said) if len(said) > 1 else ""
 
@@ -123,7 +129,7 @@ class Cell:
     """What one run, or several that agree, measured; letters is empty where all agree."""
 
     letters: str
-    finding: dict
+    finding: Finding
     best: bool = False
 
 
@@ -138,7 +144,7 @@ class Line:
     after: list[Cell | None]
     reference: list[Cell]
     ideal: float | None
-    strip: plots.Strip
+    strip: Strip
 
 
 def _lines(runs: Sequence[Run], notes: Sequence[str]) -> dict[str, list[Line]]:
@@ -163,24 +169,24 @@ def _line(audit: str, rows: Sequence[Row], runs: Sequence[Run], notes: Sequence[
         before=before,
         after=after,
         reference=reference,
-        ideal=same.get("ideal"),
-        strip=_strip(before, after, reference, runs, same.get("ideal")),
+        ideal=same.ideal,
+        strip=_strip(before, after, reference, runs, same.ideal),
     )
 
 
 def _agreed(rows: Sequence[Row], runs: Sequence[Run], model: str) -> list[Cell]:
     """Each different answer once, with the letters of the runs that share it."""
-    groups: dict[str, list[tuple[str, dict]]] = {}
+    groups: dict[str, list[tuple[str, Finding]]] = {}
     for row, run in zip(rows, runs, strict=True):
         if model in row:
-            groups.setdefault(number(row[model].get("value")), []).append((run.letter, row[model]))
+            groups.setdefault(number(row[model].value), []).append((run.letter, row[model]))
     alone = len(groups) == 1
     return [Cell("" if alone else ", ".join(letter for letter, _ in group), group[0][1]) for group in groups.values()]
 
 
 def _best(rows: Sequence[Row]) -> int | None:
     """Which run's value is best; None where there is nothing to choose, or two are equal."""
-    after = {place: row["after"] for place, row in enumerate(rows) if finite(row.get("after", {}).get("value"))}
+    after = {place: row["after"] for place, row in enumerate(rows) if "after" in row and finite(row["after"].value)}
     distances = {place: _distance(finding) for place, finding in after.items()}
     if len(distances) < 2 or None in distances.values():
         return None
@@ -189,12 +195,11 @@ def _best(rows: Sequence[Row]) -> int | None:
     return places[0] if len(places) == 1 else None
 
 
-def _distance(finding: dict) -> float | None:
-    """Less is better."""
-    value, ideal = finding["value"], finding.get("ideal")
-    if finding.get("better") == "ideal":
-        return abs(value - ideal) if finite(ideal) else None
-    return {"lower": value, "higher": -value}.get(finding.get("better"))
+def _distance(finding: Finding) -> float | None:
+    """Less is better; None where the ideal is not known."""
+    if finding.better == "ideal":
+        return abs(finding.value - finding.ideal) if finite(finding.ideal) else None
+    return finding.value if finding.better == "lower" else -finding.value
 
 
 def _strip(
@@ -203,11 +208,11 @@ def _strip(
     reference: Iterable[Cell],
     runs: Sequence[Run],
     ideal: float | None,
-) -> plots.Strip:
+) -> Strip:
     marks = [("before", "before", span_of(cell.finding)) for cell in before]
     marks += [(run.letter, run.colour, span_of(cell.finding)) for run, cell in zip(runs, after, strict=True) if cell]
     marks += [("reference", "reference", span_of(cell.finding)) for cell in reference]
-    return plots.strip(marks, ideal)
+    return strip(marks, ideal)
 
 
 # The trade-off
@@ -238,21 +243,22 @@ def _tradeoff(runs: Sequence[Run], forget: str, retain: str) -> str:
     return plots.tradeoff(list(points.values()), _axis(runs, "forget", forget), _axis(runs, "retain", retain))
 
 
-def _span(run: Run, where: str, audit: str, model: str) -> plots.Span:
-    return span_of(run.findings.get(where, {}).get(audit, {}).get(model, {}))
+def _span(run: Run, where: str, audit: str, model: str) -> Span:
+    row = run.findings.get(where, {}).get(audit, {})
+    return span_of(row[model]) if model in row else Span(math.nan)
 
 
 def _axis(runs: Sequence[Run], where: str, audit: str) -> plots.Axis:
     rows = (run.findings.get(where, {}).get(audit) for run in runs)
     row = next(row for row in rows if row)
     better = f" ({better_of(row)})" if better_of(row) else ""
-    return plots.Axis(f"{audit} on {where}{better}", any_of(row).get("ideal"))
+    return plots.Axis(f"{audit} on {where}{better}", any_of(row).ideal)
 
 
 def _limits(runs: Sequence[Run]) -> list[str]:
     """Every limit once, with the letters of the runs that it binds, unless it binds all."""
     bound: dict[str, list[str]] = {}
     for run in runs:
-        for limit in dict.fromkeys(run.report.get("limits") or []):
+        for limit in dict.fromkeys(run.report.limits):
             bound.setdefault(limit, []).append(run.letter)
     return [limit if len(by) == len(runs) else f"{', '.join(by)}: {limit}" for limit, by in bound.items()]

@@ -4,21 +4,28 @@ No script and no outside asset; every string of the report is escaped, and lette
 control characters) are spelled out. The same report gives the same bytes.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from expunge.core.audit import Finding
 from expunge.core.request import should_be_gone
 from expunge.report import plots
-from expunge.report.plots import finite
 from expunge.report.run import Fact, about_run, blocks_of
+from expunge.report.strips import Span, Strip, finite, strip
 from expunge.report.words import duration, moment, number, precise, short, storage, visible
 
+if TYPE_CHECKING:
+    from expunge.report.report import Report, Sample
+    from expunge.report.verdict import Outcome
+
 MODELS = ("before", "after", "reference")
-TEXTS = {"prompt": "Asked", "answer": "Right answer", "before": "Before", "after": "After", "reference": "Reference"}
 BETTER = {"lower": "lower is better", "higher": "higher is better", "ideal": "nearer its ideal is better"}
 MEANINGS = {
     "forget": "what should be gone",
@@ -32,27 +39,29 @@ COLOURS = {"forget": "gone", "paraphrase": "gone", "retain": "kept", "general": 
 ABOVE, BELOW = "after is above it", "after is below it"
 ORDER = ("forget", "retain", "holdout")
 
-Row = dict[str, dict]  # findings of one audit on one set, by model
+Row = dict[str, Finding]  # findings of one audit on one set, by model
 Findings = dict[str, dict[str, Row]]  # by set, then by audit
 
 
-def render(report: dict, steps: list[dict]) -> str:
+def render(report: Report) -> str:
     """The page of one run, or of one audit (no `run`, no steps)."""
-    run = report.get("run") or {}
-    findings = by_set(report)
+    run = report.run
+    findings = by_set(report.findings)
+    kept = run.ended.kept_step if run and run.ended else None
+    level = run.started.level if run and run.started else None
     return page(
         "page.html.j2",
         report=report,
-        name=name_of(report),
         outcome=outcome(report),
         sentence=sentence(findings),
         tiles=tiles(findings),
         rules=rules_of(report),
         results=results(findings),
-        curves=plots.curves(steps, run.get("kept_step"), run.get("level")),
-        run=about_run(run),
-        blocks=blocks_of(run),
+        curves=plots.curves(report.steps, kept, level),
+        run=about_run(run) if run else [],
+        blocks=blocks_of(run.edited) if run and run.edited else [],
         samples=samples_of(report),
+        environment=asdict(report.environment).items(),
     )
 
 
@@ -89,29 +98,24 @@ class Headline:
     """What of the forgotten lies elsewhere than in a model that never saw it; a threshold may not have asked."""
 
 
-def outcome(report: dict) -> Headline:
+def outcome(report: Report) -> Headline:
     """The verdict; what was only audited is not said to have been forgotten."""
-    return replace(_headline(report), outside=outside(by_set(report)))
+    return replace(_headline(report), outside=outside(by_set(report.findings)))
 
 
-def _headline(report: dict) -> Headline:
-    rules = rules_of(report)
-    missed = sum(not rule["met"] for rule in rules)
+def _headline(report: Report) -> Headline:
+    rules = report.verdict.rules if report.verdict else ()
+    missed = sum(not rule.met for rule in rules)
     if not rules:
         return Headline("No thresholds were set", "open")
     if missed:
         were = "threshold was" if len(rules) == 1 else "thresholds were"
         return Headline(f"{missed} of {len(rules)} {were} not met", "missed")
-    if not changed(report):
+    if report.run is None:
         return Headline("Within every threshold", "met")
-    if not any(str(rule["rule"]).startswith("forget") for rule in rules):
+    if not any(rule.rule.startswith("forget") for rule in rules):
         return Headline("Changed, but no threshold asks whether it forgot", "open")
     return Headline("Forgotten within every threshold", "met")
-
-
-def changed(report: dict) -> bool:
-    """Whether a model was made to forget, rather than looked at."""
-    return bool(report.get("run")) or any("after" in row for _, _, row in rows_of(by_set(report)))
 
 
 def outside(findings: Findings) -> str:
@@ -120,7 +124,7 @@ def outside(findings: Findings) -> str:
     far = [
         f"{where} {audit} ({sides[reach]})"
         for where, audit, row in rows_of(findings)
-        if should_be_gone(where) and (reach := _reach(row.get("after") or {}, any_of(row).get("ideal"))) in sides
+        if should_be_gone(where) and (reach := _reach(row)) in sides
     ]
     return f"Outside the interval of its ideal: {', '.join(far)}" if far else ""
 
@@ -135,16 +139,16 @@ def sentence(findings: Findings) -> str:
 
 
 def _moved(row: Row) -> str:
-    before, after = (row.get(model, {}).get("value") for model in ("before", "after"))
+    before, after = (row[model].value if model in row else None for model in ("before", "after"))
     if not (finite(before) and finite(after)):
-        return f"is {number((row.get('after') or any_of(row)).get('value'))}"
+        return f"is {number(row['after'].value if 'after' in row else any_of(row).value)}"
     if number(before) == number(after):
         return f"stayed at {number(after)}"
     return f"{'fell' if after < before else 'rose'} from {number(before)} to {number(after)}"
 
 
 def _ideal(row: Row) -> str:
-    ideal = any_of(row).get("ideal")
+    ideal = any_of(row).ideal
     return f" (ideal {number(ideal)})" if finite(ideal) else ""
 
 
@@ -165,35 +169,39 @@ def tiles(findings: Findings) -> list[Tile]:
 
 
 def _tile(where: str, audit: str, row: Row) -> Tile:
-    values = [number(row[model].get("value")) for model in ("before", "after") if model in row]
+    values = [number(row[model].value) for model in ("before", "after") if model in row]
     return Tile(where, audit, values, better_of(row) + _ideal(row))
 
 
-def rules_of(report: dict) -> list[dict]:
+@dataclass(frozen=True)
+class Judged:
+    """A threshold, with its result in words."""
+
+    outcome: Outcome
+    result: str
+
+
+def rules_of(report: Report) -> list[Judged]:
     """Thresholds, each with its result in words."""
-    return [_judged(rule) for rule in (report.get("verdict") or {}).get("rules") or []]
+    return [Judged(rule, _result(rule)) for rule in (report.verdict.rules if report.verdict else ())]
 
 
-def _judged(rule: dict) -> dict:
-    value, bound, met = rule.get("value"), rule.get("bound"), rule.get("met") is True
-    if not (finite(value) and finite(bound)):
-        result = "met" if met else "not met: not measured"
-    else:
-        off = round(abs(value - bound), 9)
-        gap = f"{off:.2g}" if off < 100 else short(off)
-        result = f"met, {gap} to spare" if met else f"not met, by {gap}"
-    return {"rule": rule.get("rule"), "value": value, "bound": bound, "met": met, "result": result}
+def _result(rule: Outcome) -> str:
+    if not (finite(rule.value) and finite(rule.bound)):
+        return "met" if rule.met else "not met: not measured"
+    off = round(abs(rule.value - rule.bound), 9)
+    gap = f"{off:.2g}" if off < 100 else short(off)
+    return f"met, {gap} to spare" if rule.met else f"not met, by {gap}"
 
 
 # The results: sets, audits, models
 
 
-def by_set(report: dict) -> Findings:
+def by_set(told: Iterable[Finding]) -> Findings:
     """Findings by set, audit and model: what should be gone first, what should stay, the others as they come."""
     findings: Findings = {}
-    for finding in report.get("findings") or []:
-        audits = findings.setdefault(finding.get("set") or "–", {})
-        audits.setdefault(finding.get("audit") or "–", {})[finding.get("model") or "before"] = finding
+    for finding in told:
+        findings.setdefault(finding.set, {}).setdefault(finding.audit, {})[finding.model] = finding
     return {where: findings[where] for where in in_order(findings)}
 
 
@@ -206,7 +214,7 @@ def rows_of(findings: Findings) -> list[tuple[str, str, Row]]:
     return [(where, audit, row) for where, audits in findings.items() for audit, row in audits.items()]
 
 
-def any_of(row: Row) -> dict:
+def any_of(row: Row) -> Finding:
     """What does not depend on the model: the ideal, the definition, which way is better."""
     return next(iter(row.values()))
 
@@ -218,11 +226,11 @@ class Line:
     audit: str
     note: int | None
     better: str
-    findings: list[dict | None]
+    findings: list[Finding | None]
     ideal: float | None
     reach: str
     """Where the ideal lies, seen from the model that forgot."""
-    strip: plots.Strip
+    strip: Strip
 
 
 @dataclass(frozen=True)
@@ -255,37 +263,38 @@ def _line(audit: str, row: Row, models: Sequence[str], notes: Sequence[str]) -> 
         note=note_of(row, notes),
         better=better_of(row),
         findings=[row.get(model) for model in models],
-        ideal=same.get("ideal"),
-        reach=_reach(row.get("after") or {}, same.get("ideal")),
-        strip=plots.strip(placed, same.get("ideal")),
+        ideal=same.ideal,
+        reach=_reach(row),
+        strip=strip(placed, same.ideal),
     )
 
 
-def _reach(after: dict, ideal: float | None) -> str:
-    low, high = after.get("low"), after.get("high")
-    if not (finite(low) and finite(high) and finite(ideal)):
+def _reach(row: Row) -> str:
+    """Where the ideal lies, seen from the interval of the model that forgot; nothing where either is not known."""
+    after, ideal = row.get("after"), any_of(row).ideal
+    if after is None or not (finite(after.low) and finite(after.high) and finite(ideal)):
         return ""
-    return ABOVE if ideal < low else BELOW if ideal > high else "within the interval"
+    return ABOVE if ideal < after.low else BELOW if ideal > after.high else "within the interval"
 
 
 def better_of(row: Row) -> str:
     """Which way is better, in words; nothing where it is the ideal and there is none."""
-    better = any_of(row).get("better")
-    return "" if better == "ideal" and not finite(any_of(row).get("ideal")) else BETTER.get(better, "")
+    same = any_of(row)
+    return "" if same.better == "ideal" and not finite(same.ideal) else BETTER[same.better]
 
 
-def span_of(finding: dict) -> plots.Span:
-    return plots.Span(finding.get("value"), finding.get("low"), finding.get("high"))
+def span_of(finding: Finding) -> Span:
+    return Span(finding.value, finding.low, finding.high)
 
 
 def notes_of(reports: Iterable[Findings]) -> list[str]:
     """Every definition once, in the order of first use."""
-    told = (any_of(row).get("definition") for findings in reports for _, _, row in rows_of(findings))
+    told = (any_of(row).definition for findings in reports for _, _, row in rows_of(findings))
     return list(dict.fromkeys(definition for definition in told if definition))
 
 
 def note_of(row: Row, notes: Sequence[str]) -> int | None:
-    definition = any_of(row).get("definition")
+    definition = any_of(row).definition
     return notes.index(definition) + 1 if definition in notes else None
 
 
@@ -299,15 +308,11 @@ def colour(where: str) -> str:
     return COLOURS.get(where.split(" ")[0], "other")
 
 
-# The model's name and the samples
-
-
-def name_of(report: dict) -> str:
-    return (report.get("model") or {}).get("name") or "a model without a name"
+# The samples
 
 
 @dataclass(frozen=True)
-class Sample:
+class Shown:
     """One example, with its texts only if somebody asked for them."""
 
     id: str
@@ -315,15 +320,18 @@ class Sample:
     texts: list[Fact]
 
 
-def samples_of(report: dict) -> list[Sample]:
+def samples_of(report: Report) -> list[Shown]:
     """Texts are passed on only where the report says that they are shown; then no template can show them by mistake."""
-    samples = report.get("samples") or {}
-    fields = TEXTS if samples.get("shown") is True else {}
-    return [
-        Sample(str(item.get("id", "–")), item.get("set") or "–", _texts(item, fields))
-        for item in samples.get("items") or []
-    ]
+    shown = report.samples.shown
+    return [Shown(item.id, item.set, _texts(item) if shown else []) for item in report.samples.items]
 
 
-def _texts(item: dict, fields: dict[str, str]) -> list[Fact]:
-    return [(label, item[field]) for field, label in fields.items() if item.get(field) is not None]
+def _texts(item: Sample) -> list[Fact]:
+    texts = {
+        "Asked": item.prompt,
+        "Right answer": item.answer,
+        "Before": item.before,
+        "After": item.after,
+        "Reference": item.reference,
+    }
+    return [(label, text) for label, text in texts.items() if text is not None]

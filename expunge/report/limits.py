@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Sequence
 
+from expunge.core.audit import Audit
+from expunge.core.question import HiddenStates
 from expunge.core.request import Request
 
 SMALL = 30
@@ -16,9 +18,11 @@ BLURRED = {
 """Why records of two sets should not say the same."""
 
 
-def limits(request: Request, family: str, referenced: bool, saved: str, tried: Collection[str] = ()) -> list[str]:
-    """Sentences, the gravest first; `tried` names the audits that were run."""
-    probes = "" if "LinearProbe" in tried else ", probes of hidden states"
+def limits(
+    request: Request, of_family: Sequence[str], audits: Sequence[Audit], referenced: bool, saved: str
+) -> tuple[str, ...]:
+    """Sentences, the gravest first; `of_family` are those that every model of its family has."""
+    probes = "" if any(HiddenStates in audit.reads for audit in audits) else ", probes of hidden states"
     said = [
         "Answers were tested, not weights. What no longer shows in answers may still be stored: relearning, "
         f"quantisation{probes} and jailbreak prompts were not tried.",
@@ -42,8 +46,7 @@ def limits(request: Request, family: str, referenced: bool, saved: str, tried: C
             "Only the records themselves were asked. Paraphrases of the forget set and unrelated questions were not: "
             "give them with --probe."
         )
-    if family == "language":
-        said.append("Facts that follow from the forgotten ones, and other languages, were not asked about.")
+    said += of_family
     small = [f"{name} ({len(e)})" for name, e in request.sets().items() if len(e) < SMALL]
     if small:
         said.append(f"Few examples, so wide intervals: {', '.join(small)}.")
@@ -55,4 +58,4 @@ def limits(request: Request, family: str, referenced: bool, saved: str, tried: C
             f"another model: audit it anew. The original model still holds what was forgotten."
         )
     said.append("Whether the records were ever in the model's training data was not established.")
-    return said
+    return tuple(said)

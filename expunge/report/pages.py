@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from expunge.errors import DataRefused, UsageRefused
+from expunge.errors import UsageRefused
 from expunge.report import compare, html
+from expunge.report.report import PAGE, REPORT, Report
 from expunge.runtime.atomic_files import MANIFEST, check_manifest, renew_manifest, write_text
-
-NEEDED = ("model", "findings")
-PAGE = "report.html"
 
 
 def write_page(folders: list[Path], out: Path | None, tell: Callable[[str], object] = print) -> Path:
     """One run's page, or the comparison of several; returns where it was written. Refuses a folder that was changed."""
     for folder in folders:
         check_folder(folder, tell)
-    runs = [(folder.resolve().name, *read_run(folder)) for folder in folders]
+    runs = [(folder.resolve().name, Report.read(folder)) for folder in folders]
     alone = len(runs) == 1
     target = out or (folders[0] / PAGE if alone else Path("comparison.html"))
     if target.is_dir() or not target.parent.is_dir():
         raise UsageRefused(f"--out {target}: give the name of a file in a folder that is there.")
-    write_text(target, html.render(runs[0][1], runs[0][2]) if alone else compare.render(runs))
+    write_text(target, html.render(runs[0][1]) if alone else compare.render(runs))
     for folder in folders:
         if target.resolve() == (folder / PAGE).resolve():
             renew_manifest(folder, PAGE)
@@ -36,8 +32,8 @@ def check_folder(folder: Path, tell: Callable[[str], object]) -> None:
 
     Pages are left out: they are made of what is checked. So are a model and an adapter that were taken elsewhere.
     """
-    if not (folder / "report.json").is_file():
-        return  # `read_run` says so
+    if not (folder / REPORT).is_file():
+        return  # `Report.read` says so
     if not (folder / MANIFEST).is_file():
         tell(f"{folder}: there is no {MANIFEST}, so nothing says whether it is as it was written.")
         return
@@ -52,26 +48,3 @@ def check_folder(folder: Path, tell: Callable[[str], object]) -> None:
     for name in gone:
         if any(file.startswith(f"{name}/") for file in files):
             tell(f"{folder}: {name}/ is not there any more, so it was not checked.")
-
-
-def read_run(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """A run's report and steps."""
-    report, steps = _json_lines(folder / "report.json", whole=True), folder / "steps.jsonl"
-    missing = [name for name in NEEDED if name not in report[0]]
-    if missing:
-        raise DataRefused(f"{folder / 'report.json'} has no '{missing[0]}'. Give the folder of a finished run.")
-    return report[0], _json_lines(steps, whole=False) if steps.is_file() else []
-
-
-def _json_lines(path: Path, whole: bool) -> list[dict[str, Any]]:
-    """The JSON objects of a file: one, or one a line."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        objects = [json.loads(part) for part in ([text] if whole else text.splitlines())]
-    except OSError as error:
-        raise DataRefused(f"{path} is not there. Give the folder of a finished run.") from error
-    except (ValueError, RecursionError) as error:
-        raise DataRefused(f"{path} is not JSON. Give the folder of a finished run.") from error
-    if not all(isinstance(one, dict) for one in objects):
-        raise DataRefused(f"{path} holds no JSON object. Give the folder of a finished run.")
-    return objects

@@ -4,10 +4,12 @@ Made for a page, not for a file of their own: no XML prologue, no size (the page
 `var(--name, #hex)`, so that the page's light and dark schemes recolour them. The same input gives the same bytes.
 """
 
+from __future__ import annotations
+
 import io
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -16,6 +18,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from expunge.events import Checked, Step
+from expunge.report.strips import Span, finite
+
+Line = Step | Checked
+LOSSES: dict[str, Callable[[Line], float | None]] = {"forget": lambda at: at.forget, "retain": lambda at: at.retain}
 
 RUN_COLOURS = ("#31689e", "#bd5430", "#2c8463", "#8457ad", "#a87708", "#2f8ba6", "#aa4570", "#66752f")
 """Later runs begin again; they are told apart by their letter."""
@@ -54,15 +62,6 @@ STYLE = {
 
 
 @dataclass(frozen=True)
-class Span:
-    """A measured value and its interval."""
-
-    value: float
-    low: float | None = None
-    high: float | None = None
-
-
-@dataclass(frozen=True)
 class Point:
     """One model in the trade-off plot."""
 
@@ -83,18 +82,18 @@ class Axis:
     """Where a dashed line says that the ideal is."""
 
 
-def curves(steps: Sequence[dict], kept: int | None = None, level: float | None = None) -> str:
+def curves(steps: Sequence[Line], kept: int | None = None, level: float | None = None) -> str:
     """Three SVGs in a row, fewer where nothing was recorded: losses, gradient norms, size of the change."""
-    taken = [line for line in steps if line.get("kind") == "step"]
-    checks = [line for line in steps if line.get("kind") == "check"]
+    taken = [line for line in steps if isinstance(line, Step)]
+    checks = [line for line in steps if isinstance(line, Checked)]
     if level is None:
-        level = next((line["level"] for line in reversed(checks) if finite(line.get("level"))), None)
+        level = next((check.level for check in reversed(checks) if finite(check.level)), None)
     with matplotlib.rc_context(STYLE):
         panels = [_losses(taken, checks, kept, level), _gradients(taken, kept), _change(taken, kept)]
     return "\n".join(panel for panel in panels if panel)
 
 
-def overlay(runs: Sequence[tuple[str, Sequence[dict]]]) -> str:
+def overlay(runs: Sequence[tuple[str, Sequence[Line]]]) -> str:
     """Two SVGs: the forget loss and the retain loss of several runs; the label is a run's letter."""
     with matplotlib.rc_context(STYLE):
         panels = [_overlaid(runs, name) for name in ("forget", "retain")]
@@ -113,87 +112,10 @@ def tradeoff(points: Sequence[Point], forget: Axis, retain: Axis) -> str:
         return _svg(figure, "tradeoff", f"Trade-off. {said}")
 
 
-def finite(value: object) -> bool:
-    """Whether it is a number that has a place on an axis."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
-
-
-# The strip beside a row of results; its drawing is in the page, which knows how it is to look
-
-
-@dataclass(frozen=True)
-class Dot:
-    """One model in a strip: where it stands, in per cent of the strip's width."""
-
-    name: str
-    role: str
-    """The page's style for it: before, after, reference, else, or a run's colour."""
-    value: float
-    at: float
-    low: float | None
-    high: float | None
-    lane: int
-
-
-@dataclass(frozen=True)
-class Strip:
-    """The values of one audit on one axis, a lane for each model."""
-
-    dots: list[Dot]
-    lanes: int
-    ideal: float | None
-    start: float
-    end: float
-    log: bool
-
-
-def strip(models: Sequence[tuple[str, str, Span]], ideal: float | None = None) -> Strip:
-    """Place models, each a name, a role and a value, on an axis that begins and ends at a round number."""
-    seen = [number for _, _, span in models for number in (span.value, span.low, span.high)]
-    scale = _Scale.around([number for number in (*seen, ideal) if finite(number)])
-    dots = [
-        Dot(name, role, span.value, scale.at(span.value), scale.at(span.low), scale.at(span.high), lane)
-        for lane, (name, role, span) in enumerate(models)
-        if finite(span.value)
-    ]
-    return Strip(dots, len(models), scale.at(ideal), scale.low, scale.high, scale.log)
-
-
-@dataclass(frozen=True)
-class _Scale:
-    low: float
-    high: float
-    log: bool
-
-    @classmethod
-    def around(cls, values: Sequence[float]) -> "_Scale":
-        low, high = min(values, default=0.0), max(values, default=1.0)
-        if low > -1e-300 and high <= 1:
-            return cls(0.0, 1.0, log=False)  # shares and areas under a curve: one axis for all rows
-        if low > 0 and high > 1000 * low:
-            return cls(10.0 ** math.floor(math.log10(max(low, 1e-300))), 10.0 ** math.ceil(math.log10(high)), log=True)
-        return cls(0.0 - _round_up(-low), _round_up(high), log=False)
-
-    def at(self, value: float | None) -> float | None:
-        if not finite(value):
-            return None
-        low, high, here = (math.log10(max(v, 1e-300)) if self.log else v for v in (self.low, self.high, value))
-        share = min(1.0, max(0.0, (here - low) / (high - low)))
-        return round(3 + 94 * share, 2)
-
-
-def _round_up(value: float) -> float:
-    """The next of 1, 2, 3, 4, 5, 6, 8, 10, 20, ...; 0 for what is not above 0."""
-    if value < 1e-300:
-        return 0.0
-    decade = 10.0 ** math.floor(math.log10(value))
-    return next(step * decade for step in (1, 2, 3, 4, 5, 6, 8, 10, 20) if step * decade >= value)
-
-
 # The panels of one run
 
 
-def _losses(taken: Sequence[dict], checks: Sequence[dict], kept: int | None, level: float | None) -> str:
+def _losses(taken: Sequence[Step], checks: Sequence[Checked], kept: int | None, level: float | None) -> str:
     figure, axes = _panel(title="Loss")
     for name in ("forget", "retain"):
         _line(axes, taken, name, label=None if _has(checks, name) else name, color=COLOURS[name], alpha=0.5, lw=1.2)
@@ -206,12 +128,12 @@ def _losses(taken: Sequence[dict], checks: Sequence[dict], kept: int | None, lev
     return _svg(figure, "loss", "Forget and retain loss at each step")
 
 
-def _gradients(taken: Sequence[dict], kept: int | None) -> str:
+def _gradients(taken: Sequence[Step], kept: int | None) -> str:
     figure, axes = _panel(title="Gradient norm, by part of the network")
-    parts = dict.fromkeys(part for line in taken for part in line.get("gradient") or {})
+    parts = dict.fromkeys(part for line in taken for part in line.gradient)
     tints = {"mlp": "run-2", "attention": "run-4"}
     for part in parts:
-        norms = [_number((line.get("gradient") or {}).get(part)) for line in taken]
+        norms = [_number(line.gradient.get(part)) for line in taken]
         silent = not any(norm > 0 for norm in norms)  # nothing to draw on a log axis, but worth saying
         heights = [norm if norm > 0 else math.nan for norm in norms]
         label = _plain(part) + (": 0" if silent else "")
@@ -223,10 +145,10 @@ def _gradients(taken: Sequence[dict], kept: int | None) -> str:
     return _svg(figure, "gradient", "Gradient norms at each step, on a logarithmic axis")
 
 
-def _change(taken: Sequence[dict], kept: int | None) -> str:
+def _change(taken: Sequence[Step], kept: int | None) -> str:
     figure, axes = _panel(title="Size of the change to the weights")
     for norm, tint in (("frobenius", "run-0"), ("spectral", "run-3")):
-        sizes = [_number((line.get("delta") or {}).get(norm)) for line in taken]
+        sizes = [_number(line.delta.get(norm)) for line in taken]
         if any(map(math.isfinite, sizes)):
             axes.plot(_at(taken), sizes, label=norm.capitalize(), color=COLOURS[tint], lw=1.6)
     if not axes.lines:
@@ -239,11 +161,11 @@ def _change(taken: Sequence[dict], kept: int | None) -> str:
 # The panels of several runs
 
 
-def _overlaid(runs: Sequence[tuple[str, Sequence[dict]]], name: str) -> str:
+def _overlaid(runs: Sequence[tuple[str, Sequence[Line]]], name: str) -> str:
     figure, axes = _panel(title=f"{name.capitalize()} loss", pad=12)
     for number, (label, steps) in enumerate(runs):
-        checks = [line for line in steps if line.get("kind") == "check"]
-        shown = checks if _has(checks, name) else [line for line in steps if line.get("kind") == "step"]
+        checks: list[Line] = [line for line in steps if isinstance(line, Checked)]
+        shown = checks if _has(checks, name) else [line for line in steps if isinstance(line, Step)]
         style = ["-", (0, (5, 2)), (0, (1, 1.5))][number // len(RUN_COLOURS) % 3]
         _line(axes, shown, name, label=label, color=run_colour(number), ls=style, lw=1.7, ms=3, marker=_dots(shown))
     if not axes.lines:
@@ -328,9 +250,9 @@ def _panel(title: str = "", height: float = 3.7, pad: int = 24) -> tuple[Figure,
     return figure, axes
 
 
-def _line(axes: Axes, lines: Sequence[dict], name: str, **style: object) -> None:
+def _line(axes: Axes, lines: Sequence[Line], name: str, **style: object) -> None:
     if _has(lines, name):
-        axes.plot(_at(lines), [_number(line.get(name)) for line in lines], **style)
+        axes.plot(_at(lines), [_number(LOSSES[name](line)) for line in lines], **style)
 
 
 def _finish(axes: Axes, kept: int | None, legend: bool = True) -> None:
@@ -354,16 +276,16 @@ def _spread(axes: Axes) -> None:
         axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _at(lines: Iterable[dict]) -> list[float]:
-    return [_number(line.get("step")) for line in lines]
+def _at(lines: Iterable[Line]) -> list[float]:
+    return [line.step for line in lines]
 
 
-def _dots(lines: Sequence[dict]) -> str:
+def _dots(lines: Sequence[Line]) -> str:
     return "o" if len(lines) <= 40 else ""  # more would run into a rope
 
 
-def _has(lines: Iterable[dict], name: str) -> bool:
-    return any(finite(line.get(name)) for line in lines)
+def _has(lines: Iterable[Line], name: str) -> bool:
+    return any(finite(LOSSES[name](line)) for line in lines)
 
 
 def _number(value: object) -> float:
@@ -372,8 +294,8 @@ def _number(value: object) -> float:
 
 def _plain(text: str) -> str:
     """What the layout font can measure: ASCII, and short; the page has the text in full."""
-    ascii_only = text.encode("ascii", "backslashreplace").decode("ascii")
-    printable = "".join(letter if letter.isprintable() else "?" for letter in ascii_only)
+    spelled = text.encode("ascii", "backslashreplace").decode("ascii")
+    printable = "".join(letter if letter.isprintable() else "?" for letter in spelled)
     cut = printable if len(printable) <= 60 else printable[:57] + "..."
     return cut.replace("$", r"\$")  # else matplotlib would read what stands between two of them as a formula
 

@@ -7,18 +7,16 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from expunge.core.audit import Audit, Finding, MembershipAudit, ScoreAudit
+from expunge.core.audit import BOTH, Audit, Finding, Summary
 from expunge.core.request import Request
 from expunge.errors import UsageRefused
-from expunge.report.quality import DERIVED
+
+if TYPE_CHECKING:
+    from expunge.report.report import Run
 
 RULE = re.compile(r"\s*([\w -]+?)\s*\.\s*(\w+)\s*(<=|>=|<|>)\s*(.+?)\s*")
-
-BOTH = "forget vs holdout"
-
-NEEDS = {"Choice": "options: wrong answers", "TruthRatio": "options: wrong answers", "Rouge": "a question"}
-"""What a record must have for an audit, as a user would name it."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +27,14 @@ class Outcome:
     value: float | None
     bound: float | None
     met: bool
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether every rule was met, and each rule with its outcome."""
+
+    met: bool
+    rules: tuple[Outcome, ...]
 
 
 @dataclass(frozen=True)
@@ -78,33 +84,48 @@ class Rule:
         return Outcome(self.text, after.value, bound, met)
 
 
-def check_rules(rules: list[Rule], audits: Sequence[Audit], request: Request, referenced: bool) -> None:
-    """Refuse a rule about a set or an audit that this job does not have, before the work rather than after."""
-    sets, names = [*request.sets(), BOTH], [audit.name for audit in audits]
-    names += DERIVED if referenced and "TruthRatio" in names else ()
+def check_rules(rules: Sequence[Rule], audits: Sequence[Audit], summaries: Sequence[Summary], request: Request) -> None:
+    """Refuse a rule about a set or an audit that a run does not have, before the work rather than after."""
+    sets, names = [*request.sets(), BOTH], [each.name for each in (*audits, *summaries)]
     for rule in rules:
         if rule.set not in sets:
             raise UsageRefused(f"--require '{rule.text}': there is no set '{rule.set}'. Sets: {', '.join(sets)}.")
         if rule.audit not in names:
             raise UsageRefused(f"--require '{rule.text}': {rule.audit} is not run. Audits: {', '.join(names)}.")
-        lacks = [_lack(audit, rule.set, request) for audit in audits if audit.name == rule.audit]
+        lacks = [audit.lacks(rule.set, request) for audit in audits if audit.name == rule.audit]
         if lacks and all(lacks):
             raise UsageRefused(f"--require '{rule.text}' could never be measured: {lacks[0]}.")
 
 
-def _lack(audit: Audit, where: str, request: Request) -> str:
-    """Why an audit will have no finding of a set; empty where it will, as far as the records show that."""
-    if isinstance(audit, MembershipAudit) and not (where == BOTH and request.holdout):
-        return f"{audit.name} is of the set '{BOTH}', and needs --holdout"
-    if not isinstance(audit, ScoreAudit) and audit.name != "TruthRatio":
-        return ""
-    if where == BOTH:
-        return f"{audit.name} is of one set at a time"
-    can = [audit.applies(e) if isinstance(audit, ScoreAudit) else bool(e.alternatives) for e in request.sets()[where]]
-    if not any(can):
-        needs = f" ({NEEDS[audit.name]})" if audit.name in NEEDS else ""
-        return f"no record of the set '{where}' has what {audit.name} needs{needs}"
-    return ""
+def judge(rules: Sequence[Rule], findings: Sequence[Finding], run: Run) -> Verdict:
+    """The run's own criterion, that it changed something, and the rules asked for."""
+    outcomes = [*criterion(run), *(rule.read(findings) for rule in rules)]
+    return Verdict(all(outcome.met for outcome in outcomes), tuple(outcomes))
+
+
+def judge_audit(rules: Sequence[Rule], findings: Sequence[Finding]) -> Verdict | None:
+    """The rules asked for, of a model that was only audited: it is both before and after."""
+    both = [*findings, *(f.of("after") for f in findings if f.model == "before")]
+    outcomes = tuple(rule.read(both) for rule in rules)
+    return Verdict(all(outcome.met for outcome in outcomes), outcomes) if outcomes else None
+
+
+def criterion(run: Run) -> list[Outcome]:
+    """What the run aimed at, as outcomes."""
+    if run.ended is None or run.started is None:  # a method without steps
+        changed = run.edited.changed if run.edited else None
+        said = "numbers of the model changed >= 1 (something changed)"
+        return [] if changed is None else [Outcome(said, float(changed), 1.0, changed >= 1)]
+    aim, ended = run.started, run.ended
+    made = [Outcome("kept step >= 1 (something changed)", float(ended.kept_step), 1.0, ended.kept_step >= 1)]
+    if aim.level is not None:
+        of = "that of the holdout set" if aim.level_source == "holdout" else "as given"
+        rule = f"forget examples short of {aim.level:.2f} nats ({of}), on average <= slack"
+        made.append(Outcome(rule, ended.kept_short, aim.slack, ended.kept_short <= aim.slack))
+    if aim.budget is not None and ended.kept_rise is not None:
+        rule = "rise of the retain loss <= budget (nats)"
+        made.append(Outcome(rule, ended.kept_rise, aim.budget, ended.kept_rise <= aim.budget))
+    return made
 
 
 def _value(node: ast.expr, names: dict[str, float]) -> float:

@@ -4,7 +4,7 @@ import math
 import unicodedata
 from datetime import datetime
 
-from expunge.report.plots import finite
+from expunge.report.strips import finite
 
 # What a reader may safely be shown
 

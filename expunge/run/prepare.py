@@ -1,20 +1,25 @@
-"""The files of a request: checked before a model is loaded, made into examples after."""
+"""From files or lists of records to a request: checked before a model is loaded, made into examples after."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from expunge.core.model import Model, Network
 from expunge.core.objective import Objective
-from expunge.core.request import Example, Repeat, Request
+from expunge.core.request import Example, Request
 from expunge.data import images, near, text
-from expunge.data.records import columns
+from expunge.data.records import Record, columns
 from expunge.errors import DataRefused, UsageRefused
+from expunge.models.language import LanguageModel
+from expunge.models.vision import ImageClassifier
+from expunge.primitives.repeat import Repeat
+from expunge.report.record import networks
 
-if TYPE_CHECKING:
-    from expunge.core.model import Network
-
+Source = Path | str | Sequence[Mapping[str, Any]]
+"""A file, or records as a list of dictionaries with a file's columns."""
 RESERVED = ("forget", "retain", "holdout", "stand_in")
 APART = (("forget", "retain"), ("forget", "holdout"), ("retain", "holdout"))
 """Sets that should have no record in common, nor nearly so."""
@@ -72,48 +77,46 @@ class Inputs:
     def read(self) -> Records:
         """The records of every file. Raises `DataRefused` for the first file that cannot be used."""
         if not self.pictures:
-            return Records(self, {name: text.load(path) for name, path in self.paths.items()})
+            return Records({name: text.load(path) for name, path in self.paths.items()}, self.paths)
         read = {name: images.load(path) for name, path in self.paths.items()}
-        if self.only_class is None and self.only_ids is None:
-            return Records(self, read)
-        ids = _ids(self.only_ids) if self.only_ids else None
-        read["forget"], rest = images.choose(read["forget"], class_name=self.only_class, ids=ids)
-        if "retain" not in read and rest:
-            read = {"forget": read["forget"], "retain": rest, **read}
-        return Records(self, read)
+        if self.only_class is not None or self.only_ids is not None:
+            ids = _ids(self.only_ids) if self.only_ids else None
+            read["forget"], rest = images.choose(read["forget"], class_name=self.only_class, ids=ids)
+            read = {"forget": read["forget"], "retain": rest, **read} if "retain" not in read and rest else read
+        return Records(read, {name: self.paths.get(name, self.forget) for name in read}, pictures=True)
 
 
 @dataclass(frozen=True)
 class Records:
     """What the files hold, not yet encoded for a model."""
 
-    inputs: Inputs
-    sets: dict[str, list[Any]]
+    sets: Mapping[str, list[Any]]
+    places: Mapping[str, Path]
+    """What a refusal calls each set: its file."""
+    pictures: bool = False
 
-    def request(self, network: Network) -> Request:
-        """The request as `network` reads it."""
-        from expunge.models.language import LanguageModel
-        from expunge.models.vision import ImageClassifier
-
-        made: dict[str, tuple[Example, ...]] = {}
-        for name, records in self.sets.items():
-            path = self.inputs.paths.get(name, self.inputs.forget)
-            if isinstance(network, LanguageModel) and not self.inputs.pictures:
-                passages = text.encode(records, network.tokenizer, path, network.longest)
-                text.refuse_unknown_tokens(passages, network.vocabulary, path)
-                made[name] = passages
-            elif isinstance(network, ImageClassifier) and self.inputs.pictures:
-                made[name] = images.encode(records, network.processor, network.classes, path, network.channels)
-            else:
-                wanted = "texts (.jsonl, .csv)" if isinstance(network, LanguageModel) else "images (a folder, .parquet)"
-                raise DataRefused(f"{path}: a {type(network).__name__} forgets {wanted}, not this kind of file.")
+    def request(self, model: Model) -> Request:
+        """The request as `model` reads it."""
+        network = next(networks(model))
+        made = {name: self._encoded(network, name, records) for name, records in self.sets.items()}
         own = {name: made.pop(name) for name in RESERVED if name in made}
         return Request(**own, probes=made, repeats=self.repeats())
+
+    def _encoded(self, network: Network, name: str, records: list[Any]) -> tuple[Example, ...]:
+        path = self.places[name]
+        if isinstance(network, LanguageModel) and not self.pictures:
+            passages = text.encode(records, network.tokenizer, path, network.longest)
+            text.refuse_unknown_tokens(passages, network.vocabulary, path)
+            return passages
+        if isinstance(network, ImageClassifier) and self.pictures:
+            return images.encode(records, network.processor, network.classes, path, network.channels)
+        wanted = "texts (.jsonl, .csv)" if isinstance(network, LanguageModel) else "images (a folder, .parquet)"
+        raise DataRefused(f"{path}: a {type(network).__name__} forgets {wanted}, not this kind of file.")
 
     def repeats(self) -> tuple[Repeat, ...]:
         """Where records of one set nearly repeat another's; of texts only."""
         found: list[Repeat] = []
-        for one, other in APART if not self.inputs.pictures else ():
+        for one, other in APART if not self.pictures else ():
             if one in self.sets and other in self.sets:
                 like = near.likes(self.sets[one], self.sets[other])
                 equal = sum(each.equal for each in like)
@@ -121,6 +124,48 @@ class Records:
                     lines = tuple((each.line, each.other) for each in like)
                     found.append(Repeat(one, other, equal, len(like) - equal, lines))
         return tuple(found)
+
+
+def read_request(
+    model: Model,
+    *,
+    forget: Source,
+    retain: Source | None = None,
+    holdout: Source | None = None,
+    stand_in: Source | None = None,
+    **probes: Source,
+) -> Request:
+    """The request as `model` reads it, each set from a file or from a list of records.
+
+    A record is a dictionary with the columns of a file: `question` and `answer`, or `text`; optionally `id`, `options`
+    and `lead`. Files may be of images too. Other names than these four are probes, which only audits read.
+    Raises `DataRefused` with the place of each record that cannot be used.
+    """
+    named = {"forget": forget, "retain": retain, "holdout": holdout, "stand_in": stand_in, **probes}
+    given = {name: source for name, source in named.items() if source is not None}
+    files = {name: Path(source) for name, source in given.items() if isinstance(source, str | Path)}
+    lists = {name: source for name, source in given.items() if not isinstance(source, str | Path)}
+    read = _read(files)
+    if read.pictures and lists:
+        raise DataRefused(f"The {next(iter(lists))} records are a list, and images are read from files. Give a folder.")
+    places = {name: Path(f"{name} records") for name in lists}
+    listed = {name: _listed(source, places[name]) for name, source in lists.items()}
+    sets = {name: listed[name] if name in listed else read.sets[name] for name in given}
+    return Records(sets, {**read.places, **places}, read.pictures).request(model)
+
+
+def _read(files: Mapping[str, Path]) -> Records:
+    if not files:
+        return Records({}, {})
+    own = {name: path for name, path in files.items() if name in RESERVED}
+    probes = {name: path for name, path in files.items() if name not in RESERVED}
+    return Inputs(**{"forget": next(iter(files.values())), **own}, probes=probes).read()
+
+
+def _listed(source: Sequence[Mapping[str, Any]], place: Path) -> list[Record]:
+    if not source:
+        raise DataRefused(f"{place}: there are none, so there is nothing to read. Give at least one.")
+    return text.check([Record(line, dict(columns)) for line, columns in enumerate(source, start=1)], place)
 
 
 def _ids(path: Path) -> list[str]:

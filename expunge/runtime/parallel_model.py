@@ -24,12 +24,11 @@ from torch.distributed.fsdp import FSDPModule
 from expunge.core.model import Batch, Model, Network, Wrapper
 from expunge.core.predictions import Predictions, weights_of
 from expunge.core.question import (
-    LogProbabilities,
+    DerivedQuestion,
     Question,
     Reply,
     RowQuestion,
     RowsReply,
-    RowStatistics,
     Scores,
     Text,
 )
@@ -67,7 +66,7 @@ class ParallelModel(Network):
         with self.around():
             if isinstance(question, Text):
                 return self._write_texts(question, batch)  # type: ignore[return-value]
-            if isinstance(question, LogProbabilities | RowStatistics):
+            if isinstance(question, DerivedQuestion):
                 return self._in_groups(question, batch)
             return self._in_shares(question, batch)
 
@@ -98,14 +97,14 @@ class ParallelModel(Network):
         """Free this rank's shard; the next call makes it again."""
         self.__dict__.pop("local", None)
 
-    def _in_groups(self, question: RowQuestion[RowsReply], examples: Batch) -> RowsReply:
-        """The reply about any number of examples: groups of them are distributed over the ranks."""
+    def _in_groups(self, question: DerivedQuestion[RowsReply], examples: Batch) -> RowsReply:
+        """The reply about any number of examples, numbers for each row: groups of examples are dealt out."""
         ends = torch.cumsum(torch.tensor([example.rows for example in examples]), 0).tolist()
         names = [f.name for f in fields(question.reply) if f.name not in ("example", "examples", "share", "weights")]
         table = torch.zeros(len(names), ends[-1], dtype=torch.float64)
         with without_gradients(), in_step(self.local, lambda: self.local.ask(Scores(), examples[:1])):
             for group in list(self.local.batches(examples))[rank() :: world_size()]:
-                reply = self.local.ask(question, [examples[k] for k in group])
+                reply = question.derive(self.local.ask(Scores(), [examples[k] for k in group]))
                 for k, one in zip(group, question.split(reply), strict=True):
                     own = one.tensors()
                     rows = slice(ends[k] - len(one.labels), ends[k])

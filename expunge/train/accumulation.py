@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from expunge.core.events import Note
 from expunge.core.model import Batch
 from expunge.errors import EnvironmentRefused
+from expunge.events import Note
 
 
 @dataclass

@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from expunge.core.events import BlockGroups, Checked, Ended, OnEvent, Started
 from expunge.core.model import Batch, Model, Network
 from expunge.core.predictions import mean_over
 from expunge.core.question import LogProbabilities
 from expunge.errors import RunFailed
+from expunge.events import BlockGroups, Checked, Ended, OnEvent, Started
 
 CHECKED = 64
 """Most examples of a set in a check, evenly spaced."""

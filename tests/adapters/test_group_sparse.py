@@ -9,13 +9,13 @@ from transformers import AutoModelForImageClassification, ViTConfig
 from expunge.adapters.bounded import Bounded
 from expunge.adapters.group_sparse import GroupSparse
 from expunge.adapters.lora import LoRA
-from expunge.core.events import Ended, Event
 from expunge.core.model import Network
 from expunge.core.question import Scores
 from expunge.core.request import Request
 from expunge.core.view import View
 from expunge.data.images import Picture
 from expunge.errors import UsageRefused
+from expunge.events import Ended, Event
 from expunge.methods.finetune import Finetune
 from expunge.methods.stop import Stop
 from expunge.models.vision import ImageClassifier

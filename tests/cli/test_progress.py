@@ -2,45 +2,47 @@
 
 import io
 from pathlib import Path
-from typing import Any
 
 import pytest
 from rich.console import Console
 
 from expunge.cli.progress import Progress
-from expunge.core.events import Checked, Started
+from expunge.core.audit import Finding
+from expunge.events import Checked, Started
+from expunge.report.report import Report
+from expunge.report.verdict import Outcome
+from tests.report.reports import report, verdict
 
 
-def finding(set_: str, model: str, value: float, ideal: float | None = None) -> dict[str, Any]:
-    known = {"low": value / 2, "high": 2 * value, "n": 7, "ideal": ideal}
-    return {"audit": "Probability", "set": set_, "model": model, "value": value, **known}
+def finding(set_: str, model: str, value: float, ideal: float | None = None) -> Finding:
+    return Finding("Probability", set_, value, value / 2, 2 * value, 7, "a definition", ideal, model)
 
 
-def shown(report: dict[str, Any], capsys: pytest.CaptureFixture) -> list[str]:
-    Progress(Console(file=io.StringIO())).summary(report, Path("out"))
+def shown(made: Report, capsys: pytest.CaptureFixture) -> list[str]:
+    Progress(Console(file=io.StringIO())).summary(made, Path("out"))
     return capsys.readouterr().out.splitlines()
 
 
 def test_a_value_is_shown_with_its_interval_and_count_however_small(capsys):
-    found = [finding("forget", "before", 0.5, 0.01), finding("forget", "after", 0.0012, 0.01)]
-    head, row = shown({"findings": found}, capsys)[:2]
+    found = (finding("forget", "before", 0.5, 0.01), finding("forget", "after", 0.0012, 0.01))
+    head, row = shown(report(findings=found), capsys)[:2]
     assert head.split() == ["set", "audit", "n", "before", "after", "95", "%", "of", "after", "ideal"]
     assert row.split() == ["forget", "Probability", "7", "0.50", "0.0012", "6.0e-04", "to", "0.0024", "0.01"]
 
 
 def test_what_should_be_gone_stands_first_and_what_should_stay_next(capsys):
     sets = ("holdout", "mine", "retain", "forget")
-    lines = shown({"findings": [finding(name, "before", 0.5) for name in sets]}, capsys)
+    lines = shown(report(findings=tuple(finding(name, "before", 0.5) for name in sets)), capsys)
     assert [line.split()[0] for line in lines[1:5]] == ["forget", "retain", "holdout", "mine"]
 
 
 def test_a_rule_says_its_number_and_bound_or_that_nothing_was_measured(capsys):
-    rules = [
-        {"rule": "forget.Probability <= 0.25", "value": 0.0012345, "bound": 0.25, "met": True},
-        {"rule": "forget.Choice <= 0.25", "value": None, "bound": None, "met": False},
-    ]
-    found = [finding("forget", "before", 0.5), finding("forget", "after", 0.0012345)]
-    lines = shown({"findings": found, "verdict": {"met": False, "rules": rules}}, capsys)
+    judged = verdict(
+        Outcome("forget.Probability <= 0.25", 0.0012345, 0.25, True),
+        Outcome("forget.Choice <= 0.25", None, None, False),
+    )
+    found = (finding("forget", "before", 0.5), finding("forget", "after", 0.0012345))
+    lines = shown(report(findings=found, verdict=judged), capsys)
     assert "met      forget.Probability <= 0.25  (0.001234, bound 0.25)" in lines
     assert "NOT MET  forget.Choice <= 0.25  (not measured: no record of this set has what the audit needs)" in lines
     assert lines[-2:] == ["1 of 2 thresholds were not met.", f"Report: {Path('out', 'report.html')}"]
@@ -48,8 +50,8 @@ def test_a_rule_says_its_number_and_bound_or_that_nothing_was_measured(capsys):
 
 def test_a_table_is_not_folded_where_there_is_no_terminal(capsys):
     models = ("before", "after", "reference")
-    found = [finding("forget vs holdout", model, 0.000123, 0.000456) for model in models]
-    lines = shown({"findings": found}, capsys)
+    found = tuple(finding("forget vs holdout", model, 0.000123, 0.000456) for model in models)
+    lines = shown(report(findings=found), capsys)
     assert lines[1].count("e-0") == 6  # three values, the interval's two ends and the ideal on one line
 
 
@@ -65,8 +67,8 @@ def test_a_run_without_a_level_is_told_that_nothing_says_when_it_is_enough():
 
 
 def test_what_lies_outside_the_interval_of_its_ideal_is_told_under_the_verdict(capsys):
-    met = {"rule": "forget.Probability <= 0.25", "value": 0.01, "bound": 0.25, "met": True}
-    found = [finding("forget", "before", 0.5, 0.1), finding("forget", "after", 0.01, 0.1)]  # 0.005 to 0.02
-    lines = shown({"findings": found, "verdict": {"rules": [met]}, "run": {"steps": 1}}, capsys)
+    met = verdict(Outcome("forget.Probability <= 0.25", 0.01, 0.25, True))
+    found = (finding("forget", "before", 0.5, 0.1), finding("forget", "after", 0.01, 0.1))  # 0.005 to 0.02
+    lines = shown(report(findings=found, verdict=met), capsys)
     at = lines.index("Forgotten within every threshold.")
     assert lines[at + 1] == "Outside the interval of its ideal: forget Probability (below)."

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from expunge import open_network
+from expunge import Report, open_model
 from tests.cli.commands import rows, write
 
 
@@ -21,6 +21,10 @@ def test_the_page_s_lines_of_python_run_on_one_s_own_files(model: Path, tmp_path
     said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
     assert said.returncode == 0, said.stderr
     assert [line.split()[:2] for line in said.stdout.splitlines()] == [
-        [f"{name}:", kind] for name in ("before", "after") for kind in ("forget", "retain", "holdout")
+        [f"{name}:", kind]
+        for name in ("before", "after")
+        for kind in ("forget", "retain", "holdout", "forget")  # the last is "forget vs holdout"
     ]
-    assert open_network(str(tmp_path / "forgotten-model")).fingerprint() != open_network(str(model)).fingerprint()
+    report = Report.read(tmp_path / "forgotten")
+    assert open_model(tmp_path / "forgotten" / "model").fingerprint() == report.result
+    assert open_model(model).fingerprint() == report.original.fingerprint != report.result

@@ -29,7 +29,7 @@ def test_a_run_writes_everything_and_nothing_beside_it(done: Done):
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {p.name for p in (done.out / "model").iterdir()}
     assert {"adapter_config.json", "adapter_model.safetensors"} <= {p.name for p in (done.out / "adapter").iterdir()}
     manifest = check_manifest(done.out)
-    assert manifest["base"] == done.report["model"]["fingerprint"]
+    assert manifest["base"] == done.report["original"]["fingerprint"]
     assert manifest["request"] == done.report["request"]["fingerprint"]
 
 

@@ -50,15 +50,15 @@ def test_an_edit_writes_a_model_and_tells_what_it_changed(expunge, model, files,
     assert said.code == 0, said.err
     made = report(tmp_path / "out")
     assert made["method"] == written
-    assert made["run"]["edit"]["changed"] > 0
-    assert made["run"]["merge"]["max_logit_change"] > 0
+    assert made["run"]["edited"]["changed"] > 0
+    assert made["run"]["saved"]["max_logit_change"] > 0
     assert [rule["rule"] for rule in made["verdict"]["rules"]] == [
         "numbers of the model changed >= 1 (something changed)"
     ]
     was, now = (load_file(folder / "model.safetensors") for folder in (model, tmp_path / "out" / "model"))
     changed = sum(int((was[name] != now[name]).sum()) for name in was)
-    assert changed == made["run"]["edit"]["changed"]
-    blocks = made["run"]["edit"]["blocks"]
+    assert changed == made["run"]["edited"]["changed"]
+    blocks = made["run"]["edited"]["blocks"]
     assert sum(block["changed"] for block in blocks.values()) == changed
     assert {"model.layers.0", "model.layers.1"} < set(blocks)
     page = (tmp_path / "out" / "report.html").read_text()
@@ -83,8 +83,7 @@ def test_an_attack_is_a_method_whose_result_is_audited(expunge, model, files, tm
     )
     assert said.code == 0, said.err
     made = report(tmp_path / "o")
-    assert made["run"]["kept_step"] == 3
-    assert made["environment"]["seed"] == 5
+    assert made["run"]["ended"]["kept_step"] == 3
     assert made["method"].endswith("seed=5)")
 
 

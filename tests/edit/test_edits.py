@@ -13,7 +13,6 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from expunge.attack.quantize import Quantize
-from expunge.core.events import Change, Edited
 from expunge.core.model import Network, answers
 from expunge.core.predictions import Predictions
 from expunge.core.question import Scores
@@ -26,6 +25,7 @@ from expunge.edit.lfssd import LFSSD
 from expunge.edit.negate import Negate
 from expunge.edit.ssd import SSD
 from expunge.errors import DataRefused, RunFailed, UsageRefused
+from expunge.events import Change, Edited
 from expunge.internals.gradients import gradient, loss
 from expunge.notation.parse import parse
 from expunge.primitives.class_scores import Head

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import nn
 
-from expunge.core.events import Change, Edited
+from expunge.events import Change, Edited
 from expunge.internals.changes import block_of, describe_change
 
 

@@ -6,10 +6,10 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from expunge.adapters.bounded import Bounded
-from expunge.core.events import Event
 from expunge.core.model import Network, network_of
 from expunge.core.request import Request
 from expunge.data.text import Passage
+from expunge.events import Event
 from expunge.methods.finetune import Finetune
 from expunge.methods.stop import Stop
 from expunge.models.language import LanguageModel

@@ -10,11 +10,11 @@ import torch
 from expunge.adapters.bounded import Bounded
 from expunge.adapters.full import Full
 from expunge.adapters.lora import LoRA
-from expunge.core.events import Checked, Ended, Step
 from expunge.core.objective import Objective, Scalar
 from expunge.core.request import Request
 from expunge.core.view import View
 from expunge.errors import RunFailed
+from expunge.events import Checked, Ended, Step
 from expunge.methods.finetune import Finetune
 from expunge.methods.stop import Stop
 from expunge.objectives.grad_diff import GradDiff

@@ -11,9 +11,9 @@ from expunge.adapters.bounded import Bounded
 from expunge.adapters.full import Full
 from expunge.adapters.lora import LoRA
 from expunge.core.adapter import Adapter
-from expunge.core.events import Checked, Ended, Started, Step
 from expunge.core.question import Scores
 from expunge.errors import UsageRefused
+from expunge.events import Checked, Ended, Started, Step
 from expunge.methods.finetune import Finetune
 from expunge.notation.typed_json import event_from_json, event_to_json
 from expunge.train.batches import Batches

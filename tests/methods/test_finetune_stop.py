@@ -6,11 +6,11 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from expunge.audits.loss import Loss
-from expunge.core.events import Checked, Ended, Started
 from expunge.core.objective import Objective, Scalar
 from expunge.core.request import Request
 from expunge.core.view import View
 from expunge.errors import UsageRefused
+from expunge.events import Checked, Ended, Started
 from expunge.methods.stop import Stop
 from expunge.objectives.ascent import Ascent
 from expunge.objectives.hinged_ascent import HingedAscent

@@ -17,13 +17,13 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from expunge.core.events import Event
 from expunge.core.model import Network
 from expunge.core.question import LogProbabilities, Scores
 from expunge.core.request import Request
 from expunge.data.images import Picture
 from expunge.data.text import Passage
 from expunge.errors import DataRefused, ModelRefused, RunFailed, UsageRefused
+from expunge.events import Event
 from expunge.methods._representation import represent
 from expunge.methods.laf import LAF, _Autoencoder
 from expunge.models.language import LanguageModel

@@ -9,7 +9,7 @@ from typing import Literal
 
 import pytest
 
-from expunge.core.events import BlockGroups, Change, Checked, Edited, Ended, Event, Note, Started, Step
+from expunge.events import BlockGroups, Change, Checked, Edited, Ended, Event, Note, Started, Step
 from expunge.notation.typed_json import (
     MisfitError,
     event_from_json,

@@ -9,7 +9,6 @@ from transformers import LlamaConfig, LlamaForCausalLM, ViTConfig, ViTForImageCl
 
 from expunge.adapters.full import Full
 from expunge.adapters.lora import LoRA
-from expunge.core.events import Event, Step
 from expunge.core.model import network_of
 from expunge.core.objective import Objective
 from expunge.core.predictions import Share
@@ -19,6 +18,7 @@ from expunge.core.view import Run, View
 from expunge.data.images import Picture
 from expunge.data.text import Passage
 from expunge.errors import ModelRefused, UsageRefused
+from expunge.events import Event, Step
 from expunge.methods.finetune import Finetune
 from expunge.methods.stop import Stop
 from expunge.models.language import LanguageModel

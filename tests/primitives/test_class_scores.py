@@ -45,6 +45,14 @@ def test_values_and_gradients_are_those_of_the_whole_matrix(moves):
             assert torch.allclose(a, b, atol=1e-12, rtol=0)
 
 
+def test_without_gradients_the_values_are_the_same_in_a_chunk_of_three_three_and_one_row():
+    said, before = says(0), says(1)
+    with torch.no_grad():
+        ours = said.each_row(divergence, before), said.log_prob()
+    assert torch.allclose(ours[0], said.each_row(divergence, before).detach(), atol=1e-12, rtol=0)
+    assert torch.allclose(ours[1], said.log_prob().detach(), atol=1e-12, rtol=0)
+
+
 def test_the_gradient_is_that_of_finite_differences():
     said, before = says(2), says(3)
 

@@ -1,21 +1,37 @@
 """A report, its steps and its page, as the tests of pages have them."""
 
+from dataclasses import replace
 from html.parser import HTMLParser
+
+from expunge.core.audit import Finding
+from expunge.events import Checked, Ended, Started, Step
+from expunge.primitives.repeat import Repeat
+from expunge.report.report import (
+    Cost,
+    Environment,
+    Original,
+    Report,
+    RequestFacts,
+    Run,
+    Sample,
+    Samples,
+    Saved,
+    SetFacts,
+)
+from expunge.report.verdict import Outcome, Verdict
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 
 
 def finding(audit, where, model, value, spread=0.05, ideal=None, better="lower"):
-    return {
-        "audit": audit, "set": where, "model": model, "value": value, "low": value - spread, "high": value + spread,
-        "n": 24, "ideal": ideal, "definition": f"How {audit} is defined.", "better": better,
-    }  # fmt: skip
+    said = f"How {audit} is defined."
+    return Finding(audit, where, value, value - spread, value + spread, 24, said, ideal, model, better=better)
 
 
 def findings(after=0.2, kept=0.94):
     choice = {"ideal": 0.25, "better": "ideal"}
-    return [
+    return (
         finding("Choice", "forget", "before", 0.97, **choice),
         finding("Choice", "forget", "after", after, **choice),
         finding("Choice", "forget", "reference", 0.29, **choice),
@@ -28,54 +44,58 @@ def findings(after=0.2, kept=0.94):
         finding("Loss", "retain", "reference", 0.10),
         finding("Perplexity", "general", "before", 18.4),
         finding("Perplexity", "general", "after", 19.1),
-    ]
+    )
 
 
-def rule(text, value, bound, met):
-    return {"rule": text, "value": value, "bound": bound, "met": met}
+STARTED = Started(90, 1_224_000, 134_515_008, 24, 5.2, 0.25, "holdout", 0.1)
+ENDED = Ended("forget loss 5.31 reached the level 5.20 (holdout)", 22, 24, True, 5.31, 0.0, 0.05)
+RUN = Run(started=STARTED, ended=ENDED, saved=Saved(True, 1.2e-5, 3.0, "float32 safetensors"))
+
+
+def step(n):
+    change = {"frobenius": 0.1 * n, "spectral": 0.05 * n}
+    return Step(n, -n, 0.2 * n, 0.5, {"mlp": 1.0, "attention": 0.1}, change, 1e-4, 9, 1.2)
+
+
+STEPS = (*map(step, range(1, 25)), Checked(24, 4.8, 0.5, 5.2, 0.4))
+
+
+def verdict(*outcomes):
+    return Verdict(all(outcome.met for outcome in outcomes), outcomes)
 
 
 def report(**changed):
-    whole = {
-        "schema": 1,
-        "expunge": "0.1.0",
-        "created": "2026-11-22T09:00:00Z",
-        "command": "expunge forget ./smollm2 --forget forget.jsonl --retain retain.jsonl",
-        "method": "Finetune(objective=Ascent() + RetainNLL())",
-        "model": {
-            "name": "smollm2", "family": "language", "architecture": "LlamaForCausalLM", "parameters": 134515008,
-            "fingerprint": "9f86d081884c7d65",
-        },
-        "request": {
-            "fingerprint": "60303ae22b998861",
-            "sets": {
-                "forget": {"examples": 24, "rows": 96, "source": "forget.jsonl"},
-                "retain": {"examples": 120, "rows": 480, "source": "retain.jsonl"},
-            },
-        },
-        "findings": findings(),
-        "verdict": {"met": True, "rules": [rule("forget.Choice <= 0.25", 0.2, 0.25, True)]},
-        "run": {
-            "stopped": "forget loss 5.31 reached the level 5.20 (holdout)", "kept_step": 22, "steps": 24,
-            "level": 5.2, "level_source": "holdout", "budget": 0.1,
-            "adapter": {"layers": 90, "trainable": 1234, "share": 0.0091}, "merge": {"max_logit_difference": 1.2e-5},
-        },
-        "cost": {"seconds": {"load": 1.2, "forget": 80.2, "total": 82.4}, "tokens": 123456, "peak_memory_bytes": 2.4e9},
-        "environment": {"python": "3.11.7", "device": "cpu", "threads": 2, "seed": 0},
-        "limits": ["Outputs only: the weights may still hold what the answers no longer say."],
-        "samples": {"shown": False, "items": [{"set": "forget", "id": "forget-01"}]},
-    }  # fmt: skip
-    return whole | changed
+    """A finished run, with whatever is to be otherwise; it has no steps."""
+    whole = Report(
+        schema=2,
+        expunge="0.1.0",
+        created="2026-11-22T09:00:00Z",
+        command="expunge forget ./smollm2 --forget forget.jsonl --retain retain.jsonl",
+        original=Original("smollm2", "language", "LlamaForCausalLM", 134_515_008, "9f86d081884c7d65"),
+        result="c0ffee081884c7d65",
+        request=RequestFacts(
+            "60303ae22b998861",
+            "tokens",
+            {"forget": SetFacts(24, 96, "forget.jsonl"), "retain": SetFacts(120, 480, "retain.jsonl")},
+            {"forget": 0, "retain": 0},
+            (Repeat("forget", "retain", 1, 0, ((3, 4),)),),
+        ),
+        environment=Environment("3.11.7", "2.13", "5.1", "0.18", "cpu", 2),
+        method="Finetune(objective=Ascent() + RetainNLL())",
+        findings=findings(),
+        run=RUN,
+        verdict=verdict(Outcome("forget.Choice <= 0.25", 0.2, 0.25, True)),
+        cost=Cost({"load": 1.2, "forget": 80.2}, 82.4, 123456, 2_400_000_000, 0),
+        limits=("Outputs only: the weights may still hold what the answers no longer say.",),
+        samples=Samples(False, (Sample("forget", "forget-01"),)),
+    )
+    return replace(whole, **changed)
 
 
-STEPS = [
-    {
-        "kind": "step", "step": n, "loss": -n, "forget": 0.2 * n, "retain": 0.5,
-        "gradient": {"mlp": 1.0, "attention": 0.1}, "delta": {"frobenius": 0.1 * n, "spectral": 0.05 * n},
-        "learning_rate": 1e-4, "seconds": 1.2,
-    }
-    for n in range(1, 25)
-] + [{"kind": "check", "step": 24, "forget": 4.8, "retain": 0.5, "level": 5.2}]  # fmt: skip
+def audited(**changed):
+    """The same model, only looked at."""
+    before = tuple(each for each in findings() if each.model == "before")
+    return report(run=None, method="", result=None, findings=before, **changed)
 
 
 class Page(HTMLParser):

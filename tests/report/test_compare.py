@@ -1,11 +1,14 @@
 """The comparison of several runs: what they share, what they began from, which is best."""
 
+from dataclasses import replace
+
 from expunge.report import compare
-from tests.report.reports import STEPS, Page, assert_inert, finding, findings, report
+from expunge.report.report import Report
+from tests.report.reports import STEPS, Page, assert_inert, audited, finding, findings, report
 
 
 def test_a_comparison_has_a_column_for_each_run_and_shares_what_they_share():
-    runs = [("gentle", report(), []), ("harsh", report(findings=findings(0.02, 0.7)), [])]
+    runs = [("gentle", report()), ("harsh", report(findings=findings(0.02, 0.7)))]
     found = assert_inert(compare.render(runs))
     assert "Audit Before A gentle B harsh Reference Ideal" in found.text
     shown = "0.97 0.92 – 1.02 n = 24 0.20 0.15 – 0.25 n = 24 best 0.02 -0.03 – 0.07 n = 24 0.29 0.24 – 0.34 n = 24 0.25"
@@ -25,22 +28,22 @@ def test_the_best_run_is_the_nearest_to_the_ideal_not_the_lowest():
 
 
 def test_different_beginnings_are_told_apart_and_warned_of():
-    other = report(model=report()["model"] | {"fingerprint": "b" * 64})
-    other["findings"] = [f | {"value": 0.5} if f["model"] == "before" else f for f in findings()]
-    text = Page(compare.render([("one", report(), []), ("two", other, []), ("three", report(), [])])).text
+    found = tuple(replace(f, value=0.5) if f.model == "before" else f for f in findings())
+    other = report(original=replace(report().original, fingerprint="b" * 64), findings=found)
+    text = Page(compare.render([("one", report()), ("two", other), ("three", report())])).text
     assert "Not all runs began with the same model: A, C (9f86d081884c) against B (bbbbbbbbbbbb)." in text
     assert "A, C 0.97" in text
     assert "B 0.50" in text
 
 
-def looked(value: float) -> dict:
+def looked(value: float) -> Report:
     """The report of an audit alone."""
-    found = [f | {"value": value} for f in findings() if f["model"] == "before"]
-    return report(findings=found, method="", run=None, verdict=None)
+    before = audited(verdict=None)
+    return replace(before, findings=tuple(replace(f, value=value) for f in before.findings))
 
 
 def test_a_model_that_was_only_audited_stands_under_its_letter_and_is_said_to_be_as_it_was():
-    page = compare.render([("gentle", report(), []), ("retrained", looked(0.31), [])])
+    page = compare.render([("gentle", report()), ("retrained", looked(0.31))])
     text = assert_inert(page).text
     assert "Audit Before A gentle B retrained nothing done Reference Ideal" in text
     assert "0.97 0.92 – 1.02 n = 24 0.20 0.15 – 0.25 n = 24 0.31 " in text  # before (of A alone), A, B
@@ -51,14 +54,14 @@ def test_a_model_that_was_only_audited_stands_under_its_letter_and_is_said_to_be
 
 
 def test_audits_alone_are_compared_without_a_column_of_dashes():
-    text = Page(compare.render([("one", looked(0.9), []), ("two", looked(0.3), [])])).text
+    text = Page(compare.render([("one", looked(0.9)), ("two", looked(0.3))])).text
     assert "Audit A one nothing done B two nothing done Reference Ideal" in text
     assert "but for A, B: nothing was done to them" in text
 
 
 def test_sets_are_read_in_one_order_whatever_each_run_began_with():
-    found = [finding("Loss", where, "after", 1.0) for where in ("world", "holdout", "retain", "forget")]
-    text = Page(compare.render([("one", report(findings=found), [])])).text
+    found = tuple(finding("Loss", where, "after", 1.0) for where in ("world", "holdout", "retain", "forget"))
+    text = Page(compare.render([("one", report(findings=found))])).text
     places = [text.index(f"{where} {what}") for where, what in compare_heads()]
     assert places == sorted(places)
 
@@ -68,9 +71,7 @@ def compare_heads():
 
 
 def test_limits_that_bind_some_runs_name_them():
-    text = Page(
-        compare.render([("one", report(limits=["All.", "Mine."]), []), ("two", report(limits=["All."]), [])])
-    ).text
+    text = Page(compare.render([("one", report(limits=["All.", "Mine."])), ("two", report(limits=["All."]))])).text
     assert "What this does not show All. A: Mine." in text
 
 
@@ -79,7 +80,7 @@ def test_runs_are_lettered_beyond_the_alphabet():
 
 
 def test_a_dozen_runs_and_their_curves_fit_one_page():
-    runs = [(f"run {n}", report(findings=findings(0.05 * n)), STEPS) for n in range(12)]
+    runs = [(f"run {n}", report(findings=findings(0.05 * n), steps=STEPS)) for n in range(12)]
     page = compare.render(runs)
     assert_inert(page)
     assert len(page.encode()) < 1_000_000

@@ -3,7 +3,8 @@
 import pytest
 
 from expunge.core.audit import Finding
-from expunge.report.record import row, with_ideals
+from expunge.notation.parse import parse
+from expunge.report.record import with_ideals
 
 SETS = ("forget", "paraphrase", "retain", "holdout")
 
@@ -18,8 +19,11 @@ def ideals(*findings: Finding) -> dict[tuple[str, str], float | None]:
 
 
 def better(where: str, audit: str = "Accuracy", ideal: float | None = None) -> str:
-    """Which way a row of the report is read."""
-    return str(row(said(where, "after", 0.4, ideal, audit))["better"])
+    """Which way a finding is read, whether its ideal is known from the start or only in the report."""
+    measure = parse(f"{audit}()")
+    begun, ended = (measure.finding(where, 0.4, (0.3, 0.5), [0.4], known) for known in (ideal, None))
+    assert ended.with_ideal(ideal).better == begun.better
+    return begun.better
 
 
 # A run whose model forgot (loss 0.1 to 3.0) and lost a little elsewhere; never seen text costs 4.0 before, 5.0 after.

@@ -2,17 +2,20 @@
 
 import math
 import re
+from dataclasses import replace
 
-from expunge.report.plots import COLOURS, Axis, Point, Span, curves, overlay, strip, tradeoff
+from expunge.events import Checked, Step
+from expunge.report.plots import COLOURS, Axis, Point, curves, overlay, tradeoff
+from expunge.report.strips import Span, strip
 
 
 def step(number, forget, retain=0.5, mlp=1.0):
     gradient, delta = {"mlp": mlp, "attention": 0.0}, {"frobenius": 0.1 * number, "spectral": 0.05 * number}
-    return {"kind": "step", "step": number, "forget": forget, "retain": retain, "gradient": gradient, "delta": delta}
+    return Step(number, -forget, forget, retain, gradient, delta, 1e-4, 9, 1.2)
 
 
 def check(number, forget, retain=0.5, level=5.0):
-    return {"kind": "check", "step": number, "forget": forget, "retain": retain, "level": level}
+    return Checked(number, forget, retain, level, 0.0)
 
 
 RUN = [step(1, 0.5), step(2, 1.5), check(2, 1.6), step(3, 4.0), step(4, 5.5), check(4, 5.4)]
@@ -75,15 +78,15 @@ def test_no_steps_give_no_plot():
 
 
 def test_what_was_not_recorded_leaves_a_gap_not_a_zero():
-    lines = [{"kind": "step", "step": n, "forget": float(n), "retain": None} for n in (1, 2, 3)]
-    drawn = curves([*lines, {"kind": "step", "step": 4, "forget": math.nan}])
+    nothing = {"retain": None, "gradient": {}, "delta": {}}
+    drawn = curves([replace(step(n, forget), **nothing) for n, forget in enumerate((1.0, 2.0, 3.0, math.nan), start=1)])
     assert drawn.count("<svg") == 1
     assert "forget" in texts(drawn)
     assert "retain" not in texts(drawn)
 
 
 def test_a_name_that_looks_like_a_formula_is_shown_as_it_is():
-    line = step(1, 0.5) | {"gradient": {"$x^2$": 1.0, "層": 2.0}}
+    line = replace(step(1, 0.5), gradient={"$x^2$": 1.0, "層": 2.0})
     assert {"$x^2$", r"\u5c64"} <= set(texts(curves([line])))
 
 

@@ -1,20 +1,24 @@
 """Thresholds: what can be required, and when it is met."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from expunge.audits.choice import Choice
 from expunge.audits.loss import Loss
 from expunge.audits.min_k import MinK
+from expunge.audits.perplexity import Perplexity
 from expunge.audits.rouge import Rouge
 from expunge.audits.truth_ratio import TruthRatio
 from expunge.core.audit import Finding
 from expunge.core.request import Request
 from expunge.data.text import Passage
 from expunge.errors import UsageRefused
-from expunge.report.record import row
-from expunge.report.verdict import Rule, check_rules
+from expunge.events import Edited, Ended, Started
+from expunge.report.report import Run
+from expunge.report.verdict import Outcome, Rule, Verdict, check_rules, criterion, judge, judge_audit
+from expunge.summaries.forget_quality import ForgetQuality
 
 
 def found(
@@ -118,7 +122,7 @@ def test_a_rule_on_what_no_record_has_is_refused_before_the_work(rule: str, said
     request = Request(asked("forget"), asked("retain", text), probes={"para": (text,)})
     audits = [Choice(), TruthRatio(), Rouge(), Loss(), MinK()]
     with pytest.raises(UsageRefused) as refused:
-        check_rules([Rule.parse(rule)], audits, request, False)
+        check_rules([Rule.parse(rule)], audits, [], request)
     assert refused.value.line().startswith(f"expunge: E2-usage: --require '{rule}' could never be measured: ")
     assert said in refused.value.line()
     known = (
@@ -128,25 +132,75 @@ def test_a_rule_on_what_no_record_has_is_refused_before_the_work(rule: str, said
         "forget.Loss >= 1",
         "para.Loss >= 1",
     )
-    check_rules([Rule.parse(text) for text in known], audits, request, False)
+    check_rules([Rule.parse(text) for text in known], audits, [], request)
     seen = Request(request.forget, holdout=asked("holdout"))
-    check_rules([Rule.parse("forget vs holdout.MinK <= 0.6")], audits, seen, False)
+    check_rules([Rule.parse("forget vs holdout.MinK <= 0.6")], audits, [], seen)
 
 
 @pytest.mark.parametrize(
     ("audit", "where", "better"),
     [
-        ("Loss", "forget", "higher"),
-        ("Perplexity", "paraphrase", "higher"),
-        ("Rouge", "forget", "lower"),
-        ("Loss", "retain", "lower"),
-        ("Rouge", "retain", "higher"),
+        (Loss(), "forget", "higher"),
+        (Perplexity(), "paraphrase", "higher"),
+        (Rouge(), "forget", "lower"),
+        (Loss(), "retain", "lower"),
+        (Rouge(), "retain", "higher"),
+        (Rouge(), "holdout", "ideal"),
+        (TruthRatio(), "forget", "higher"),  # the mean of min(R, 1/R), which is near 0 where the answer is known
+        (TruthRatio(), "retain", "higher"),  # the mean of max(0, 1 - R), near 1 where it is known
     ],
 )
-def test_where_no_ideal_is_known_a_lost_answer_is_better_for_what_should_be_gone(audit: str, where: str, better: str):
-    assert row(found(1.0, "after", audit, where))["better"] == better
+def test_where_no_ideal_is_known_a_lost_answer_is_better_for_what_should_be_gone(audit, where: str, better: str):
+    made = audit.finding(where, 1.0, (1.0, 1.0), [1.0])
+    assert made.better == better
     if where in ("forget", "paraphrase"):  # beyond the ideal is no better than short of it
-        assert row(found(1.0, "after", audit, where, ideal=0.3))["better"] == "ideal"
+        assert made.with_ideal(0.3).better == audit.finding(where, 1.0, (1.0, 1.0), [1.0], 0.3).better == "ideal"
+    else:
+        assert made.with_ideal(0.3).better == better
+
+
+STARTED = Started(2, 10, 100, 20, 5.0, 0.25, "holdout", 0.1)
+
+
+def ended(step: int, short: float, rise: float | None) -> Ended:
+    return Ended("all 20 steps were taken", step, 20, True, 4.9, short, rise)
+
+
+def test_a_runs_own_criterion_by_hand():
+    run = Run(STARTED, ended=ended(16, 0.25, 0.11))
+    assert criterion(run) == [
+        Outcome("kept step >= 1 (something changed)", 16, 1, True),
+        Outcome("forget examples short of 5.00 nats (that of the holdout set), on average <= slack", 0.25, 0.25, True),
+        Outcome("rise of the retain loss <= budget (nats)", 0.11, 0.1, False),
+    ]
+    free = Run(replace(STARTED, level=None, budget=None), ended=ended(0, 0.0, None))
+    assert criterion(free) == [Outcome("kept step >= 1 (something changed)", 0, 1, False)]
+    assert not judge([], [], free).met
+
+
+def test_a_method_without_steps_must_have_changed_a_number():
+    told = "numbers of the model changed >= 1 (something changed)"
+    for changed, met in ((0, False), (1, True)):
+        run = Run(edited=Edited(changed, 9, 0.0, {}))
+        assert judge([], [], run) == Verdict(met, (Outcome(told, changed, 1, met),))
+    assert judge([], [], Run()) == Verdict(True, ())  # a method that says nothing of itself
+
+
+def test_an_audit_alone_is_judged_by_its_rules_and_only_by_them():
+    before = [found(0.3, "before", ideal=0.25)]
+    assert judge_audit([], before) is None
+    made = judge_audit([Rule.parse("forget.Choice <= 0.25"), Rule.parse("forget.Choice <= before")], before)
+    assert made == Verdict(
+        False, (Outcome("forget.Choice <= 0.25", 0.3, 0.25, False), Outcome("forget.Choice <= before", 0.3, 0.3, True))
+    )
+
+
+def test_a_summary_can_be_required_where_it_is_run():
+    request = Request(asked("forget"), asked("retain"))
+    rule = Rule.parse("forget.ForgetQuality >= 0.5")
+    check_rules([rule], [TruthRatio()], [ForgetQuality()], request)
+    with pytest.raises(UsageRefused, match="ForgetQuality is not run"):
+        check_rules([rule], [TruthRatio()], [], request)
 
 
 def test_a_value_before_alone_does_not_count_as_the_value_after():

@@ -12,18 +12,19 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Vi
 from transformers import ViTImageProcessorPil as Processor
 
 from expunge.adapters.full import Full
-from expunge.core.events import Checked, Step
 from expunge.core.question import Scores
 from expunge.core.request import Request
 from expunge.data.images import encode, load
+from expunge.events import Checked, Event, Step
 from expunge.methods.finetune import Finetune
 from expunge.methods.stop import Stop
-from expunge.models.open import open_network
+from expunge.models.open import open_model
 from expunge.models.vision import ImageClassifier
 from expunge.notation.typed_json import event_to_json
 from expunge.objectives.retain_nll import RetainNLL
+from expunge.report.report import Report
+from expunge.run.job import Job, forget
 from expunge.run.prepare import Inputs
-from expunge.run.unlearn import Job, forget
 from expunge.runtime.atomic_files import check_manifest
 
 torch.set_num_threads(1)
@@ -80,8 +81,8 @@ def done(tmp_path_factory) -> tuple[Path, dict, list[dict]]:
         schedule="linear",
         stop=Stop(level=None, max_retain_increase=None, every=1000),
     )
-    Full().merge(learn(network, Request(forget=seen[:1], retain=seen[1:]))).save(root / "model")
-    told: list[dict] = []
+    learn(network, Request(forget=seen[:1], retain=seen[1:])).plain().save(root / "model")
+    told: list[Event] = []
     job = Job(
         model=str(root / "model"),
         inputs=Inputs(forget=root / "train", only_class=FORGOTTEN, probes={"test": root / "test"}),
@@ -93,9 +94,9 @@ def done(tmp_path_factory) -> tuple[Path, dict, list[dict]]:
     return root, report, told
 
 
-def values(report: dict, audit: str, set_: str) -> tuple[float, float]:
+def values(report: Report, audit: str, set_: str) -> tuple[float, float]:
     """What an audit found before and after."""
-    found = {f["model"]: f["value"] for f in report["findings"] if (f["audit"], f["set"]) == (audit, set_)}
+    found = {f.model: f.value for f in report.findings if (f.audit, f.set) == (audit, set_)}
     return found["before"], found["after"]
 
 
@@ -110,22 +111,20 @@ def test_the_class_is_forgotten_and_the_others_are_not(done):
     unseen = values(report, "Accuracy", "test")  # a tenth of it is the forgotten digit
     assert unseen[0] - 0.2 < unseen[1] < unseen[0]
     assert values(report, "Loss", "forget")[1] > values(report, "Loss", "forget")[0] + 1
-    assert report["verdict"]["met"] is True
+    assert report.verdict.met
 
 
 def test_the_report_says_what_was_asked_of_what(done):
     root, report, told = done
-    sets = {name: of["examples"] for name, of in report["request"]["sets"].items()}
+    sets = {name: of.examples for name, of in report.request.sets.items()}
     threes = len(list((root / "train" / FORGOTTEN).glob("*.png")))
     assert sets == {"forget": threes, "retain": 500 - threes, "test": 200}
-    assert report["model"]["family"] == "vision"
-    assert report["model"]["architecture"] == "ViTForImageClassification"
-    assert report["method"].startswith(
-        "Finetune(objective=0.3 * HingedAscent(level=3.0) + RetainNLL(), adapter=Bounded("
-    )
-    assert report["run"]["adapter"]["layers"] == 4  # two dense layers in each of two blocks
-    assert report["run"]["kept_step"] == report["run"]["steps"] == 40
-    assert json.loads((root / "out" / "report.json").read_text()) == report
+    assert report.original.family == "vision"
+    assert report.original.architecture == "ViTForImageClassification"
+    assert report.method.startswith("Finetune(objective=0.3 * HingedAscent(level=3.0) + RetainNLL(), adapter=Bounded(")
+    assert report.run.started.layers == 4  # two dense layers in each of two blocks
+    assert report.run.ended.kept_step == report.run.ended.steps == 40
+    assert Report.read(root / "out") == report
     steps = [json.loads(line) for line in (root / "out" / "steps.jsonl").read_text().splitlines()]
     assert steps == [event_to_json(event) for event in told if isinstance(event, Step | Checked)]
     assert {event["gradient"]["attention"] for event in steps if event["kind"] == "step"} == {0.0}
@@ -138,7 +137,7 @@ def test_the_model_left_answers_the_same_in_plain_transformers(done):
     plain = AutoModelForImageClassification.from_pretrained(root / "out" / "model").eval()
     processor = AutoImageProcessor.from_pretrained(root / "out" / "model", backend="pil")
     records = load(root / "test")
-    ours = open_network(str(root / "out" / "model"))
+    ours = open_model(root / "out" / "model")
     pictures = encode(records, ours.processor, ours.classes, root / "test", ours.channels)
     grey = [record.image.convert("L") for record in records]
     with torch.inference_mode():
@@ -150,10 +149,10 @@ def test_the_model_left_answers_the_same_in_plain_transformers(done):
     right = (logits.argmax(-1) == torch.tensor([p.label for p in pictures])).double().mean().item()
     assert right == pytest.approx(values(report, "Accuracy", "test")[1], abs=1e-6)
     assert plain.config.id2label[3] == FORGOTTEN
-    assert report["run"]["merge"]["max_logit_difference"] < 1e-4 < report["run"]["merge"]["max_logit_change"]
+    assert report.run.saved.max_logit_difference < 1e-4 < report.run.saved.max_logit_change
 
 
 def test_the_model_given_is_left_as_it_was_on_disk(done):
     root, report, _ = done
-    assert open_network(str(root / "model")).fingerprint() == report["model"]["fingerprint"]
-    assert open_network(str(root / "out" / "model")).fingerprint() != report["model"]["fingerprint"]
+    assert open_model(root / "model").fingerprint() == report.original.fingerprint
+    assert open_model(root / "out" / "model").fingerprint() == report.result != report.original.fingerprint

@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from expunge.runtime import cached_model
 from expunge.core.question import LogProbabilities, Scores, Text
 from expunge.data.text import Passage
 from expunge.models.language import LanguageModel
+from expunge.runtime import cached_model
 from expunge.runtime.answer_store import AnswerStore
 from expunge.runtime.cached_model import CachedModel
 

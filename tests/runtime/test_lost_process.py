@@ -107,7 +107,7 @@ def test_who_has_much_to_do_between_steps_is_waited_for(start, tmp_path: Path):
 DIES = """
 import os
 import signal
-from expunge.run import unlearn as job
+from expunge.run import job
 from expunge.cli import main as cli
 
 job.save = lambda *_: os.kill(os.getpid(), signal.SIGKILL)

@@ -17,12 +17,11 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
-from expunge.core.events import Checked, Event, Step
 from expunge.core.question import HiddenStates, LogProbabilities, Scores, Text
 from expunge.core.request import Request
 from expunge.data.text import Passage
 from expunge.errors import ModelRefused, UsageRefused
-from expunge.core.events import ignore_event
+from expunge.events import Checked, Event, Step, ignore_event
 from expunge.methods._loop import Loop
 from expunge.methods.finetune import Finetune
 from expunge.models.language import LanguageModel
@@ -320,7 +319,7 @@ def test_what_one_process_left_is_found_by_two_and_the_other_way_round(two: Path
         said = model.ask(LogProbabilities(), REQUEST.retain)
     finally:
         os.environ[PLACE] = "off"
-    assert model.found == 9
+    assert model.recalled == 9
     assert said.log_probs.tolist() == found(two)["cut"]["log_probs"]
 
 

@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 from expunge.audits.loss import Loss
-from expunge.core.events import Note, Step
 from expunge.core.model import Network
 from expunge.core.request import Request
 from expunge.edit.gradient_norm import GradientNorm
 from expunge.errors import EnvironmentRefused
+from expunge.events import Note, Step
 from expunge.objectives.grad_diff import GradDiff
 from expunge.objectives.npo import NPO
 from expunge.objectives.pdu import PDU

@@ -4,11 +4,11 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from expunge.core.events import Event, Step
 from expunge.core.request import Request
 from expunge.core.view import View
 from expunge.data.text import Passage
 from expunge.errors import ModelRefused, UsageRefused
+from expunge.events import Event, Step
 from expunge.models.language import LanguageModel
 from expunge.notation.parse import parse
 from expunge.train.activations import manage_activations

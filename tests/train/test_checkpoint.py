@@ -3,7 +3,7 @@
 import json
 import os
 import signal
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from expunge.core.events import Checked, Ended, Event, Note, OnEvent, Step
 from expunge.core.model import Model, network_of
+from expunge.core.objective import Objective
 from expunge.core.request import Request
+from expunge.core.view import View
 from expunge.data.text import Passage
 from expunge.errors import ModelRefused, RunFailed, UsageRefused
+from expunge.events import Checked, Ended, Event, Note, OnEvent, Step
 from expunge.models.language import LanguageModel
 from expunge.notation.parse import parse
 from expunge.notation.typed_json import event_to_json
@@ -103,6 +105,29 @@ def test_a_run_that_goes_on_equals_one_that_never_stopped_to_the_bit(settings: s
     resumed = weights(run(method, again, saved))
     assert all(torch.equal(resumed[name], weight) for name, weight in straight.items())
     assert again.lines() == whole.lines()  # those of the steps before the cut, too
+
+
+@dataclass(frozen=True)
+class Drawing(Objective):
+    """A loss as somebody may bring it: each step draws how much each row of the forget set counts."""
+
+    needs = ("forget",)
+    intention = "removal"
+
+    def __call__(self, now: View, before: View) -> torch.Tensor:
+        said = now.forget
+        return said.over_rows(said.log_prob() * torch.rand(len(said.labels)))
+
+
+def test_what_an_objective_draws_by_lot_goes_on_too(tmp_path: Path):
+    """No loss of ours draws after the start; one that does is seeded by the run, and a run that goes on is the same."""
+    method = replace(parse(f"Finetune(adapter=Bounded(rank=2), {SETTINGS})"), objective=Drawing())
+    straight = weights(method(tiny(), REQUEST))
+    with pytest.raises(CutOffError), keep_checkpoints(Checkpoints(tmp_path, every=2)):
+        method(tiny(), REQUEST, Watcher(9))
+    with keep_checkpoints(Checkpoints(tmp_path, every=2, resume=True)):
+        resumed = weights(method(tiny(), REQUEST))
+    assert all(torch.equal(resumed[name], weight) for name, weight in straight.items())
 
 
 def test_the_newest_two_are_kept_and_nothing_else(tmp_path: Path):

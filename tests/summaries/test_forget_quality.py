@@ -3,9 +3,12 @@
 import pytest
 
 from expunge.core.audit import Finding
-from expunge.report.quality import DERIVED, with_quality
 from expunge.report.record import with_ideals
 from expunge.report.verdict import Rule
+from expunge.summaries.forget_quality import ForgetQuality
+from expunge.summaries.truth_ratio_shift import TruthRatioShift
+
+DERIVED = ("ForgetQuality", "TruthRatioShift")
 
 
 def ratios(model: str, scores: tuple[float, ...], where: str = "forget", audit: str = "TruthRatio") -> Finding:
@@ -14,6 +17,10 @@ def ratios(model: str, scores: tuple[float, ...], where: str = "forget", audit: 
 
 LOW, HIGH = (0.1, 0.2, 0.3, 0.4), (0.6, 0.7, 0.8, 0.9)
 ALL = [ratios("before", LOW), ratios("reference", HIGH), ratios("after", HIGH)]
+
+
+def with_quality(findings: list[Finding]) -> list[Finding]:
+    return [*findings, *ForgetQuality()(findings), *TruthRatioShift()(findings)]
 
 
 def derived(findings: list[Finding]) -> dict[tuple[str, str, str], Finding]:
@@ -43,6 +50,14 @@ def test_its_ideal_is_that_of_the_reference_against_itself():
     found = derived(ALL)
     assert {f.ideal for f in found.values() if f.audit == "ForgetQuality"} == {1.0}
     assert {f.ideal for f in found.values() if f.audit == "TruthRatioShift"} == {0.0}
+    assert {f.better for f in found.values()} == {"ideal"}
+
+
+def test_both_need_truth_ratios_and_a_reference():
+    for summary in (ForgetQuality(), TruthRatioShift()):
+        assert summary.can_read(["Loss", "TruthRatio"], referenced=True)
+        assert not summary.can_read(["Loss", "TruthRatio"], referenced=False)
+        assert not summary.can_read(["Loss"], referenced=True)
 
 
 def test_without_a_reference_or_on_what_should_stay_there_is_none():

@@ -1,0 +1,122 @@
+"""Kinds of audits: one finding for each set, a score for each example, membership, and what looks inside a network.
+
+Where examples have weights, means and areas are weighted: 2 is the record twice. An interval is drawn over records, so
+a weight does not make it narrower. What looks inside a network counts each record once.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from expunge.core.audit import BOTH, Audit, Finding
+from expunge.core.model import Batch, Model, Network, network_of
+from expunge.core.question import HiddenStates
+from expunge.core.request import Example, Request
+from expunge.primitives.statistics import Interval, auc, bootstrap, mean_interval, weighted_mean
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+
+def weights_of(examples: Sequence[Example]) -> list[float] | None:
+    """How often each example counts; None where each counts once."""
+    weights = [example.weight for example in examples]
+    return None if all(weight == 1 for weight in weights) else weights
+
+
+def mean_of(scores: Sequence[float], examples: Sequence[Example]) -> tuple[float, Interval]:
+    """The mean of a score of each example, and its interval."""
+    weights = weights_of(examples)
+    return weighted_mean(scores, weights), mean_interval(scores, weights)
+
+
+class SetAudit(Audit):
+    """An audit with a finding for each set that has records it can be asked of."""
+
+    def applies(self, example: Example) -> bool:
+        """Whether the question can be asked of this example."""
+        return True
+
+    def asked(self, request: Request) -> dict[str, list[Example]]:
+        """What it is asked of, by set."""
+        sets = {name: [e for e in examples if self.applies(e)] for name, examples in request.sets().items()}
+        return {name: examples for name, examples in sets.items() if examples}
+
+    def lacks(self, where: str, request: Request) -> str:
+        if where == BOTH:
+            return f"{self.name} is of one set at a time"
+        needs = f" ({self.needs})" if self.needs else ""
+        return (
+            "" if where in self.asked(request) else f"no record of the set '{where}' has what {self.name} needs{needs}"
+        )
+
+
+class ScoreAudit(SetAudit):
+    """An audit that scores each example and reports the mean for each set."""
+
+    @abstractmethod
+    def score(self, model: Model, batch: Batch) -> Float[Tensor, " examples"]:
+        """One number for each example."""
+
+    def chance(self, batch: Batch) -> float | None:
+        """What guessing would get on these examples, where that is known."""
+        return self.ideal
+
+    def __call__(self, model: Model, request: Request) -> tuple[Finding, ...]:
+        self.check(model)
+        sets = self.asked(request)
+        every = [example for asked in sets.values() for example in asked]
+        # All sets are scored together, so that a model which writes fills its batches.
+        rest = self.score(model, every).double().tolist() if every else []
+        found = []
+        for name, asked in sets.items():
+            scores, rest = rest[: len(asked)], rest[len(asked) :]
+            ideal = None if name == "retain" else self.chance(asked)
+            found.append(self.finding(name, *mean_of(scores, asked), scores, ideal))
+        return tuple(found)
+
+
+class MembershipAudit(Audit):
+    """Can an attacker who sees a score for each example tell the forgotten from the never seen?
+
+    The value is the area under the curve with the forget set as positives: 0.5 is no difference, 1 is remembered,
+    and 0 is over-forgotten, which betrays the forgotten as surely as 1.
+    """
+
+    ideal = 0.5
+
+    @abstractmethod
+    def score(self, model: Model, batch: Batch) -> Float[Tensor, " examples"]:
+        """One number for each example: higher looks more like a member of the training data."""
+
+    def lacks(self, where: str, request: Request) -> str:
+        """Why there will be no finding of a set."""
+        needed = where == BOTH and request.holdout
+        return "" if needed else f"{self.name} is of the set '{BOTH}', and needs --holdout"
+
+    def __call__(self, model: Model, request: Request) -> tuple[Finding, ...]:
+        if not request.holdout:
+            return ()
+        self.check(model)
+        forget = self.score(model, request.forget).double().tolist()
+        holdout = self.score(model, request.holdout).double().tolist()
+        weights = [weights_of(examples) for examples in (request.forget, request.holdout)]
+        area = auc(forget, holdout, *weights)
+        interval = bootstrap(auc, forget, holdout, weights=weights)
+        return (self.finding(BOTH, area, interval, (*forget, *holdout), self.ideal),)
+
+
+class WhiteBoxAudit(Audit):
+    """An audit that reads a network's hidden states or weights, where the others see answers only."""
+
+    reads = (HiddenStates,)
+
+    @abstractmethod
+    def look(self, network: Network, request: Request) -> tuple[Finding, ...]:
+        """A finding for each set that the audit can read."""
+
+    def __call__(self, model: Model, request: Request) -> tuple[Finding, ...]:
+        return self.look(network_of(model, self.name), request)

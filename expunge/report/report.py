@@ -1,0 +1,262 @@
+"""The report of a run or an audit: what was asked, measured, decided and spent, as types that are also its file format.
+
+`report.json` holds the fields of `Report`, `steps.jsonl` its steps; docs/report.schema.json is made from this file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from expunge.core.adapter import Adapted
+from expunge.core.audit import Finding
+from expunge.core.model import Model
+from expunge.errors import DataRefused, ModelRefused, UsageRefused
+from expunge.events import Checked, Edited, Ended, Started, Step
+from expunge.notation.typed_json import MisfitError, event_from_json, event_to_json, from_json, to_json
+from expunge.primitives.repeat import Repeat
+from expunge.report.verdict import Verdict
+from expunge.runtime.atomic_files import whole_folder, write_manifest, write_text
+
+SCHEMA = 2
+"""Raised when a key changes its meaning."""
+REPORT, PAGE, STEPS = "report.json", "report.html", "steps.jsonl"
+HELD: Mapping[str, bool] = {"json": False}
+"""Fields that `report.json` does not have."""
+
+
+@dataclass(frozen=True)
+class Original:
+    """The model that was given."""
+
+    name: str
+    family: str
+    """language, vision, ..."""
+    architecture: str
+    parameters: int | None
+    """None for a model without weights of its own."""
+    fingerprint: str
+    """SHA-256 over names, types and bytes of all weights."""
+
+
+@dataclass(frozen=True)
+class SetFacts:
+    """One set of the request."""
+
+    examples: int
+    rows: int
+    source: str
+    """The file's name, or "records"."""
+
+
+@dataclass(frozen=True)
+class RequestFacts:
+    """What was to be forgotten, retained and asked."""
+
+    fingerprint: str
+    """SHA-256 over the contents of all sets; order and ids do not matter."""
+    unit: str
+    """What a row is: tokens, images."""
+    sets: dict[str, SetFacts]
+    duplicates: dict[str, int]
+    """Records that repeat an earlier one of their set."""
+    repeats: tuple[Repeat, ...]
+    """Where records of one set nearly repeat another's."""
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Where it was done."""
+
+    python: str
+    torch: str
+    transformers: str
+    peft: str
+    device: str
+    threads: int
+
+
+@dataclass(frozen=True)
+class Saved:
+    """How the model that was written differs from the one that was trained."""
+
+    adapter: bool
+    """Whether an adapter was written beside it."""
+    max_logit_difference: float | None
+    """Largest difference of a score between the two; None where the model gives no scores."""
+    max_logit_change: float | None
+    """Largest difference of a score from the original model's."""
+    format: str
+    """Of the weights; empty where nothing was written."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the method did, by its own events; `steps.jsonl` has the steps."""
+
+    started: Started | None = None
+    edited: Edited | None = None
+    ended: Ended | None = None
+    parts: int | None = None
+    """In how many parts steps were read at last, where memory ran out."""
+    saved: Saved | None = None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What it took."""
+
+    seconds: dict[str, float]
+    """By part."""
+    total: float
+    """Seconds of all parts."""
+    tokens: int
+    """Tokens (or images) trained on."""
+    peak_memory_bytes: int
+    """The largest memory that the process held."""
+    recalled: int
+    """Answers that were known from an earlier run."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the models wrote for a prompt; the texts only where they were asked for."""
+
+    set: str
+    id: str
+    prompt: str | None = None
+    answer: str | None = None
+    before: str | None = None
+    after: str | None = None
+    reference: str | None = None
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Some prompts of each set."""
+
+    shown: bool = False
+    """Whether their texts were asked for."""
+    items: tuple[Sample, ...] = ()
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything about a run of `unlearn`, or about an audit: then `method` is empty, and nothing was changed."""
+
+    schema: int
+    expunge: str
+    """The version that wrote it."""
+    created: str
+    """UTC."""
+    command: str
+    """The line that made it."""
+    original: Original
+    result: str | None
+    """Fingerprint of the model after forgetting; None in an audit."""
+    request: RequestFacts
+    environment: Environment
+    method: str
+    """In the notation, every setting written out."""
+    findings: tuple[Finding, ...]
+    run: Run | None
+    """None in an audit."""
+    verdict: Verdict | None
+    """None in an audit without rules."""
+    cost: Cost
+    limits: tuple[str, ...]
+    """What the result does not show."""
+    samples: Samples
+    steps: tuple[Step | Checked, ...] = field(default=(), metadata=HELD)
+    model: Model | None = field(default=None, metadata=HELD, compare=False, repr=False)
+    """The model after forgetting, without adapter, where it is in memory."""
+    adapted: Adapted | None = field(default=None, metadata=HELD, compare=False, repr=False)
+    """The same with its adapter, where the method has one."""
+
+    @property
+    def met(self) -> bool:
+        """Whether no rule was missed."""
+        return self.verdict is None or self.verdict.met
+
+    def write(self, folder: Path) -> None:
+        """Write `report.json`, `report.html` and, where there are steps, `steps.jsonl` into a folder that is there."""
+        from expunge.report import html  # the page draws with matplotlib, which nothing else here needs
+
+        write_text(folder / REPORT, json.dumps(to_json(self), indent=1))
+        write_text(folder / PAGE, html.render(self))
+        if self.steps:
+            write_text(folder / STEPS, "".join(json.dumps(event_to_json(step)) + "\n" for step in self.steps))
+
+    def save(self, folder: Path | str) -> Path:
+        """Write report, page, steps and manifest, and model and adapter where they are held, atomically; the folder.
+
+        Raises `UsageRefused` where there is anything at that place.
+        """
+        target = Path(folder)
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise UsageRefused(f"{target} is not empty. Give a new folder; nothing is ever written over.")
+        with whole_folder(target) as inside:
+            if self.model is not None:
+                self.model.save(inside / "model")
+            if self.adapted is not None:
+                save_adapter(self.adapted, inside, self.original.fingerprint)
+            self.write(inside)
+            self.sign(inside)
+        return target
+
+    def sign(self, folder: Path) -> None:
+        """Write the manifest of a folder that holds all of the report's files."""
+        write_manifest(folder, base=self.original.fingerprint, request=self.request.fingerprint)
+
+    @staticmethod
+    def read(folder: Path | str) -> Report:
+        """The report that a folder holds, without its model.
+
+        Raises `DataRefused` where there is none, and `ModelRefused` where it does not fit the schema.
+        """
+        path, steps = Path(folder) / REPORT, Path(folder) / STEPS
+        [top] = _objects(path, whole=True)
+        lines = _objects(steps, whole=False) if steps.is_file() else []
+        try:
+            report = from_json(Report, top)
+            if report.schema != SCHEMA:
+                raise MisfitError(f"schema must be {SCHEMA}")
+        except MisfitError as error:
+            raise ModelRefused(f"{path}: {error}, so it is no report of this version of expunge.") from error
+        return replace(report, steps=tuple(_step(line, f"{steps}, line {n}") for n, line in enumerate(lines, start=1)))
+
+
+def save_adapter(adapted: Adapted, folder: Path, base: str) -> bool:
+    """Write `adapter/` with a manifest that names its base model; whether the adapter has a form of its own."""
+    adapted.save_adapter(folder / "adapter")
+    if not (folder / "adapter").is_dir():
+        return False
+    write_manifest(folder / "adapter", base=base)
+    return True
+
+
+def _step(line: dict[str, Any], where: str) -> Step | Checked:
+    try:
+        event = event_from_json(line)
+        if isinstance(event, Step | Checked):
+            return event
+        raise MisfitError("kind must be step or check")
+    except MisfitError as error:
+        raise ModelRefused(f"{where}: {error}, so it is no line of this version of expunge.") from error
+
+
+def _objects(path: Path, whole: bool) -> list[dict[str, Any]]:
+    """The JSON objects of a file: one, or one a line."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        objects = [json.loads(part) for part in ([text] if whole else text.splitlines())]
+    except OSError as error:
+        raise DataRefused(f"{path} is not there. Give the folder of a finished run.") from error
+    except (ValueError, RecursionError) as error:
+        raise DataRefused(f"{path} is not JSON. Give the folder of a finished run.") from error
+    if not all(isinstance(one, dict) for one in objects):
+        raise DataRefused(f"{path} holds no JSON object. Give the folder of a finished run.")
+    return objects

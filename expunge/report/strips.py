@@ -1,0 +1,91 @@
+"""Strips: where the values of one audit lie on an axis, for the picture beside its row; the page draws them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeGuard
+
+
+@dataclass(frozen=True)
+class Span:
+    """A measured value and its interval."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+def finite(value: object) -> TypeGuard[float]:
+    """Whether it is a number that has a place on an axis."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+
+
+@dataclass(frozen=True)
+class Dot:
+    """One model in a strip: where it stands, in per cent of the strip's width."""
+
+    name: str
+    role: str
+    """The page's style for it: before, after, reference, else, or a run's colour."""
+    value: float
+    at: float
+    low: float | None
+    high: float | None
+    lane: int
+
+
+@dataclass(frozen=True)
+class Strip:
+    """The values of one audit on one axis, a lane for each model."""
+
+    dots: list[Dot]
+    lanes: int
+    ideal: float | None
+    start: float
+    end: float
+    log: bool
+
+
+def strip(models: Sequence[tuple[str, str, Span]], ideal: float | None = None) -> Strip:
+    """Place models, each a name, a role and a value, on an axis that begins and ends at a round number."""
+    seen = [number for _, _, span in models for number in (span.value, span.low, span.high)]
+    scale = _Scale.around([number for number in (*seen, ideal) if finite(number)])
+    dots = [
+        Dot(name, role, span.value, scale.at(span.value), scale.at(span.low), scale.at(span.high), lane)
+        for lane, (name, role, span) in enumerate(models)
+        if finite(span.value)
+    ]
+    return Strip(dots, len(models), scale.at(ideal), scale.low, scale.high, scale.log)
+
+
+@dataclass(frozen=True)
+class _Scale:
+    low: float
+    high: float
+    log: bool
+
+    @classmethod
+    def around(cls, values: Sequence[float]) -> _Scale:
+        low, high = min(values, default=0.0), max(values, default=1.0)
+        if low > -1e-300 and high <= 1:
+            return cls(0.0, 1.0, log=False)  # shares and areas under a curve: one axis for all rows
+        if low > 0 and high > 1000 * low:
+            return cls(10.0 ** math.floor(math.log10(max(low, 1e-300))), 10.0 ** math.ceil(math.log10(high)), log=True)
+        return cls(0.0 - _round_up(-low), _round_up(high), log=False)
+
+    def at(self, value: float | None) -> float | None:
+        if not finite(value):
+            return None
+        low, high, here = (math.log10(max(v, 1e-300)) if self.log else v for v in (self.low, self.high, value))
+        share = min(1.0, max(0.0, (here - low) / (high - low)))
+        return round(3 + 94 * share, 2)
+
+
+def _round_up(value: float) -> float:
+    """The next of 1, 2, 3, 4, 5, 6, 8, 10, 20, ...; 0 for what is not above 0."""
+    if value < 1e-300:
+        return 0.0
+    decade = 10.0 ** math.floor(math.log10(value))
+    return next(step * decade for step in (1, 2, 3, 4, 5, 6, 8, 10, 20) if step * decade >= value)

@@ -1,0 +1,26 @@
+"""Which family a model is of, and what a report says of all models of a family."""
+
+from __future__ import annotations
+
+from expunge.core.family import Family
+from expunge.core.model import Model
+from expunge.models.open import families
+from expunge.primitives.composed_files import parts_of
+
+
+def family_name(model: Model) -> str:
+    """The model's own; of what is made of other models, that of the first."""
+    if model.family:
+        return model.family
+    inside = (family_name(part) for _, part in parts_of(model, Model))
+    return next(filter(None, inside), "other")
+
+
+def unit_of(family: str) -> str:
+    """What a row of its models is."""
+    return next((known.unit for known in families() if known.name == family), Family.unit)
+
+
+def limits_of(family: str) -> tuple[str, ...]:
+    """What no audit of its models shows."""
+    return next((known.limits for known in families() if known.name == family), Family.limits)

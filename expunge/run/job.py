@@ -1,0 +1,194 @@
+"""The job of a command: from files to a folder that holds model, adapter, steps and report, or to nothing at all."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from expunge.core.adapter import Adapted
+from expunge.core.audit import Audit
+from expunge.core.method import Method
+from expunge.core.model import Model, Network
+from expunge.core.objective import Objective
+from expunge.errors import RunFailed, UsageRefused
+from expunge.events import Note, OnEvent
+from expunge.models.open import open_model
+from expunge.notation.typed_json import from_json, to_json
+from expunge.report.record import networks
+from expunge.report.report import STEPS, Report, Saved
+from expunge.report.verdict import Rule
+from expunge.run import unlearn
+from expunge.run.choose import audits_of, method_of
+from expunge.run.families import family_name
+from expunge.run.files import check_out, form_of, keep_failed, save
+from expunge.run.prepare import Inputs
+from expunge.run.recorder import Recorder
+from expunge.run.unlearn import Clock, Result, Task
+from expunge.runtime.atomic_files import check_room, lock, whole_folder
+from expunge.runtime.cached_model import CachedModel
+from expunge.runtime.parallel_model import Hold, ask_together, shared_store
+from expunge.runtime.processes import broadcast, is_main, shared_folder, world_size
+from expunge.runtime.sharding import kept_on_host
+from expunge.train.checkpoint import Checkpoints, keep_checkpoints
+
+
+@dataclass(frozen=True)
+class Job:
+    """One request to one model, by their files."""
+
+    model: str
+    inputs: Inputs
+    out: Path
+    method: str = "Finetune()"
+    audits: str | None = None
+    reference: str | None = None
+    seed: int | None = None
+    device: str = "cpu"
+    show_text: bool = False
+    require: tuple[str, ...] = ()
+    checkpoint_every: int = 20
+    """Steps between two checkpoints of the run; 0 for none."""
+    resume: bool = False
+    """Whether to go on from the newest checkpoint."""
+    hold: Hold = "whole"
+    """Of several processes, what each holds of a model that is audited: the whole on its device, or cut, a part."""
+    line: str = ""
+    """What was typed, for the report."""
+
+    def __post_init__(self) -> None:
+        if self.hold not in ("whole", "cut"):
+            raise UsageRefused(f"--hold '{self.hold}' is not known. Allowed: whole, cut.")
+
+    def check_names(self) -> tuple[Method, tuple[Audit, ...] | None, tuple[Rule, ...]]:
+        """What is named, before anything is read: the method, the audits, if any are, and the rules."""
+        audits = audits_of(self.audits, "") if self.audits else None
+        return method_of(self.method, self.seed), audits, tuple(Rule.parse(text) for text in self.require)
+
+    def checkpoints(self) -> Checkpoints | None:
+        """Where the run's checkpoints lie: beside the result."""
+        folder = self.out.with_name(f"{self.out.name}.checkpoints")
+        return Checkpoints(folder, self.checkpoint_every, self.resume) if self.checkpoint_every else None
+
+    def open(self, model: str) -> Model:
+        """A model on the job's device; on the host where the processes will hold a part each."""
+        return open_model(model, self.device, "cpu" if self.hold == "cut" and world_size() > 1 else None)
+
+    def ask(self, model: Model) -> CachedModel:
+        """A model, to be asked by all processes, of which each answer is kept."""
+        return CachedModel(ask_together(model, self.hold) if isinstance(model, Network) else model, shared_store())
+
+    def task(self, objective: Objective | None, audits: tuple[Audit, ...] | None, on_event: OnEvent) -> Task:
+        """Model and request; the files are checked before the model is loaded, by what `objective` reads too."""
+        records = self.inputs.read()
+        if objective is not None:
+            self.inputs.supply(objective)
+        clock, reference = Clock(), self.reference
+        with clock.part("load"):
+            on_event(Note(f"Loading {self.model}"))
+            model = self.open(self.model)
+            request = records.request(model)
+        for repeat in request.repeats:
+            on_event(Note(f"Warning: {repeat}"))
+        return Task(
+            model=model,
+            request=request,
+            audits=audits or audits_of(None, family_name(model)),
+            rules=tuple(Rule.parse(text) for text in self.require),
+            reference=None if reference is None else lambda: self.open(reference),
+            ask=self.ask,
+            on_event=on_event,
+            clock=clock,
+            command=self.line,
+            name=self.model,
+            sources={name: path.name for name, path in self.inputs.paths.items()},
+            show_text=self.show_text,
+        )
+
+
+def forget(job: Job, on_event: OnEvent) -> Report:
+    """Forget, and write `job.out`, all of it or nothing."""
+    method, audits, _ = job.check_names()
+    check_out(job.out, job.model)
+    saved = job.checkpoints()
+    with lock(job.out) if is_main() else nullcontext():
+        if saved:
+            broadcast(saved.check)
+        task = job.task(method.minimises, audits, on_event)
+        inside = list(networks(task.model))
+        if saved and isinstance(task.model, Network):
+            network = task.model
+            broadcast(lambda: saved.compare(method, network, task.request))
+        check_room((tensor for each in inside for tensor in each.module.state_dict().values()), job.out)
+        try:
+            with shared_folder(whole_folder(job.out)) as folder:
+                report = _forget(job, task, method, folder)
+        except KeyboardInterrupt:
+            if saved and saved.steps():
+                on_event(Note(f"Checkpoints are in {saved.folder}; --resume goes on from them"))
+            raise
+        if saved:
+            saved.remove()
+        return report
+
+
+def audit(job: Job, on_event: OnEvent) -> Report:
+    """Audit a model as it is, and write `report.json` and `report.html` to `job.out`."""
+    _, audits, _ = job.check_names()
+    check_out(job.out, job.model)
+    with lock(job.out) if is_main() else nullcontext():
+        report = unlearn.audit(job.task(None, audits, on_event))
+        with shared_folder(whole_folder(job.out)) as folder:
+            _write(report, folder)
+        return report
+
+
+def _forget(job: Job, task: Task, method: Method, folder: Path) -> Report:
+    recorder = Recorder(task.on_event, folder / STEPS)
+    report = unlearn.forget(task, method, lambda _: _result(job, task, method, recorder, folder), recorder)
+    _write(report, folder)
+    return report
+
+
+def _result(job: Job, task: Task, method: Method, recorder: Recorder, folder: Path) -> Result:
+    """Run the method, save what it made, and read it back: what is audited is what lies on the disk."""
+    trains = isinstance(task.model, Network) and method.minimises is not None
+    with kept_on_host(task.model) if trains and isinstance(task.model, Network) else nullcontext():
+        with task.clock.part("forget"):
+            changed = _train(job, task, method, recorder)
+        with task.clock.part("merge and save"):
+            task.on_event(Note("Merging and saving"))
+            saved = from_json(Saved, broadcast(lambda: to_json(_save(task, changed, folder))))
+            del changed
+    with task.clock.part("read back"):
+        return Result(job.open(str(folder / "model")), saved)
+
+
+def _save(task: Task, changed: Model, folder: Path) -> Saved:
+    plain = changed.plain()
+    unlearn.refuse_broken(plain)
+    saved = unlearn.compare(task.model, changed, plain, task.request, form_of(plain))
+    return replace(saved, adapter=save(changed, plain, task.model.fingerprint(), folder))
+
+
+def _train(job: Job, task: Task, method: Method, recorder: Recorder) -> Model:
+    """Run the method; where it fails, keep the last good adapter beside the place that the result would have had."""
+    checkpoints = job.checkpoints()
+    try:
+        with keep_checkpoints(checkpoints):
+            return method(task.model, task.request, recorder)
+    except RunFailed as error:
+        adapted, steps = error.last_good, recorder.path
+        if not isinstance(adapted, Adapted) or steps is None:
+            raise
+        kept = job.out.with_name(f"{job.out.name}.failed")
+        broadcast(lambda: keep_failed(kept, adapted, steps))
+        if checkpoints:
+            checkpoints.remove()  # they would lead to the same step
+        raise RunFailed(f"{error} The last good adapter and the steps are in {kept}.") from error
+
+
+def _write(report: Report, folder: Path) -> None:
+    if is_main():
+        report.write(folder)
+        report.sign(folder)
