@@ -64,13 +64,8 @@ class Salient(Adapter):
                 parametrize.register_parametrization(owner, key, values)
         return fork.fork(fork.module.eval())
 
-<<<<<<< HEAD
-    def masks(self, network: Network, request: Request) -> dict[str, Bool[Tensor, "..."]]:
-        """The mask of each parameter; parameters without a selected weight are left out."""
-=======
     def masks(self, network: Network, request: Request) -> dict[str, Bool[Tensor, " ..."]]:
-        """Which numbers may move, by parameter; parameters of which none may are left out."""
->>>>>>> main
+        """The mask of each parameter; parameters without a selected weight are left out."""
         sizes = {name: slope.abs() for name, slope in gradient(network, loss, (1.0, request.forget)).items()}
         every = torch.cat([size.flatten() for size in sizes.values()])
         still = int(self.quantile * len(every))
