@@ -13,8 +13,6 @@ from expunge.core.predictions import Hidden, Predictions, RouterScores, Share, w
 from expunge.core.question import HiddenStates, Question, Routes, RowsReply, Scores
 from expunge.errors import DataRefused
 
-Passes = list[tuple[str, Question[Any]]]
-
 
 @dataclass
 class Run:
@@ -49,7 +47,7 @@ class View:
     every rank to take part, and the result counts for nothing."""
     replies: dict[tuple[str, Question[Any]], Any] = field(default_factory=dict)
     """Replies so far, by set and question."""
-    passes: Passes = field(default_factory=list)
+    passes: list[tuple[str, Question[Any]]] = field(default_factory=list)
     """The set and the question of each forward pass so far."""
 
     @property

@@ -34,7 +34,7 @@ class MisfitError(ValueError):
 def to_json(value: Any) -> Any:
     """A dataclass, or what it holds, as JSON's own types."""
     if is_dataclass(value):
-        return {each.name: to_json(getattr(value, each.name)) for each in _written(type(value))}
+        return {each.name: to_json(getattr(value, each.name)) for each in _json_fields(type(value))}
     if isinstance(value, Mapping):
         return {key: to_json(inner) for key, inner in value.items()}
     return [to_json(inner) for inner in value] if isinstance(value, list | tuple) else value
@@ -122,7 +122,7 @@ def _tuple(kinds: tuple[Any, ...], value: object, at: str) -> object:
 
 def _dataclass(kind: type, value: object, at: str) -> object:
     _must_be(isinstance(value, dict), at, "an object")
-    given, known = cast(dict[str, Any], value), {each.name: each for each in _written(kind)}
+    given, known = cast(dict[str, Any], value), {each.name: each for each in _json_fields(kind)}
     for name in given:
         if name not in known:
             raise MisfitError(f"{_under(at, name[:40])} is not known")
@@ -143,7 +143,7 @@ def _under(at: str, name: str) -> str:
 
 
 @cache
-def _written(kind: type) -> tuple[Field[Any], ...]:
+def _json_fields(kind: type) -> tuple[Field[Any], ...]:
     return tuple(each for each in fields(kind) if each.metadata.get("json", True))
 
 
@@ -187,7 +187,7 @@ def _object(kind: type, known: dict[str, Any]) -> dict[str, Any]:
     return {
         "type": "object",
         "description": (kind.__doc__ or "").split("\n\n")[0].replace("\n", " "),
-        "properties": {each.name: _describe(hints[each.name], known) for each in _written(kind)},
-        "required": [each.name for each in _written(kind) if not _has_default(each)],
+        "properties": {each.name: _describe(hints[each.name], known) for each in _json_fields(kind)},
+        "required": [each.name for each in _json_fields(kind) if not _has_default(each)],
         "additionalProperties": False,
     }

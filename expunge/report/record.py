@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from expunge import __version__
 from expunge.core.audit import BOTH, Finding
 from expunge.core.model import Model, Network
 from expunge.core.question import Text
@@ -21,6 +22,7 @@ from expunge.primitives.composed_files import parts_of
 from expunge.report.report import Cost, Environment, Original, RequestFacts, Sample, Samples, SetFacts
 from expunge.runtime.cached_model import CachedModel
 
+VERSION = __version__
 SAMPLES = 12
 """Forget prompts whose continuations a report shows; of other sets a third as many."""
 
@@ -88,7 +90,7 @@ def with_ideals(findings: Sequence[Finding]) -> list[Finding]:
     return [f.with_ideal(ideal(f)) for f in findings]
 
 
-def rounded(findings: Sequence[Finding]) -> tuple[Finding, ...]:
+def round_scores(findings: Sequence[Finding]) -> tuple[Finding, ...]:
     """Findings whose scores have as many digits as a report keeps."""
     return tuple(replace(f, scores=tuple(round(score, 6) for score in f.scores)) for f in findings)
 
@@ -105,7 +107,7 @@ def samples(before: CachedModel, after: CachedModel | None, request: Request, sh
     items = []
     for name, examples in request.sets().items():
         for example in examples[: SAMPLES if name == "forget" else SAMPLES // 3]:
-            first, last = _written(before, example), _written(after, example) if after else None
+            first, last = _text_about(before, example), _text_about(after, example) if after else None
             if first is not None:
                 items.append(_sample(name, example, first, last) if shown else Sample(name, example.id))
     return Samples(shown, tuple(items))
@@ -115,7 +117,7 @@ def _sample(name: str, example: Example, before: str, after: str | None) -> Samp
     return Sample(name, example.id, example.question, example.answer, before, after)  # type: ignore[attr-defined]
 
 
-def _written(model: CachedModel, example: Example) -> str | None:
+def _text_about(model: CachedModel, example: Example) -> str | None:
     """What the model wrote after an example's prompt, if an audit asked."""
     for question, replies in model.replies.items():
         if question.startswith(f"{Text.__name__}(") and id(example) in replies:

@@ -177,7 +177,7 @@ class Report:
     """The same with its adapter, where the method has one."""
 
     @property
-    def met(self) -> bool:
+    def is_met(self) -> bool:
         """Whether no rule was missed."""
         return self.verdict is None or self.verdict.met
 

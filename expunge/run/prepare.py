@@ -98,11 +98,11 @@ class Records:
     def request(self, model: Model) -> Request:
         """The request as `model` reads it."""
         network = next(networks(model))
-        made = {name: self._encoded(network, name, records) for name, records in self.sets.items()}
+        made = {name: self._encode(network, name, records) for name, records in self.sets.items()}
         own = {name: made.pop(name) for name in RESERVED if name in made}
         return Request(**own, probes=made, repeats=self.repeats())
 
-    def _encoded(self, network: Network, name: str, records: list[Any]) -> tuple[Example, ...]:
+    def _encode(self, network: Network, name: str, records: list[Any]) -> tuple[Example, ...]:
         path = self.places[name]
         if isinstance(network, LanguageModel) and not self.pictures:
             passages = text.encode(records, network.tokenizer, path, network.longest)
@@ -149,7 +149,7 @@ def read_request(
     if read.pictures and lists:
         raise DataRefused(f"The {next(iter(lists))} records are a list, and images are read from files. Give a folder.")
     places = {name: Path(f"{name} records") for name in lists}
-    listed = {name: _listed(source, places[name]) for name, source in lists.items()}
+    listed = {name: _check_list(source, places[name]) for name, source in lists.items()}
     sets = {name: listed[name] if name in listed else read.sets[name] for name in given}
     return Records(sets, {**read.places, **places}, read.pictures).request(model)
 
@@ -162,7 +162,7 @@ def _read(files: Mapping[str, Path]) -> Records:
     return Inputs(**{"forget": next(iter(files.values())), **own}, probes=probes).read()
 
 
-def _listed(source: Sequence[Mapping[str, Any]], place: Path) -> list[Record]:
+def _check_list(source: Sequence[Mapping[str, Any]], place: Path) -> list[Record]:
     if not source:
         raise DataRefused(f"{place}: there are none, so there is nothing to read. Give at least one.")
     return text.check([Record(line, dict(columns)) for line, columns in enumerate(source, start=1)], place)

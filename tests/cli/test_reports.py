@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from expunge import __version__
-from expunge.cli.listing import nameable, told
+from expunge.cli.listing import describe, nameable
 from expunge.objectives.npo import NPO
 from expunge.runtime.atomic_files import check_manifest
 from tests.cli.commands import Done, Files, plain, refused
@@ -74,7 +74,7 @@ def test_a_plugin_is_told_with_its_formula_and_what_each_setting_does():
 
 def test_every_plugin_and_kind_can_be_told():
     for name in nameable():
-        lines = list(told(name))
+        lines = list(describe(name))
         assert lines[0].startswith(name), name
         assert len(lines) > 1, name
 

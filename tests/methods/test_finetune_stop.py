@@ -104,7 +104,7 @@ def test_the_holdouts_level_is_its_loss_in_the_model_before():
     holdout = next(finding for finding in Loss()(network, REQUEST) if finding.set == "holdout")
     [start] = events.of(Started)
     assert start.level == pytest.approx(holdout.value, abs=1e-6)
-    assert (start.level_source, start.budget) == ("holdout", 0.1)
+    assert (start.level_source, start.max_retain_increase) == ("holdout", 0.1)
     _, events = run(network, Request(REQUEST.forget, REQUEST.retain), steps=1, stop=Stop(level="holdout"))
     assert (events.of(Started)[0].level, events.of(Started)[0].level_source) == (None, "none")
 
