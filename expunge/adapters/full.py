@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from expunge.adapters.bounded import Bounded
 from expunge.core.adapter import Adapter
 from expunge.core.model import Network
 from expunge.core.request import Request
@@ -30,6 +31,9 @@ class Full(Adapter):
             module = module.float()  # a step of 1e-5 is lost in bfloat16's rounding for most weights
         module.requires_grad_(True)
         return network.fork(module.eval())
+
+    def cheaper(self) -> Iterator[tuple[str, Adapter]]:
+        yield "adapter=Bounded() in place of Full()", Bounded()
 
     def merge(self, adapted: Network) -> Network:
         return adapted.fork(copy.deepcopy(adapted.module).requires_grad_(False))

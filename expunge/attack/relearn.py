@@ -20,6 +20,7 @@ from expunge.errors import DataRefused, UsageRefused
 from expunge.events import OnEvent
 from expunge.methods.finetune import Finetune
 from expunge.notation.parse import parse
+from expunge.primitives.rehearsal import Rehearsal
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,17 @@ class Relearn(WeightMethod):
         return replace(self, seed=seed)
 
     def change(self, network: Network, request: Request, on_event: OnEvent) -> Model:
-        plan = replace(self.learn, steps=self.steps, seed=self.seed)
-        own = Request(self.others(request).forget, retain=self.attacker_examples(request))
-        return plan(network, own, on_event).plain()
+        return self._learn()(network, self._learnt(request), on_event).plain()
+
+    def rehearse(self, model: Model, request: Request, rehearsal: Rehearsal) -> Model:
+        return self._learn().rehearse(model, self._learnt(request), rehearsal).plain()
+
+    def _learn(self) -> Finetune:
+        return replace(self.learn, steps=self.steps, seed=self.seed)
+
+    def _learnt(self, request: Request) -> Request:
+        """What the attacker trains on: the items, as its retain set."""
+        return Request(self.others(request).forget, retain=self.attacker_examples(request))
 
     def attacker_examples(self, request: Request) -> Batch:
         """The examples that the attacker has."""

@@ -155,6 +155,7 @@ def plan(
     json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
     """Say what `forget` with the same options will cost: tokens, FLOPs, memory, disk, time. Runs and loads nothing."""
+    devices.check()
     job = _job(model, sets, audits, out, images, training, hold=devices.hold)
     from expunge.plan.machine import Machine
     from expunge.plan.table import say

@@ -19,6 +19,7 @@ Model = Annotated[str, Argument(metavar="MODEL", help="Folder, FILE.gguf, or hub
 Audits = Annotated[str | None, Option("--audits", help="Such as 'Loss, MinK(fraction=0.4)'.")]
 Out = Annotated[Path, Option("--out", help="New folder for the result.")]
 Device = Annotated[str, Option("--device", help="cpu or cuda.")]
+DTYPES = ("float32", "bfloat16", "float16")
 Hold = Annotated[str, Option("--hold", help="With several processes: each audits a whole model, or one cut over all.")]
 
 
@@ -104,6 +105,21 @@ class Devices:
     dtype: Annotated[str | None, Option("--dtype", help="Of the weights: float32, bfloat16, float16.")] = None
     rate: Annotated[float | None, Option("--rate", help="TFLOP/s of a device elsewhere, for the time.")] = None
     hold: Hold = "whole"
+
+    def check(self) -> None:
+        """Refuse what no machine has."""
+        if self.device not in ("cpu", "cuda"):
+            raise UsageRefused(f"--device '{self.device}': `plan` knows cpu and cuda.")
+        if not 1 <= self.processes <= 65536:
+            raise UsageRefused(f"--processes must be from 1 to 65536. Got {self.processes}.")
+        if self.device_memory is not None and not 0 < self.device_memory < 1e9:
+            raise UsageRefused("--device-memory must be a positive number of gigabytes.")
+        if self.rate is not None and not 0 < self.rate < 1e12:
+            raise UsageRefused("--rate must be a positive number of TFLOP/s.")
+        if self.dtype not in (None, *DTYPES):
+            raise UsageRefused(f"--dtype '{self.dtype}' is not known. Allowed: {', '.join(DTYPES)}.")
+        if self.dtype not in (None, "float32") and self.device == "cpu":
+            raise UsageRefused(f"--dtype {self.dtype}: on a CPU weights are held in float32. Give --device cuda.")
 
 
 def present(option: str, path: Path | None) -> None:

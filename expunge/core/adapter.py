@@ -29,6 +29,10 @@ class Adapter(ABC):
         """The network with the adapter in it; `request` lets an adapter choose by the data."""
         return Adapted(self.insert(network, request), network, self)
 
+    def cheaper(self) -> Iterator[tuple[str, Adapter]]:
+        """Adapters that need less memory, each with what to write for it."""
+        return iter(())
+
     @abstractmethod
     def insert(self, network: Network, request: Request) -> Network:
         """A network over the same storage that answers the same, with the adapter in it."""

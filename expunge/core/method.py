@@ -4,12 +4,15 @@ signature."""
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar, Self, final
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self, final
 
 from expunge.core.model import Model, Network, network_of
 from expunge.core.request import Request
 from expunge.errors import UsageRefused
 from expunge.events import OnEvent, ignore_event
+from expunge.primitives.rehearsal import Rehearsal
 
 if TYPE_CHECKING:
     from expunge.core.objective import Objective
@@ -41,6 +44,37 @@ class Method(ABC):
     def with_seed(self, seed: int) -> Self:
         """The same method with another seed. Raises `UsageRefused` where it draws nothing by chance."""
         raise UsageRefused(f"--seed: {self.name} draws nothing by chance. Leave --seed out.")
+
+    def rehearse(self, model: Model, request: Request, rehearsal: Rehearsal) -> Model:
+        """Do what a run does, on a narrow random network that notes each pass: `expunge plan` counts those.
+
+        A method with many equal steps takes few of them here, and says how many each stands for. One that is made of
+        other methods rehearses those.
+        """
+        parts = {name: _Rehearsed(part, rehearsal) for name, part in self._parts()}
+        same: Any = replace(self, **parts) if parts else self  # type: ignore[type-var]
+        return same(model, request)  # type: ignore[no-any-return]
+
+    def cheaper(self) -> Iterator[tuple[str, Self]]:
+        """Variants that need less memory, each with what to write for it; from what costs least to what costs most."""
+        for name, part in self._parts():
+            for said, other in part.cheaper():
+                yield f"{said} in {name}", replace(self, **{name: other})  # type: ignore[type-var]
+
+    def _parts(self) -> list[tuple[str, Method]]:
+        names = [field.name for field in fields(self)] if is_dataclass(self) else []
+        return [(name, part) for name in names if isinstance(part := getattr(self, name), Method)]
+
+
+@dataclass(frozen=True)
+class _Rehearsed(Method):
+    """A method that is rehearsed where it is called."""
+
+    method: Method
+    rehearsal: Rehearsal
+
+    def __call__(self, model: Model, request: Request, on_event: OnEvent = ignore_event) -> Model:
+        return self.method.rehearse(model, request, self.rehearsal)
 
 
 class WeightMethod(Method):

@@ -7,24 +7,27 @@ far above it reveals the forgotten examples as surely as one far below.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
 
 from expunge.adapters.bounded import Bounded
 from expunge.core.adapter import Adapted, Adapter
 from expunge.core.method import WeightMethod
-from expunge.core.model import Network
+from expunge.core.model import Model, Network
 from expunge.core.objective import Objective
 from expunge.core.request import Request
 from expunge.errors import UsageRefused
-from expunge.events import OnEvent
+from expunge.events import Checked, Event, OnEvent, Step
 from expunge.methods._loop import Loop
 from expunge.methods.stop import Stop
 from expunge.objectives.retain_kl import RetainKL
 from expunge.objectives.retain_nll import RetainNLL
 from expunge.objectives.settle import Settle
+from expunge.primitives.rehearsal import Rehearsal
 from expunge.train.activations import Activations, manage_activations
 from expunge.train.checkpoint import checkpoints_of_run
 
@@ -107,6 +110,46 @@ class Finetune(WeightMethod):
 
     def with_seed(self, seed: int) -> Finetune:
         return replace(self, seed=seed)
+
+    @contextmanager
+    def opened(self, network: Network, request: Request) -> Iterator[Network]:
+        """The network as steps find it: with its adapter, and with blocks that keep their activations or do not."""
+        adapted = self.adapter(network, request).inner
+        with managed(adapted.module, self.activations):
+            yield adapted
+
+    def rehearse(self, model: Model, request: Request, rehearsal: Rehearsal) -> Model:
+        few = min(self.steps, rehearsal.most)
+        rehearsal.opened, rehearsal.shared, rehearsal.steps = self.opened, True, self.steps
+        asked, later = self._asked(request, self.steps), self._asked(request, few)
+
+        def on_event(event: Event) -> None:
+            if isinstance(event, Checked) and event.step == 0:
+                rehearsal.times, rehearsal.before = self.steps / few, asked / later
+            elif isinstance(event, Step):
+                rehearsal.size += event.size * self.steps / few
+                if event.step == few:  # the check after the last step stands for all but the first
+                    rehearsal.times = math.ceil(self.steps / self.stop.every)
+
+        # Nothing is to be learnt, and the run is not to end early: it looks at its losses twice.
+        trial = replace(self, steps=few, learning_rate=1e-12, warmup=0, stop=replace(self.stop, every=few))
+        try:
+            return trial(model, request, on_event)
+        finally:
+            rehearsal.times = rehearsal.before = 1.0
+
+    def _asked(self, request: Request, steps: int) -> int:
+        """Examples that so many steps draw, each counted once: of those the model before is asked."""
+        sets = ((request.forget, self.batch), (request.retain, self.retain_batch), (request.stand_in, self.batch))
+        return sum(min(len(examples), steps * batch) for examples, batch in sets)
+
+    def cheaper(self) -> Iterator[tuple[str, Self]]:
+        if self.accumulate < self.batch:
+            yield f"accumulate={self.batch}", replace(self, accumulate=self.batch)
+        if self.activations == "kept":
+            yield "activations='recomputed'", replace(self, activations="recomputed")
+        for said, adapter in self.adapter.cheaper():
+            yield said, replace(self, adapter=adapter)
 
     def rate(self, step: int) -> float:
         """Learning rate of a step, counted from 1."""

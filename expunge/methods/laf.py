@@ -33,12 +33,14 @@ from expunge.core.method import WeightMethod
 from expunge.core.model import Batch, Model, Network
 from expunge.core.request import Request
 from expunge.errors import DataRefused, RunFailed, UsageRefused
-from expunge.events import Note, OnEvent
+from expunge.events import Event, Note, OnEvent
 from expunge.internals.changes import describe_change
 from expunge.methods._representation import represent
+from expunge.primitives.rehearsal import Rehearsal
 from expunge.train.batches import Batches
 
 KL = 0.025
+MOVING = "Moving the forgotten representations"
 WIDTHS = (256, 128, 32)
 
 
@@ -97,11 +99,25 @@ class LAF(WeightMethod):
             every = torch.cat([*_representations(network, request.retain), forget])
             common, own = (self._fit_autoencoder(states) for states in (every, forget))
         result = Full().insert(network, request)
-        on_event(Note("Moving the forgotten representations"))
+        on_event(Note(MOVING))
         losses = self._move(result, network, common, own, request)
         result.module.requires_grad_(False)
         on_event(replace(describe_change(network, result), losses=losses))
         return result
+
+    def rehearse(self, model: Model, request: Request, rehearsal: Rehearsal) -> Model:
+        few = min(self.steps, rehearsal.most)
+        rehearsal.steps = self.steps
+
+        def on_event(event: Event) -> None:
+            if isinstance(event, Note) and event.what == MOVING:
+                rehearsal.times = rehearsal.before = self.steps / few
+
+        trial = replace(self, steps=few, autoencoder_steps=1, extract_rate=1e-12, align_rate=1e-12)
+        try:
+            return trial(model, request, on_event)
+        finally:
+            rehearsal.times = rehearsal.before = 1.0
 
     def _fit_autoencoder(self, states: Tensor) -> "_Autoencoder":
         made = _Autoencoder(states.shape[1], self.latent).to(states.device)

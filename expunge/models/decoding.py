@@ -39,13 +39,17 @@ def ends(module: Any) -> frozenset[int]:
 
 def side_by_side(module: Any, longest: int) -> int:
     """Batch size for sequences of `longest` tokens, generated ones included."""
+    space = SPACE.get(module.get_input_embeddings().weight.device.type, SPACE["cpu"])
+    return max(1, min(WRITES, space // (cache_bytes(module) * longest)))
+
+
+def cache_bytes(module: Any) -> int:
+    """Bytes of the keys and values of one token."""
     text = module.config.get_text_config()
     heads = int(text.num_attention_heads)
     width = int(getattr(text, "head_dim", None) or text.hidden_size // heads)
-    weight = module.get_input_embeddings().weight
-    token = 2 * int(text.num_hidden_layers) * int(getattr(text, "num_key_value_heads", None) or heads) * width
-    space = SPACE.get(weight.device.type, SPACE["cpu"])
-    return max(1, min(WRITES, space // (token * weight.element_size() * longest)))
+    number = 2 * int(text.num_hidden_layers) * int(getattr(text, "num_key_value_heads", None) or heads) * width
+    return number * int(module.get_input_embeddings().weight.element_size())
 
 
 def greedy(network: LanguageModel, begun: Sequence[Sequence[int]], most: Sequence[int]) -> list[list[int]]:

@@ -19,10 +19,10 @@ from expunge.core.question import HiddenStates, Routes, Scores, Text
 from expunge.errors import ModelRefused
 from expunge.models.decoding import ends, generate, greedy, side_by_side
 from expunge.models.hidden import UpToBlock
-from expunge.models.prefix_tree import Tree, pack
+from expunge.models.prefix_tree import Layout, Tree, pack, pieces
 from expunge.models.routers import UpToRouter
 from expunge.models.source import Source, config_text, load_module, refuse_adapted
-from expunge.models.tree_attention import with_trees, without_trees
+from expunge.models.tree_attention import most_on, with_trees, without_trees
 from expunge.primitives.class_scores import Head
 from expunge.primitives.out_of_memory import in_fitting_batches
 
@@ -44,10 +44,11 @@ class LanguageModel(Network):
     tokenizer: Any = field(repr=False)
     trees: int = 0
     """Longest sequence, in tokens, that the architecture reads correctly as a path of a prefix tree; 0: it cannot.
-    Probed
-    when the model is loaded."""
+    Probed when the model is loaded."""
     headed: bool = False
     """Whether class scores are just the output matrix times the last hidden state; probed too."""
+    most: int = 0
+    """Nodes of a tree, or tokens of padded rows, that a call without gradients reads at most; 0: by the device."""
 
     @staticmethod
     def load(source: Source, device: str = "cpu", storage_device: str | None = None) -> LanguageModel:
@@ -119,13 +120,13 @@ class LanguageModel(Network):
 
     def batches(self, examples: Batch) -> Iterator[list[int]]:
         sequences = [example.tokens for example in examples]
-        room = ROOM.get(self.device.type, ROOM["cpu"])
+        most = self.most or ROOM.get(self.device.type, ROOM["cpu"])
         if self.trees:
-            yield from pack(sequences, room)
+            yield from pack(sequences, most)
             return
         group: list[int] = []
         for index in sorted(range(len(sequences)), key=lambda k: len(sequences[k])):
-            if group and (len(group) + 1) * len(sequences[index]) > room:
+            if group and (len(group) + 1) * len(sequences[index]) > most:
                 yield group
                 group = []
             group.append(index)
@@ -195,6 +196,15 @@ class LanguageModel(Network):
         if self.trees and max(map(len, sequences)) <= self.trees:
             return self._read_tree(Tree.of(sequences), firsts)
         return self._read_padded(sequences, firsts)
+
+    def layout(self, batch: Batch, device: str) -> Layout:
+        """How one forward pass on a device of that kind would read a batch."""
+        sequences = [example.tokens for example in batch]
+        longest = max(map(len, sequences))
+        if not self.trees or longest > self.trees:
+            return Layout(len(sequences), longest)
+        ends = Tree.of(sequences).ends.flatten().tolist()
+        return Layout(1, len(ends), tuple(pieces(ends, most_on(device))))
 
     def inputs(self, tree: Tree) -> dict[str, Tensor]:
         """The module's arguments for reading a prefix tree."""

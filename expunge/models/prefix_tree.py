@@ -108,6 +108,28 @@ def pairs(cut: Sequence[Piece]) -> int:
     return sum(piece.size * (piece.size + sum(cut[k].size for k in piece.above)) for piece in cut)
 
 
+@dataclass(frozen=True)
+class Layout:
+    """The shape of one forward pass: how a batch lies side by side."""
+
+    trees: int
+    """Rows of the pass: one tree, or padded sequences, or images."""
+    nodes: int
+    """Positions of each; an image has one."""
+    cut: tuple[Piece, ...] = ()
+    """The pieces of a tree, whose attention is worked out one after the other."""
+
+    @property
+    def tokens(self) -> int:
+        """Positions read, those that only fill up a row included; or images."""
+        return self.trees * self.nodes
+
+    @property
+    def pairs(self) -> int:
+        """Pairs of a position and one that it may look at, as attention works them out."""
+        return pairs(self.cut) if self.cut else self.trees * self.nodes**2
+
+
 def pack(sequences: Sequence[Sequence[int]], most: int) -> list[list[int]]:
     """Indices of `sequences` in groups whose trees have at most `most` nodes; neighbours in sorted order stay
     together."""

@@ -11,6 +11,8 @@ from typing import Any
 from expunge.errors import ModelRefused, UsageRefused
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
+LONGEST_HEADER = 100 << 20
+"""Bytes of a safetensors header at most, as the format has it."""
 REVISION = re.compile(r"[\w./-]{1,128}")
 
 
@@ -195,6 +197,39 @@ def _reason(source: Source, error: Exception) -> str:
     text = " ".join(str(error).split())
     where = source.name if source.local else f"{source.name} (not a folder here, so it was looked up on the hub)"
     return f"{where}: could not be loaded: {type(error).__name__}: {text[:300]}"
+
+
+def stored_dtype(source: Source, config: Any) -> Any:
+    """The torch precision that most of the weights' numbers are in, by the headers of the safetensors files; the
+    configuration's where there is no file."""
+    import torch
+
+    known = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+    counts: dict[str, int] = {}
+    for path in sorted(Path(source.name).glob("*.safetensors")) if source.local else ():
+        for tensor in _header(path).values():
+            start, end = tensor["data_offsets"]
+            counts[tensor["dtype"]] = counts.get(tensor["dtype"], 0) + end - start
+    if counts:
+        return known.get(max(counts, key=counts.__getitem__), torch.bfloat16)
+    named = getattr(config, "dtype", None)
+    return named if isinstance(named, torch.dtype) else torch.float32
+
+
+def _header(path: Path) -> dict[str, Any]:
+    """The names, types and places of a safetensors file's tensors."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 0 < length <= LONGEST_HEADER:
+                raise ValueError
+            header = json.loads(file.read(length))
+            tensors = {name: tensor for name, tensor in header.items() if name != "__metadata__"}
+            if not all(len(t["data_offsets"]) == 2 and isinstance(t["dtype"], str) for t in tensors.values()):
+                raise ValueError
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ModelRefused(f"{path}: its header is not that of a safetensors file. Fetch it again.") from error
+    return tensors
 
 
 def config_text(config: Any) -> str:

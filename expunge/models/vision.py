@@ -17,6 +17,7 @@ from expunge.core.predictions import Hidden, Predictions, weights_of
 from expunge.core.question import HiddenStates, Scores
 from expunge.errors import EnvironmentRefused, ModelRefused
 from expunge.models.hidden import UpToBlock
+from expunge.models.prefix_tree import Layout
 from expunge.models.source import Source, config_of, config_text, load_module, refuse_adapted
 
 if TYPE_CHECKING:
@@ -97,6 +98,10 @@ class ImageClassifier(Network):
     def batches(self, examples: Batch) -> Iterator[list[int]]:
         for start in range(0, len(examples), AT_ONCE):
             yield list(range(start, min(start + AT_ONCE, len(examples))))
+
+    def layout(self, batch: Batch, device: str) -> Layout:
+        """How one forward pass would read a batch: side by side, whatever the kind of device."""
+        return Layout(len(batch), 1)
 
     def settings(self) -> str:
         return config_text(self.module.config)

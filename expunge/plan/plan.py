@@ -1,93 +1,265 @@
-"""What a run will cost, before anything of it runs: tokens, FLOPs, memory, disk, time; and whether it can be done."""
+"""What a run will cost, before anything of it runs: tokens, FLOPs, memory, disk, time; and whether it can be done.
+
+The method and the audits are done in little, on a narrow random network that notes each pass; each pass is then counted
+by its shape on the full-size network, whose tensors have sizes and no contents. No method is known by name.
+"""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+import time
+from collections.abc import Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import groupby
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from expunge.core.adapter import Adapted
+from expunge.core.model import Network
 from expunge.core.request import Request
-from expunge.errors import EnvironmentRefused, ModelRefused, UsageRefused
-from expunge.models.language import LanguageModel
-from expunge.notation.parse import write
-from expunge.plan.cost import Call, Flops, Widths, widths
-from expunge.plan.course import Course, course_of
-from expunge.plan.edits import edit_reads, met
-from expunge.plan.images import Pictures, pictures
-from expunge.plan.machine import DTYPES, Machine, held, remedy, room_of
-from expunge.plan.memory import Memory, disk, memory
-from expunge.plan.pace import Pace, matmul, pace, statistics_of
+from expunge.errors import EnvironmentRefused, Refusal, UsageRefused
+from expunge.internals.blocks import blocks
+from expunge.models.decoding import WRITES, cache_bytes
+from expunge.models.prefix_tree import Layout
+from expunge.plan.count import Line, Opened, costs, held
+from expunge.plan.machine import DTYPES, Machine, remedy
+from expunge.plan.notes import Note, Notes
 from expunge.plan.paper import Paper, opened
-from expunge.plan.reads import Reads, Writing, ask, reads
-from expunge.run.choose import audits_of, method_of
+from expunge.primitives.class_scores import CHUNK
+from expunge.primitives.rehearsal import Rehearsal
+from expunge.run.choose import audits_of
 from expunge.run.families import family_name
 from expunge.run.files import check_out
+from expunge.run.unlearn import Task, examine
+from expunge.runtime.cached_model import MOST, CachedModel
+from expunge.runtime.memory import resident_memory
 
 if TYPE_CHECKING:
     from expunge.core.audit import Audit
     from expunge.core.method import Method
-    from expunge.plan.paper import Readable
     from expunge.run.job import Job
 
+FLOAT = 4
 HEADROOM = 1.1
 """A disk must have this many times what is written, as the run itself asks for."""
+MAPPED = 32 << 20
+"""glibc takes larger blocks from the system and gives them back; smaller ones come to lie on a heap."""
+FRAGMENTS = 0.5
+"""What the heap grew by beyond the tensors alive in it, over those: 0.47 to 0.62 for Llamas of 3 to 70 million
+parameters, where every allocation of a step was added up, and next to nothing with MALLOC_MMAP_THRESHOLD_=1000000."""
+PURPOSE = {"gradients": "training", "original": "reference", "adapted": "checks", "text": "checks"}
+Pass = tuple[Note, Layout]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The answer."""
+    """The answer; each part is worked out when it is first asked for."""
 
     paper: Paper
-    course: Course
+    method: Method
+    request: Request
+    audits: tuple[Audit, ...]
     machine: Machine
-    widths: Widths | Pictures
-    read: Reads
-    flops: Flops
-    memory: Memory
-    room: float
-    """Bytes that each device has."""
-    disk: dict[str, float]
-    free: float
-    """Bytes that the disk has."""
-    seconds: dict[str, float]
-    """By the parts of a run; empty where no rate is known."""
-    pace: Pace | None
+    out: Path
+
+    # What is done
+
+    @cached_property
+    def rehearsed(self) -> tuple[Notes, float, bool]:
+        """The method's passes; the bytes of its result; whether an adapter is written beside that."""
+        with torch.random.fork_rng(devices=()), Notes(self.paper) as notes:
+            result = self.method.rehearse(notes.network(), self.request, notes.rehearsal)
+            notes.mark()
+            with TemporaryDirectory() as folder:
+                if isinstance(result, Adapted):
+                    result.save_adapter(Path(folder))
+                saved = any(Path(folder).iterdir())
+            ratio = _bytes(result.plain()) / _bytes(self.paper.narrow)
+        return notes, ratio * self.paper.weights, saved
 
     @property
+    def notes(self) -> Notes:
+        """The method's passes; after the last, its result is written."""
+        return self.rehearsed[0]
+
+    @property
+    def said(self) -> Rehearsal:
+        """What the method said of its run."""
+        return self.notes.rehearsal
+
+    @cached_property
+    def audit(self) -> tuple[Notes, float]:
+        """The passes of one audit, and the seconds of what is worked out from the answers."""
+        with torch.random.fork_rng(devices=()), Notes(self.paper) as notes:
+            start, network = time.perf_counter(), notes.network()
+            examine(CachedModel(network), Task(network, self.request, self.audits), "before")
+        return notes, time.perf_counter() - start - notes.spent
+
+    @cached_property
+    def base(self) -> float:
+        """Bytes that the process holds beside models, once all of a run has been done in little: libraries, mostly."""
+        _ = self.rehearsed, self.audit
+        return resident_memory() - _bytes(self.paper.narrow) if self.machine.device == "cpu" else 0.0
+
+    @cached_property
+    def opened(self) -> Opened:
+        """The network as the method takes gradients of it."""
+        made, moving = self.said.opened, self.notes.moving
+        if made is not None:
+            return lambda network: made(network, self.request)
+
+        def same(network: Network) -> Any:
+            fork = network.fork()
+            for name, parameter in fork.module.named_parameters():
+                parameter.requires_grad_(name in moving)
+            return nullcontext(fork.fork(fork.module.to(next((p.dtype for p in moving.values()), self.paper.dtype))))
+
+        return same
+
+    @cached_property
+    def costs(self) -> tuple[dict[str, Line], int]:
+        """FLOPs of a pass by its kind, and how many numbers move."""
+        return costs(self.paper, self.opened)
+
+    @cached_property
+    def calls(self) -> list[Pass]:
+        """The method's passes, with the shape that they have in one process."""
+        many = self.machine.processes
+        own = [replace(n, examples=n.examples[::many]) if n.shared else n for n in self.notes.passes]
+        return [(note, self.paper.network.layout(note.examples, self.machine.device)) for note in own]
+
+    @cached_property
+    def reads(self) -> list[Pass]:
+        """The passes of one audit in one process, and the prompts that it continues: both are dealt out."""
+        made, many = [], self.machine.processes
+        for note in [note for note in self.audit[0].passes if not note.new][::many]:
+            made.append((note, self.paper.network.layout(note.examples, self.machine.device)))
+        for note in (note for note in self.audit[0].passes if note.new):
+            widths = sorted(len(e.asked) for e in note.examples)[::many]  # type: ignore[attr-defined]
+            groups = (widths[start : start + WRITES] for start in range(0, len(widths), WRITES))
+            made += [(note, Layout(len(group), group[-1])) for group in groups]
+        return made
+
+    # What it costs
+
+    @cached_property
+    def tokens(self) -> dict[str, float]:
+        """Positions (or images) read, by what for; those that only fill up a tree included."""
+        made = {"of the examples": self.said.size} | dict.fromkeys(PURPOSE.values(), 0.0)
+        for note, call in self.calls:
+            made[PURPOSE[note.kind]] += note.times * call.tokens
+        made["audits"] = 2.0 * sum(call.tokens for note, call in self.reads if not note.new)
+        return made | {"written": 2.0 * sum(call.trees * note.new for note, call in self.reads)}
+
+    @cached_property
+    def flops(self) -> dict[str, float]:
+        """Matrix products of one process, by what they are for."""
+        made, (lines, _) = dict.fromkeys(PURPOSE.values(), 0.0), self.costs
+        for note, call in self.calls:
+            made[PURPOSE[note.kind]] += note.times * note.depth * lines[note.kind].at(call)
+        matrix = 2.0 * self.paper.classes[0] * self.paper.classes[1]
+        share = sum(note.rows for note, _ in self.calls) / max(1, sum(note.rows for note in self.notes.passes))
+        made["output matrix"] = share * self.notes.head * matrix
+        made["audits"] = self.audit[0].head / self.machine.processes * 2 * matrix
+        made["audits"] += 2 * sum(self._reading(note, call) for note, call in self.reads)
+        return made | {"total": sum(made.values())}
+
+    def _reading(self, note: Note, call: Layout) -> float:
+        """A pass without gradients; of prompts that are continued, what is written too."""
+        line, (classes, width) = self.costs[0]["original"], self.paper.classes
+        token = call.trees * (line.token + line.pair * (call.nodes + note.new / 2))
+        return note.depth * line.at(call) + max(0, note.new - 1) * token + 2.0 * note.new * call.trees * classes * width
+
+    @cached_property
+    def disk(self) -> dict[str, float]:
+        """Bytes that a run writes; tokenizer and report are small."""
+        return {"model": self.rehearsed[1], "adapter": float(self.rehearsed[2] * self.costs[1] * FLOAT)}
+
+    @cached_property
+    def phases(self) -> dict[str, dict[str, float]]:
+        """Bytes on one device in each phase, by what they are for."""
+        weights, many, cpu = self.paper.weights, self.machine.processes, self.machine.device == "cpu"
+        cut = many if self.said.shared else 1
+        ratio = self.costs[1] / max(1, sum(p.numel() for p in self.notes.moving.values()))
+        *states, merging = (p.get("network", 0.0) + ratio * p.get("moving", 0.0) for p in self.notes.peaks)
+        passes = [each for each in self.calls if each[0].kind == "gradients"]
+        steps = [list(group) for _, group in groupby(passes, key=lambda each: each[0].group)]
+        passing = self._open(steps, self.opened, self.notes)
+        reading = self._open([[each] for each in self.reads if not each[0].new], None, self.audit[0])
+        longest = max((call.trees * (call.nodes + note.new) for note, call in self.reads if note.new), default=0)
+        writing = {"keys and values": longest * float(cache_bytes(self.paper.network.module))} if longest else {}
+        asked = max(reading, writing, key=lambda parts: sum(parts.values()))
+        working = self._gathered() if cut > 1 else 0.0
+        base, left = {"libraries": self.base}, sum(passing.values()) if cpu else 0.0  # a heap is not given back
+        own = weights / cut + working + (weights if cut > 1 and cpu else 0.0)  # the whole stays beside its parts
+        part = (0.0 if cut > 1 and not cpu else 1.0) + 1 / many + working / weights  # of a model that is cut
+        share = 1.0 if self.machine.hold == "whole" or many == 1 else part
+        after = share * self.rehearsed[1] + (weights if share == 1 else weights * (part - 1 / many - working / weights))
+        made = {
+            "audit before": base | {"weights": share * weights, **asked},
+            "forget": base | {"weights": own, "state": max(states) / cut, **passing, "reference": self._reference()},
+            "merge": base | {"weights": (weights + merging) * (cpu or cut == 1), "left": left},
+            "audit after": base | {"weights": after, "left": max(left, sum(asked.values()))},
+        }
+        packed = self.paper.packed
+        return ({"load": base | {"weights": weights, "file": packed.beside}} if packed and cpu else {}) | made
+
+    def _open(self, groups: list[list[Pass]], opened: Opened | None, notes: Notes) -> dict[str, float]:
+        """Bytes of the passes that are open at one time, where those are most; and of class scores beside them."""
+        calls = max(groups, key=lambda group: sum(call.tokens for _, call in group), default=[])
+        if not calls:
+            return {}
+        found = [held(self.paper, call, opened) for _, call in calls]
+        passing = sum(kept for kept, _, _ in found) + max(peak - kept for kept, peak, _ in found)
+        rows = max(note.rows for note in notes.passes) * (notes.matrix or (1,))[0]
+        many = min(max(note.rows for note, _ in calls) * self.paper.classes[0], CHUNK[self.machine.device])
+        scores = max(peak.get("scores", 0.0) for peak in notes.peaks) / rows * many
+        share = FRAGMENTS if self.machine.device == "cpu" and max(largest for _, _, largest in found) < MAPPED else 0.0
+        return {"activations": passing, "class scores": scores, "allocator": share * (passing + scores)}
+
+    def _reference(self) -> float:
+        """Last hidden states of the original, which each process keeps of what all have read."""
+        notes = [note for note in self.notes.passes if note.kind == "original"]
+        read = {id(example): example.rows * note.times for note in notes for example in note.examples}
+        every = sum(e.rows for examples in self.request.sets().values() for e in examples)
+        return float(min(MOST, min(every, sum(read.values())) * self.paper.classes[1] * self.paper.dtype.itemsize))
+
+    def _gathered(self) -> float:
+        """Two blocks (one at work, the next under way) and what stands outside of blocks."""
+        inside = [sum(p.numel() for p in block.parameters()) for block in blocks(self.paper.network.module).values()]
+        return float((self.paper.parameters - sum(inside) + 2 * max(inside, default=0)) * self.paper.dtype.itemsize)
+
+    @cached_property
+    def host(self) -> float:
+        """Bytes that the first process holds on a GPU's host: to merge, or to widen a GGUF file."""
+        merging = self.paper.weights + self.rehearsed[1] if self.machine.processes > 1 else 0.0
+        packed = self.paper.packed
+        wide = self.paper.parameters * self.paper.stored.itemsize + packed.beside if packed else 0.0
+        return 0.0 if self.machine.device == "cpu" else max(merging, wide)
+
+    # Whether it can be done
+
+    @cached_property
+    def peak(self) -> float:
+        """The most bytes that any phase holds."""
+        return max(sum(phase.values()) for phase in self.phases.values())
+
+    @cached_property
+    def free(self) -> float:
+        """Bytes that the disk has."""
+        return float(shutil.disk_usage(next(p for p in self.out.absolute().parents if p.exists())).free)
+
+    @cached_property
     def short(self) -> str:
         """What there is too little of, or an empty text."""
-        if self.memory.peak > self.room:
+        if self.peak > self.machine.room:
             return "memory"
         return "disk" if HEADROOM * sum(self.disk.values()) > self.free else ""
-
-    def facts(self) -> dict[str, Any]:
-        """The plan as JSON has it."""
-        asked = self.read.asked
-        return {
-            "schema": 1,
-            "model": {"name": self.paper.name, "parameters": self.paper.parameters, "blocks": self.paper.blocks},
-            "method": write(self.course.method),
-            "machine": asdict(self.machine) | {"dtype": str(self.paper.dtype).removeprefix("torch.")},
-            "reads": {
-                "now": list(asked.now),
-                "before": list(asked.before),
-                "steps": self.course.steps,
-                "trees": isinstance(self.paper.network, LanguageModel) and bool(self.paper.network.trees),
-                "images": bool(self.paper.shape),
-            },
-            "trainable": self.widths.trainable,
-            "tokens": tokens(self.read),
-            "flops": {**asdict(self.flops), "total": self.flops.total},
-            "memory": {**asdict(self.memory), "peak": self.memory.peak, "available": self.room},
-            "disk": {**self.disk, "total": sum(self.disk.values()), "free": self.free},
-            "seconds": self.seconds,
-            "pace": None if self.pace is None else asdict(self.pace),
-            "fits": not self.short,
-        }
 
 
 def plan(job: Job, machine: Machine) -> Plan:
@@ -95,193 +267,59 @@ def plan(job: Job, machine: Machine) -> Plan:
 
     Raises `EnvironmentRefused` where it cannot fit; the message names the settings with which it would.
     """
-    method = method_of(job.method, job.seed)
-    course = course_of(method)
-    asked_for = audits_of(job.audits, "") if job.audits else None
+    method, audits, _ = job.check_names()
     check_out(job.out, job.model)
-    if machine.hold == "cut" and course.trained is not method:
-        raise UsageRefused(f"--hold cut: {type(method).__name__} works on the whole model. Plan it with --hold whole.")
     records = job.inputs.read()
     paper = opened(job.model, machine.device, DTYPES[machine.dtype] if machine.dtype else None)
     request = records.request(paper.network)
-    audits = asked_for or audits_of(None, family_name(paper.network))
-    if not isinstance(paper.network, LanguageModel):
-        paper = replace(paper, shape=tuple(request.forget[0].pixels.shape))  # type: ignore[attr-defined]
-    if paper.small is None:
-        raise ModelRefused(f"{job.model}: no small network of this architecture could be made to count with.")
-    base = rehearsed(paper.small, course, request, audits) if machine.device == "cpu" else 0.0
-
-    def again(method: Method, machine: Machine) -> Plan:
-        same = machine.dtype == asked.dtype
-        return counted(
-            paper if same else paper.at(DTYPES[str(machine.dtype)]), method, request, audits, machine, base, job.out
-        )
-
-    asked = machine
-    found = again(method, machine)
+    found = planned(paper, method, request, audits or audits_of(None, family_name(paper.network)), machine, job.out)
+    if machine.hold == "cut" and not found.said.shared:
+        raise UsageRefused(f"--hold cut: {method.name} works on the whole model. Plan it with --hold whole.")
     if found.short:
-        raise EnvironmentRefused(_refused(found, again, job.out))
-    return _timed(found, request, audits, job.out)
+        raise EnvironmentRefused(_refusal(found))
+    return found
 
 
-def rehearsed(small: Readable, course: Course, request: Request, audits: list[Audit]) -> float:
-    """What this process holds once it has done each thing of a run in little: a library comes when it is needed.
-
-    The small network is not counted, since a run has none.
-    """
-    few = {name: examples[:2] for name, examples in request.sets().items()}
-    own = {name: few.pop(name) for name in ("forget", "retain", "holdout", "stand_in") if name in few}
-    statistics_of(Request(**own, probes=few), audits)
-    if course.trained:
-        ask(small, course.trained, request)
-    else:
-        met(small, course.method, request)
-    return held() - sum(p.numel() * p.element_size() for p in small.module.parameters())
-
-
-def tokens(read: Reads) -> dict[str, float]:
-    """Positions read, by what for; those that only fill up a tree included."""
-    trained = read.times * sum(part.tokens for step in read.steps for part in step)
-    before = read.times * sum(call.tokens for step in read.steps for part in step for call in part.before)
-    checks = sum(c.tokens for c in read.level) + read.checks * sum(c.tokens for c in read.check)
-    return {
-        "of the examples": read.tokens,
-        "training": trained,
-        "reference": before,
-        "checks": checks,
-        "audits": 2 * sum(c.tokens for c in read.audit),
-        "written": 2 * sum(w.prompts * w.new for w in read.writing),
-    }
-
-
-def flops(widths: Widths | Pictures, read: Reads, course: Course) -> Flops:
-    """Matrix products of one process, by what they are for."""
-    total = Flops()
-    for step in read.steps:
-        for part in step:
-            total += _of_part(widths, part, course.recomputed)
-    total = total * read.times
-    norms = course.norms * widths.norms()
-    checks = sum(_reading(widths, c) for c in read.level)
-    checks += read.checks * sum(_reading(widths, c) + widths.silent(c) for c in read.check)
-    audits = 2 * sum(_reading(widths, c) for c in read.audit) + 2 * sum(written(widths, w) for w in read.writing)
-    audits += 4 * _reading(widths, read.merge)
-    return total + Flops(adapter=norms, checks=checks, audits=audits)
-
-
-def written(widths: Widths | Pictures, writing: Writing) -> float:
-    """A prompt's reading, and one row for each further token, with attention to all before it."""
-    width = sum(a.width for a in widths.attention)
-    linear = sum(2 * layer.share * layer.size for layer in widths.linears)
-    each = writing.prompts * (linear + 4 * width * (writing.width + writing.new / 2))
-    read = widths.forward(Call(writing.prompts, writing.width, 0))
-    return read + (writing.new - 1) * each + writing.new * widths.scores(writing.prompts)
-
-
-def _of_part(widths: Widths | Pictures, part: Any, recomputed: bool) -> Flops:
-    made = Flops(reference=sum(widths.forward(c) for c in part.before), head=widths.scores(part.head))
-    passes = [(c, 1.0) for c in part.now] + [(c, depth) for view, c, depth in part.hidden if view == "now"]
-    for call, depth in passes:
-        each = Flops(widths.forward(call), widths.backward(call), widths.adapter(call))
-        again = Flops(backward=widths.again(call)) if recomputed else Flops()
-        made += (each + again) * depth
-    before = sum(depth * widths.forward(c) for view, c, depth in part.hidden if view == "before")
-    return made + Flops(reference=before)
-
-
-def _reading(widths: Widths | Pictures, call: Call) -> float:
-    return widths.forward(call) + widths.scores(call.rows)
-
-
-def counted(
-    paper: Paper, method: Method, request: Request, audits: list[Audit], machine: Machine, base: float, out: Path
+def planned(
+    paper: Paper,
+    method: Method,
+    request: Request,
+    audits: tuple[Audit, ...],
+    machine: Machine,
+    out: Path = Path("expunged"),
 ) -> Plan:
-    """The plan without its time; `base` is what a process holds before it has loaded anything."""
-    assert paper.small is not None
-    course = course_of(method)
-    sizes: Widths | Pictures
-    if isinstance(paper.network, LanguageModel):
-        sizes, _ = widths(paper.network, course.opened)
-    else:
-        sizes, _ = pictures(paper.network, course.opened, paper.shape, course.recomputed)
-    where = (request, audits, machine.device, machine.processes)
-    if course.trained:
-        read, gathered = reads(paper.network, paper.small, course.trained, *where), (0, 0)
-    else:
-        read, gathered = edit_reads(paper.network, paper.small, method, *where), course.gathered(request)
-    parent = next(p for p in out.absolute().parents if p.exists())
-    return Plan(
-        paper=paper,
-        course=course,
-        machine=machine,
-        widths=sizes,
-        read=read,
-        flops=flops(sizes, read, course),
-        memory=memory(paper, course, sizes, read, machine, base, gathered),
-        room=machine.memory or room_of(machine.device, machine.processes),
-        disk=disk(paper, sizes, course),
-        free=float(shutil.disk_usage(parent).free),
-        seconds={},
-        pace=None,
-    )
+    """The plan of a model on paper."""
+    shape = tuple(getattr(request.forget[0], "pixels", torch.empty(0)).shape)
+    return Plan(replace(paper, shape=() if shape == (0,) else shape), method, request, audits, machine, out)
 
 
-# Time
-
-
-def _timed(found: Plan, request: Request, audits: list[Audit], out: Path) -> Plan:
-    machine, read, sizes = found.machine, found.read, found.widths
-    if machine.rate is not None:
-        return replace(found, seconds={"all matrix products": found.flops.total / machine.rate})
-    here = machine.device == "cpu" or torch.cuda.is_available()
-    if not here or machine.memory is not None or machine.processes > 1:
-        return found  # another machine's pace cannot be taken here
-    parent = next(p for p in out.absolute().parents if p.exists())
-    made = pace(found.paper, found.course, sizes, read, request, machine.device, found.room, str(parent))
-    if made is None:
-        rate = matmul(found.paper.dtype, machine.device)
-        return replace(found, seconds={"matrix products at this machine's best": found.flops.total / rate})
-    weights = found.paper.parameters * torch.empty((), dtype=found.paper.dtype).element_size()
-    reading = sum(_reading(sizes, c) for c in read.audit) * made.read
-    for w in read.writing:
-        reading += sizes.forward(Call(w.prompts, w.width, 0)) * made.first + (w.new - 1) * made.token
-    reading += statistics_of(request, audits)
-    checks = sum(_reading(sizes, c) for c in read.level)
-    checks += read.checks * sum(_reading(sizes, c) + sizes.silent(c) for c in read.check)
-    merge = 4 * _reading(sizes, read.merge)
-    disk, packed = sum(found.disk.values()), found.paper.packed
-    seconds = {
-        "load": found.paper.took + weights * made.hashed + (packed.seconds() if packed else 0.0),
-        "audit before": reading + weights * made.hashed,
-        "forget": (found.course.steps or 1) * made.step + made.edit + checks * made.read,
-        "merge and save": merge * made.read + disk * made.written + weights * made.hashed,
-        "read back": (0.0 if packed else found.paper.took) + weights * made.hashed,
-        "audit after": reading + weights * made.hashed,
-    }
-    return replace(found, seconds=seconds, pace=made)
-
-
-def _refused(found: Plan, again: Callable[[Method, Machine], Plan], out: Path) -> str:
+def _refusal(found: Plan) -> str:
     if found.short == "disk":
-        need = HEADROOM * sum(found.disk.values())
-        return (
-            f"The result needs {need / 1e9:.3g} GB of disk; {out.absolute().parent} has {found.free / 1e9:.3g} GB "
-            f"free. Give an --out on a disk that has it."
-        )
-    phases = found.memory.phases
-    worst = max(phases, key=phases.__getitem__)
-    said = (
-        f"The run needs {found.memory.peak / 1e9:.3g} GB of memory on each device (most in: {worst}); "
-        f"there are {found.room / 1e9:.3g} GB."
-    )
+        need, place = HEADROOM * sum(found.disk.values()), found.out.absolute().parent
+        said = f"The result needs {need / 1e9:.3g} GB of disk; {place} has {found.free / 1e9:.3g} GB free."
+        return f"{said} Give an --out on a disk that has it."
+    worst = max(found.phases, key=lambda phase: sum(found.phases[phase].values()))
+    need, room = found.peak / 1e9, found.machine.room / 1e9
+    said = f"The run needs {need:.3g} GB of memory on each device (most in: {worst}); there are {room:.3g} GB."
 
     def fits(method: Method, machine: Machine) -> bool:
+        same = machine.dtype == found.machine.dtype
+        paper = found.paper if same else found.paper.at(DTYPES[str(machine.dtype)])
         try:
-            return again(method, machine).short != "memory"
-        except ModelRefused:  # a setting that this architecture does not take
+            return replace(found, paper=paper, method=method, machine=machine).short != "memory"
+        except Refusal:  # a setting that this architecture does not take
             return False
 
-    other = remedy(found.course.method, found.machine, fits)
+    other = remedy(found.method, found.machine, found.said.shared, fits)
     if not other:
         return f"{said} No setting of the run would make it fit: give a machine with more, or a smaller model."
     return f"{said} It would fit with {', '.join(other)}."
+
+
+def texts(request: Request) -> Iterable[Any]:
+    """Every example of a request, and the same prompts with other answers."""
+    return (text for examples in request.sets().values() for one in examples for text in (one, *one.alternatives))
+
+
+def _bytes(model: Any) -> float:
+    return float(sum(p.numel() * p.element_size() for p in model.module.parameters()))

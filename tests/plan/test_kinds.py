@@ -9,6 +9,13 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from expunge.plan.cost import Call, widths
+from expunge.plan.course import course_of
+from expunge.plan.edits import edit_reads
+from expunge.plan.gguf import packed
+from expunge.plan.images import pictures
+from expunge.plan.memory import held
+from expunge.plan.reads import reads
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, AutoModelForImageClassification, LlamaConfig, SwinConfig
 
@@ -18,16 +25,9 @@ from expunge.events import Checked, Step
 from expunge.models.language import LanguageModel
 from expunge.models.vision import ImageClassifier
 from expunge.notation.parse import parse
-from expunge.plan.cost import Call, widths
-from expunge.plan.course import course_of
-from expunge.plan.edits import edit_reads
-from expunge.plan.gguf import packed
-from expunge.plan.images import pictures
 from expunge.plan.machine import Machine
-from expunge.plan.memory import held
 from expunge.plan.paper import Paper, on_paper
 from expunge.plan.plan import counted, flops, plan, tokens
-from expunge.plan.reads import reads
 from expunge.run.job import Job
 from expunge.run.prepare import Inputs
 from tests.families import picture_request, resnet, text_request, vit

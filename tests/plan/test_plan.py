@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from expunge.plan.cost import Call, widths
+from expunge.plan.course import course_of
+from expunge.plan.memory import held
+from expunge.plan.reads import Reads, Writing, ask, groups, reads
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
@@ -20,14 +24,10 @@ from expunge.data.text import encode, load
 from expunge.events import Checked, Step
 from expunge.models.language import LanguageModel
 from expunge.notation.parse import parse
-from expunge.plan.cost import Call, widths
-from expunge.plan.course import course_of
 from expunge.plan.machine import Machine
-from expunge.plan.memory import held
 from expunge.plan.pace import _grown
 from expunge.plan.paper import on_paper
 from expunge.plan.plan import flops, plan
-from expunge.plan.reads import Reads, Writing, ask, groups, reads
 from expunge.run.job import Job
 from expunge.run.prepare import Inputs
 

@@ -1,11 +1,8 @@
 """A GGUF file before it is loaded: its tensors' types and shapes, from its header alone.
 
-Loading widens every tensor, whatever its type in the file, into numbers of the run's precision. While one is widened
-it exists twice in float32, beside the file's own pages and all that is widened already:
-
-    weights + file + 2 x 4 x numbers of the largest tensor
-
-That is host memory, where the model is loaded before it is moved to a device.
+Loading widens every tensor, whatever its type in the file, into numbers of the run's precision. While one is widened it
+exists twice in float32, beside the file's own pages and all that is widened already. That is host memory, where the
+model is loaded before it is moved to a device.
 """
 
 from __future__ import annotations
@@ -19,8 +16,6 @@ import torch
 
 from expunge.errors import EnvironmentRefused, ModelRefused
 
-SAMPLE = 1 << 20
-"""Numbers that are widened at most to see how long it takes."""
 PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 ROTARY = "rope_"
 """Begins the names of tensors that hold frequencies: the network works them out itself."""
@@ -38,13 +33,7 @@ class Packed:
     """Numbers of the largest tensor."""
     architecture: str
     took: float
-    """Seconds that its header took to read, vocabulary and all; loading reads it for the configuration, and again for
-    the weights."""
-
-    @property
-    def numbers(self) -> int:
-        """Of all its weights."""
-        return sum(self.kinds.values())
+    """Seconds that its header took to read."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -63,25 +52,24 @@ class Packed:
 
     def check(self, path: str, parameters: int) -> None:
         """Refuse a file with fewer numbers than the network that its metadata describes."""
-        if self.numbers < parameters:
+        numbers = sum(self.kinds.values())
+        if numbers < parameters:
             raise ModelRefused(
-                f"{path}: its tensors hold {self.numbers:,} numbers, and the network that it describes has "
-                f"{parameters:,}. Fetch it again."
+                f"{path}: its tensors hold {numbers:,} numbers, and the network that it describes has {parameters:,}. "
+                f"Fetch it again."
             )
 
     def seconds(self) -> float:
-        """How long it takes here to read the header twice and to widen all, from widening a little of each type."""
+        """How long it takes here to read the header twice, and to widen all, from widening a little of each type."""
         import numpy as np
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
 
         total = 2 * self.took
         for name, count in self.kinds.items():
-            kind = GGMLQuantizationType[name]
-            block, size = GGML_QUANT_SIZES[kind]
-            rows = max(1, min(SAMPLE, count) // (32 * block))
-            data = np.zeros((rows, 32 * size), dtype=np.uint8)
+            block, size = GGML_QUANT_SIZES[GGMLQuantizationType[name]]
+            rows = max(1, min(1 << 20, count) // (32 * block))
             start = time.perf_counter()
-            dequantize(data, kind)
+            dequantize(np.zeros((rows, 32 * size), dtype=np.uint8), GGMLQuantizationType[name])
             total += (time.perf_counter() - start) * count / (rows * 32 * block)
         return total
 
@@ -96,11 +84,11 @@ def packed(path: Path) -> Packed:
     try:
         reader: Any = GGUFReader(path)
         architecture = str(reader.fields["general.architecture"].contents())
-        tensors = [t for t in reader.tensors if not t.name.startswith(ROTARY)]
         kinds: dict[str, int] = {}
-        for tensor in tensors:
-            kinds[tensor.tensor_type.name] = kinds.get(tensor.tensor_type.name, 0) + int(tensor.n_elements)
-        largest = max(int(tensor.n_elements) for tensor in tensors)
+        sizes = [(t.tensor_type.name, int(t.n_elements)) for t in reader.tensors if not t.name.startswith(ROTARY)]
+        for kind, count in sizes:
+            kinds[kind] = kinds.get(kind, 0) + count
+        largest = max(count for _, count in sizes)
     except Exception as error:  # the reader has no error of its own: a torn file fails wherever it ends
         raise ModelRefused(f"{path}: its header is not that of a GGUF file. Fetch it again.") from error
     return Packed(float(path.stat().st_size), kinds, largest, architecture, time.perf_counter() - start)
