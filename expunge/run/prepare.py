@@ -66,7 +66,7 @@ class Inputs:
         """Refuse an objective that reads a set which no file gives, before a model is loaded for it."""
         given = {*self.paths, *(("retain",) if self.only_class is not None or self.only_ids is not None else ())}
         for name in ("retain", "stand_in"):
-            readers = [type(term).__name__ for _, term in objective.terms() if name in getattr(term, "needs", ())]
+            readers = [type(term).__name__ for _, term in objective.terms() if name in term.needs]
             if readers and name not in given:
                 of, kind = ", ".join(dict.fromkeys(readers)), name.replace("_", "-")
                 raise DataRefused(
