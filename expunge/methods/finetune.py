@@ -115,7 +115,7 @@ class Finetune(WeightMethod):
     def opened(self, network: Network, request: Request) -> Iterator[Network]:
         """The network as steps find it: with its adapter, and with blocks that keep their activations or do not."""
         adapted = self.adapter(network, request).inner
-        with managed(adapted.module, self.activations):
+        with manage_activations(adapted.module, self.activations):
             yield adapted
 
     def rehearse(self, model: Model, request: Request, rehearsal: Rehearsal) -> Model:
