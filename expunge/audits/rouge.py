@@ -1,7 +1,7 @@
 """How much of the right answer the model writes: ROUGE-L recall of its greedy continuation (Lin, 2004; as in TOFU)."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 
@@ -14,6 +14,15 @@ from expunge.errors import UsageRefused
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
+
+
+@runtime_checkable
+class _Prompted(Protocol):
+    """An example that a continuation can be asked of."""
+
+    @property
+    def prompt_tokens(self) -> tuple[int, ...]:
+        """Tokens of the question alone; empty for a plain text."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +42,7 @@ class Rouge(ScoreAudit):
             raise UsageRefused(f"The `max_new_tokens` of Rouge must be at least 1. Got {self.max_new_tokens!r}.")
 
     def applies(self, example: Example) -> bool:
-        return bool(getattr(example, "prompt_tokens", ()))
+        return isinstance(example, _Prompted) and bool(example.prompt_tokens)
 
     def score(self, model: Model, batch: Batch) -> "Float[Tensor, ' examples']":
         from rouge_score.rouge_scorer import RougeScorer  # takes a second to import

@@ -45,7 +45,7 @@ def seconds(plan: Plan) -> dict[str, float]:
         return {}
     network = _random(plan)
     method, read = (_pace(plan, network, work) for work in (_method, _read))
-    prompts = [example for example in plan.request.forget[:16] if getattr(example, "asked", ())]
+    prompts = [example for example in plan.request.forget[:16] if getattr(example, "prompt_tokens", ())]
     few, more = (_seconds(lambda new=new: network.ask(Text(new), prompts), 1) if prompts else 0.0 for new in NEW)
     data = os.urandom(1 << 24)
     hashed = paper.weights * _seconds(lambda: hashlib.sha256(data)) / len(data)
