@@ -26,7 +26,7 @@ class UpToBlock(nn.Module):
                 f"{type(module).__name__} has no transformer blocks, so no hidden states to read. "
                 f"Use an objective without hidden states."
             )
-        self.module = module
+        self.module: Any = module
         self.last = [found[question.block(len(found))]]  # a list registers no submodule
 
     def forward(self, **inputs: Any) -> SimpleNamespace:
@@ -39,7 +39,7 @@ class UpToBlock(nn.Module):
             hook.remove()
         raise ModelRefused(f"{type(self.module).__name__} did not run the block whose hidden states are wanted.")
 
-    def get_input_embeddings(self) -> nn.Module:
+    def get_input_embeddings(self) -> Any:
         """The whole model's embedding."""
         return self.module.get_input_embeddings()
 

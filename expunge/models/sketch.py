@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -123,9 +123,9 @@ def shorten(example: Any) -> Any:
 def lengthen(reply: Rows, batch: Batch, classes: int) -> Rows:
     """A reply about shortened texts as one about all their rows: each row stands for some, and no two are equal."""
     each = len(reply.labels) // len(batch)
-    labels = [e.tokens[e.first if each == ROWS else 1 :] for e in batch]  # type: ignore[attr-defined]
+    labels = [e.tokens[e.first if each == ROWS else 1 :] for e in cast(Sequence[Tokenized], batch)]
     index = torch.tensor([k * each + row % each for k, own in enumerate(labels) for row in range(len(own))])
-    tensors = {name: tensor[index] for name, tensor in reply.tensors().items()}
+    tensors: dict[str, Any] = {name: tensor[index] for name, tensor in reply.tensors().items()}
     tensors["labels"] = torch.tensor([token % classes for own in labels for token in own])
     tensors["states"] = tensors["states"] + 0.01 * torch.randn_like(tensors["states"])
     return replace(reply, example=torch.tensor([k for k, own in enumerate(labels) for _ in own]), **tensors)
