@@ -64,7 +64,7 @@ class Salient(Adapter):
                 parametrize.register_parametrization(owner, key, values)
         return fork.fork(fork.module.eval())
 
-    def masks(self, network: Network, request: Request) -> dict[str, Bool[Tensor, "..."]]:
+    def masks(self, network: Network, request: Request) -> dict[str, Bool[Tensor, " ..."]]:
         """The mask of each parameter; parameters without a selected weight are left out."""
         sizes = {name: slope.abs() for name, slope in gradient(network, loss, (1.0, request.forget)).items()}
         every = torch.cat([size.flatten() for size in sizes.values()])

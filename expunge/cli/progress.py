@@ -104,12 +104,11 @@ class Progress:
         if report.verdict:
             console.print()
             for rule in report.verdict.rules:
-                said = f"{'met    ' if rule.met else 'NOT MET'}  {rule.rule}  {_outcome(rule)}"
-                console.print(said, soft_wrap=True)
-        headline = outcome(report)
-        console.print(f"\n{headline.words}.", soft_wrap=True)
-        if headline.outside:
-            console.print(f"{headline.outside}.", soft_wrap=True)
+                console.print(f"{'met    ' if rule.met else 'NOT MET'}  {rule.rule}  {_outcome(rule)}", soft_wrap=True)
+        said = outcome(report)
+        console.print(f"\n{said.words}.", soft_wrap=True)
+        if said.outside:
+            console.print(f"{said.outside}.", soft_wrap=True)
         console.print(f"Report: {out / 'report.html'}", soft_wrap=True)
         if (out / "model").is_dir():
             console.print(f"Model:  {out / 'model'}", soft_wrap=True)

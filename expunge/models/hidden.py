@@ -26,7 +26,7 @@ class UpToBlock(nn.Module):
                 f"{type(module).__name__} has no transformer blocks, so no hidden states to read. "
                 f"Use an objective without hidden states."
             )
-        self.module: Any = module
+        self.module = module
         self.last = [found[question.block(len(found))]]  # a list registers no submodule
 
     def forward(self, **inputs: Any) -> SimpleNamespace:
@@ -38,10 +38,6 @@ class UpToBlock(nn.Module):
         finally:
             hook.remove()
         raise ModelRefused(f"{type(self.module).__name__} did not run the block whose hidden states are wanted.")
-
-    def get_input_embeddings(self) -> Any:
-        """The whole model's embedding."""
-        return self.module.get_input_embeddings()
 
 
 class _Reached(Exception):  # noqa: N818 (not an error: it stops a forward pass)

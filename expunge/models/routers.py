@@ -29,7 +29,7 @@ class UpToRouter(nn.Module):
         if layer is not None and layer not in found:
             numbers = ", ".join(map(str, found))
             raise UsageRefused(f"The `layer` must be a block with experts: {numbers}. Got {layer!r}.")
-        self.module: Any = module
+        self.module = module
         self.layers = tuple(found) if layer is None else (layer,)
         self.gates = [found[number].gate for number in self.layers]  # a list registers no submodule
 
@@ -45,10 +45,6 @@ class UpToRouter(nn.Module):
             for hook in hooks:
                 hook.remove()
         raise ModelRefused(f"{type(self.module).__name__} did not run the routers that are wanted.")
-
-    def get_input_embeddings(self) -> Any:
-        """The whole model's embedding."""
-        return self.module.get_input_embeddings()
 
     def _listen(self, outputs: list[tuple[Tensor, Tensor]]) -> Callable[..., None]:
         def hook(gate: nn.Module, _inputs: tuple[Any, ...], made: Any) -> None:

@@ -108,12 +108,10 @@ def samples(before: CachedModel, after: CachedModel | None, request: Request, sh
     """What the models wrote for some prompts; ids alone unless the text was asked for."""
     items = []
     for name, examples in request.sets().items():
-        for example in examples[: SAMPLES if name == "forget" else SAMPLES // 3]:
+        for example in cast(Sequence[Tokenized], examples[: SAMPLES if name == "forget" else SAMPLES // 3]):
             first, last = _text_about(before, example), _text_about(after, example) if after else None
             if first is not None:
-                items.append(
-                    _sample(name, cast(Tokenized, example), first, last) if shown else Sample(name, example.id)
-                )
+                items.append(_sample(name, example, first, last) if shown else Sample(name, example.id))
     return Samples(shown, tuple(items))
 
 

@@ -80,7 +80,7 @@ class BestStep:
             self.best, self.best_step, self.best_losses = rank, step, (forget, retain, shortfall)
             self.state = {name: p.detach().clone() for name, p in moving.items()}
         if self.level is not None and missing == 0 and over == 0:
-            return f"the forget examples fall {short:.2f} nats short of {self.level:.2f} ({self.source})"
+            return f"the forget examples fall {shortfall:.2f} nats short of {self.level:.2f} ({self.source})"
         if self.level is None and over > 0:
             return f"the retain loss rose by more than {self.max_retain_increase} nats"
         return ""
