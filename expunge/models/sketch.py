@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from expunge.core.model import Batch
 from expunge.core.predictions import Rows
 from expunge.errors import ModelRefused
+from expunge.internals.examples import Tokenized
 from expunge.internals.mixtures import mixtures
 from expunge.models.language import LanguageModel
 from expunge.models.open import family_of
