@@ -134,6 +134,14 @@ def choose(
     return chosen, rest
 
 
+WANTED = "images (a folder, .parquet)"
+
+
+def encode_for(records: list[ImageRecord], network: Any, path: Path) -> tuple[Picture, ...]:
+    """Pictures as an image classifier reads them."""
+    return encode(records, network.processor, network.classes, path, network.channels)
+
+
 def encode(
     records: list[ImageRecord], processor: Any, label2id: Mapping[str, int], path: Path, channels: int = 3
 ) -> tuple[Picture, ...]:
