@@ -100,6 +100,8 @@ class Salient(Adapter):
 class _Chosen(nn.Module):
     """A parametrization: a tensor of which some entries are trainable."""
 
+    mask: Tensor
+
     def __init__(self, value: Tensor, mask: Bool[Tensor, " ..."]) -> None:
         super().__init__()
         self.register_buffer("mask", mask, persistent=False)

@@ -1,7 +1,8 @@
 """How much of the right answer the model writes: ROUGE-L recall of its greedy continuation (Lin, 2004; as in TOFU)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
 
 import torch
 
@@ -10,6 +11,7 @@ from expunge.core.model import Batch, Model
 from expunge.core.question import Text
 from expunge.core.request import Example
 from expunge.errors import UsageRefused
+from expunge.internals.examples import Tokenized
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -49,5 +51,6 @@ class Rouge(ScoreAudit):
 
         scorer = RougeScorer(["rougeL"], use_stemmer=True)
         written = model.ask(Text(self.max_new_tokens), batch)
-        scores = [scorer.score(e.answer, text)["rougeL"].recall for e, text in zip(batch, written, strict=True)]
+        answers = [example.answer for example in cast(Sequence[Tokenized], batch)]
+        scores = [scorer.score(right, text)["rougeL"].recall for right, text in zip(answers, written, strict=True)]
         return torch.tensor(scores)

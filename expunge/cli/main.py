@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -218,7 +218,7 @@ def _job(
         require=tuple(judging.require or ()),
         checkpoint_every=keeping.checkpoint_every,
         resume=keeping.resume,
-        hold=hold,
+        hold=cast(Any, hold),  # it refuses others
     )
 
 

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -69,7 +69,7 @@ class Notes(Allocations):
         scale = paper.parameters / sum(full[name].numel() for name in narrow if name in full)
         self._shapes = {shape: numbers * scale for shape, numbers in matched.items() if len(shape) > 1}
         self._inside = self._returned = False
-        head: Any = paper.narrow.module.get_output_embeddings() if paper.classes[0] else None  # type: ignore[operator]
+        head: Any = paper.narrow.module.get_output_embeddings() if paper.classes[0] else None
         self.matrix: tuple[int, ...] = tuple(head.weight.shape) if head else ()
 
     def network(self) -> Network:
@@ -78,13 +78,13 @@ class Notes(Allocations):
 
         class Noting(type(self.paper.narrow)):  # type: ignore[misc]
             def ask(self, question: Question[Reply], batch: Batch) -> Reply:
-                return notes.ask(self, question, batch, super().ask)
+                return cast(Reply, notes.ask(self, question, batch, super().ask))
 
             def batches(self, examples: Batch) -> Iterator[list[int]]:
                 return notes.paper.network.batches(examples)
 
         Noting.__name__ = type(self.paper.narrow).__name__  # refusals name it
-        return Noting(**vars(self.paper.narrow))  # type: ignore[no-any-return]
+        return Noting(**vars(self.paper.narrow))
 
     def ask(self, network: Network, question: Question[Reply], batch: Batch, ask: Callable[..., Any]) -> Any:
         """The narrow network's answer about all rows of the examples; notes that it was asked."""
