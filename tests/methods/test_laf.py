@@ -219,7 +219,7 @@ def test_a_model_without_a_representation_is_refused():
 
 
 def test_a_request_without_a_retain_set_is_refused():
-    with pytest.raises(DataRefused, match="LAF holds the retain set's representations, and the request has none"):
+    with pytest.raises(DataRefused, match="LAF reads the retain set's representations, and the request has none"):
         SHORT(vit(), Request(REQUEST.forget))
 
 
