@@ -51,15 +51,15 @@ class Relearn(WeightMethod):
         return replace(self, seed=seed)
 
     def change(self, network: Network, request: Request, on_event: OnEvent) -> Model:
-        return self._learn()(network, self._learnt(request), on_event).plain()
+        return self._learn()(network, self._own_request(request), on_event).plain()
 
     def rehearse(self, model: Model, request: Request, rehearsal: Rehearsal) -> Model:
-        return self._learn().rehearse(model, self._learnt(request), rehearsal).plain()
+        return self._learn().rehearse(model, self._own_request(request), rehearsal).plain()
 
     def _learn(self) -> Finetune:
         return replace(self.learn, steps=self.steps, seed=self.seed)
 
-    def _learnt(self, request: Request) -> Request:
+    def _own_request(self, request: Request) -> Request:
         """What the attacker trains on: the items, as its retain set."""
         return Request(self.others(request).forget, retain=tuple(self.attacker_examples(request)))
 

@@ -35,7 +35,7 @@ class Rouge(ScoreAudit):
             raise UsageRefused(f"The `max_new_tokens` of Rouge must be at least 1. Got {self.max_new_tokens!r}.")
 
     def applies(self, example: Example) -> bool:
-        return bool(getattr(example, "prompt_tokens", ()))
+        return isinstance(example, Tokenized) and bool(example.prompt_tokens)
 
     def score(self, model: Model, batch: Batch) -> "Float[Tensor, ' examples']":
         from rouge_score.rouge_scorer import RougeScorer  # takes a second to import

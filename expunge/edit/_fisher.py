@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -36,11 +37,20 @@ def mean_absolute_gradient(network: Network, examples: Batch, batch: int, measur
     return _mean(network, examples, batch, measure, Tensor.abs)
 
 
+@runtime_checkable
+class Digested(Protocol):
+    """An example that has a digest without its label: an image."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of its pixels."""
+
+
 def _mean(network: Network, examples: Batch, batch: int, measure: Measure, of: Callable[[Tensor], Tensor]) -> Gradient:
     slopes, total = Slopes(network), Gradient()
     # Shuffled by content: files are often sorted by class, and the mean gradient depends on the batch. Images are
     # ordered by their pixels alone, since the record digest includes the class, and LFSSD must not read labels.
-    mixed = sorted(examples, key=lambda example: getattr(example, "digest", None) or example.record_digest())
+    mixed = sorted(examples, key=lambda e: e.digest if isinstance(e, Digested) else e.record_digest())
     runs = math.ceil(len(mixed) / batch)
     for start in range(0, len(mixed), batch):
         slopes.add(mixed[start : start + batch], measure)

@@ -39,9 +39,9 @@ class Allocations(TorchDispatchMode):
             self.known.add(storage._cdata)
             self.alive[kind] = self.alive.get(kind, 0.0) + value
             self.peak[kind] = max(self.peak.get(kind, 0.0), self.alive[kind])
-            weakref.finalize(storage, self._gone, storage._cdata, kind, value)
+            weakref.finalize(storage, self._release, storage._cdata, kind, value)
 
-    def _gone(self, key: int, kind: str, value: float) -> None:
+    def _release(self, key: int, kind: str, value: float) -> None:
         self.known.discard(key)
         self.alive[kind] -= value
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+@runtime_checkable
 class Tokenized(Example, Protocol):
     """An example for a language model: a token sequence whose last tokens are labelled."""
 

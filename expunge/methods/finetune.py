@@ -112,16 +112,16 @@ class Finetune(WeightMethod):
         return replace(self, seed=seed)
 
     @contextmanager
-    def opened(self, network: Network, request: Request) -> Iterator[Network]:
+    def open_for_steps(self, network: Network, request: Request) -> Iterator[Network]:
         """The network as steps find it: with its adapter, and with blocks that keep their activations or do not."""
         adapted = self.adapter(network, request).inner
-        with managed(adapted.module, self.activations):
+        with manage_activations(adapted.module, self.activations):
             yield adapted
 
     def rehearse(self, model: Model, request: Request, rehearsal: Rehearsal) -> Model:
         few = min(self.steps, rehearsal.most)
-        rehearsal.opened, rehearsal.shared, rehearsal.steps = self.opened, True, self.steps
-        asked, later = self._asked(request, self.steps), self._asked(request, few)
+        rehearsal.opened, rehearsal.shared, rehearsal.steps = self.open_for_steps, True, self.steps
+        asked, later = self._distinct_examples(request, self.steps), self._distinct_examples(request, few)
 
         def on_event(event: Event) -> None:
             if isinstance(event, Checked) and event.step == 0:
@@ -138,7 +138,7 @@ class Finetune(WeightMethod):
         finally:
             rehearsal.times = rehearsal.before = 1.0
 
-    def _asked(self, request: Request, steps: int) -> int:
+    def _distinct_examples(self, request: Request, steps: int) -> int:
         """Examples that so many steps draw, each counted once: of those the model before is asked."""
         sets = ((request.forget, self.batch), (request.retain, self.retain_batch), (request.stand_in, self.batch))
         return sum(min(len(examples), steps * batch) for examples, batch in sets)

@@ -74,7 +74,7 @@ class Packed:
         return total
 
 
-def packed(path: Path) -> Packed:
+def read_packed(path: Path) -> Packed:
     """What the header of the GGUF file at `path` says."""
     try:
         from gguf import GGUFReader

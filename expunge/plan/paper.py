@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from expunge.internals.blocks import blocks
-from expunge.models.gguf import Packed, packed
+from expunge.models.gguf import Packed, read_packed
 from expunge.models.language import LARGEST, ROOM, LanguageModel, load_tokenizer
 from expunge.models.sketch import narrow, reads_images, sketch
 from expunge.models.source import Source, config_of, locate, stored_dtype
@@ -73,14 +73,14 @@ class Paper:
         return int(rows), int(width)
 
 
-def opened(model: str, device: str, dtype: torch.dtype | None) -> Paper:
+def open_paper(model: str, device: str, dtype: torch.dtype | None) -> Paper:
     """The model as a run on `device` would hold it. Reads no weight."""
     path, kinds = Path(model), ("*.safetensors", "*.bin", "*.gguf")
     bare = (path / "config.json").is_file() and not any(file for kind in kinds for file in path.glob(kind))
     source = Source(model) if bare else locate(model)  # a configuration alone is enough to plan with
     config, start = config_of(source), time.monotonic()
     words = load_processor(source) if reads_images(config, model) else load_tokenizer(source)
-    took, file = time.monotonic() - start, packed(Path(source.name) / source.gguf) if source.gguf else None
+    took, file = time.monotonic() - start, read_packed(Path(source.name) / source.gguf) if source.gguf else None
     stored = file.dtype if file else stored_dtype(source, config)
     paper = replace(on_paper(path.name, config, words, stored, device, dtype), took=took, packed=file)
     if file:

@@ -159,7 +159,7 @@ def _line(audit: str, rows: Sequence[Row], runs: Sequence[Run], notes: Sequence[
     first = next(row for row in rows if row)
     same, best = any_of(first), _best(rows)
     begun = [{} if run.only_audited else row for row, run in zip(rows, runs, strict=True)]
-    before, reference = _agreed(begun, runs, "before"), _agreed(rows, runs, "reference")
+    before, reference = _common_rows(begun, runs, "before"), _common_rows(rows, runs, "reference")
     under = [row.get(run.shown_model) for row, run in zip(rows, runs, strict=True)]
     after = [Cell("", found, place == best) if found else None for place, found in enumerate(under)]
     return Line(
@@ -174,7 +174,7 @@ def _line(audit: str, rows: Sequence[Row], runs: Sequence[Run], notes: Sequence[
     )
 
 
-def _agreed(rows: Sequence[Row], runs: Sequence[Run], model: str) -> list[Cell]:
+def _common_rows(rows: Sequence[Row], runs: Sequence[Run], model: str) -> list[Cell]:
     """Each different answer once, with the letters of the runs that share it."""
     groups: dict[str, list[tuple[str, Finding]]] = {}
     for row, run in zip(rows, runs, strict=True):

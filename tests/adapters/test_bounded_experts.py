@@ -8,6 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from expunge.plan.cost import Call, widths
+from expunge.plan.memory import held
 from peft import PeftModel
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
@@ -39,8 +41,6 @@ from expunge.errors import ModelRefused
 from expunge.methods.finetune import Finetune
 from expunge.methods.stop import Stop
 from expunge.models.language import LanguageModel
-from expunge.plan.cost import Call, widths
-from expunge.plan.memory import held
 from expunge.plan.paper import on_paper
 
 torch.set_num_threads(1)
