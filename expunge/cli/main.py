@@ -157,8 +157,8 @@ def plan(
     """Say what `forget` with the same options will cost: tokens, FLOPs, memory, disk, time. Runs and loads nothing."""
     devices.check()
     job = _job(model, sets, audits, out, images, training, hold=devices.hold)
+    from expunge.cli.plan_table import say
     from expunge.plan.machine import Machine
-    from expunge.plan.table import say
 
     memory = None if devices.device_memory is None else 1e9 * devices.device_memory
     rate = None if devices.rate is None else 1e12 * devices.rate

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from expunge.core.family import Family
 from expunge.core.model import Network, answers
 from expunge.core.predictions import Hidden, Predictions, RouterScores, weights_of
 from expunge.core.question import HiddenStates, Routes, Scores, Text
 from expunge.errors import ModelRefused
 from expunge.internals.examples import Tokenized
+from expunge.models._family import Family
 from expunge.models.decoding import ends, generate, greedy, side_by_side
 from expunge.models.hidden import UpToBlock
 from expunge.models.prefix_tree import Layout, Tree, pack, pieces

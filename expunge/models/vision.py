@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from expunge.core.family import Family
 from expunge.core.model import Network, answers
 from expunge.core.predictions import Hidden, Predictions, weights_of
 from expunge.core.question import HiddenStates, Scores
 from expunge.errors import EnvironmentRefused, ModelRefused
 from expunge.internals.examples import Pictured
+from expunge.models._family import Family
 from expunge.models.hidden import UpToBlock
 from expunge.models.prefix_tree import Layout
 from expunge.models.source import Source, config_of, config_text, load_module, refuse_adapted

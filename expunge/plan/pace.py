@@ -23,7 +23,7 @@ import torch
 from expunge.core.model import Network
 from expunge.core.question import LogProbabilities, Text
 from expunge.core.request import Request
-from expunge.internals.examples import Prompted
+from expunge.internals.examples import Tokenized
 from expunge.models.sketch import sketch
 from expunge.plan.plan import Plan, texts
 from expunge.primitives.rehearsal import Clock

@@ -8,8 +8,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from expunge.plan.cost import Call, widths
-from expunge.plan.memory import held
 from peft import PeftModel
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
@@ -41,7 +39,6 @@ from expunge.errors import ModelRefused
 from expunge.methods.finetune import Finetune
 from expunge.methods.stop import Stop
 from expunge.models.language import LanguageModel
-from expunge.plan.paper import on_paper
 
 torch.set_num_threads(1)
 
@@ -233,26 +230,6 @@ def test_an_expert_costs_one_and_a_half_times_a_frozen_one_and_one_that_is_not_c
     # As for a plain layer: x W', dY W' and dY^T X; B A three times, dB and dA once each.
     assert ours == called * (6 * tokens + 10 * 8) * numbers
     assert ours / frozen == pytest.approx(1.5 + 10 * 8 / (4 * tokens))  # 1.533 at 600 tokens an expert
-
-
-@pytest.mark.parametrize("kind", ["mixtral", "qwen2_moe"])
-@pytest.mark.parametrize("adapter", [Bounded(rank=4), LoRA(targets="all"), LoRA(targets="attention")], ids=repr)
-def test_a_plan_counts_what_torch_counts(kind, adapter):
-    """Where there are shapes and no routes, all experts are called alike."""
-    paper = on_paper("tiny", CONFIGS[kind], None, torch.float32, "cpu", None)
-    sizes, adapted = widths(paper.network, adapter)
-    call = Call(trees=2, nodes=70, rows=0)
-    with torch.device("meta"):
-        tokens, mask = torch.zeros(2, 70, dtype=torch.long), torch.zeros(2, 1, 70, 70)
-        with FlopCounterMode(display=False) as there:
-            states, _ = adapted.states(input_ids=tokens, position_ids=tokens, attention_mask=mask)
-        with FlopCounterMode(display=False) as back:
-            states.backward(torch.empty_like(states))
-    assert there.get_total_flops() == sizes.forward(call) + sizes.silent(call)
-    both = there.get_total_flops() + back.get_total_flops()
-    assert both == sizes.forward(call) + sizes.backward(call) + sizes.adapter(call)
-    kept, again = (held(paper, adapter, call, recompute) for recompute in (False, True))
-    assert 0 < again.each < kept.each
 
 
 def test_nothing_of_a_weights_size_is_kept_for_backward():
