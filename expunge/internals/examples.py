@@ -11,7 +11,21 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Tokenized(Example, Protocol):
+@runtime_checkable
+class Prompted(Example, Protocol):
+    """An example that a continuation can be asked of."""
+
+    @property
+    def prompt_tokens(self) -> tuple[int, ...]:
+        """Tokens of the prompt, which a continuation is generated from; empty for a plain text."""
+
+    @property
+    def answer(self) -> str:
+        """The right continuation."""
+
+
+@runtime_checkable
+class Tokenized(Prompted, Protocol):
     """An example for a language model: a token sequence whose last tokens are labelled."""
 
     @property
@@ -23,16 +37,8 @@ class Tokenized(Example, Protocol):
         """Index of the first labelled token, at least 1."""
 
     @property
-    def prompt_tokens(self) -> tuple[int, ...]:
-        """Tokens of the prompt, which a continuation is generated from; empty for a plain text."""
-
-    @property
     def question(self) -> str:
         """The question as the file has it; empty for a plain text."""
-
-    @property
-    def answer(self) -> str:
-        """The right continuation."""
 
 
 @runtime_checkable

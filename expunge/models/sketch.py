@@ -116,10 +116,11 @@ TOKENS, ROWS, WORDS = 5, 3, 250
 
 def shorten(example: Any) -> Any:
     """A text with few tokens, all of them in the narrow vocabulary; an image as it is."""
-    if not hasattr(example, "tokens"):
+    if not isinstance(example, Tokenized):
         return example
     tokens = tuple(token % WORDS for token in (example.tokens * TOKENS)[-TOKENS:])
-    return replace(example, tokens=tokens, first=TOKENS - ROWS)
+    text: Any = example
+    return replace(text, tokens=tokens, first=TOKENS - ROWS)
 
 
 def lengthen(reply: Rows, batch: Batch, classes: int) -> Rows:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -19,6 +19,7 @@ from torch import Tensor
 from expunge.core.model import Batch, Network
 from expunge.core.question import HiddenStates, Question, Reply, Routes, Scores, Text
 from expunge.internals.allocations import Allocations
+from expunge.internals.examples import Tokenized
 from expunge.models.sketch import lengthen, shorten
 from expunge.plan.paper import Paper
 from expunge.primitives.rehearsal import Rehearsal
@@ -92,7 +93,7 @@ class Notes(Allocations):
             return ask(question, batch)  # a part of a pass, or a question that asks others
         self._note(network, question, batch)
         if isinstance(question, Text):
-            return [str(getattr(example, "answer", "")) for example in batch]
+            return [example.answer for example in cast(Sequence[Tokenized], batch)]
         self._inside, start = True, time.perf_counter()
         try:
             reply = ask(question, [shorten(example) for example in batch])

@@ -23,6 +23,7 @@ import torch
 from expunge.core.model import Network
 from expunge.core.question import LogProbabilities, Text
 from expunge.core.request import Request
+from expunge.internals.examples import Tokenized
 from expunge.models.sketch import sketch
 from expunge.plan.plan import Plan, texts
 from expunge.primitives.rehearsal import Clock
@@ -46,7 +47,9 @@ def seconds(plan: Plan) -> dict[str, float]:
         return {}
     network = _random(plan)
     method, read = (_pace(plan, network, work) for work in (_method, _read))
-    prompts = [example for example in plan.request.forget[:16] if getattr(example, "prompt_tokens", ())]
+    prompts = [
+        example for example in plan.request.forget[:16] if isinstance(example, Tokenized) and example.prompt_tokens
+    ]
     few, more = (_seconds(partial(network.ask, Text(new), prompts), 1) if prompts else 0.0 for new in NEW)
     data = os.urandom(1 << 24)
     hashed = paper.weights * _seconds(lambda: hashlib.sha256(data)) / len(data)
