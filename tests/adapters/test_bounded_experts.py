@@ -8,8 +8,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from expunge.plan.cost import Call, widths
-from expunge.plan.memory import held
 from peft import PeftModel
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
