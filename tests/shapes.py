@@ -213,11 +213,18 @@ def checked_fields(cls: type) -> type:
 class Decorate(ast.NodeVisitor):
     """Puts the checks where a shape stands: below a function's other decorators, above a class's."""
 
+    def __init__(self, evaluated: bool) -> None:
+        self.evaluated = evaluated
+        """Whether the module evaluates its annotations: an alias of a shape is then a plain tensor when it is read."""
+
     def visit_FunctionDef(self, node: ast.FunctionDef) -> None:  # noqa: N802
-        arguments = ast.walk(node.args)
-        hints = [node.returns, *(a.annotation for a in arguments if isinstance(a, ast.arg))]
-        if any(SHAPE.search(ast.unparse(hint)) for hint in hints if hint):
+        shaped = [
+            (owner, name) for owner, name in _annotations(node) if SHAPE.search(ast.unparse(getattr(owner, name)))
+        ]
+        if shaped:
             node.decorator_list.append(_name("__checked__", node))
+        for owner, name in shaped if self.evaluated else ():
+            setattr(owner, name, _text(getattr(owner, name)))
         self.generic_visit(node)
 
     def visit_ClassDef(self, node: ast.ClassDef) -> None:  # noqa: N802
@@ -226,8 +233,26 @@ class Decorate(ast.NodeVisitor):
         self.generic_visit(node)
 
 
+def _annotations(node: ast.FunctionDef) -> Iterator[tuple[ast.AST, str]]:
+    """Where a function's annotations stand: each an attribute of a node."""
+    yield from ((each, "annotation") for each in ast.walk(node.args) if isinstance(each, ast.arg) and each.annotation)
+    if node.returns:
+        yield node, "returns"
+
+
+def _text(annotation: ast.expr) -> ast.expr:
+    """The annotation as a string."""
+    if isinstance(annotation, ast.Constant):
+        return annotation
+    return ast.copy_location(ast.Constant(ast.unparse(annotation)), annotation)
+
+
 def _name(name: str, node: ast.stmt) -> ast.expr:
     return ast.fix_missing_locations(ast.copy_location(ast.Name(name, ast.Load()), node))
+
+
+def _is_future(node: ast.stmt) -> bool:
+    return isinstance(node, ast.ImportFrom) and node.module == "__future__"
 
 
 class Loader(SourceFileLoader):
@@ -235,7 +260,7 @@ class Loader(SourceFileLoader):
 
     def source_to_code(self, data: Any, path: Any, *, _optimize: int = -1) -> types.CodeType:
         tree = ast.parse(data, path)
-        Decorate().visit(tree)
+        Decorate(evaluated=not any(_is_future(node) for node in tree.body)).visit(tree)
         return compile(tree, path, "exec", dont_inherit=True, optimize=_optimize)
 
     def path_stats(self, path: Any) -> typing.NoReturn:
