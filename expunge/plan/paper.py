@@ -65,6 +65,11 @@ class Paper:
         return float(self.parameters * self.dtype.itemsize)
 
     @property
+    def trees(self) -> bool:
+        """Whether it reads texts as trees."""
+        return isinstance(self.network, LanguageModel) and self.network.trees > 0
+
+    @property
     def classes(self) -> tuple[int, int]:
         """Shape of the output matrix where labelled rows alone meet it; else zeros."""
         if self.shape or not isinstance(self.network, LanguageModel) or not self.network.headed:
