@@ -63,7 +63,9 @@ def test_a_page_is_stale_as_soon_as_a_file_says_something_else(tmp_path: Path):
     assert docs(tmp_path).returncode == docs(tmp_path, "--check").returncode == 0
     assert page.read_bytes() == first
     file = tmp_path / "expunge" / "objectives" / "npo.py"
-    file.write_text(file.read_text().replace("How fast", "How slowly"))
+    text = file.read_text()
+    assert "How fast" in text
+    file.write_text(text.replace("How fast", "How slowly"))
     said = docs(tmp_path, "--check")
     assert (said.returncode, "make docs" in said.stdout) == (1, True)
     assert page.read_bytes() == first

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftConfig, PeftType
@@ -55,7 +55,7 @@ class BoundedConfig(PeftConfig):
     modules_to_save: list[str] | None = field(default=None, metadata={"help": "Not supported; must stay None."})
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[no-untyped-call]
         self.peft_type = PeftType(NAME)
         check(self.map, self.r, self.alpha, self.omega, self.gain)
         if self.modules_to_save:
@@ -70,7 +70,7 @@ class BoundedLayer(nn.Module, BaseTunerLayer):
     adapter_layer_names = ("bounded_A", "bounded_B")
     other_param_names = ("bounded_form", "bounded_start_A", "bounded_start_B")
 
-    def __init__(self, base_layer: nn.Module, adapter_name: str, config: BoundedConfig) -> None:
+    def __init__(self, base_layer: nn.Linear | Conv1D, adapter_name: str, config: BoundedConfig) -> None:
         super().__init__()
         self.base_layer = base_layer
         self.bounded_A = nn.ParameterDict()
@@ -84,14 +84,15 @@ class BoundedLayer(nn.Module, BaseTunerLayer):
         self.merged_adapters: list[str] = []
         self._active_adapter = adapter_name
         transposed = isinstance(base_layer, Conv1D)
-        shape = base_layer.weight.shape  # type: ignore[union-attr]
+        shape = base_layer.weight.shape
         self.in_features, self.out_features = shape if transposed else shape[::-1]
         self.transposed = transposed
         self.update_layer(adapter_name, config)
 
     def update_layer(self, adapter_name: str, config: BoundedConfig) -> None:
         """Add an adapter: A Kaiming-uniform (a = sqrt 5), B zero, both in float32, so that the update starts at 0."""
-        weight = self.get_base_layer().weight
+        base: Any = self.get_base_layer()
+        weight = base.weight
         wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
         a = torch.empty(config.r, self.in_features, dtype=wide, device=weight.device)
         nn.init.kaiming_uniform_(a, a=5**0.5)
@@ -126,7 +127,7 @@ class BoundedLayer(nn.Module, BaseTunerLayer):
     def merge(self, safe_merge: bool = True, adapter_names: list[str] | None = None) -> None:
         """Merge the update into a new weight tensor. Raises `ValueError` on NaN or Inf."""
         names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.bounded_A]
-        base = self.get_base_layer()
+        base: Any = self.get_base_layer()
         for name in names:
             delta = self.get_delta_weight(name)
             new = (base.weight.data + (delta.T if self.transposed else delta)).to(base.weight.dtype)
@@ -142,7 +143,8 @@ class BoundedLayer(nn.Module, BaseTunerLayer):
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
         assert self.unmerged is not None
-        self.get_base_layer().weight.data = self.unmerged
+        base: Any = self.get_base_layer()
+        base.weight.data = self.unmerged
         self.unmerged = None
         self.merged_adapters.clear()
 
@@ -152,8 +154,9 @@ class BoundedLayer(nn.Module, BaseTunerLayer):
         silent = self.disable_adapters or self.merged
         active = [] if silent else [name for name in self.active_adapters if name in self.bounded_A]
         if not active:
-            return self.base_layer(x, *args, **kwargs)
-        base = self.get_base_layer()
+            output: Tensor = self.base_layer(x, *args, **kwargs)
+            return output
+        base: Any = self.get_base_layer()
         weight = base.weight.T if self.transposed else base.weight
         for name in active[1:]:
             weight = weight + self.get_delta_weight(name).to(weight.dtype)
@@ -175,22 +178,24 @@ class BoundedModel(BaseTuner):
 
     def _create_and_replace(
         self,
-        peft_config: BoundedConfig,
+        peft_config: PeftConfig,
         adapter_name: str,
         target: nn.Module,
         target_name: str,
         parent: nn.Module,
         current_key: str,
+        parameter_name: str | None = None,
         **_: Any,
     ) -> None:
+        config = cast(BoundedConfig, peft_config)
         if isinstance(target, BoundedLayer | BoundedExperts):
-            target.update_layer(adapter_name, peft_config)
+            target.update_layer(adapter_name, config)
             return
         new: BoundedLayer | BoundedExperts
         if isinstance(target, (nn.Linear, Conv1D)):
-            new = BoundedLayer(target, adapter_name, peft_config)
+            new = BoundedLayer(target, adapter_name, config)
         elif is_fused(target):
-            new = BoundedExperts(target, adapter_name, peft_config)
+            new = BoundedExperts(target, adapter_name, config)
         else:
             raise TypeError(f"{current_key} is a {type(target).__name__}; bounded adapters take linear layers.")
         if adapter_name not in self.active_adapters:

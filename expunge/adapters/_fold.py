@@ -54,7 +54,10 @@ def bounded_linear(
     to
     the bit.
     """
-    return _Folded.apply(x, weight, bias, a, b, form, *(start or (None, None)))
+    output: Tensor = _Folded.apply(  # type: ignore[no-untyped-call]
+        x, weight, bias, a, b, form, *(start or (None, None))
+    )
+    return output
 
 
 def fold(weight: Tensor, a: Tensor, b: Tensor, form: Form, start: Start | None = None) -> Tensor:

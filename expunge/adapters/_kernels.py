@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
@@ -127,7 +127,7 @@ def disagreement(device: torch.device, dtype: torch.dtype, map: str, rank: int) 
     product = dy.double().T @ x.double() * MAPS[map].slope(form.phase(wide_a, wide_b)) * (form.scale * form.omega)
     right = (weight + form.delta(wide_a, wide_b), wide_b.T @ product, product @ wide_a.T)
     got = (fold(weight, a, b, form), *factor_gradients(dy, x, a, b, form))
-    return max(((g.double() - r).norm() / r.norm()).item() for g, r in zip(got, right, strict=True))
+    return max(float((g.double() - r).norm() / r.norm()) for g, r in zip(got, right, strict=True))
 
 
 def _precision(dtype: torch.dtype) -> tuple[str, str]:
@@ -157,7 +157,10 @@ class _Tile:
 @cache
 def _shared_memory(device: torch.device) -> int:
     """Bytes of shared memory: 227 KiB on an H100, 163 on an A100, 99 on a desktop's card."""
-    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin if device.type == "cuda" else 0
+    if device.type != "cuda":
+        return 0
+    properties: Any = torch.cuda.get_device_properties(device)
+    return int(properties.shared_memory_per_block_optin)
 
 
 def _tile(dtype: torch.dtype, precision: str, memory: int) -> _Tile:

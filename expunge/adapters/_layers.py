@@ -113,7 +113,7 @@ def never_adapted(module: nn.Module, part: str | None = None) -> dict[str, str]:
                 found[f"{block_name}.{name}"] = "residual"
             if isinstance(layer, nn.Linear) and layer.out_features == 1:  # no rank would be low for its update
                 found.setdefault(f"{block_name}.{name}", "gate")
-            for key in set(dict(layer.named_children())) & _uncalled_children(type(layer)):
+            for key in set(dict(layer.named_children())) & _uncalled_children(type(layer)):  # type: ignore[arg-type]  # mypy takes the __hash__ of instances for the class's
                 if is_linear(layer.get_submodule(key)):
                     found.setdefault(f"{block_name}.{name}.{key}", "read past")
     return found

@@ -45,20 +45,23 @@ class MovingExperts(nn.Module):
         self.moving = moving
         # A mixture of the trainable experts alone: the same class on slices of its tensors, whatever their layout.
         slices = {id(p): _moving(p.detach()[list(moving)]) for p in base.parameters()}
-        self.own: Any = copy.deepcopy(base, slices)
-        self.own.num_experts = len(moving)
+        own: Any = copy.deepcopy(base, slices)
+        own.num_experts = len(moving)
+        self.own: Any = own
 
     def forward(self, states: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
         theirs = torch.stack([indices == number for number in self.moving], -1)
         mine = theirs.any(-1)
-        rest = self.base(states, indices, weights.masked_fill(mine, 0))
+        rest: Tensor = self.base(states, indices, weights.masked_fill(mine, 0))
         token, place = mine.nonzero(as_tuple=True)
         dtypes = {name: parameter.dtype for name, parameter in self.base.named_parameters()}
         now = {name: parameter.to(dtypes[name]) for name, parameter in self.own.named_parameters()}
         if not len(token):  # a gradient of zeros: all ranks must take part in its all-reduce
-            return rest + 0 * sum(parameter.flatten()[0] for parameter in now.values())
+            none: Tensor = rest + 0 * sum(parameter.flatten()[0] for parameter in now.values())
+            return none
         inputs = (states[token], theirs.int().argmax(-1)[token, place, None], weights[token, place, None])
-        return rest.index_add(0, token, functional_call(self.own, now, inputs).to(rest.dtype))
+        output: Tensor = functional_call(self.own, now, inputs)
+        return rest.index_add(0, token, output.to(rest.dtype))
 
     def pairs(self) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
         """Name, the whole tensor before, and what it is now."""

@@ -56,7 +56,7 @@ class PeftAdapter(Adapter):
         with quiet():
             names = choose_layers(network.module, *self.where)
             experts = [name for name in names if name in stacks(network.module, self.where[2])]
-            module = get_peft_model(fork.module, self.config(names, experts))  # type: ignore[arg-type]
+            module = get_peft_model(fork.module, self.config(names, experts))
         return fork.fork(module.eval())
 
     def merge(self, adapted: Network) -> Network:
@@ -69,10 +69,9 @@ class PeftAdapter(Adapter):
             if isinstance(part, BoundedExperts):
                 yield from ((f"{name}.{which}", delta) for which, delta in part.changes())
             elif isinstance(part, BaseTunerLayer):
-                yield (
-                    name,
-                    sum(map(part.get_delta_weight, part.active_adapters)).detach(),
-                )  # a start is one too
+                layer: Any = part
+                update: Any = sum(map(layer.get_delta_weight, layer.active_adapters))  # a start is one too
+                yield name, update.detach()
 
     def save(self, adapted: Network, folder: Path) -> None:
         module: Any = self.portable(adapted).module

@@ -78,7 +78,7 @@ class Fila(Adapter):
             for name, part in adapted.module.named_modules()
             if isinstance(part, BaseTunerLayer)
         }
-        weights = row_weights(network, request, parts, self.batch)
+        weights = row_weights(network, request, list(parts), self.batch)
         module: Any = adapted.module
         if isinstance(self.adapter, Bounded):
             module.peft_config[NOW] = replace(module.peft_config[NOW], start=True)

@@ -11,7 +11,7 @@ weights, to the bit. Without the penalty no group falls that low: A alone starts
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -69,7 +69,9 @@ class GroupSparse(Adapter):
         """The trainable parameters of each block, by its number; blocks without any are left out."""
         found: dict[int, dict[str, Tensor]] = {}
         for number, block in enumerate(blocks(adapted.module)):
-            group = {name: p for name, p in adapted.trainable().items() if name.startswith(f"{block}.")}
+            group: dict[str, Tensor] = {
+                name: p for name, p in adapted.trainable().items() if name.startswith(f"{block}.")
+            }
             found |= {number: group} if group else {}
         return found
 
@@ -83,5 +85,5 @@ class GroupSparse(Adapter):
         self.adapter.save(adapted, folder)
 
 
-def _norm(factors: object) -> float:
+def _norm(factors: Iterable[Tensor]) -> float:
     return float(torch.stack([factor.detach().float().norm() for factor in factors]).norm())

@@ -32,10 +32,9 @@ class LastLayer(Adapter):
     """The output matrix and its bias, in float32."""
 
     def insert(self, network: Network, request: Request) -> Network:
-        _, layer = _output_layer(network)
         fork = network.fork()
         fork.module.requires_grad_(False)
-        layer = fork.module.get_submodule(_output_layer(fork)[0])
+        _, layer = _output_layer(fork)
         for name, value in dict(layer.named_parameters(recurse=False)).items():
             parametrize.register_parametrization(layer, name, _Moved(value))
         return fork
@@ -53,7 +52,8 @@ class LastLayer(Adapter):
 
     def deltas(self, adapted: Network, before: Network) -> "Iterator[tuple[str, Float[Tensor, 'out in']]]":
         name, layer = _output_layer(adapted)
-        yield name, layer.parametrizations["weight"][0].delta.detach()
+        parametrizations: Any = layer.parametrizations
+        yield name, parametrizations["weight"][0].delta.detach()
 
     def save(self, adapted: Network, folder: Path) -> None:
         """Does nothing: the result is the whole network."""
@@ -70,7 +70,7 @@ class _Moved(nn.Module):
         return (value + self.delta).to(value.dtype)
 
 
-def _output_layer(network: Network) -> tuple[str, nn.Module]:
+def _output_layer(network: Network) -> tuple[str, nn.Linear]:
     """Name and module of the layer that computes the class scores."""
     module: Any = network.module
     embedding = module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None

@@ -59,7 +59,10 @@ class LoRA(PeftAdapter):
     def config(self, names: list[str], experts: list[str]) -> PeftConfig:
         if experts:
             return BoundedConfig(target_modules=names, r=self.rank, alpha=self.alpha, map="identity", omega=1.0)
-        return LoraConfig(target_modules=names, r=self.rank, lora_alpha=self.alpha, lora_dropout=0.0, bias="none")
+        return LoraConfig(target_modules=names, **self._peft_settings())
+
+    def _peft_settings(self) -> dict[str, Any]:
+        return {"r": self.rank, "lora_alpha": self.alpha, "lora_dropout": 0.0, "bias": "none"}
 
     def portable(self, adapted: Network) -> Network:
         if not any(isinstance(part, BoundedExperts) for part in adapted.module.modules()):
@@ -69,10 +72,7 @@ class LoRA(PeftAdapter):
         config = LoraConfig(
             target_modules=[name for name in factors if name not in stacked],
             target_parameters=stacked,
-            r=self.rank,
-            lora_alpha=self.alpha,
-            lora_dropout=0.0,
-            bias="none",
+            **self._peft_settings(),
         )
         module: Any = adapted.fork().module
         try:
@@ -111,4 +111,6 @@ def _places(module: nn.Module) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
             name = peft_name.removeprefix("base_model.model.")
             if isinstance(part, ParamWrapper):  # nested where there are several tensors
                 name = f"{name.replace('.base_layer', '')}.{part.parameter_name}"
-            yield name, (part.lora_A[NAME].weight, part.lora_B[NAME].weight)
+            a: Any = part.lora_A[NAME]
+            b: Any = part.lora_B[NAME]
+            yield name, (a.weight, b.weight)

@@ -68,8 +68,9 @@ class SEUF(Adapter):
 
     def merge(self, adapted: Network) -> Network:
         fork = adapted.fork()
-        at = _adapted_mixture(fork)
-        for name, part in ((at.router, at.gate), ("experts", at.experts)):
+        at, router, experts = _adapted_mixture(fork)
+        parts: dict[str, MovingRouter | MovingExperts] = {at.router: router, "experts": experts}
+        for name, part in parts.items():
             for _, was, now in part.pairs():
                 was.data = now.detach().to(was.dtype, copy=True)
             setattr(at.module, name, part.base)
@@ -77,10 +78,10 @@ class SEUF(Adapter):
         return fork
 
     def deltas(self, adapted: Network, before: Network) -> Iterator[tuple[str, Float[Tensor, "out in"]]]:
-        at = _adapted_mixture(adapted)
-        for name, change in at.experts.changes():
+        at, router, experts = _adapted_mixture(adapted)
+        for name, change in experts.changes():
             yield f"{at.name}.experts.{name}", change
-        for name, was, now in at.gate.pairs():
+        for name, was, now in router.pairs():
             if was.dim() == 2:
                 yield f"{at.name}.{at.router}.{name}".removesuffix(".weight"), (now - was).detach()
 
@@ -104,6 +105,10 @@ class SEUF(Adapter):
             )
 
 
-def _adapted_mixture(network: Network) -> Mixture:
-    """The mixture with trainable experts."""
-    return next(mixture for mixture in mixtures(network.module).values() if mixture.moving)
+def _adapted_mixture(network: Network) -> tuple[Mixture, MovingRouter, MovingExperts]:
+    """The mixture with trainable experts; its router and its experts."""
+    at = next(mixture for mixture in mixtures(network.module).values() if mixture.moving)
+    router, experts = at.gate, at.experts
+    assert isinstance(router, MovingRouter)
+    assert isinstance(experts, MovingExperts)
+    return at, router, experts

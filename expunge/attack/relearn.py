@@ -61,7 +61,7 @@ class Relearn(WeightMethod):
 
     def _own_request(self, request: Request) -> Request:
         """What the attacker trains on: the items, as its retain set."""
-        return Request(self.others(request).forget, retain=self.attacker_examples(request))
+        return Request(self.others(request).forget, retain=tuple(self.attacker_examples(request)))
 
     def attacker_examples(self, request: Request) -> Batch:
         """The examples that the attacker has."""

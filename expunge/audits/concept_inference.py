@@ -109,4 +109,5 @@ def _along(
     way: "Float[np.ndarray, 'examples width']",
     slope: "Float[np.ndarray, 'examples width']",
 ) -> "Float[np.ndarray, ' examples']":
-    return (way @ direction) * (slope @ direction)
+    products: np.ndarray = (way @ direction) * (slope @ direction)
+    return products

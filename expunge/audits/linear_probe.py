@@ -123,4 +123,5 @@ def _probe_accuracy(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # a probe that goes on improving tells nonetheless
         told: np.ndarray = probe.fit(states, labels).predict(asked)
-    return told == right
+    hits: np.ndarray = told == right
+    return hits

@@ -42,7 +42,7 @@ class TruthRatio(SetAudit):
     needs = "options: wrong answers"
 
     @property
-    def definition(self) -> str:
+    def definition(self) -> str:  # type: ignore[override]
         """Which of the two definitions the numbers follow."""
         return (
             f"R = {self.mean} mean probability of the wrong options over that of the right answer, each to the power "

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -157,8 +157,8 @@ def plan(
     """Say what `forget` with the same options will cost: tokens, FLOPs, memory, disk, time. Runs and loads nothing."""
     devices.check()
     job = _job(model, sets, audits, out, images, training, hold=devices.hold)
+    from expunge.cli.plan_table import say
     from expunge.plan.machine import Machine
-    from expunge.plan.table import say
 
     memory = None if devices.device_memory is None else 1e9 * devices.device_memory
     rate = None if devices.rate is None else 1e12 * devices.rate
@@ -218,7 +218,7 @@ def _job(
         require=tuple(judging.require or ()),
         checkpoint_every=keeping.checkpoint_every,
         resume=keeping.resume,
-        hold=hold,
+        hold=cast(Any, hold),  # it refuses others
     )
 
 

@@ -62,7 +62,7 @@ class Method(ABC):
                 yield f"{said} in {name}", replace(self, **{name: other})  # type: ignore[type-var]
 
     def _parts(self) -> list[tuple[str, Method]]:
-        names = [field.name for field in fields(self)] if is_dataclass(self) else []
+        names: list[str] = [field.name for field in fields(self)] if is_dataclass(self) else []
         return [(name, part) for name in names if isinstance(part := getattr(self, name), Method)]
 
 

@@ -193,7 +193,8 @@ def end_of_answer(tokenizer: Any) -> int | None:
         special = {n for n, token in tokenizer.added_tokens_decoder.items() if token.special}
         if tokens and tokens[0] in special.union(tokenizer.all_special_ids):
             return int(tokens[0])
-    return tokenizer.eos_token_id
+    end: int | None = tokenizer.eos_token_id
+    return end
 
 
 def _label(prompt: str, answer: str, tokenizer: Any, end: int | None) -> tuple[tuple[int, ...], int]:

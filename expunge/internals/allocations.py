@@ -17,7 +17,7 @@ class Allocations(TorchDispatchMode):
     """Adds up the storages of all tensors that are made within the block, by kind."""
 
     def __init__(self, known: Iterable[Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.known = {tensor.untyped_storage()._cdata for tensor in known}
         self.alive: dict[str, float] = {}
         """Bytes that are alive, by kind."""

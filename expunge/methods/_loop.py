@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -165,7 +165,7 @@ class Loop:
         now = View(self.now, mine, shares, run=self.run, together=self.reads["now"], absent=absent)
         before = View(known, mine, shares, gradients=False, run=self.run, together=self.reads["before"], absent=absent)
         terms = [(weight, term, term(now, before)) for weight, term in self.plan.objective.terms()]
-        loss = sum(weight * value for weight, _, value in terms)
+        loss = cast(Tensor, sum(weight * value for weight, _, value in terms))
         # An objective reads the same sets in every step, so from now on one forward pass reads them all.
         self.reads = {"now": tuple(now.scores_so_far), "before": tuple(before.scores_so_far)}
         with torch.no_grad():
@@ -234,7 +234,8 @@ class Loop:
         keeper.take(state["keeper"])
         self.run.memory = state["memory"]
         for numbers in () if is_main() else self.run.memory.values():
-            numbers |= {"sum": 0.0} if "sum" in numbers else {}
+            if isinstance(numbers, dict) and "sum" in numbers:
+                numbers["sum"] = 0.0
         for text in passed:
             self.on_event(Note(f"Passed over: {text}"))
         for line in state["events"]:

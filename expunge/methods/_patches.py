@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,15 +18,6 @@ if TYPE_CHECKING:
 
 STRIDE = 16 / 224
 """Stride of windows, in image sides, as published."""
-
-
-@runtime_checkable
-class Pictured(Protocol):
-    """An example that is an image."""
-
-    @property
-    def pixels(self) -> Float[Tensor, "channels height width"]:
-        """The image as the model reads it."""
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ def represent(network: Network, batch: Batch) -> Float[Tensor, "rows width"]:
     finally:
         for hook in hooks:
             hook.remove()
-    given = last.get("given")
+    given: Tensor | None = last.get("given")
     if last.get("made") is not predictions.states or given is None or given.dim() != 2:
         raise ModelRefused(
             f"{type(network.module).__name__} does not compute its class scores by a linear layer of its own, so "

@@ -171,13 +171,15 @@ class _Autoencoder(nn.Module):
         drawn = mean + torch.randn_like(mean) * (log_variance / 2).exp()
         error = (self.decoder(drawn) - states).square().sum(1)
         kl = (mean.square() + log_variance.exp() - 1 - log_variance).sum(1) / 2
-        return (error + KL * kl).mean()
+        loss: Tensor = (error + KL * kl).mean()
+        return loss
 
     def off(self, states: Tensor) -> Tensor:
         """exp(m / (m + 1)) of each row: from 1, on the manifold, to e, far off."""
         mean, _ = self.encoder(states).chunk(2, dim=1)
         missed = (self.decoder(mean) - states).square().sum(1)
-        return (missed / (missed + 1)).exp()
+        distance: Tensor = (missed / (missed + 1)).exp()
+        return distance
 
 
 def _layers(*widths: int) -> nn.Sequential:

@@ -16,8 +16,9 @@ class of ten). Texts have no windows: for them the request's own stand-ins, such
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 import torch
 
@@ -28,7 +29,8 @@ from expunge.core.question import Scores
 from expunge.core.request import Example, Request
 from expunge.errors import DataRefused, UsageRefused
 from expunge.events import Note, OnEvent
-from expunge.methods._patches import Box, Pictured, decisive_windows, paste
+from expunge.internals.examples import Pictured
+from expunge.methods._patches import Box, decisive_windows, paste
 from expunge.methods.finetune import Finetune
 from expunge.methods.stop import Stop
 from expunge.objectives.idk_nll import IdkNLL
@@ -93,10 +95,11 @@ class Poison(WeightMethod):
             return request
         kinds = _Kinds.of(request)
         chosen = kinds.donors(network, request) if self.donor is None else self._named_donor(kinds)
-        donors = [kinds.one_of(chosen[e.label], self._lot(e, "donor")) for e in request.forget]  # type: ignore[attr-defined]
+        forget = cast(Sequence[Pictured], request.forget)
+        donors = [kinds.one_of(chosen[e.label], self._lot(e, "donor")) for e in forget]
         patched = self._patch(network, request, donors) if self.patch else request.forget
         labels = [self._label(e, donor, kinds) for e, donor in zip(request.forget, donors, strict=True)]
-        return replace(request, stand_in=tuple(replace(p, label=k) for p, k in zip(patched, labels, strict=True)))  # type: ignore[type-var]
+        return replace(request, stand_in=tuple(replace(p, label=k) for p, k in zip(patched, labels, strict=True)))
 
     def _named_donor(self, kinds: "_Kinds") -> dict[int, int]:
         if self.donor not in kinds.retained or self.donor in kinds.forgotten:
@@ -125,7 +128,8 @@ class Poison(WeightMethod):
     def _label(self, example: Any, donor: Any, kinds: "_Kinds") -> int:
         others = [kind for kind in kinds.retained if kind != example.label]
         drawn = others[self._lot(example, "label") % len(others)]
-        return {"donor": donor.label, "random": drawn, "own": example.label}[self.label]
+        labels: dict[str, int] = {"donor": donor.label, "random": drawn, "own": example.label}
+        return labels[self.label]
 
     def _lot(self, example: Example, what: str) -> int:
         """A random number that depends on the example alone, not on its place in the set."""
@@ -144,7 +148,7 @@ class _Kinds:
     def of(request: Request) -> "_Kinds":
         retain: Any = sorted(request.retain, key=lambda example: example.record_digest())
         numbers = sorted({e.label for e in retain})
-        forgotten = tuple(sorted({e.label for e in request.forget}))  # type: ignore[attr-defined]
+        forgotten = tuple(sorted({e.label for e in cast(Sequence[Pictured], request.forget)}))
         kinds = _Kinds(forgotten, {k: tuple(e for e in retain if e.label == k) for k in numbers})
         alone = [k for k in forgotten if not set(numbers) - {k}]
         if alone:
@@ -158,7 +162,7 @@ class _Kinds:
     def donors(self, network: Network, request: Request) -> dict[int, int]:
         """For each forgotten class the retained class with the highest mean score on its images."""
         forget: Any = request.forget
-        total = dict.fromkeys(self.forgotten, 0.0)
+        total = {label: torch.zeros((), dtype=torch.float64) for label in self.forgotten}
         with torch.inference_mode():
             for group in network.batches(forget):
                 predictions = network.ask(Scores(), [forget[k] for k in group])

@@ -111,7 +111,7 @@ def _read(network: LanguageModel, sequences: Sequence[Sequence[int]], more: int)
     from expunge.models.kv_cache import PreallocatedLayer
 
     tree = Tree.of(sequences)
-    cache = DynamicCache()
+    cache: Any = DynamicCache()
     states, head = network.states(**network.inputs(tree), past_key_values=cache, use_cache=True)
     last = torch.tensor([path[-1] for path in tree.paths], device=states.device)
     longest = max(map(len, sequences))

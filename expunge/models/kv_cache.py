@@ -14,16 +14,16 @@ class PreallocatedLayer(DynamicLayer):
 
     def __init__(self, keys: Tensor, values: Tensor, more: int) -> None:
         """From keys and values [rows, heads, length, width], with room for `more` tokens in each row."""
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.lazy_initialization(keys, values)
         self.length = keys.shape[2]
         self.whole = [_with_room(part, more) for part in (keys, values)]
         self._show()
 
-    def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Append the next tokens' [rows, heads, new, width]; returns all keys and values."""
-        start, self.length = self.length, self.length + keys.shape[2]
-        for whole, new in zip(self.whole, (keys, values), strict=True):
+        start, self.length = self.length, self.length + key_states.shape[2]
+        for whole, new in zip(self.whole, (key_states, value_states), strict=True):
             whole[:, :, start : self.length] = new
         return self._show()
 

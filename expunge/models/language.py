@@ -7,16 +7,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from expunge.core.family import Family
 from expunge.core.model import Network, answers
 from expunge.core.predictions import Hidden, Predictions, RouterScores, weights_of
 from expunge.core.question import HiddenStates, Routes, Scores, Text
 from expunge.errors import ModelRefused
+from expunge.internals.examples import Tokenized
+from expunge.models._family import Family
 from expunge.models.decoding import ends, generate, greedy, side_by_side
 from expunge.models.hidden import UpToBlock
 from expunge.models.prefix_tree import Layout, Tree, pack, pieces
@@ -41,6 +42,8 @@ class LanguageModel(Network):
     """A causal language model with its tokenizer."""
 
     family: ClassVar[str] = "language"
+    module: Any
+    """A transformers model, or the part of one that is read; it is called with `input_ids` and gives `logits`."""
     tokenizer: Any = field(repr=False)
     trees: int = 0
     """Longest sequence, in tokens, that the architecture reads correctly as a path of a prefix tree; 0: it cannot.
@@ -80,7 +83,7 @@ class LanguageModel(Network):
         return int(self.module.get_input_embeddings().weight.shape[0])
 
     @answers(Scores)
-    def _scores(self, _question: Scores, batch: Batch) -> Predictions:
+    def _scores(self, _question: Scores, batch: Sequence[Tokenized]) -> Predictions:
         states, row, head = self._read([example.tokens for example in batch], [e.first for e in batch])
         labels = [token for example in batch for token in example.tokens[example.first :]]
         owner = [k for k, example in enumerate(batch) for _ in range(example.rows)]
@@ -100,7 +103,7 @@ class LanguageModel(Network):
         return Hidden(said.labels, said.example, said.examples, None, said.states, weights=said.weights)
 
     @answers(Routes)
-    def _routes(self, question: Routes, batch: Batch) -> RouterScores:
+    def _routes(self, question: Routes, batch: Sequence[Tokenized]) -> RouterScores:
         routing = UpToRouter(self.module, question.layer)
         reader = replace(self, module=routing, headed=False)
         states, row, _ = reader._read([example.tokens for example in batch], [1] * len(batch))
@@ -119,7 +122,7 @@ class LanguageModel(Network):
         )
 
     def batches(self, examples: Batch) -> Iterator[list[int]]:
-        sequences = [example.tokens for example in examples]
+        sequences = _sequences(examples)
         most = self.most or ROOM.get(self.device.type, ROOM["cpu"])
         if self.trees:
             yield from pack(sequences, most)
@@ -134,7 +137,7 @@ class LanguageModel(Network):
             yield group
 
     @answers(Text)
-    def _text(self, question: Text, prompts: Batch) -> list[str]:
+    def _text(self, question: Text, prompts: Sequence[Tokenized]) -> list[str]:
         """Batched greedy decoding. Tokens that are known to be generated are prefilled with the prompt."""
         stop, max_new_tokens = ends(self.module), question.max_new_tokens
         begun: list[tuple[int, ...]] = []
@@ -199,7 +202,7 @@ class LanguageModel(Network):
 
     def layout(self, batch: Batch, device: str) -> Layout:
         """How one forward pass on a device of that kind would read a batch."""
-        sequences = [example.tokens for example in batch]
+        sequences = _sequences(batch)
         longest = max(map(len, sequences))
         if not self.trees or longest > self.trees:
             return Layout(len(sequences), longest)
@@ -247,6 +250,10 @@ class LanguageModel(Network):
         return states, Head(matrix.weight, matrix.bias)
 
 
+def _sequences(batch: Batch) -> list[tuple[int, ...]]:
+    return [example.tokens for example in cast(Sequence[Tokenized], batch)]
+
+
 def load_tokenizer(source: Source) -> Any:
     """The model's own tokenizer."""
     from transformers import AutoTokenizer
@@ -261,7 +268,7 @@ def load_tokenizer(source: Source) -> Any:
 @contextmanager
 def _bypass(matrix: nn.Linear) -> Iterator[nn.Linear]:
     """Within the block the output layer returns its input, so that scores of unlabelled rows are never computed."""
-    matrix.forward = lambda states: states  # type: ignore[method-assign]
+    matrix.forward = lambda states: states  # type: ignore[assignment, method-assign]
     try:
         yield matrix
     finally:

@@ -8,9 +8,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from expunge.core.family import Family
 from expunge.core.model import Model, Network
 from expunge.errors import EnvironmentRefused, ModelRefused, UsageRefused
+from expunge.models._family import Family
 from expunge.models.source import config_of, locate
 from expunge.primitives.composed_files import FILE, open_parts
 from expunge.runtime.atomic_files import check_inside

@@ -77,7 +77,7 @@ def _sdpa(module: Any, *given: Any, **settings: Any) -> tuple[Tensor, Any]:
 
 def _eager(module: Any, *given: Any, **settings: Any) -> tuple[Tensor, Any]:
     # Every architecture defines its own, with its soft caps and sinks, under this name.
-    theirs = sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[attr-defined]
+    theirs = sys.modules[type(module).__module__].eager_attention_forward
     return attend(theirs, False, module, *given, **settings)
 
 

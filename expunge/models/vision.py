@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from expunge.core.family import Family
 from expunge.core.model import Network, answers
 from expunge.core.predictions import Hidden, Predictions, weights_of
 from expunge.core.question import HiddenStates, Scores
 from expunge.errors import EnvironmentRefused, ModelRefused
+from expunge.internals.examples import Pictured
+from expunge.models._family import Family
 from expunge.models.hidden import UpToBlock
 from expunge.models.prefix_tree import Layout
 from expunge.models.source import Source, config_of, config_text, load_module, refuse_adapted
@@ -36,6 +37,8 @@ class ImageClassifier(Network):
     """
 
     family: ClassVar[str] = "vision"
+    module: Any
+    """A transformers model; it is called with `pixel_values` and gives `logits`."""
     processor: Any = field(repr=False)
 
     @staticmethod
@@ -72,12 +75,12 @@ class ImageClassifier(Network):
         return int(getattr(getattr(config, "vision_config", config), "num_channels", 3))
 
     @answers(Scores)
-    def _scores(self, _question: Scores, batch: Batch) -> Predictions:
+    def _scores(self, _question: Scores, batch: Sequence[Pictured]) -> Predictions:
         logits = self._read(self.module, batch)
         return Predictions(*_rows(batch, logits.device), weights=weights_of(batch), states=logits)
 
     @answers(HiddenStates)
-    def _hidden_states(self, question: HiddenStates, batch: Batch) -> Hidden:
+    def _hidden_states(self, question: HiddenStates, batch: Sequence[Pictured]) -> Hidden:
         """Hidden states of the class token."""
         below = UpToBlock(self.module, question)
         if not any(name.endswith("cls_token") for name, _ in self.module.named_parameters()):
@@ -88,7 +91,7 @@ class ImageClassifier(Network):
         states = self._read(below, batch)[:, 0]
         return Hidden(*_rows(batch, states.device), weights=weights_of(batch), states=states)
 
-    def _read(self, module: nn.Module, batch: Batch) -> Tensor:
+    def _read(self, module: nn.Module, batch: Sequence[Pictured]) -> Tensor:
         """Output of the module, or of its part up to a block, for the images."""
         weights = next(self.module.parameters())
         pixels = torch.stack([example.pixels for example in batch]).to(weights.device, weights.dtype)
@@ -128,7 +131,7 @@ def load_processor(source: Source) -> Any:
         ) from error
 
 
-def _rows(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, int, None]:
+def _rows(batch: Sequence[Pictured], device: torch.device) -> tuple[Tensor, Tensor, int, None]:
     """The first fields of `Rows`: labels, owner of each row, number of examples, and no share."""
     labels = torch.tensor([example.label for example in batch], device=device)
     return labels, torch.arange(len(batch), device=device), len(batch), None

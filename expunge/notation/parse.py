@@ -128,7 +128,7 @@ def foreign(reference: str) -> object:
     return made
 
 
-def parse(text: str) -> object:
+def parse(text: str) -> Any:
     """The object that `text` describes. Raises `UsageRefused` where it says anything but names, values, + and *."""
     pieces = re.split(QUOTED, text)
     references: dict[str, str] = {}

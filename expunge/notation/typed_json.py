@@ -34,7 +34,8 @@ class MisfitError(ValueError):
 def to_json(value: Any) -> Any:
     """A dataclass, or what it holds, as JSON's own types."""
     if is_dataclass(value):
-        return {each.name: to_json(getattr(value, each.name)) for each in _json_fields(type(value))}
+        known = _json_fields(type(value))  # type: ignore[arg-type]  # mypy takes the __hash__ of instances for the class's
+        return {each.name: to_json(getattr(value, each.name)) for each in known}
     if isinstance(value, Mapping):
         return {key: to_json(inner) for key, inner in value.items()}
     return [to_json(inner) for inner in value] if isinstance(value, list | tuple) else value

@@ -17,4 +17,5 @@ def positive_unit(like: Float[Tensor, "rows width"], seed: int) -> Float[Tensor,
     It is drawn on the CPU each time, so nothing is stored and a resumed run has the same direction.
     """
     drawn = torch.rand(like.shape[-1], generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return (drawn / drawn.norm()).to(like.device, like.dtype)
+    unit: Tensor = drawn / drawn.norm()
+    return unit.to(like.device, like.dtype)

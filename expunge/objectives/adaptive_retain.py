@@ -56,7 +56,8 @@ class AdaptiveRetain(Objective):
         if rise <= 0:
             return self.low
         # A large power overflows; beyond 100 nats every weight is at its cap.
-        return min(self.high, max(self.low, self.scale * self.base ** min(rise, 100.0) + self.offset))
+        weight: float = self.scale * self.base ** min(rise, 100.0) + self.offset
+        return min(self.high, max(self.low, weight))
 
     def _weight(self, now: View, loss: float) -> float:
         memory = cast(

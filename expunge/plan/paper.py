@@ -69,7 +69,7 @@ class Paper:
         """Shape of the output matrix where labelled rows alone meet it; else zeros."""
         if self.shape or not isinstance(self.network, LanguageModel) or not self.network.headed:
             return 0, 0
-        rows, width = self.network.module.get_output_embeddings().weight.shape  # type: ignore[operator]
+        rows, width = self.network.module.get_output_embeddings().weight.shape
         return int(rows), int(width)
 
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -24,6 +24,7 @@ from expunge.core.model import Network
 from expunge.core.request import Request
 from expunge.errors import EnvironmentRefused, Refusal, UsageRefused
 from expunge.internals.blocks import blocks
+from expunge.internals.examples import Tokenized
 from expunge.models.decoding import WRITES, cache_bytes
 from expunge.models.prefix_tree import Layout
 from expunge.plan.count import Line, Opened, costs, measure_pass
@@ -140,7 +141,7 @@ class Plan:
         for note in [note for note in self.audit[0].passes if not note.new][::many]:
             made.append((note, self.paper.network.layout(note.examples, self.machine.device)))
         for note in (note for note in self.audit[0].passes if note.new):
-            widths = sorted(len(e.prompt_tokens) for e in note.examples)[::many]  # type: ignore[attr-defined]
+            widths = sorted(len(e.prompt_tokens) for e in cast(Sequence[Tokenized], note.examples))[::many]
             groups = (widths[start : start + WRITES] for start in range(0, len(widths), WRITES))
             made += [(note, Layout(len(group), group[-1])) for group in groups]
         return made

@@ -187,8 +187,9 @@ def _common_rows(rows: Sequence[Row], runs: Sequence[Run], model: str) -> list[C
 def _best(rows: Sequence[Row]) -> int | None:
     """Which run's value is best; None where there is nothing to choose, or two are equal."""
     after = {place: row["after"] for place, row in enumerate(rows) if "after" in row and finite(row["after"].value)}
-    distances = {place: _distance(finding) for place, finding in after.items()}
-    if len(distances) < 2 or None in distances.values():
+    known = {place: _distance(finding) for place, finding in after.items()}
+    distances = {place: distance for place, distance in known.items() if distance is not None}
+    if len(known) < 2 or len(distances) < len(known):
         return None
     least = min(distances.values())
     places = [place for place, distance in distances.items() if distance == least]
@@ -234,7 +235,7 @@ def _tradeoff(runs: Sequence[Run], forget: str, retain: str) -> str:
     for place, run in enumerate(runs):
         own = (run.shown_model, run.letter)
         for model, label in (own, ("reference", "reference")) if run.only_audited else (*BESIDE, own):
-            spans = [_span(run, "forget", forget, model), _span(run, "retain", retain, model)]
+            spans = (_span(run, "forget", forget, model), _span(run, "retain", retain, model))
             if all(finite(span.value) for span in spans):
                 point = plots.Point(label, *spans, run=place if label == run.letter else None)
                 points.setdefault((label, *spans), point)  # runs on one model share their before

@@ -60,8 +60,8 @@ def storage(value: object) -> str:
 
 
 def _scale(value: object, units: dict[str, float]) -> str:
-    fits = [(unit, size) for unit, size in units.items() if finite(value) and value >= size]
-    return f"{value / fits[0][1]:.1f} {fits[0][0]}" if fits else ""
+    fits = [f"{value / size:.1f} {unit}" for unit, size in units.items() if finite(value) and value >= size]
+    return fits[0] if fits else ""
 
 
 def duration(value: object) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-from expunge.core.family import Family
 from expunge.core.model import Model
 from expunge.errors import ModelRefused
+from expunge.models._family import Family
 from expunge.models.open import families
 from expunge.primitives.composed_files import parts_of
 

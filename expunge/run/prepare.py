@@ -154,7 +154,7 @@ def read_request(
 def _read(files: Mapping[str, Path]) -> Records:
     if not files:
         return Records({}, {})
-    own = {name: path for name, path in files.items() if name in RESERVED}
+    own: dict[str, Any] = {name: path for name, path in files.items() if name in RESERVED}
     probes = {name: path for name, path in files.items() if name not in RESERVED}
     return Inputs(**{"forget": next(iter(files.values())), **own}, probes=probes).read()
 

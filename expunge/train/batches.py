@@ -27,7 +27,9 @@ class Batches:
 
     def sets(self) -> dict[str, Batch]:
         """The next step's examples by set."""
-        drawn = {name: [next(stream) for _ in range(self.counts[name])] for name, stream in self.streams.items()}
+        drawn: dict[str, Batch] = {
+            name: [next(stream) for _ in range(self.counts[name])] for name, stream in self.streams.items()
+        }
         return drawn | ({"stand_in": [self.pairs[example.id] for example in drawn["forget"]]} if self.pairs else {})
 
 

@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from expunge.core.model import Network
 from expunge.core.request import Request
@@ -83,7 +84,7 @@ class Checkpoints:
         with shared_folder(whole_folder(self.folder / f"step-{step:06}")) as folder:
             writer = HuggingFaceStorageWriter(path=str(folder), save_distributed=True)
             with _quiet():
-                dcp.save(dict(tensors), storage_writer=writer, no_dist=world_size() == 1)
+                state_dict_saver.save(dict(tensors), storage_writer=writer, no_dist=world_size() == 1)
             barrier()
             if is_main():
                 write_text(folder / STATE, json.dumps(state))
@@ -101,9 +102,10 @@ class Checkpoints:
         _match(self.folder / name, manifest, facts)
         reader = HuggingFaceStorageReader(path=str(self.folder / name))
         for key, there in reader.read_metadata().state_dict_metadata.items():
-            tensors.setdefault(key, torch.empty(there.size, dtype=there.properties.dtype))
+            if isinstance(there, TensorStorageMetadata):
+                tensors.setdefault(key, torch.empty(there.size, dtype=there.properties.dtype))
         with _quiet():
-            dcp.load(tensors, storage_reader=reader, no_dist=world_size() == 1)
+            state_dict_loader.load(tensors, storage_reader=reader, no_dist=world_size() == 1)
         return int(manifest["step"]), json.loads((self.folder / name / STATE).read_text(encoding="utf-8")), passed
 
     def remove(self) -> None:

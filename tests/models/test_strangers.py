@@ -267,6 +267,16 @@ def test_what_it_said_is_found_again_by_a_later_run_and_never_by_another_model(n
     assert other.recalled == 0
 
 
+def test_a_guard_with_other_settings_is_another_model(tmp_path: Path):
+    request, store = text_request(), AnswerStore(tmp_path / "answers.sqlite")
+    guard = Guarding()(llama(), request)
+    assert isinstance(guard, Swaps)
+    for refusal in ("I cannot say.", "Ask somebody else."):
+        cached = CachedModel(replace(guard, refusal=refusal), store)
+        assert cached.ask(Text(3), request.forget) == [refusal] * len(request.forget)
+        assert cached.recalled == 0
+
+
 @STRANGER
 def test_it_is_saved_and_read_back_with_the_same_answers(name: str, tmp_path: Path):
     model, request, method = STRANGERS[name]()
