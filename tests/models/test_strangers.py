@@ -269,8 +269,10 @@ def test_what_it_said_is_found_again_by_a_later_run_and_never_by_another_model(n
 
 def test_a_guard_with_other_settings_is_another_model(tmp_path: Path):
     request, store = text_request(), AnswerStore(tmp_path / "answers.sqlite")
-    guard = Guarding()(llama(), request)
+    network = llama()
+    guard = Guarding()(network, request)
     assert isinstance(guard, Swaps)
+    assert guard.fingerprint() != network.fingerprint()
     for refusal in ("I cannot say.", "Ask somebody else."):
         cached = CachedModel(replace(guard, refusal=refusal), store)
         assert cached.ask(Text(3), request.forget) == [refusal] * len(request.forget)
