@@ -279,6 +279,17 @@ def test_a_guard_with_other_settings_is_another_model(tmp_path: Path):
         assert cached.recalled == 0
 
 
+def test_what_is_found_again_carries_the_weights_of_its_examples(tmp_path: Path):
+    network, store = llama(), AnswerStore(tmp_path / "answers.sqlite")
+    examples = [replace(e, weight=float(k + 1)) for k, e in enumerate(text_request().forget)]
+    first, again = (CachedModel(network, store).ask(LogProbabilities(), examples) for _ in range(2))
+    expected = weights_of(examples)
+    assert expected is not None
+    for reply in (first, again):
+        assert reply.weights is not None
+        assert torch.equal(reply.weights.cpu(), expected.cpu())
+
+
 @STRANGER
 def test_it_is_saved_and_read_back_with_the_same_answers(name: str, tmp_path: Path):
     model, request, method = STRANGERS[name]()
