@@ -1,9 +1,8 @@
 """What `expunge plan` says: on paper for models of 125 M to 70 B, and against real runs at small size.
 
-    python benchmarks_speed/plan.py --paper --write        computed, in some minutes
-    python benchmarks_speed/plan.py --write --threads 1    small random Llamas, planned, run and counted
-    python benchmarks_speed/plan.py --memory --write --threads 1 --repeats 1 --steps 8    their peak memory alone
-    python benchmarks_speed/plan.py --kinds --write --threads 1 --steps 8 [--gguf FILE]   edits, images, a GGUF file
+    python benchmarks_speed/plan.py --paper --write                                      computed, in some minutes
+    python benchmarks_speed/plan.py --write --threads 1 --steps 8 [--gguf FILE]          planned, run and counted
+    python benchmarks_speed/plan.py --threads 1 --only Relearn                           the cases of that name alone
 
 Tables go between their marks in docs/scale.md.
 """
@@ -12,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -37,13 +35,11 @@ from transformers import (
 )
 
 from expunge.core.request import Request
-from expunge.events import Event, Step
-from expunge.models.language import LanguageModel
 from expunge.models.open import open_network
 from expunge.notation.parse import parse
 from expunge.plan.machine import Machine
 from expunge.plan.paper import on_paper
-from expunge.plan.plan import Plan, counted
+from expunge.plan.plan import Plan, planned
 from expunge.run.prepare import Inputs
 
 PAGE = Path(__file__).parent.parent / "docs" / "scale.md"
@@ -86,7 +82,7 @@ def on_devices(name: str, adapter: str, processes: int, activations: str = "kept
     }
     method = parse(f"Finetune(adapter={adapter}, steps=250, activations='{activations}', stop=Stop(level=None))")
     where = Machine("cuda", processes, 80e9, hold="cut")
-    return counted(paper, method, Request(**sets), [parse("Loss()")], where, 0.0, Path("expunged"))
+    return planned(paper, method, Request(**sets), (parse("Loss()"),), where)
 
 
 def paper_rows() -> Iterator[list[str]]:
@@ -94,21 +90,24 @@ def paper_rows() -> Iterator[list[str]]:
     for name in PAPER:
         for adapter in ADAPTERS:
             one, eight = (on_devices(name, adapter, processes) for processes in (1, 8))
-            training = [_gigabytes(p.memory.phases["training"]) for p in (one, eight)]
+            again = on_devices(name, adapter, 1, "recomputed")
+            training = [_gigabytes(sum(p.phases["forget"].values())) for p in (one, eight)]
+            activations = [_gigabytes(p.phases["forget"]["activations"]) for p in (one, again)]
             audits = [
-                _gigabytes(max(value for phase, value in p.memory.phases.items() if phase.startswith("audit")))
+                _gigabytes(max(sum(v.values()) for phase, v in p.phases.items() if phase.startswith("audit")))
                 for p in (one, eight)
             ]
+            steps = one.flops["total"] - one.flops["audits"] - one.flops["checks"]
             yield [
                 name,
                 adapter.removesuffix("()"),
-                f"{one.widths.trainable / 1e6:,.1f} M",
-                f"{(one.flops.total - one.flops.audits - one.flops.checks) / 250 / 1e12:,.1f}",
-                f"{one.flops.total / 1e15:,.2f}",
+                f"{one.costs[1] / 1e6:,.1f} M",
+                f"{steps / 250 / 1e12:,.1f}",
+                f"{one.flops['total'] / 1e15:,.2f}",
                 *training,
-                f"{_gigabytes(one.memory.kept)} / {_gigabytes(one.memory.recomputed)}",
+                " / ".join(activations),
                 *audits,
-                _gigabytes(eight.memory.host),
+                _gigabytes(eight.host),
                 _gigabytes(sum(one.disk.values())),
             ]
             print(name, adapter, training, flush=True)
@@ -123,7 +122,6 @@ def _gigabytes(value: float) -> str:
 SMALL = {
     "3 M": llama(192, 512, 6, 3, 3, 400),
     "10 M": llama(320, 864, 7, 5, 5, 4000),
-    "30 M": llama(448, 1280, 10, 7, 7, 8000),
 }
 
 
@@ -156,90 +154,74 @@ def rows(kind: str, count: int) -> list[dict[str, Any]]:
     ]
 
 
-def compared(folder: Path, model: Path, adapter: str, steps: int, threads: int) -> dict[str, tuple[float, float]]:
-    """What was planned and what was measured."""
-    method = f"Finetune(adapter={adapter}, steps={steps}, stop=Stop(level=None, max_retain_increase=None))"
-    sets = {kind: folder / f"{kind}.jsonl" for kind in ("forget", "retain", "holdout")}
-    given = [str(model), *(f"--{kind}={path}" for kind, path in sets.items()), "--method", method]
-    said = json.loads(_command(["plan", *given, "--json"], threads))
-    with tempfile.TemporaryDirectory(dir=folder) as place:
-        _command(["forget", *given, "--out", f"{place}/out"], threads)
-        cost = json.loads(Path(f"{place}/out/report.json").read_text())["cost"]
-    real = _flops(model, sets, method)
-    planned = sum(said["flops"][name] for name in ("forward", "backward", "adapter", "reference", "head"))
-    return {
-        "tokens": (said["tokens"]["of the examples"], cost["tokens"]),
-        "FLOPs of the steps": (planned, real),
-        "peak memory": (said["memory"]["peak"], cost["peak_memory_bytes"]),
-        "seconds": (sum(said["seconds"].values()), cost["total"]),
-        "of them training": (said["seconds"]["forget"], cost["seconds"]["forget"]),
-    }
+STOP = "stop=Stop(level=None, max_retain_increase=None)"
+METHODS = {
+    "Finetune": "Finetune(adapter={adapter}, steps={steps}, {stop})",
+    "SSD": "SSD()",
+    "ASSD": "ASSD(batch=16)",
+    "LFSSD": "LFSSD(batch=16)",
+    "IAU": "IAU()",
+    "Negate": "Negate(learn=Finetune(objective=-1.0 * Ascent(), adapter=Full(), steps={steps}, {stop}))",
+    "LAF": "LAF(steps={steps}, batch=16, autoencoder_steps=20)",
+    "Poison": "Poison(learn=Finetune(objective=0.1 * IdkNLL() + 0.9 * RetainNLL(), adapter=LastLayer(), steps={steps}, "
+    "batch=8, retain_batch=24, {stop}))",
+    "Quantize": "Quantize()",
+    "Relearn": "Relearn(steps={steps}, items=8)",
+}
 
 
-def peaks(folder: Path, model: Path, adapter: str, steps: int, threads: int) -> tuple[float, float]:
-    """Peak memory as planned and as the run's report has it."""
-    method = f"Finetune(adapter={adapter}, steps={steps}, stop=Stop(level=None, max_retain_increase=None))"
-    given = [str(model), *(f"--{kind}={folder / kind}.jsonl" for kind in ("forget", "retain", "holdout"))]
-    said = json.loads(_command(["plan", *given, "--method", method, "--rate", "1", "--json"], threads))
-    with tempfile.TemporaryDirectory(dir=folder) as place:
-        _command(["forget", *given, "--method", method, "--out", f"{place}/out"], threads)
-        cost = json.loads(Path(f"{place}/out/report.json").read_text())["cost"]
-    return said["memory"]["peak"], cost["peak_memory_bytes"]
-
-
-def peak_rows(steps: int, threads: int) -> Iterator[list[str]]:
-    """A row for each of the two smaller models and each adapter."""
-    with tempfile.TemporaryDirectory() as place:
-        folder = recorded(Path(place))
-        for name in ("3 M", "10 M"):
-            model = saved(folder / name.replace(" ", ""), SMALL[name])
-            for adapter in ADAPTERS:
-                planned, real = peaks(folder, model, adapter, steps, threads)
-                row = [name, adapter.removesuffix("()"), *(f"{x / 1e6:,.0f}" for x in (planned, real))]
-                yield [*row, f"{planned / real:.2f}"]
-                print(row, flush=True)
-
-
-EDITS = ("SSD()", "ASSD(batch=16)", "IAU()")
-TRAINED = (
-    "Finetune(objective=RetainNLL(), adapter={adapter}, steps={steps}, stop=Stop(level=None, max_retain_increase=None))"
-)
-
-
-def kind_rows(steps: int, threads: int, gguf: str) -> Iterator[list[str]]:
-    """A row for each kind of model and method that is no fine-tuning of a language model in a folder."""
-    with tempfile.TemporaryDirectory() as place:
-        folder = recorded(Path(place))
-        texts = [f"--{kind}={folder / kind}.jsonl" for kind in ("forget", "retain", "holdout")]
-        images = [f"--forget={pictured(folder / 'images')}", "--forget-class=two"]
-        llama = saved(folder / "llama", SMALL["10 M"])
-        full = TRAINED.format(adapter="Full()", steps=steps)
-        learn = f"Negate(learn=Finetune(objective=-1.0 * Ascent(), adapter=Full(), steps={steps}))"
-        cases = [("Llama, 10 M", llama, texts, method) for method in (*EDITS, learn)]
-        cases += [
-            (name, classifier(folder / name, config), images, method)
-            for name, config in IMAGES.items()
-            for method in (full, TRAINED.format(adapter="Bounded()", steps=steps), "SSD()")
-            if "Bounded" not in method or name.startswith("ViT")
+def cases(folder: Path, steps: int, gguf: str) -> Iterator[tuple[str, Path, list[str], str, str]]:
+    """Name of the model, its place, the options for its records, name of the method, and the method."""
+    texts = [f"--{kind}={folder / kind}.jsonl" for kind in ("forget", "retain", "holdout")]
+    images = [f"--forget={pictured(folder / 'images')}", "--forget-class=two"]
+    written = {name: text.format(adapter="{adapter}", steps=steps, stop=STOP) for name, text in METHODS.items()}
+    trained = {f"Finetune, {a}": written["Finetune"].format(adapter=f"{a}()") for a in ("Bounded", "LoRA", "Full")}
+    others = {name: text for name, text in written.items() if name != "Finetune"}
+    for size in ("3 M", "10 M"):
+        model = saved(folder / size.replace(" ", ""), SMALL[size])
+        for name, text in (
+            trained | ({} if size == "3 M" else {k: v for k, v in others.items() if k != "Poison"})
+        ).items():
+            yield f"Llama, {size}", model, texts, name, text
+    for model_name, config in IMAGES.items():
+        model = classifier(folder / model_name, config)
+        own = {name: text.replace("Finetune(", "Finetune(objective=RetainNLL(), ") for name, text in trained.items()}
+        chosen = [
+            *(["Finetune, Bounded"] if "ViT" in model_name else []),
+            "Finetune, Full",
+            "SSD",
+            "LAF",
+            "Poison",
+            "Relearn",
         ]
-        if gguf:
-            bounded = (
-                f"Finetune(steps={steps}, batch=4, retain_batch=4, stop=Stop(level=None, max_retain_increase=None))"
-            )
-            cases.append(("GGUF file", Path(gguf), texts, bounded))
-        for name, model, data, method in cases:
-            made = [str(model), *data, "--method", method, "--audits", "Loss"]
+        for name in chosen:
+            yield model_name, model, images, name, (own | others)[name]
+    if gguf:
+        text = f"Finetune(steps={steps}, batch=4, retain_batch=4, {STOP})"
+        yield "GGUF file", Path(gguf), texts, "Finetune, Bounded", text
+
+
+def measured_rows(steps: int, threads: int, gguf: str, only: str) -> Iterator[list[str]]:
+    """A row for each case: planned over measured."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = recorded(Path(place))
+        for name, model, data, method, text in cases(folder, steps, gguf):
+            if only not in f"{name} {method}":
+                continue
+            made = [str(model), *data, "--method", text, "--audits", "Loss"]
             said = json.loads(_command(["plan", *made, "--out", f"{place}/out", "--json"], threads))
             with tempfile.TemporaryDirectory(dir=folder) as out:
                 _command(["forget", *made, "--out", f"{out}/out"], threads)
                 cost = json.loads(Path(f"{out}/out/report.json").read_text())["cost"]
-            memory = said["memory"]["peak"], float(cost["peak_memory_bytes"])
-            seconds = sum(said["seconds"].values()), cost["total"]
-            read = said["tokens"]["of the examples"], cost["tokens"]
-            row = [name, f"`{method.partition('(')[0]}`" + (" Full" if "Full" in method else "")]
-            row += [f"{read[0]:,.0f} / {read[1]:,}", *(f"{x / 1e6:,.0f}" for x in memory)]
-            row += [f"{memory[0] / memory[1]:.2f}", *(f"{x:.1f}" for x in seconds), f"{seconds[0] / seconds[1]:.2f}"]
-            yield row
+            pairs = [
+                (said["tokens"]["of the examples"], cost["tokens"]),
+                (said["flops"]["total"] - said["flops"]["audits"], _flops(model, data, text)),
+                (said["memory"]["peak"], cost["peak_memory_bytes"]),
+                (sum(said["seconds"].values()), cost["total"]),
+                (said["seconds"]["forget"], cost["seconds"]["forget"]),
+            ]
+            row = [name, method, *(f"{planned / real:.2f}" if real else "-" for planned, real in pairs)]
+            yield [*row, f"{cost['peak_memory_bytes'] / 1e6:,.0f}", f"{cost['total']:.1f}"]
             print(row, flush=True)
 
 
@@ -283,47 +265,40 @@ def recorded(folder: Path) -> Path:
     return folder
 
 
+COMMAND = """
+import time, timeit
+from types import SimpleNamespace
+time.perf_counter = timeit.default_timer = time.process_time
+import expunge.run.unlearn
+expunge.run.unlearn.time = SimpleNamespace(monotonic=time.process_time)
+from expunge.cli.main import main
+main()
+"""
+"""The command with its clocks counting the processor's seconds, so that others on the machine do not count."""
+
+
 def _command(words: list[str], threads: int) -> str:
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "EXPUNGE_CACHE": "off", "HF_HUB_OFFLINE": "1"}
-    run = subprocess.run([sys.executable, "-m", "expunge", *words], capture_output=True, text=True, env=environment)
+    run = subprocess.run([sys.executable, "-c", COMMAND, *words], capture_output=True, text=True, env=environment)
     if run.returncode not in (0, 6):  # 6: it ran, and did not forget enough
         raise SystemExit(run.stderr)
     return run.stdout
 
 
-def _flops(model: Path, sets: dict[str, Path], method: str) -> int:
-    """Counted by torch in the steps of a run, with attention written out as products, which is what it can count."""
-    network = open_network(str(model))
-    module = AutoModelForCausalLM.from_pretrained(model, attn_implementation="eager").requires_grad_(False).eval()
-    eager = LanguageModel.of(module, network.tokenizer)
-    request = Inputs(**sets).read().request(eager)
-    total, last = 0, 0
+def _flops(model: Path, data: list[str], text: str) -> int:
+    """Counted by torch in a run of the method, with attention written out as products, which is what it can count."""
+    if model.suffix == ".gguf":
+        return 0
+    network: Any = open_network(str(model))
+    auto = AutoModelForCausalLM if network.family == "language" else AutoModelForImageClassification
+    module = auto.from_pretrained(model, attn_implementation="eager").requires_grad_(False).eval()
+    given = dict(option.removeprefix("--").split("=", 1) for option in data)
+    paths = {kind: Path(path) for kind, path in given.items() if kind != "forget-class"}
+    request = Inputs(**paths, only_class=given.get("forget-class")).read().request(network)
+    words = network.tokenizer if network.family == "language" else network.processor
     with FlopCounterMode(display=False) as counter:
-
-        def on_event(event: Event) -> None:
-            nonlocal total, last
-            now = counter.get_total_flops()
-            total += now - last if isinstance(event, Step) else 0
-            last = now
-
-        parse(method)(eager, request, on_event)
-    return total
-
-
-def measured_rows(steps: int, repeats: int, threads: int) -> Iterator[list[str]]:
-    """A row for each model, adapter and quantity; of several runs the median of the ratios, and their range."""
-    with tempfile.TemporaryDirectory() as place:
-        folder = recorded(Path(place))
-        for name, config in SMALL.items():
-            model = saved(folder / name.replace(" ", ""), config)
-            for adapter in ADAPTERS:
-                runs = [compared(folder, model, adapter, steps, threads) for _ in range(repeats)]
-                for what in runs[0]:
-                    ratios = [run[what][0] / run[what][1] for run in runs]
-                    planned, real = (statistics.median(run[what][k] for run in runs) for k in (0, 1))
-                    spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
-                    yield [name, adapter.removesuffix("()"), what, f"{planned:,.4g}", f"{real:,.4g}", spread]
-                    print(name, adapter, what, spread, flush=True)
+        parse(text)(type(network).of(module, words), request)
+    return counter.get_total_flops()
 
 
 def put(name: str, text: str, write: bool) -> None:
@@ -341,10 +316,9 @@ def main() -> None:
     asked = settings(
         __doc__,
         ("--paper", {"action": "store_true", "help": "models of 125 M to 70 B, computed"}),
-        ("--memory", {"action": "store_true", "help": "peak memory alone"}),
-        ("--kinds", {"action": "store_true", "help": "edits, images, and a GGUF file where one is given"}),
         ("--gguf", {"default": "", "help": "a GGUF file to plan and run"}),
-        ("--steps", {"type": int, "default": 20}),
+        ("--only", {"default": "", "help": "cases with this in their name"}),
+        ("--steps", {"type": int, "default": 8}),
     )
     if asked.paper:
         head = ["model", "adapter", "numbers that move", "TFLOP a step", "PFLOP in all", "GB in training, 1 device"]
@@ -352,20 +326,19 @@ def main() -> None:
         head += ["GB on the host to merge", "GB on disk"]
         put("paper", table(head, list(paper_rows())), asked.write)
         return
-    if asked.kinds:
-        head = ["model", "method", "read by steps, planned / run", "planned, MB", "measured, MB", "ratio"]
-        head += ["planned, s", "measured, s", "ratio"]
-        found = table(head, list(kind_rows(asked.steps, asked.threads, asked.gguf)))
-        put("kinds", f"{machine()}; {asked.steps} steps, one run each\n\n{found}", asked.write)
-        return
-    if asked.memory:
-        head = ["model", "adapter", "planned, MB", "measured, MB", "planned / measured"]
-        found = table(head, list(peak_rows(asked.steps, asked.threads)))
-        put("peaks", f"{machine()}; {asked.steps} steps, one run each\n\n{found}", asked.write)
-        return
-    head = ["parameters", "adapter", "what", "planned", "measured", "planned / measured"]
-    found = table(head, list(measured_rows(asked.steps, asked.repeats, asked.threads)))
-    put("measured", f"{machine()}; {asked.steps} steps, {asked.repeats} runs\n\n{found}", asked.write)
+    head = [
+        "model",
+        "method",
+        "tokens",
+        "FLOPs",
+        "peak memory",
+        "seconds",
+        "of them forgetting",
+        "MB measured",
+        "s measured",
+    ]
+    found = table(head, list(measured_rows(asked.steps, asked.threads, asked.gguf, asked.only)))
+    put("measured", f"{machine()}; {asked.steps} steps, one run each\n\n{found}", asked.write)
 
 
 if __name__ == "__main__":

@@ -23,10 +23,7 @@ def say(job: Job, machine: Machine, as_json: bool) -> None:
     """Print the plan of a job as a table, or as JSON."""
     made = plan(job, machine)
     said = facts(made) | {"seconds": seconds(made)}
-    if as_json:
-        print(json.dumps(said, indent=1))
-    else:
-        show(said, "images" if made.paper.shape else "tokens", Console(highlight=False))
+    print(json.dumps(said, indent=1)) if as_json else show(said, Console(highlight=False))
 
 
 def facts(made: Plan) -> dict[str, Any]:
@@ -47,7 +44,7 @@ def facts(made: Plan) -> dict[str, Any]:
     }
 
 
-def show(said: Mapping[str, Any], unit: str, console: Console) -> None:
+def show(said: Mapping[str, Any], console: Console) -> None:
     """Print what a run will cost."""
     model, machine, phases = said["model"], said["machine"], said["memory"]["phases"]
     steps = f"{said['steps']} steps at most" if said["steps"] else "no steps"
@@ -56,17 +53,15 @@ def show(said: Mapping[str, Any], unit: str, console: Console) -> None:
         f"{machine['processes']} x {machine['device']}; {said['trainable']:,} move; {steps}",
         soft_wrap=True,
     )
-    console.print(_table(unit, said["tokens"], ""))
+    console.print(_table("tokens, or images", said["tokens"], ""))
     console.print(_table("matrix products, each process", said["flops"], "FLOP"))
     totals = {name: sum(parts.values()) for name, parts in phases.items()}
     console.print(_table("memory while forgetting, each device", phases["forget"], "B"))
     console.print(_table("memory, each device", {**totals, "there is": said["memory"]["available"]}, "B"))
     console.print(_table("disk", said["disk"], "B"))
-    if said["seconds"]:
-        total = {"total, if it does not end earlier": sum(said["seconds"].values())}
-        console.print(_table("time", said["seconds"] | total, "s"))
-    else:
-        console.print("\nTime: not measured here. Give --rate, the TFLOP/s that one device of the machine achieves.")
+    total = {"total, if it does not end earlier": sum(said["seconds"].values())}
+    unknown = "\nTime: not measured here. Give --rate, the TFLOP/s that one device of the machine achieves."
+    console.print(_table("time", said["seconds"] | total, "s") if said["seconds"] else unknown)
 
 
 def _table(title: str, rows: Mapping[str, float], unit: str) -> Table:

@@ -11,7 +11,7 @@ Memory is added up from every allocation of a pass of the largest shape, through
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from expunge.core.model import Network
 from expunge.errors import Refusal
 from expunge.internals.allocations import AllAllocations, without_contents
-from expunge.models.prefix_tree import Layout
+from expunge.models.prefix_tree import Layout, Piece
 from expunge.models.sketch import read_blank, sketch
 from expunge.plan.paper import Paper
 
@@ -47,14 +47,18 @@ def costs(paper: Paper, opened: Opened) -> tuple[dict[str, Line], int]:
     """FLOPs of a pass by its kind (see `Note`), and how many numbers move."""
     with torch.device("meta"), opened(paper.network) as adapted:
         moving = sum(p.numel() for p in adapted.trainable().values())
-        # Fake tensors, on the meta device too: of those no model looks into a mask.
-        with FakeTensorMode(allow_non_fake_inputs=True):
+        # Fake tensors, where a model of its own attention would look into a mask.
+        with FakeTensorMode(allow_non_fake_inputs=True) if not paper.shape and not paper.trees else nullcontext():
             found = {"original": _line(paper, paper.network, False), "adapted": _line(paper, adapted, False)}
             return found | ({"gradients": _line(paper, adapted, True)} if moving else {}), moving
 
 
 def _line(paper: Paper, network: Network, back: bool) -> Line:
-    calls = [Layout(n, 1) for n in (1, 2)] if paper.shape else [Layout(1, n) for n in (4, 8, 12)]
+    calls = (
+        [Layout(n, 1) for n in (1, 2)]
+        if paper.shape
+        else [Layout(1, n, (Piece(0, n),) if paper.trees else ()) for n in (4, 8, 12)]
+    )
     counted = []
     for call in calls:
         with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(back):

@@ -45,10 +45,6 @@ class Machine:
         return self.memory or available_memory(self.device) / (self.processes if self.device == "cpu" else 1)
 
 
-Change = tuple[str, "Method", Machine]
-"""What to write, and the method and machine that it makes."""
-
-
 def remedy(method: Method, machine: Machine, shared: bool, fits: Callable[[Method, Machine], bool]) -> list[str]:
     """The settings with which a run fits, as a user writes them: one if one is enough, else one after the other."""
     for said, other, where in _changes(method, machine, shared):
@@ -63,8 +59,8 @@ def remedy(method: Method, machine: Machine, shared: bool, fits: Callable[[Metho
     return []
 
 
-def _changes(method: Method, machine: Machine, shared: bool) -> Iterator[Change]:
-    """From what costs least to what costs most."""
+def _changes(method: Method, machine: Machine, shared: bool) -> Iterator[tuple[str, Method, Machine]]:
+    """What to write, and the method and machine that it makes; from what costs least to what costs most."""
     for said, other in method.cheaper():
         yield said, other, machine
     if machine.device != "cuda":

@@ -40,13 +40,16 @@ NEW = (2, 10)
 
 def seconds(plan: Plan) -> dict[str, float]:
     """Seconds of each part of a run; none for another machine, or a large network, where no rate is given."""
-    machine, paper, flops = plan.machine, plan.paper, plan.flops["total"]
+    machine, paper = plan.machine, plan.paper
     if machine.rate is not None:
-        return {"all matrix products": flops / machine.rate}
+        return {"all matrix products": plan.flops["total"] / machine.rate}
     if not machine.here or paper.parameters > MOST or 4 * paper.weights > machine.room:
         return {}
-    network = _random(plan)
-    method, read = (_pace(plan, network, work) for work in (_method, _read))
+    network, parts = _random(plan), {size: replace(plan, request=_cut(plan.request, size)) for size in SIZES}
+    for part in parts.values():
+        vars(part)["costs"] = plan.costs
+    forget = _pace(plan, parts, partial(_method, network), lambda made: made.flops["total"] - made.flops["audits"])
+    reading = _pace(plan, parts, partial(_read, network), lambda made: made.flops["audits"])
     prompts = [
         example for example in plan.request.forget[:16] if isinstance(example, Tokenized) and example.prompt_tokens
     ]
@@ -56,12 +59,12 @@ def seconds(plan: Plan) -> dict[str, float]:
     with TemporaryFile(dir=next(p for p in plan.out.absolute().parents if p.exists())) as file:
         written = _seconds(partial(_write, file, data)) / len(data)
     token = max(0.0, more - few) / (NEW[1] - NEW[0]) * sum(note.new for note, _ in plan.reads)
-    audit = plan.audit[1] + hashed + read(plan.flops["audits"]) + token
+    audit = plan.audit[1] + hashed + reading + token
     load = (0.0 if paper.packed else paper.took) + hashed
     return {
         "load": load + (paper.packed.seconds() + paper.took if paper.packed else 0.0),
         "audit before": audit,
-        "forget": method(flops - plan.flops["audits"]),
+        "forget": forget,
         "merge and save": sum(plan.disk.values()) * written + hashed,
         "read back": load,
         "audit after": audit,
@@ -74,32 +77,30 @@ def _write(file: IO[bytes], data: bytes) -> None:
     os.fsync(file.fileno())
 
 
-def _pace(
-    plan: Plan, network: Network, work: Callable[[Network, Plan], tuple[float, float]]
-) -> Callable[[float], float]:
-    """Seconds by FLOPs, as a line through a small piece of work and the largest that was timed."""
-    points: list[tuple[float, float]] = []
+def _pace(plan: Plan, parts: dict[int, Plan], work: Callable[[Plan], float], flops: Callable[[Plan], float]) -> float:
+    """Seconds of the run, on a line through a small piece of its work and the largest that was timed."""
+    took: list[float] = []
     for size in SIZES:
-        part, start = replace(plan, request=_cut(plan.request, size)), time.perf_counter()
-        vars(part)["costs"] = plan.costs
-        points.append(work(network, part))
+        start = time.perf_counter()
+        took.append(work(parts[size]))
         if time.perf_counter() - start > SECONDS:
             break
-    (few, short), (many, long) = points[min(1, len(points) - 1)], points[-1]
-    each = max(0.0, long - short) / (many - few) if many > few else 0.0
-    return lambda flops: max(0.0, short + each * (flops - few))
+    first, last = min(1, len(took) - 1), len(took) - 1
+    small, large = flops(parts[SIZES[first]]), flops(parts[SIZES[last]])
+    each = max(0.0, took[last] - took[first]) / (large - small) if large > small else 0.0
+    return max(0.0, took[last] + each * (flops(plan) - large))
 
 
-def _method(network: Network, part: Plan) -> tuple[float, float]:
+def _method(network: Network, part: Plan) -> float:
     clock = Clock(most=2)
     part.method.rehearse(network, part.request, clock).plain()
     clock.stop()
-    return part.flops["total"] - part.flops["audits"], clock.seconds
+    return clock.seconds
 
 
-def _read(network: Network, part: Plan) -> tuple[float, float]:
+def _read(network: Network, part: Plan) -> float:
     every = list(texts(part.request))
-    return part.flops["audits"], _seconds(lambda: network.ask(LogProbabilities(), every), 1)
+    return _seconds(lambda: network.ask(LogProbabilities(), every), 1)
 
 
 def _cut(request: Request, size: int) -> Request:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from expunge.internals.blocks import blocks
+from expunge.internals.blocks import every_block
 from expunge.models.gguf import Packed, read_packed
 from expunge.models.language import LARGEST, ROOM, LanguageModel, load_tokenizer
 from expunge.models.sketch import narrow, reads_images, sketch
@@ -57,12 +57,17 @@ class Paper:
     @cached_property
     def blocks(self) -> int:
         """Repeated blocks; 1 where there are none."""
-        return len(blocks(self.network.module)) or 1
+        return len(every_block(self.network.module)) or 1
 
     @property
     def weights(self) -> float:
         """Bytes of all weights."""
         return float(self.parameters * self.dtype.itemsize)
+
+    @property
+    def trees(self) -> bool:
+        """Whether it reads texts as trees."""
+        return isinstance(self.network, LanguageModel) and self.network.trees > 0
 
     @property
     def classes(self) -> tuple[int, int]:

@@ -20,10 +20,9 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from expunge.core.adapter import Adapted
-from expunge.core.model import Network
+from expunge.core.model import Model, Network
 from expunge.core.request import Request
 from expunge.errors import EnvironmentRefused, Refusal, UsageRefused
-from expunge.internals.blocks import blocks
 from expunge.internals.examples import Tokenized
 from expunge.models.decoding import WRITES, cache_bytes
 from expunge.models.prefix_tree import Layout
@@ -33,12 +32,14 @@ from expunge.plan.notes import Note, Notes
 from expunge.plan.paper import Paper, open_paper
 from expunge.primitives.class_scores import CHUNK
 from expunge.primitives.rehearsal import Rehearsal
+from expunge.report.record import networks
 from expunge.run.choose import audits_of
 from expunge.run.families import family_name
 from expunge.run.files import check_out
 from expunge.run.unlearn import Task, examine
 from expunge.runtime.cached_model import MOST, CachedModel
 from expunge.runtime.memory import resident_memory
+from expunge.runtime.sharding import bytes_at_work
 
 if TYPE_CHECKING:
     from expunge.core.audit import Audit
@@ -195,7 +196,10 @@ class Plan:
         longest = max((call.trees * (call.nodes + note.new) for note, call in self.reads if note.new), default=0)
         writing = {"keys and values": longest * float(cache_bytes(self.paper.network.module))} if longest else {}
         asked = max(reading, writing, key=lambda parts: sum(parts.values()))
-        working = self._gathered_block() if cut > 1 else 0.0
+        working = bytes_at_work(self.paper.network.module) if cut > 1 else 0.0
+        kept = [note for note in self.notes.passes if note.kind == "original" and note.shared]  # by each process
+        rows = {id(example): example.rows * note.times for note in kept for example in note.examples}
+        states_before = min(MOST, sum(rows.values()) * self.paper.classes[1] * self.paper.dtype.itemsize)
         base, left = {"libraries": self.base}, sum(passing.values()) if cpu else 0.0  # a heap is not given back
         own = weights / cut + working + (weights if cut > 1 and cpu else 0.0)  # the whole stays beside its parts
         part = (0.0 if cut > 1 and not cpu else 1.0) + 1 / many + working / weights  # of a model that is cut
@@ -203,7 +207,7 @@ class Plan:
         after = share * self.trial[1] + (weights if share == 1 else weights * (part - 1 / many - working / weights))
         made = {
             "audit before": base | {"weights": share * weights, **asked},
-            "forget": base | {"weights": own, "state": max(states) / cut, **passing, "reference": self._reference()},
+            "forget": base | {"weights": own, "state": max(states) / cut, **passing, "reference": states_before},
             "merge": base | {"weights": (weights + merging) * (cpu or cut == 1), "left": left},
             "audit after": base | {"weights": after, "left": max(left, sum(asked.values()))},
         }
@@ -222,18 +226,6 @@ class Plan:
         scores = max(peak.get("scores", 0.0) for peak in notes.peaks) / rows * many
         share = FRAGMENTS if self.machine.device == "cpu" and max(largest for _, _, largest in found) < MAPPED else 0.0
         return {"activations": passing, "class scores": scores, "allocator": share * (passing + scores)}
-
-    def _reference(self) -> float:
-        """Last hidden states of the original, which each process keeps of what all have read."""
-        notes = [note for note in self.notes.passes if note.kind == "original"]
-        read = {id(example): example.rows * note.times for note in notes for example in note.examples}
-        every = sum(e.rows for examples in self.request.sets().values() for e in examples)
-        return float(min(MOST, min(every, sum(read.values())) * self.paper.classes[1] * self.paper.dtype.itemsize))
-
-    def _gathered_block(self) -> float:
-        """Two blocks (one at work, the next under way) and what stands outside of blocks."""
-        inside = [sum(p.numel() for p in block.parameters()) for block in blocks(self.paper.network.module).values()]
-        return float((self.paper.parameters - sum(inside) + 2 * max(inside, default=0)) * self.paper.dtype.itemsize)
 
     @cached_property
     def host(self) -> float:
@@ -322,5 +314,5 @@ def texts(request: Request) -> Iterable[Any]:
     return (text for examples in request.sets().values() for one in examples for text in (one, *one.alternatives))
 
 
-def _bytes(model: Any) -> float:
-    return float(sum(p.numel() * p.element_size() for p in model.module.parameters()))
+def _bytes(model: Model) -> float:
+    return float(sum(p.numel() * p.element_size() for each in networks(model) for p in each.module.parameters()))

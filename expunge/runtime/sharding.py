@@ -85,3 +85,10 @@ def kept_on_host(network: Network) -> Iterator[None]:
         network.module.to("cpu")
     yield
     network.module.to(device)
+
+
+def bytes_at_work(module: nn.Module) -> float:
+    """Bytes of a cut module that each process holds whole while it is asked: two blocks (one at work, the next under
+    way) and what stands outside of blocks."""
+    inside = [sum(p.nbytes for p in block.parameters()) for block in every_block(module).values()]
+    return float(sum(p.nbytes for p in module.parameters()) - sum(inside) + 2 * max(inside, default=0))

@@ -321,7 +321,7 @@ def test_the_default_method_trains_a_mixture_and_merges_it(kind, tmp_path):
     adapted = Finetune(steps=3, batch=2, retain_batch=2, stop=Stop(level=None, max_retain_increase=None))(
         network, REQUEST
     )
-    merged = Bounded().merge(adapted)
+    merged = adapted.plain()
     assert all(torch.equal(weight, was[name]) for name, weight in network.module.state_dict().items())
     changed = {name for name, weight in merged.module.state_dict().items() if not torch.equal(weight, was[name])}
     expected = {f"model.layers.{b}.mlp.experts.{w}" for b in (0, 1) for w in ("gate_up_proj", "down_proj")}
@@ -342,7 +342,7 @@ def test_recomputed_activations_end_in_the_same_place():
         method = Finetune(
             steps=3, batch=2, retain_batch=2, stop=Stop(level=None, max_retain_increase=None), activations=activations
         )
-        return Bounded().merge(method(mixture(), REQUEST)).module.state_dict()
+        return method(mixture(), REQUEST).plain().module.state_dict()
 
     kept, again = end("kept"), end("recomputed")
     assert all(torch.allclose(kept[name], again[name], atol=1e-6) for name in kept)

@@ -66,7 +66,7 @@ def test_a_plugin_is_told_with_its_formula_and_what_each_setting_does():
     assert said.stdout.startswith("NPO (objectives)\n\nNegative preference optimisation")
     assert "    loss = (2 / beta) * E[" in said.stdout
     assert "Intention: removal; needs forget, reference.\n" in said.stdout
-    assert f"\n  beta = {NPO().beta}\n      How soon " in said.stdout
+    assert f"\n  beta = {NPO().beta}\n      How fast " in said.stdout
     lost = plain("list", "NP0")
     assert (lost.returncode, lost.stdout) == (2, "")
     assert "There is no kind and no plug-in 'NP0'. Nearest: NPO" in lost.stderr
