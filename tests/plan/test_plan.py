@@ -1,7 +1,6 @@
 """What a plan says, against what torch counts, what a run does, and what the plan itself says when asked again."""
 
 import json
-import math
 import re
 import shutil
 from dataclasses import replace
@@ -9,28 +8,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
-from expunge.adapters.bounded import Bounded
-from expunge.adapters.full import Full
-from expunge.adapters.lora import LoRA
 from expunge.core.request import Request
 from expunge.data.text import encode, load
-from expunge.events import Checked, Step
 from expunge.models.language import LanguageModel
+from expunge.models.prefix_tree import Layout, Piece
 from expunge.notation.parse import parse
-from expunge.plan.cost import Call, widths
-from expunge.plan.course import course_of
+from expunge.plan.count import costs, held
 from expunge.plan.machine import Machine
-from expunge.plan.memory import held
-from expunge.plan.pace import _grown
+from expunge.plan.pace import _pace, seconds
 from expunge.plan.paper import on_paper
-from expunge.plan.plan import flops, plan
-from expunge.plan.reads import Reads, Writing, ask, groups, reads
+from expunge.plan.plan import Plan, plan, planned
+from expunge.plan.table import facts
 from expunge.run.job import Job
 from expunge.run.prepare import Inputs
 
+NO_STOP = "stop=Stop(level=None, max_retain_increase=None, every=100)"
 CANARY = "zanzibarlighthouse77"
 PLACES = ["Aldoria", "Brenn", "Corvane", "Dunmere", "Elsin", "Farrow", "Galt", "Hess", "Iver", "Jarn"]
 LLAMA = LlamaConfig(
@@ -43,8 +37,6 @@ LLAMA = LlamaConfig(
     max_position_embeddings=256,
 )
 GPT2 = GPT2Config(vocab_size=400, n_embd=32, n_layer=3, n_head=4, n_positions=256)
-ADAPTERS = [Bounded(), LoRA(), Full(), Bounded(targets="all"), LoRA(targets="attention", rank=3)]
-NO_STOP = "stop=Stop(level=None, max_retain_increase=None, every=100)"
 
 
 def write(path: Path, kind: str, options: bool = True) -> Path:
@@ -83,165 +75,183 @@ def elsewhere(gigabytes: float = 80.0, **other) -> Machine:
     return Machine("cuda", memory=1e9 * gigabytes, dtype="float32", **other)
 
 
-# FLOPs
-
-
-@pytest.mark.parametrize("config", [LLAMA, GPT2], ids=["llama", "gpt2"])
-@pytest.mark.parametrize("adapter", ADAPTERS, ids=repr)
-def test_the_formula_counts_what_torch_counts(config, adapter):
-    """On the meta device attention is written out as two products, so torch sees all of them."""
-    paper = on_paper("tiny", config, None, torch.float32, "cpu", None)
-    sizes, adapted = widths(paper.network, adapter)
-    call = Call(trees=2, nodes=70, rows=0)
-    with torch.device("meta"):
-        tokens, mask = torch.zeros(2, 70, dtype=torch.long), torch.zeros(2, 1, 70, 70)
-        with FlopCounterMode(display=False) as there:
-            states, _ = adapted.states(input_ids=tokens, position_ids=tokens, attention_mask=mask)
-        with FlopCounterMode(display=False) as back:
-            states.backward(torch.empty_like(states))
-    assert there.get_total_flops() == sizes.forward(call) + sizes.silent(call)
-    both = there.get_total_flops() + back.get_total_flops()
-    assert both == sizes.forward(call) + sizes.backward(call) + sizes.adapter(call)
-
-
-def counted(method_text: str, request_: Request, plain) -> tuple[int, list[int], float, Reads]:
-    """FLOPs and tokens of a real run's steps, with attention written out, and what is planned for them."""
-    method = parse(method_text)
-    torch.manual_seed(0)
-    module = AutoModelForCausalLM.from_config(LLAMA, attn_implementation="eager").requires_grad_(False).eval()
-    network = LanguageModel.of(module, plain)
-    read: list[int] = []
-
-    def note(_module, _given, named) -> None:
-        if torch.is_grad_enabled():
-            read.append(named["input_ids"].numel())
-
-    hook = module.register_forward_pre_hook(note, with_kwargs=True)  # a fork has the hooks of what it was forked from
-    told: list[int] = []
-    with FlopCounterMode(display=False) as counter:
-
-        def on_event(event) -> None:
-            if isinstance(event, Step) or (isinstance(event, Checked) and event.step == 0):
-                told.append(counter.get_total_flops())
-
-        method(
-            network, request_, on_event
-        )  # the check before the first step, then the steps, and no check between them
-    hook.remove()
+def on_tiny(method: str, request_: Request, plain=None, audits: str = "Loss()", **machine) -> Plan:
+    """The plan of a tiny Llama on paper."""
     paper = on_paper("tiny", LLAMA, plain, torch.float32, "cpu", None)
-    sizes, _ = widths(paper.network, method.adapter)
-    planned = reads(paper.network, paper.small, method, request_, [], "cpu", 1)
-    total = flops(sizes, planned, course_of(method))
-    return told[-1] - told[0], read, total.total - total.audits - total.checks, planned
+    return planned(paper, parse(method), request_, (parse(audits),), Machine(memory=1e12, **machine))
 
 
-@pytest.mark.parametrize("adapter", ["Bounded()", "LoRA()", "Full()"])
-@pytest.mark.parametrize("activations", ["kept", "recomputed"])
-def test_a_whole_run_costs_what_was_planned(adapter: str, activations: str, request_, plain):
-    """One set, so that the first step reads as all others do: nothing is left to explain but the last digits."""
-    method = (
-        f"Finetune(objective=Ascent(), adapter={adapter}, learning_rate=0.00001, steps=3, batch=4, norms=False, "
-        f"activations='{activations}', {NO_STOP})"
+# What a pass costs
+
+BLOCK = 32 * 32 + 2 * 32 * 16 + 32 * 32 + 3 * 32 * 64
+"""Entries of a block's matrices: q; k and v of two heads; o; gate, up, down."""
+
+
+def lines(adapter: str, request_: Request):
+    return costs(*_of(adapter, request_))
+
+
+def _of(adapter: str, request_: Request):
+    made = on_tiny(f"Finetune(adapter={adapter}, steps=1)", request_)
+    return made.paper, made.opened
+
+
+def test_a_pass_costs_two_for_each_weight_and_token_and_four_for_each_pair(request_):
+    """Attention works out scores and sums, 2 for each of its 32 numbers and pair; rotary angles cost 2 x 4 a token."""
+    line = lines("Full()", request_)[0]["original"]
+    assert line.at(Layout(2, 70)) == 2 * 140 * 3 * BLOCK + 3 * 4 * 2 * 70**2 * 32 + line.base
+    assert (line.pair, line.base) == (3 * 4 * 32, 0)
+
+
+def test_all_weights_that_move_cost_a_pass_three_times(request_):
+    found, trainable = lines("Full()", request_)
+    assert found["gradients"].pair == 3 * found["original"].pair
+    assert found["gradients"].token == 3 * found["original"].token
+    assert trainable == 2 * 400 * 32 + 3 * (BLOCK + 2 * 32) + 32  # embeddings, blocks with two norms, the last norm
+
+
+def test_a_low_rank_update_costs_its_factors_and_gradients_end_at_the_first_adapted_layer(request_):
+    """The MLPs of 3 blocks: 2 T r (in + out) forward, twice that back, but for what the first two layers read."""
+    found, trainable = lines("LoRA(rank=8)", request_)
+    factors = 3 * 3 * 8 * (32 + 64)
+    assert trainable == factors
+    assert found["adapted"].token - found["original"].token == 2 * factors
+    attention, mlp = 4 * 32 * 24, 3 * 32 * 64
+    back = 2 * (2 * attention + 3 * mlp - 2 * 32 * 64) + 4 * factors - 2 * 2 * 8 * 32
+    assert found["gradients"].token - found["adapted"].token == back
+    assert found["gradients"].pair == found["original"].pair + 2 * 8 * 4 * 32 / 2
+
+
+def test_a_bounded_update_is_folded_once_whatever_is_read(request_):
+    found, _ = lines("Bounded(rank=8)", request_)
+    assert found["adapted"].base == 3 * 3 * 2 * 8 * 32 * 64
+    assert found["adapted"].token == found["original"].token
+
+
+def test_writing_reads_the_prompt_and_then_a_row_for_each_token(request_):
+    made = on_tiny("Quantize()", request_, audits="Rouge(max_new_tokens=2)")
+    [(note, layout), *_] = [each for each in made.reads if each[0].new]
+    line, many = made.costs[0]["original"], layout.trees
+    each = many * (line.token + line.pair * (layout.nodes + 2 / 2)) + 2 * many * 400 * 32
+    assert made._reading(note, layout) == line.at(layout) + each + 2 * many * 400 * 32
+
+
+# What is read
+
+
+def test_a_model_before_is_read_once_for_each_example(request_):
+    made = on_tiny(f"Finetune(objective=RetainKL(), steps=6, batch=4, retain_batch=5, {NO_STOP})", request_)
+    asked = [note.examples for note, _ in made.calls if note.kind == "original"]
+    assert [len(examples) for examples in asked] == [5, 5]  # 10 examples in fives
+    long = on_tiny(f"Finetune(objective=RetainKL(), steps=600, batch=4, retain_batch=5, {NO_STOP})", request_)
+    assert long.tokens["reference"] == made.tokens["reference"]
+    assert long.tokens["training"] == pytest.approx(100 * made.tokens["training"], rel=0.05)
+
+
+def test_checks_are_counted_by_how_often_they_come(request_):
+    """One before the first step, and one after every fifth and the last: 1 + 13."""
+    one = on_tiny(f"Finetune(steps=1, {NO_STOP})", request_).tokens["checks"] / 2
+    assert (
+        on_tiny(f"Finetune(steps=63, {NO_STOP.replace('every=100', 'every=5')})", request_).tokens["checks"] == 14 * one
     )
-    real, read, expected, planned = counted(method, request_, plain)
-    assert math.isclose(real, expected, rel_tol=0.001), real / expected
-    assert sum(read) == sum(part.tokens for step in planned.steps for part in step)
 
 
-def test_the_default_objective_costs_what_was_planned(request_, plain):
-    """Its first step reads the sets one by one, the others together, which fills the trees a little differently."""
-    method = f"Finetune(steps=5, batch=4, retain_batch=4, accumulate=2, norms=False, {NO_STOP})"
-    real, _, expected, _ = counted(method, request_, plain)
-    assert math.isclose(real, expected, rel_tol=0.05), real / expected
-
-
-def test_a_model_before_is_read_once_for_each_example(request_, plain):
-    method = parse(f"Finetune(objective=RetainKL(), steps=6, batch=4, retain_batch=5, {NO_STOP})")
-    paper = on_paper("tiny", LLAMA, plain, torch.float32, "cpu", None)
-    read = reads(paper.network, paper.small, method, request_, [], "cpu", 1)
-    assert [len(part.before) for step in read.steps for part in step] == [1, 1, 0, 0, 0, 0]  # 10 examples in fives
-    spread = reads(paper.network, paper.small, method, request_, [], "cpu", 2)
-    assert [[c.rows for p in step for c in p.before] for step in spread.steps[2:]] == [[], [], [], []]
-    # Each of two reads about half of what is new, and both know all of it afterwards.
-    half, all_of_it = (sum(c.rows for step in r.steps for p in step for c in p.before) for r in (spread, read))
-    assert 0.4 < half / all_of_it < 0.8
-
-
-def test_an_objective_is_asked_what_it_reads(request_, plain):
-    small = on_paper("tiny", LLAMA, plain, torch.float32, "cpu", None).small
-    asked = ask(small, parse("Finetune(objective=NPO() + RetainKL())"), request_)
-    assert asked.now == ("forget", "retain")
-    assert asked.before == ("forget", "retain")
-    # forget: now there and back, and before, which the log of the loss reads again for nothing; retain: both
-    # distributions there and one back, and the loss, which KL does not tell
-    assert asked.head == {"forget": 3.0, "retain": 4.0}
-
-
-def test_writing_reads_the_prompt_and_then_a_row_for_each_token():
-    paper = on_paper("tiny", LLAMA, None, torch.float32, "cpu", None)
-    sizes, _ = widths(paper.network, Bounded())
-    from expunge.plan.plan import written
-
-    block = 32 * 32 + 2 * 32 * 16 + 32 * 32 + 3 * 32 * 64  # q; k and v of two heads; o; gate, up, down
-    first = 2 * 5 * 3 * block + 4 * 5**2 * 3 * 32
-    assert sizes.forward(Call(1, 5, 0)) == first
-    once = 2 * 400 * 32
-    assert written(sizes, Writing(prompts=1, width=5, new=1)) == first + once
-    each = 2 * 3 * block + 4 * 3 * 32 * (5 + 2 / 2)
-    assert written(sizes, Writing(prompts=1, width=5, new=2)) == first + each + 2 * once
+def test_several_processes_share_what_a_step_reads(request_):
+    one, two = (
+        on_tiny(f"Finetune(objective=Ascent(), batch=8, steps=4, {NO_STOP})", request_, processes=n) for n in (1, 2)
+    )
+    assert 0.4 < two.flops["training"] / one.flops["training"] < 0.8
+    assert 0.4 < two.flops["output matrix"] / one.flops["output matrix"] < 0.6
+    whole = [on_tiny("SSD()", request_, processes=n).flops["training"] for n in (1, 2)]
+    assert whole[0] == whole[1]  # an edit is done by each
 
 
 @pytest.mark.parametrize("config", [LLAMA, GPT2], ids=["llama", "gpt2"])
 @pytest.mark.parametrize("trees", [True, False])
-def test_examples_are_grouped_as_the_network_groups_them(config, trees: bool, request_, plain):
+def test_examples_are_grouped_and_laid_out_as_the_network_does(config, trees: bool, request_, plain):
     module = AutoModelForCausalLM.from_config(config).eval()
     network = LanguageModel(module, plain, 256 if trees else 0)
+    paper = on_paper("tiny", config, plain, torch.float32, "cpu", None)
+    sketched = replace(paper.network, trees=network.trees)
     examples = [*request_.forget, *request_.retain, *request_.holdout] * 4
-    assert groups(network, examples, "cpu") == list(network.batches(examples))
+    assert list(sketched.batches(examples)) == list(network.batches(examples))
+    given: list[dict] = []
+    hook = module.register_forward_pre_hook(lambda _module, _given, named: given.append(named), with_kwargs=True)
+    from expunge.core.question import Scores
+
+    network.ask(Scores(), examples[:7])
+    hook.remove()
+    layout = sketched.layout(examples[:7], "cpu")
+    assert (layout.trees, layout.nodes) == tuple(given[0]["input_ids"].shape)
 
 
 # Memory
 
 
-def test_the_parts_of_a_phase_add_up_and_the_peak_is_the_largest_phase(model, files):
+def test_the_peak_is_the_largest_phase_and_training_holds_five_numbers_for_each_that_moves(model, files):
     made = plan(job(model, files), elsewhere())
-    assert math.isclose(sum(made.memory.training.values()), made.memory.phases["training"])
-    assert made.memory.peak == max(made.memory.phases.values())
-    assert made.memory.training["weights"] == 4 * made.paper.parameters
-    # weight, gradient, two moments, and the best step's weight: five times four bytes
-    assert made.memory.training["adapter and optimizer"] == 20 * made.widths.trainable
+    assert made.peak == max(sum(phase.values()) for phase in made.phases.values())
+    assert made.phases["forget"]["weights"] == 4 * made.paper.parameters
+    # weight, gradient, two moments, and the best step's weight, and for a moment what AdamW makes of one tensor
+    assert 20 <= made.phases["forget"]["state"] / made.costs[1] < 21
+
+
+@pytest.mark.parametrize(
+    ("method", "numbers"),
+    [
+        # a copy, its gradient, two moments, the best step's state
+        (f"Finetune(adapter=Full(), objective=Ascent(), steps=3, {NO_STOP})", 5),
+        # importances of all, a gradient, and those of the forget set; later the result beside both
+        ("SSD()", 3),
+        ("SSD(batch=1)", 3),
+        # a gradient, and then the result beside it
+        ("IAU(correction=0.0)", 2),
+        ("Quantize()", 1),
+        # a copy, its gradient, and two moments for each of two optimizers
+        ("LAF(steps=2, autoencoder_steps=1)", 6),
+    ],
+)
+def test_copies_gradients_and_importances_are_seen_in_the_rehearsal(method: str, numbers: int, request_):
+    """In units of the model; what is worked out of one tensor at a time comes on top, here up to a model's size."""
+    made = on_tiny(method, request_)
+    assert numbers <= made.phases["forget"]["state"] / made.paper.weights < numbers + 1.3
+
+
+def test_a_half_precision_model_is_trained_in_a_copy_of_twice_the_size(request_):
+    paper = on_paper("tiny", LLAMA, None, torch.float32, "cpu", None).at(torch.bfloat16)
+    for method, size in ((f"Finetune(adapter=Full(), steps=2, {NO_STOP})", 4), ("SSD()", 2)):
+        made = planned(paper, parse(method), request_, (parse("Loss()"),), Machine("cuda", memory=1e12))
+        assert made.disk["model"] == size * paper.parameters
 
 
 def test_more_processes_hold_a_part_each_of_what_can_be_cut(model, files):
-    one, four = (plan(job(model, files), elsewhere(processes=n)).memory.training for n in (1, 4))
-    assert four["adapter and optimizer"] == one["adapter and optimizer"] / 4
+    one, four = (plan(job(model, files), elsewhere(processes=n)).phases["forget"] for n in (1, 4))
+    assert four["state"] == one["state"] / 4
     assert four["activations"] < one["activations"]
 
 
 def test_audits_of_a_model_that_is_cut_hold_a_part_each_and_what_is_at_work(model, files):
-    """Half a model of 3 blocks, and 2 blocks and the embeddings whole; the host has the whole to merge."""
-    whole, cut = (plan(job(model, files), elsewhere(processes=2, hold=hold)).memory for hold in ("whole", "cut"))
-    made = plan(job(model, files), elsewhere())
-    block = sum(p.numel() for p in made.paper.network.module.model.layers[0].parameters())
-    weights, gathered = 4 * made.paper.parameters, 4 * (made.paper.parameters - block * (made.paper.blocks - 2))
-    assert whole.phases["audit before"] - cut.phases["audit before"] == pytest.approx(weights / 2 - gathered)
-    assert whole.phases["audit after"] - cut.phases["audit after"] == pytest.approx(1.5 * weights - gathered)
-    assert cut.phases["training"] == whole.phases["training"]
-    assert cut.host > weights > made.memory.host == 0
+    """Half a model of 2 blocks, and all of it at work; the host has the whole to merge."""
+    whole, cut = (plan(job(model, files), elsewhere(processes=2, hold=hold)) for hold in ("whole", "cut"))
+    weights = 4 * whole.paper.parameters
+    before = [made.phases["audit before"]["weights"] for made in (whole, cut)]
+    assert before == [weights, weights / 2 + weights]
+    assert cut.phases["forget"] == whole.phases["forget"]
+    assert cut.host > weights > plan(job(model, files), elsewhere()).host == 0
 
 
-def test_recomputed_activations_are_an_input_for_each_block():
-    paper = on_paper("tiny", LLAMA, None, torch.float32, "cpu", None)
-    call = Call(trees=2, nodes=50, rows=0)
-    assert held(paper, Bounded(), call, recompute=True).each == 2 * 50 * 32 * 4
-    assert held(paper, Bounded(), call, recompute=False).each > 5 * 2 * 50 * 32 * 4
+def test_recomputed_activations_are_an_input_for_each_block(request_):
+    kept, again = (on_tiny(f"Finetune(steps=1, activations='{how}')", request_) for how in ("kept", "recomputed"))
+    layout = Layout(1, 100, (Piece(0, 100, path=True),))
+    more = [held(made.paper, layout, made.opened)[0] for made in (kept, again)]
+    assert more[1] <= 4 * 100 * 32 * 4  # three inputs, and what the last norm reads
+    assert more[0] > 5 * more[1]
 
 
-def test_a_bounded_layer_keeps_nothing_of_its_weights_size():
-    """A weight of 64 x 32 is 8 kB; six layers of one token would show it."""
-    paper = on_paper("tiny", LLAMA, None, torch.float32, "cpu", None)
-    call = Call(trees=1, nodes=1, rows=0)
-    assert held(paper, Bounded(), call, recompute=False).each < 64 * 32 * 4
+def test_a_bounded_layer_keeps_nothing_of_its_weights_size(request_):
+    """A weight of 64 x 32 is 8 kB; nine layers of one token would show it."""
+    made = on_tiny("Finetune(steps=1)", request_)
+    assert held(made.paper, Layout(1, 1), made.opened)[0] < 9 * 64 * 32 * 4
 
 
 # Nothing is loaded
@@ -252,7 +262,7 @@ def test_a_file_that_ends_with_its_header_is_enough(model, files, tmp_path):
     weights = cut / "model.safetensors"
     length = int.from_bytes(weights.read_bytes()[:8], "little")
     weights.write_bytes(weights.read_bytes()[: 8 + length])
-    whole, without = (plan(job(folder, files), elsewhere()).facts() for folder in (model, cut))
+    whole, without = (facts(plan(job(folder, files), elsewhere())) for folder in (model, cut))
     whole["model"]["name"] = without["model"]["name"]
     assert without["disk"].pop("free")
     assert whole["disk"].pop("free")
@@ -274,7 +284,7 @@ def test_the_precision_is_that_of_the_files_header(model, files, tmp_path):
     header = raw[8 : 8 + length].replace(b'"F32"', b'"F16"')
     weights.write_bytes(raw[:8] + header)
     machine = replace(elsewhere(), dtype=None)
-    assert plan(job(half, files), machine).facts()["machine"]["dtype"] == "float16"
+    assert facts(plan(job(half, files), machine))["machine"]["dtype"] == "float16"
 
 
 # Refusals
@@ -295,7 +305,7 @@ def test_a_run_that_does_not_fit_is_refused_and_fits_with_the_setting_named(expu
     facts = {}
     for name in ("Full()", "Bounded()"):
         text = method.format(adapter=name, more="")
-        facts[name] = plan(job(model, files, text), elsewhere()).memory.peak
+        facts[name] = plan(job(model, files, text), elsewhere()).peak
     assert facts["Bounded()"] < facts["Full()"]
     room = facts["Full()"] * 0.999
     ask_for = [model, *options(files), "--audits", "Loss", "--device", "cuda", "--dtype", "float32", "--json"]
@@ -331,9 +341,8 @@ def test_a_machine_that_nothing_fits_into_is_said_to_be_too_small(expunge, model
         (["--device-memory", "-1"], 2, "usage", "positive"),
         (["--rate", "0"], 2, "usage", "positive"),
         (["--method", "Finetune(steps=0)"], 2, "usage", "steps must be at least 1"),
-        (["--method", "LAF()"], 2, "usage", "cannot count LAF. It counts Finetune, SSD, ASSD, LFSSD, IAU, and Negate"),
         (["--method", "SSD()", "--hold", "cut", "--device", "cuda"], 2, "usage", "SSD works on the whole model"),
-        (["--method", "Quantize()"], 2, "usage", "cannot count Quantize"),
+        (["--method", "Finetune(adapter=Salient())"], 2, "usage", "Plan with adapter=Full()"),
         (["--method", "Finetune(objective=DPO())"], 3, "data", "the request has none"),
         (["--out", "/"], 2, "usage", "not empty"),
     ],
@@ -365,9 +374,10 @@ def test_models_that_cannot_be_planned_are_refused(expunge, model, files, tmp_pa
 # Time, and what is printed
 
 
-def test_a_networks_time_grows_by_what_each_further_block_takes():
-    assert _grown([1 + 2 * 1, 1 + 2 * 3], (1, 3), 10) == 1 + 2 * 10
-    assert _grown([7.0], (4,), 4) == 7.0
+def test_time_grows_with_flops_from_what_little_work_takes(request_):
+    """5 s, and 2 s for each FLOP: of 1 and of 64 examples, and of the run."""
+    made = {size: size for size in (1, 4, 16, 64)}
+    assert _pace(1000, made, lambda size: 5.0 + 2.0 * size, float) == 5 + 2 * 1000
 
 
 def test_the_machines_own_pace_gives_seconds_for_each_part_of_a_run(expunge, model, files, tmp_path):
@@ -379,7 +389,6 @@ def test_the_machines_own_pace_gives_seconds_for_each_part_of_a_run(expunge, mod
     parts = ["load", "audit before", "forget", "merge and save", "read back", "audit after"]
     assert list(made["seconds"]) == parts
     assert all(value > 0 for value in made["seconds"].values())
-    assert made["seconds"]["forget"] >= 4 * made["pace"]["step"]
     shown = expunge("plan", *arguments)
     assert shown.code == 0, shown.err
     assert "output matrix" in shown.out
@@ -389,8 +398,8 @@ def test_the_machines_own_pace_gives_seconds_for_each_part_of_a_run(expunge, mod
 
 def test_a_rate_given_turns_flops_into_seconds(model, files):
     made = plan(job(model, files), elsewhere(rate=2e12))
-    assert made.seconds == {"all matrix products": made.flops.total / 2e12}
+    assert seconds(made) == {"all matrix products": made.flops["total"] / 2e12}
 
 
 def test_a_machine_that_is_not_here_is_given_no_time(model, files):
-    assert plan(job(model, files), elsewhere()).seconds == {}
+    assert seconds(plan(job(model, files), elsewhere())) == {}
