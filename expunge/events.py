@@ -41,7 +41,7 @@ class Started:
     """Nats below the level that still pass, on average."""
     level_source: str
     """Where the level comes from: the holdout set, or the user."""
-    budget: float | None
+    max_retain_increase: float | None
     """Nats by which the retain loss may rise; None where nothing is retained or nothing bounds it."""
 
 

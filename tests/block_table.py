@@ -18,7 +18,7 @@ import transformers
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from expunge.adapters._layers import left_alone
+from expunge.adapters._layers import never_adapted
 from expunge.adapters.bounded import Bounded
 from expunge.core.model import Network
 from expunge.core.request import Request
@@ -185,7 +185,7 @@ def _pass(name: str, adapted: Network) -> list[str]:
 
 def _alone(module: nn.Module, tower: str | None, found: dict[str, nn.Module]) -> str:
     why: dict[str, set[str]] = {}
-    for name, reason in left_alone(module, tower).items():
+    for name, reason in never_adapted(module, tower).items():
         (block,) = [block for block in found if name.startswith(f"{block}.")]
         why.setdefault(reason, set()).add(name.removeprefix(f"{block}."))
     return "; ".join(f"{reason}: {', '.join(f'`{name}`' for name in sorted(names))}" for reason, names in why.items())

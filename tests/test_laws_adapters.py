@@ -38,7 +38,7 @@ REFUSED = {
 """Why an adapter may refuse a family."""
 REASONS = {
     "SEUF": {**dict.fromkeys(REFUSED, ("has no experts",)), "mixtral": ()},
-    "Fila": {**REFUSED, "mixtral": ("keeps its experts in one tensor, which have no start of their own",)},
+    "Fila": {**REFUSED, "mixtral": ("has fused experts, which cannot be initialised so",)},
 }
 """The same for adapters that take other families."""
 

@@ -15,14 +15,15 @@ MODULES = {
 MODULE = pytest.mark.parametrize("module", MODULES)
 
 ANYTHING = {"*"}
-BASE = ("errors", "primitives", "core")
+BASE = ("errors", "events", "primitives", "core")
 GROUND = (*BASE, "notation", "runtime", "internals")
 LEAVES = ("data", "select", "models", "adapters", "objectives", "edit", "guard", "audits", "summaries")
 MAY_IMPORT = {
     # 0: refusals, helpers that know no noun, and the nouns
     "errors": set(),
+    "events": set(),
     "primitives": {"errors"},
-    "core": {"errors", "primitives"},
+    "core": {"errors", "events", "primitives"},
     # 1: what everything else stands on
     "notation": {*BASE},
     "internals": {*BASE, "runtime"},
@@ -186,3 +187,68 @@ def test_verbs_and_nouns_are_no_participles():
     assert not any(
         map(is_bare_participle, ("cut", "read", "split", "embed", "seed", "make", "hidden_states", "_in_shed_"))
     )
+
+
+# Budgets, and what no file may ask
+
+
+def lines_of(folder: str) -> int:
+    return sum(path.read_text(encoding="utf-8").count("\n") for path in (ROOT / folder).rglob("*.py"))
+
+
+@pytest.mark.parametrize(("folder", "most"), [("core", 1300), ("plan", 900)])
+def test_a_folder_stays_within_its_budget(folder: str, most: int):
+    assert lines_of(folder) <= most
+
+
+QUESTIONS = ("predict", "answers", "hidden", "routes", "generate")
+"""What models were asked by methods of their own, each forwarded by hand through whatever stood around a model."""
+
+
+@MODULE
+def test_what_a_model_is_asked_is_forwarded_by_nobody_by_hand(module: str):
+    classes = [node for node in ast.walk(tree(module)) if isinstance(node, ast.ClassDef)]
+    methods = {node.name for kind in classes for node in kind.body if isinstance(node, ast.FunctionDef)}
+    assert not methods & set(QUESTIONS)
+
+
+NOUNS = {"model", "network", "inner", "adapted", "method", "adapter", "objective", "term", "audit", "example", "e"}
+"""What variables that hold one of our nouns are called."""
+
+
+def capability_lookups(module: str) -> list[str]:
+    """`getattr(model, "...", ...)` and `hasattr(model, "...")`: asking one of our nouns whether it can do something."""
+    found = []
+    for node in ast.walk(tree(module)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("getattr", "hasattr"):
+            subject, name = node.args[0], node.args[1]
+            last = (
+                subject.attr
+                if isinstance(subject, ast.Attribute)
+                else subject.id
+                if isinstance(subject, ast.Name)
+                else ""
+            )
+            if last in NOUNS and isinstance(name, ast.Constant):
+                found.append(f"line {node.lineno}: {ast.unparse(node)}")
+    return found
+
+
+@MODULE
+def test_no_noun_is_asked_by_name_what_it_can_do(module: str):
+    assert not capability_lookups(module)
+
+
+PLUGGED_IN = {
+    plugin.name: plugin.folder for plugin in plugins() if plugin.folder in ("methods", "edit", "attack", "adapters")
+}
+
+
+@MODULE
+def test_no_method_or_adapter_is_known_by_name_outside_of_its_folder(module: str):
+    found = []
+    for node in ast.walk(tree(module)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "isinstance":
+            names = {name.id for name in ast.walk(node.args[1]) if isinstance(name, ast.Name)}
+            found += [f"line {node.lineno}: {n}" for n in names if PLUGGED_IN.get(n, folder(module)) != folder(module)]
+    assert not found

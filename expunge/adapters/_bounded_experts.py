@@ -1,12 +1,12 @@
-"""A mixture's experts whose matrices lie in one tensor, each with a bounded low-rank update of its own.
+"""Fused experts of a mixture, whose matrices are slices of one tensor, each with a bounded low-rank update of its own.
 
     delta W_e = (alpha / r) * map(omega * B_e A_e) / gain,   A [experts, r, in] Kaiming-uniform, B [experts, out, r] 0
 
-An expert is folded as a plain layer is (see `fold`) on the tokens that it reads: what no token calls is not folded and
-has a gradient of 0, and no two experts' folded weights exist at once. The steps between the matrices, the gate and the
-weighted sum, are those of transformers' experts interface, taken in the order of the implementation that is set, so
-that before the first step the answers are the base's: to the bit where that goes expert by expert too ("grouped_mm" on
-a CPU; "eager" where tensors lie [experts, out, in]), up to rounding elsewhere.
+The update of an expert is added to its weight as in a plain layer (see `_fold`), for the tokens that are routed to it:
+an expert without tokens is skipped and has a gradient of 0, and the weights of no two experts exist at once. Gate and
+weighted sum are those of transformers' experts interface, in the order of the selected implementation, so that before
+the first step the answers are the base model's: to the bit where that goes expert by expert too ("grouped_mm" on a CPU;
+"eager" where tensors are [experts, out, in]), up to rounding elsewhere.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class BoundedExperts(nn.Module, BaseTunerLayer):
         self.bounded_A = nn.ModuleDict()
         self.bounded_B = nn.ModuleDict()
         self.bounded_form: dict[str, dict[str, Form]] = {}
-        self.kept: dict[str, Tensor] = {}
-        """The tensors from before a merge, so that unmerging gives them back to the bit."""
+        self.unmerged: dict[str, Tensor] = {}
+        """The tensors from before a merge, so that unmerging restores them to the bit."""
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self._active_adapter = adapter_name
@@ -57,7 +57,7 @@ class BoundedExperts(nn.Module, BaseTunerLayer):
             (count, out, width), place = weight.shape, weight.device
             wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
             factor = torch.empty(count * config.r, width, dtype=wide, device=place)
-            nn.init.kaiming_uniform_(factor, a=5**0.5)  # of all experts below one another: each starts as a layer does
+            nn.init.kaiming_uniform_(factor, a=5**0.5)  # experts stacked as rows: each is initialised as a layer is
             a[which] = nn.Parameter(factor.view(count, config.r, width))
             b[which] = nn.Parameter(torch.zeros(count, out, config.r, dtype=wide, device=place))
             forms[which] = Form.of(config.map, config.r, config.alpha, config.omega, config.gain, width)
@@ -79,25 +79,25 @@ class BoundedExperts(nn.Module, BaseTunerLayer):
                 yield f"{which}[{expert}]", sum(deltas[1:], deltas[0])
 
     def merge(self, safe_merge: bool = True, adapter_names: list[str] | None = None) -> None:
-        """Write the update into the weights. Always into new tensors, always checked: NaN never gets in."""
+        """Merge the update into new weight tensors. Raises `ValueError` on NaN or Inf."""
         for name in check_adapters_to_merge(self, adapter_names):
             if name not in self.bounded_A:
                 continue
             merged = {which: self._merge_experts(name, which) for which in self.matrices}
             for which, new in merged.items():
                 parameter = getattr(self.base_layer, which)
-                self.kept.setdefault(which, parameter.data)
+                self.unmerged.setdefault(which, parameter.data)
                 parameter.data = new
             self.merged_adapters.append(name)
 
     def unmerge(self) -> None:
-        """Give the experts the very weights that they had before."""
+        """Restore the weights from before the merge."""
         if not self.merged:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
-        for which, was in self.kept.items():
+        for which, was in self.unmerged.items():
             getattr(self.base_layer, which).data = was
-        self.kept.clear()
+        self.unmerged.clear()
         self.merged_adapters.clear()
 
     def forward(
@@ -137,9 +137,9 @@ class BoundedExperts(nn.Module, BaseTunerLayer):
         return weight.transpose(1, 2) if self.base_layer.is_transposed else weight
 
     def _sizes(self, called: Int[Tensor, " calls"]) -> dict[int, int]:
-        """How many tokens each expert reads that is called at all."""
+        """Number of tokens of each expert that has any."""
         count = len(self._weight("down_proj"))
-        if called.is_meta or isinstance(called, FakeTensor):  # a plan has shapes and no routes: all are called alike
+        if called.is_meta or isinstance(called, FakeTensor):  # a plan has shapes but no routing: assume equal shares
             each, rest = divmod(len(called), count)
             sizes = [each + (expert < rest) for expert in range(count)]
         else:
@@ -147,7 +147,7 @@ class BoundedExperts(nn.Module, BaseTunerLayer):
         return {expert: size for expert, size in enumerate(sizes) if size}
 
     def _through(self, which: str, rows: Tensor, sizes: dict[int, int], active: list[str]) -> Tensor:
-        """The rows, in the order of the experts that read them, through a matrix of each."""
+        """The rows, sorted by expert, times the matrix of each expert."""
         name, *others = active
         weight, form = self._weight(which), self.bounded_form[name][which]
         bias = getattr(self.base_layer, f"{which}_bias") if self.base_layer.has_bias else None

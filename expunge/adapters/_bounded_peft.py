@@ -1,14 +1,15 @@
 """The bounded adapter as a peft method of its own: `peft_type` BOUNDED.
 
-peft's `PeftType` is a closed enumeration, so the name is entered there first. A peft without expunge then refuses the
-adapter aloud; a LoRA configuration with extra keys would have loaded as plain LoRA and said nothing.
+peft's `PeftType` is a closed enumeration, so a member is added to it first. A peft without expunge then raises an
+error;
+a LoRA configuration with extra keys would have loaded as plain LoRA, silently.
 """
 
 from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftConfig, PeftType
@@ -25,8 +26,8 @@ from expunge.adapters._maps import Form, check
 NAME = "BOUNDED"
 
 
-def _enter(name: str) -> None:
-    """Add a member to peft's enumeration."""
+def _add_member(name: str) -> None:
+    """Add a member to `PeftType`."""
     if name in PeftType.__members__:
         return
     member = str.__new__(PeftType, name)
@@ -37,7 +38,7 @@ def _enter(name: str) -> None:
     type.__setattr__(PeftType, name, member)
 
 
-_enter(NAME)
+_add_member(NAME)
 
 
 @dataclass
@@ -54,7 +55,7 @@ class BoundedConfig(PeftConfig):
     modules_to_save: list[str] | None = field(default=None, metadata={"help": "Not supported; must stay None."})
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[no-untyped-call]
         self.peft_type = PeftType(NAME)
         check(self.map, self.r, self.alpha, self.omega, self.gain)
         if self.modules_to_save:
@@ -69,7 +70,7 @@ class BoundedLayer(nn.Module, BaseTunerLayer):
     adapter_layer_names = ("bounded_A", "bounded_B")
     other_param_names = ("bounded_form", "bounded_start_A", "bounded_start_B")
 
-    def __init__(self, base_layer: nn.Module, adapter_name: str, config: BoundedConfig) -> None:
+    def __init__(self, base_layer: nn.Linear | Conv1D, adapter_name: str, config: BoundedConfig) -> None:
         super().__init__()
         self.base_layer = base_layer
         self.bounded_A = nn.ParameterDict()
@@ -77,20 +78,21 @@ class BoundedLayer(nn.Module, BaseTunerLayer):
         self.bounded_start_A = nn.ParameterDict()
         self.bounded_start_B = nn.ParameterDict()
         self.bounded_form: dict[str, Form] = {}
-        self.kept: Tensor | None = None
-        """The weight from before a merge, so that unmerging gives it back to the bit."""
+        self.unmerged: Tensor | None = None
+        """The weight from before a merge, so that unmerging restores it to the bit."""
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self._active_adapter = adapter_name
         transposed = isinstance(base_layer, Conv1D)
-        shape = base_layer.weight.shape  # type: ignore[union-attr]
+        shape = base_layer.weight.shape
         self.in_features, self.out_features = shape if transposed else shape[::-1]
         self.transposed = transposed
         self.update_layer(adapter_name, config)
 
     def update_layer(self, adapter_name: str, config: BoundedConfig) -> None:
         """Add an adapter: A Kaiming-uniform (a = sqrt 5), B zero, both in float32, so that the update starts at 0."""
-        weight = self.get_base_layer().weight
+        base: Any = self.get_base_layer()
+        weight = base.weight
         wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
         a = torch.empty(config.r, self.in_features, dtype=wide, device=weight.device)
         nn.init.kaiming_uniform_(a, a=5**0.5)
@@ -101,17 +103,17 @@ class BoundedLayer(nn.Module, BaseTunerLayer):
         self.bounded_form[adapter_name] = Form.of(
             config.map, config.r, config.alpha, config.omega, config.gain, self.in_features
         )
-        if config.start:  # what it holds is read from a file
+        if config.start:  # its values are then loaded from a file
             self.keep_start(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def start_of(self, adapter: str) -> Start | None:
-        """The factors that the adapter began from, where it did not begin at 0."""
+        """The initial factors, whose update is subtracted; None where the update starts at 0 by itself."""
         known = adapter in self.bounded_start_A
         return (self.bounded_start_A[adapter], self.bounded_start_B[adapter]) if known else None
 
     def keep_start(self, adapter: str) -> None:
-        """Take what the factors make now off from the update, for good: it starts at 0 again."""
+        """From now on subtract the update of the current factors, so that it starts at 0 again."""
         for start, now in ((self.bounded_start_A, self.bounded_A), (self.bounded_start_B, self.bounded_B)):
             start[adapter] = nn.Parameter(now[adapter].detach().clone(), requires_grad=False)
 
@@ -123,26 +125,27 @@ class BoundedLayer(nn.Module, BaseTunerLayer):
             return delta if start is None else delta.sub_(form.delta(*start))
 
     def merge(self, safe_merge: bool = True, adapter_names: list[str] | None = None) -> None:
-        """Write the update into the weight. Always into a new tensor, always checked: NaN never gets in."""
+        """Merge the update into a new weight tensor. Raises `ValueError` on NaN or Inf."""
         names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.bounded_A]
-        base = self.get_base_layer()
+        base: Any = self.get_base_layer()
         for name in names:
             delta = self.get_delta_weight(name)
             new = (base.weight.data + (delta.T if self.transposed else delta)).to(base.weight.dtype)
             if not torch.isfinite(new).all():
                 raise ValueError(f"The adapter {name} holds NaN or Inf and was not merged.")
-            self.kept = base.weight.data if self.kept is None else self.kept
+            self.unmerged = base.weight.data if self.unmerged is None else self.unmerged
             base.weight.data = new
             self.merged_adapters.append(name)
 
     def unmerge(self) -> None:
-        """Give the layer the very weight that it had before."""
+        """Restore the weight from before the merge."""
         if not self.merged:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
-        assert self.kept is not None
-        self.get_base_layer().weight.data = self.kept
-        self.kept = None
+        assert self.unmerged is not None
+        base: Any = self.get_base_layer()
+        base.weight.data = self.unmerged
+        self.unmerged = None
         self.merged_adapters.clear()
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -151,8 +154,9 @@ class BoundedLayer(nn.Module, BaseTunerLayer):
         silent = self.disable_adapters or self.merged
         active = [] if silent else [name for name in self.active_adapters if name in self.bounded_A]
         if not active:
-            return self.base_layer(x, *args, **kwargs)
-        base = self.get_base_layer()
+            output: Tensor = self.base_layer(x, *args, **kwargs)
+            return output
+        base: Any = self.get_base_layer()
         weight = base.weight.T if self.transposed else base.weight
         for name in active[1:]:
             weight = weight + self.get_delta_weight(name).to(weight.dtype)
@@ -161,12 +165,12 @@ class BoundedLayer(nn.Module, BaseTunerLayer):
         return bounded_linear(x, weight, base.bias, a, b, form, self.start_of(name))
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        """Never: the update is of full rank, so a LoRA of it would be another adapter."""
+        """Never: the update has full rank."""
         return False
 
 
 class BoundedModel(BaseTuner):
-    """Puts bounded layers into a model."""
+    """Inserts bounded layers into a model."""
 
     prefix = "bounded_"
     tuner_layer_cls = BoundedLayer
@@ -174,22 +178,24 @@ class BoundedModel(BaseTuner):
 
     def _create_and_replace(
         self,
-        peft_config: BoundedConfig,
+        peft_config: PeftConfig,
         adapter_name: str,
         target: nn.Module,
         target_name: str,
         parent: nn.Module,
         current_key: str,
+        parameter_name: str | None = None,
         **_: Any,
     ) -> None:
+        config = cast(BoundedConfig, peft_config)
         if isinstance(target, BoundedLayer | BoundedExperts):
-            target.update_layer(adapter_name, peft_config)
+            target.update_layer(adapter_name, config)
             return
         new: BoundedLayer | BoundedExperts
         if isinstance(target, (nn.Linear, Conv1D)):
-            new = BoundedLayer(target, adapter_name, peft_config)
+            new = BoundedLayer(target, adapter_name, config)
         elif is_fused(target):
-            new = BoundedExperts(target, adapter_name, peft_config)
+            new = BoundedExperts(target, adapter_name, config)
         else:
             raise TypeError(f"{current_key} is a {type(target).__name__}; bounded adapters take linear layers.")
         if adapter_name not in self.active_adapters:
@@ -197,7 +203,7 @@ class BoundedModel(BaseTuner):
         self._replace_module(parent, target_name, new, target)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        if isinstance(child, BoundedExperts):  # experts have no `weight`, which peft hands from layer to layer
+        if isinstance(child, BoundedExperts):  # experts have no `weight`, which peft would copy
             setattr(parent, child_name, new_module)
         else:
             super()._replace_module(parent, child_name, new_module, child)

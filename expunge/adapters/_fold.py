@@ -1,9 +1,9 @@
-"""`x (W + scale * map(omega * B A))^T`, folded: one product with the input, and nothing of W's size kept for backward.
+"""`x (W + scale * map(omega * B A))^T` as one product with the input; nothing of W's size is saved for backward.
 
-The update is made block of rows by block of rows, used, and dropped; backward makes it again. With T rows of input the
-matmul FLOPs of forward and backward are 6 T out in against the frozen layer's 4: a factor 1.5 (method of Stable
-Forgetting, arXiv 2509.24166; the cost is our own account). On a GPU the same is done by `kernels` where Triton is
-installed; what stands here is the reference that they are held to.
+The update is computed by blocks of rows, added to W ("folded" into it), used and freed; backward recomputes it.
+With T rows of input the matmul FLOPs of forward and backward are 6 T out in against the frozen layer's 4: a factor 1.5
+(method of Stable Forgetting, arXiv 2509.24166; the cost is our own count). On a GPU `_kernels` does the same if Triton
+is installed; this file is the reference implementation that it is tested against.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 Start = tuple[Tensor, Tensor]
-"""A and B that an update began from, where it did not begin at 0."""
+"""The initial A and B, where their update is subtracted so that it starts at 0."""
 
 BLOCK = 1 << 20
-"""Entries of the update that exist at one time on a CPU (4 MB in float32); elsewhere the whole matrix does."""
+"""Entries of a block of the update on a CPU (4 MB in float32); on other devices a block is the whole matrix."""
 
 KERNELS = True
-"""Whether a GPU's own kernels are used where they can be."""
+"""Whether the Triton kernels are used where they can be."""
 
 DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16})
-"""What the weight and the input may be for the kernels; the factors are float32."""
+"""Types of weight and input that the kernels support; the factors are float32."""
 
 
 def bounded_linear(
@@ -50,10 +50,14 @@ def bounded_linear(
 ) -> Float[Tensor, "*rows out"]:
     """The adapted layer's output. Gradients reach x, a and b; the weight, the bias and the start are frozen.
 
-    With a start, factors that the update began from, theirs is taken off: with `a` and `b` equal to them nothing is
-    added to W, to the bit.
+    The update of `start`, the initial factors, is subtracted: with `a` and `b` equal to them the output is that of W,
+    to
+    the bit.
     """
-    return _Folded.apply(x, weight, bias, a, b, form, *(start or (None, None)))
+    output: Tensor = _Folded.apply(  # type: ignore[no-untyped-call]
+        x, weight, bias, a, b, form, *(start or (None, None))
+    )
+    return output
 
 
 def fold(weight: Tensor, a: Tensor, b: Tensor, form: Form, start: Start | None = None) -> Tensor:
@@ -65,8 +69,8 @@ def fold(weight: Tensor, a: Tensor, b: Tensor, form: Form, start: Start | None =
 
 
 def kernels(x: Tensor, weight: Tensor, a: Tensor, b: Tensor, form: Form) -> ModuleType | None:
-    """Triton's kernels where they serve these tensors; None says that the lines of this file do the work."""
-    # A compiler fuses the lines below by itself; under autocast the output is of another type than the input.
+    """The Triton kernels where they support these tensors; else None."""
+    # torch.compile fuses this file's code by itself; under autocast output and input have different types.
     if not (KERNELS and weight.is_cuda) or torch.compiler.is_compiling() or torch.is_autocast_enabled("cuda"):
         return None
     # Sharded, traced and wrapped tensors answer to `is_cuda` too.
@@ -77,20 +81,20 @@ def kernels(x: Tensor, weight: Tensor, a: Tensor, b: Tensor, form: Form) -> Modu
 
 @cache
 def _try_kernels(device: torch.device, dtype: torch.dtype, map: str, rank: int) -> ModuleType | None:
-    """The kernels, if they are installed and give on this very device what the formula gives."""
+    """The kernels, if they are installed and agree with the formula on this device."""
     if find_spec("triton") is None:
         return None
     try:
-        # Imported here alone, so that a run without a GPU neither needs Triton nor waits for it.
+        # Imported here, so that a run without a GPU does not need Triton.
         from expunge.adapters import _kernels as found
 
         fault = found.fault(device, dtype, map, rank)
-    except Exception as failure:  # a compiler, a driver and a toolchain fail in any way they like
+    except Exception as failure:  # compiler, driver and toolchain can fail in any way
         fault = f"{type(failure).__name__}: {' '.join(str(failure).split())[:300]}"
     if not fault:
         return found
     warnings.warn(
-        f"The bounded adapter does without its Triton kernels on {device} and is slower there: {fault}.",
+        f"The bounded adapter does not use its Triton kernels on {device} and is slower there: {fault}.",
         RuntimeWarning,
         stacklevel=2,
     )
@@ -98,7 +102,7 @@ def _try_kernels(device: torch.device, dtype: torch.dtype, map: str, rank: int) 
 
 
 def _by(kernels: ModuleType, weight: Tensor, a: Tensor, b: Tensor, form: Form, start: Start | None) -> Tensor:
-    """`W + update` by the kernels, save where there is a start, which they do not know of."""
+    """`W + update` by the kernels; without them where there is a start, which they do not support."""
     return fold(weight, a, b, form, start) if start else kernels.fold(weight, a, b, form)
 
 
@@ -143,7 +147,7 @@ class _Folded(torch.autograd.Function):
         x, weight, a, b, *began = ctx.saved_tensors
         start = tuple(began) or None
         form: Form = ctx.form
-        # Under autocast they come in two types; otherwise nothing is converted.
+        # Under autocast they have two types; otherwise nothing is converted.
         flat_x, flat_dy = (t.reshape(-1, t.shape[-1]).to(weight.dtype) for t in (x, dy))
         dx: Tensor | None = None
         if ctx.kernels is not None:
@@ -156,7 +160,7 @@ class _Folded(torch.autograd.Function):
         for rows in _blocks(weight):
             if ctx.needs_input_grad[0]:
                 part = flat_dy[:, rows] @ fold(weight[rows], a, b[rows], form, _rows(start, rows))
-                dx = part if dx is None else dx.to(wide).add_(part)  # a sum of many parts would lose digits in bfloat16
+                dx = part if dx is None else dx.to(wide).add_(part)  # a sum of many loses digits in bfloat16
             slope = MAPS[form.map].slope(form.phase(a, b[rows])).mul_(form.scale * form.omega)
             # d loss / d (B A) = scale * omega * slope(phase) * (dY^T X), entry by entry
             slope.mul_(flat_dy[:, rows].T @ flat_x)

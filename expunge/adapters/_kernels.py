@@ -1,18 +1,18 @@
-"""The bounded adapter on a GPU, by two Triton kernels that keep the phase, its map and its slope out of memory.
+"""The bounded adapter on a GPU: two Triton kernels that never write the phase, its map or its slope to memory.
 
-    folded:           W + scale * map(omega * B A), in one pass over W
+    fold:             W + scale * map(omega * B A), in one pass over W
     factor_gradients: D = scale * omega * slope(omega * B A) .* (dY^T X);  dB = D A^T,  dA = B^T D
 
 D has W's shape and is never written out: each tile of it is summed over the tokens in float32, multiplied by the slope
-made anew from A and B, and met with A and B on the spot. What the tiles leave goes to partial sums that torch adds up,
-so that the same input gives the same bits; atomics would not. The torch path in `fold` is the reference for both.
+recomputed from A and B, and multiplied with A and B at once. The tiles write partial sums that torch adds up, so that
+the same input gives the same bits, which atomics would not. The torch code in `_fold` is the reference for both.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 PARTIAL = 1 << 26
-"""Bytes of partial sums that exist at one time (64 MiB); a larger layer is worked through in blocks of rows."""
+"""Most bytes of partial sums (64 MiB); a larger layer is computed in blocks of rows."""
 
 SIDE = 64
 """Rows and columns of W that one program folds."""
 
 RANKS = 16
-"""How much of the rank is worked on at a time: the least that a tensor core takes."""
+"""Ranks in one product: the least that a tensor core supports."""
 
 
 def fold(
     weight: Float[Tensor, "out in"], a: Float[Tensor, "r in"], b: Float[Tensor, "out r"], form: Form
 ) -> Float[Tensor, "out in"]:
-    """`W + update`, in W's precision and laid out as W is."""
+    """`W + update`, in W's precision and memory layout."""
     out, width = weight.shape
     result = torch.empty_like(weight)
     with torch.cuda.device_of(weight):
@@ -66,7 +66,7 @@ def factor_gradients(
     (tokens, width), (out, rank) = x.shape, b.shape
     a, b = a.contiguous(), b.contiguous()
     precision, small = _precision(x.dtype)
-    tile = _tile(x.dtype, precision, _room(x.device))
+    tile = _tile(x.dtype, precision, _shared_memory(x.device))
     across = triton.cdiv(width, tile.width)
     step = tile.out * max(1, PARTIAL // (4 * rank * (width + across * tile.out)))
     da, db = torch.zeros_like(a), torch.empty_like(b)
@@ -115,35 +115,35 @@ def disagreement(device: torch.device, dtype: torch.dtype, map: str, rank: int) 
     form = Form(map, omega=50.0, scale=0.5)
 
     def noise(rows: int, cols: int, pace: float) -> Tensor:
-        # Drawn from no generator: trying the kernels must leave the run's random numbers as they are.
+        # Without a generator: this test must not change the run's random numbers.
         n = torch.arange(rows * cols, device=device, dtype=torch.float64)
         return (pace * n * n).sin().view(rows, cols)
 
     x, dy = noise(tokens, width, 0.7).to(dtype), noise(tokens, out, 1.3).to(dtype)
     weight = (noise(out, width, 1.7) / 10).to(dtype)
-    # Phases of about 1: there the maps and their slopes are well apart.
+    # Phases of about 1, where maps and slopes differ clearly.
     a, b = noise(rank, width, 2.1).float(), (noise(out, rank, 0.9) * (2 / rank**0.5 / form.omega)).float()
     wide_a, wide_b = a.double(), b.double()
     product = dy.double().T @ x.double() * MAPS[map].slope(form.phase(wide_a, wide_b)) * (form.scale * form.omega)
     right = (weight + form.delta(wide_a, wide_b), wide_b.T @ product, product @ wide_a.T)
     got = (fold(weight, a, b, form), *factor_gradients(dy, x, a, b, form))
-    return max(((g.double() - r).norm() / r.norm()).item() for g, r in zip(got, right, strict=True))
+    return max(float((g.double() - r).norm() / r.norm()) for g, r in zip(got, right, strict=True))
 
 
 def _precision(dtype: torch.dtype) -> tuple[str, str]:
     """How dY^T X is multiplied, and how the products with the factors are.
 
-    float32 stays float32 to the last bit unless torch itself was told that TF32 will do. Next to 16-bit numbers the
-    factors go through three TF32 products, which together have float32's digits and keep the tensor cores.
+    float32 is multiplied in full precision unless torch's own setting allows TF32. With 16-bit inputs the products with
+    the factors are three TF32 products each, which together have float32's precision and use the tensor cores.
     """
     if dtype != torch.float32:
-        return "ieee", "tf32x3"  # the first says nothing here: 16-bit numbers are multiplied exactly
+        return "ieee", "tf32x3"  # the first is not used here: 16-bit numbers are multiplied exactly
     return ("tf32", "tf32x3") if torch.backends.cuda.matmul.fp32_precision == "tf32" else ("ieee", "ieee")
 
 
 @dataclass(frozen=True)
 class _Tile:
-    """The part of D that one program works out."""
+    """The part of D that one program computes."""
 
     out: int
     width: int
@@ -151,21 +151,24 @@ class _Tile:
     """Rows of dY and X that are read at a time."""
     warps: int
     stages: int
-    """How many such reads are under way together."""
+    """Pipeline stages of these reads."""
 
 
 @cache
-def _room(device: torch.device) -> int:
+def _shared_memory(device: torch.device) -> int:
     """Bytes of shared memory: 227 KiB on an H100, 163 on an A100, 99 on a desktop's card."""
-    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin if device.type == "cuda" else 0
+    if device.type != "cuda":
+        return 0
+    properties: Any = torch.cuda.get_device_properties(device)
+    return int(properties.shared_memory_per_block_optin)
 
 
-def _tile(dtype: torch.dtype, precision: str, room: int) -> _Tile:
-    """What fits into `room` and into the registers; the loop over the tokens must spill none of them."""
+def _tile(dtype: torch.dtype, precision: str, memory: int) -> _Tile:
+    """The largest tile that fits shared memory and the registers; the loop over the tokens must not spill."""
     if dtype == torch.float32 and precision == "ieee":
         return _Tile(64, 64, 32, warps=4, stages=2)
     tokens = 128 // dtype.itemsize
-    return _Tile(128, 128, tokens, warps=8, stages=3) if room >= 160 << 10 else _Tile(128, 64, tokens, 8, 2)
+    return _Tile(128, 128, tokens, warps=8, stages=3) if memory >= 160 << 10 else _Tile(128, 64, tokens, 8, 2)
 
 
 @triton.jit
@@ -173,7 +176,7 @@ def _tanh(u):
     size = tl.abs(u)
     e = tl.exp(-2 * size)
     far = (1 - e) / (1 + e)
-    # Near 0 the quotient loses its digits; up to 1/4 the series to u^9 has all that float32 holds.
+    # Near 0 the quotient loses digits; up to 1/4 the series to u^9 has float32's precision.
     v = u * u
     near = size * (1 + v * (-1 / 3 + v * (2 / 15 + v * (-17 / 315 + v * (62 / 2835)))))
     up = tl.where(size < 0.25, near, far)
@@ -214,7 +217,7 @@ def _slope(u, map: tl.constexpr):
 
 @triton.jit
 def _phase(a, b, rows, cols, out, width, omega, rank: tl.constexpr, ranks: tl.constexpr, small: tl.constexpr):
-    """`omega * B A` at these rows and columns; both factors lie row after row, without gaps."""
+    """`omega * B A` at these rows and columns; both factors are contiguous."""
     phase = tl.zeros((rows.shape[0], cols.shape[0]), tl.float32)
     for start in tl.range(0, rank, ranks, num_stages=1):
         r = start + tl.arange(0, ranks)

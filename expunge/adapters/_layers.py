@@ -1,13 +1,13 @@
 """Which layers of a network are its MLP layers and which its attention, found by structure and not by names.
 
-Of a block's linear layers (see `internals/blocks.py`), those in a part that mixes tokens are attention's: those of
-attention, and of what stands in its place in hybrid and state-space models, such as Mamba's mixer, linear attention
-or a short convolution. The others are the feed-forward (MLP) part's. A mixture's experts belong to it too, where they
-are slices of one tensor as well.
+Of a block's linear layers (see `internals/blocks.py`), those inside a token mixer count as attention: attention
+itself, and what replaces it in hybrid and state-space models, such as Mamba's mixer, linear attention or a short
+convolution. The others are the MLP's. A mixture's experts belong to the MLP too, also where they are slices of one
+tensor.
 
-Never adapted are routers, gates that say one number for each token, parts of the residual stream, and layers whose
-matrix is read past them, as Mamba's kernels read `out_proj.weight`: an adapter there would change nothing, or not
-everywhere the same.
+Never adapted are routers, gates with one output, modules of the residual stream, and layers whose weight is used
+without calling them, as Mamba's kernels use `out_proj.weight`: an adapter there would have no effect, or not on every
+code path.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from expunge.internals.blocks import blocks, is_linear, mixers, within
 from expunge.internals.mixtures import experts_of, routers
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-"""What weights may be that an update is added to."""
+"""Types of weights that can be adapted."""
 Kind = Literal["mlp", "attention"]
 Targets = Literal["mlp", "attention", "all"]
 RESIDUAL = ("AltUp", "GatedResidual", "HyperConnection", "Laurel")
-"""Names of parts that carry the residual stream past a block's layers, which are none of these."""
-READ_PAST = re.compile(
+"""Parts of the class names of modules that belong to the residual stream, not to MLP or attention."""
+UNCALLED = re.compile(
     r"^(?!.*\b(?:isinstance|getattr|init)\b).*?\bself\.(\w+)\.weight\b(?!\.(?:dtype|device|shape|data)\b|\._|\[|\s*=)",
     re.MULTILINE,
 )
-"""In the code of a module: a child's weight that is taken without calling the child."""
+"""In a module's source code: the weight of a child that is used without calling the child."""
 
 
 def kinds(module: nn.Module, part: str | None = None) -> dict[str, Kind]:
-    """Every linear layer of every block, by name, and its fused experts: the part of the block that each belongs to."""
+    """Every linear layer and fused experts of every block, by name: whether it is the MLP's or attention's."""
     found: dict[str, Kind] = {}
     for block_name, block in blocks(module, part).items():
         apart = mixers(block)
@@ -51,7 +51,7 @@ def kinds(module: nn.Module, part: str | None = None) -> dict[str, Kind]:
 
 
 def stacks(module: nn.Module, part: str | None = None) -> dict[str, nn.Module]:
-    """The experts of each block whose matrices lie in one tensor [experts, ...], by name."""
+    """The fused experts of each block, whose matrices are slices of one tensor [experts, ...], by name."""
     return {
         f"{block_name}.{name}": experts
         for block_name, block in blocks(module, part).items()
@@ -60,7 +60,7 @@ def stacks(module: nn.Module, part: str | None = None) -> dict[str, nn.Module]:
 
 
 def is_fused(experts: nn.Module) -> bool:
-    """Whether experts answer through transformers' experts interface, which tells how their tensors are laid out."""
+    """Whether experts use transformers' experts interface, which describes the layout of their tensors."""
     known = all(hasattr(experts, key) for key in ("has_gate", "has_bias", "is_transposed", "has_post_expert_norm"))
     if not known or getattr(experts, "_is_expert_parallel", False):
         return False
@@ -73,8 +73,8 @@ def choose_layers(
 ) -> list[str]:
     """Names of the linear layers to adapt, of the blocks `only` (from 0; None: all) of one tower.
 
-    A block without the part asked for stays as it is, as in hybrids of which a block is a mixer or an MLP. Refused are
-    a model none of whose blocks has that part, and a block that lacks it where others of its form have it.
+    A block without such layers is skipped, as in hybrids whose blocks are either a mixer or an MLP. Raises
+    `ModelRefused` where no block has any, and where a block lacks them that is built like others that have them.
     """
     if targets not in ("mlp", "attention", "all"):
         raise UsageRefused(f"targets must be 'mlp', 'attention' or 'all'. Got {targets!r}.")
@@ -82,13 +82,13 @@ def choose_layers(
     if not names:
         raise ModelRefused(
             f"{type(module).__name__} has no transformer blocks, so no {targets} linear layers to adapt. "
-            f"Use adapter=Full(), which moves every weight."
+            f"Use adapter=Full(), which trains every weight."
         )
     if targets != "attention":
         _refuse_unknown_experts(module, part)
-    alone = left_alone(module, part)
+    excluded = never_adapted(module, part)
     layers = [
-        name for name, kind in kinds(module, part).items() if targets in ("all", kind) and not within(name, alone)
+        name for name, kind in kinds(module, part).items() if targets in ("all", kind) and not within(name, excluded)
     ]
     _refuse_gaps(module, targets, names, layers)
     _refuse_tied(module, layers)
@@ -103,28 +103,28 @@ def choose_layers(
     return [layer for layer in layers if any(layer in inside for inside in some.values())]
 
 
-def left_alone(module: nn.Module, part: str | None = None) -> dict[str, str]:
-    """What is never adapted, by name, and why: it is a router, a gate, of the residual stream, or read past."""
+def never_adapted(module: nn.Module, part: str | None = None) -> dict[str, str]:
+    """Layers that are never adapted, by name, and why: router, gate, residual, or read past (used without a call)."""
     found: dict[str, str] = {}
     for block_name, block in blocks(module, part).items():
         found |= {f"{block_name}.{name}": "router" for name in routers(block)}
         for name, layer in block.named_modules():
             if any(word in type(layer).__name__ for word in RESIDUAL):
                 found[f"{block_name}.{name}"] = "residual"
-            if isinstance(layer, nn.Linear) and layer.out_features == 1:  # for its update no low rank is low
+            if isinstance(layer, nn.Linear) and layer.out_features == 1:  # no rank would be low for its update
                 found.setdefault(f"{block_name}.{name}", "gate")
-            for key in set(dict(layer.named_children())) & _read_past(type(layer)):
+            for key in set(dict(layer.named_children())) & _uncalled_children(type(layer)):  # type: ignore[arg-type]  # mypy takes the __hash__ of instances for the class's
                 if is_linear(layer.get_submodule(key)):
                     found.setdefault(f"{block_name}.{name}.{key}", "read past")
     return found
 
 
 @cache
-def _read_past(kind: type[nn.Module]) -> frozenset[str]:
-    """Names of the children whose weights the code of a module takes without calling them."""
+def _uncalled_children(kind: type[nn.Module]) -> frozenset[str]:
+    """Names of the children whose weights a module's code uses without calling them."""
     ours = [each for each in kind.__mro__ if each.__module__.startswith("transformers.models.")]
     try:
-        return frozenset(name for each in ours for name in READ_PAST.findall(inspect.getsource(each)))
+        return frozenset(name for each in ours for name in UNCALLED.findall(inspect.getsource(each)))
     except OSError:  # installed without its source
         return frozenset()
 
@@ -142,9 +142,9 @@ def _refuse_unknown_experts(module: nn.Module, part: str | None) -> None:
 
 
 def _refuse_gaps(module: nn.Module, targets: Targets, names: list[str], layers: list[str]) -> None:
-    """Refuse a model in which nothing is to be adapted, or a block whose like have what it lacks."""
+    """Refuse a model without such layers, or a block that lacks them unlike others of its form."""
     if not layers:
-        lack = {"mlp": "an MLP", "attention": "a part that mixes tokens", "all": "a linear layer"}[targets]
+        lack = {"mlp": "an MLP", "attention": "a token mixer", "all": "a linear layer"}[targets]
         other = {"mlp": "targets='attention' (whatever mixes tokens) or 'all'", "attention": "targets='mlp' or 'all'"}
         raise ModelRefused(
             f"{type(module).__name__}: none of its {len(names)} blocks has {lack} that could be adapted. "
@@ -160,7 +160,7 @@ def _refuse_gaps(module: nn.Module, targets: Targets, names: list[str], layers: 
 
 
 def _refuse_tied(module: nn.Module, layers: list[str]) -> None:
-    """Refuse layers that share their weight: merged, the update of each would be that of all."""
+    """Refuse layers with tied weights: after merging, each would have the updates of all."""
     owners = Counter(id(weight) for _, weight in module.named_parameters(remove_duplicate=False))
     tied = [name for name in layers if any(owners[id(p)] > 1 for p in module.get_submodule(name).parameters())]
     if tied:
@@ -175,12 +175,12 @@ def _inside(block: str, layers: list[str]) -> list[str]:
 
 
 def _lacks(block: nn.Module, holders: set[str]) -> bool:
-    """Whether a block has a part by the name of one that holds such layers elsewhere, with no linear layer in it."""
+    """Whether a block has a child by the name of one that holds such layers in other blocks, but without any."""
     return any(key in holders and not any(map(is_linear, part.modules())) for key, part in block.named_children())
 
 
 def kind_of(parameter: str, known: dict[str, Kind]) -> str:
-    """`mlp`, `attention` or `other`: the part that a parameter of an adapted network belongs to."""
+    """`mlp`, `attention` or `other`: where a parameter of an adapted network belongs."""
     name = parameter.removeprefix("base_model.model.")
     layers = name.split(".")
     for end in range(len(layers), 0, -1):

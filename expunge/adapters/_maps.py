@@ -25,7 +25,7 @@ class Map:
     slope: Callable[[Tensor], Tensor]
     """Its derivative at the same phase."""
     sharpened: bool = True
-    """Whether its slope at 0 is (alpha / r) * omega / gain; otherwise it is LoRA's own alpha / r."""
+    """Whether its slope at 0 is (alpha / r) * omega / gain; otherwise it is LoRA's, alpha / r."""
     bounded: bool = True
     """Whether |value| <= 1."""
 
@@ -73,12 +73,12 @@ class Form:
 
 
 def width(factor: Tensor) -> torch.dtype:
-    """The precision that an adapter's factors are worked with: float32, or float64 where they are that."""
+    """The precision for computing with an adapter's factors: float32, or float64 where they have it."""
     return torch.float64 if factor.dtype == torch.float64 else torch.float32
 
 
 def check(map: str, rank: int, alpha: float, omega: float, gain: float | None, who: str = "Bounded") -> None:
-    """Refuse settings that mean nothing, all of them at once."""
+    """Refuse invalid settings, all of them in one message."""
     wrong = []
     if map not in MAPS:
         wrong.append(f"map must be one of {', '.join(MAPS)} (got {map!r})")

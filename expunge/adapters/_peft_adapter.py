@@ -1,4 +1,4 @@
-"""What every adapter that peft knows shares: injection into a fork, merging, reading the update, saving."""
+"""Base class of adapters in peft's form: injection into a fork, merging, reading the update, saving."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without what peft warns of while it puts an adapter in."""
+    """Without peft's warnings on injecting an adapter."""
     with warnings.catch_warnings():
         # peft asks transformers for a property by its old name
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-        # for each of GPT-2's layers, whose weights lie [in, out], it says that it noticed
+        # a warning for each of GPT-2's layers, whose weights are [in, out]
         warnings.filterwarnings("ignore", "fan_in_fan_out is set to")
         yield
 
@@ -44,19 +44,19 @@ class PeftAdapter(Adapter):
 
     @abstractmethod
     def portable(self, adapted: Network) -> Network:
-        """The same update, in the form that is written."""
+        """The same update, in the form that is saved."""
 
     @property
     @abstractmethod
     def where(self) -> tuple[Targets, tuple[int, ...] | None, str | None]:
-        """Which layers of each block to adapt, of which blocks (None: all), and of which tower."""
+        """`targets`, `layers` and `part` of the adapter."""
 
     def insert(self, network: Network, request: Request) -> Network:
         fork = network.fork()
         with quiet():
             names = choose_layers(network.module, *self.where)
             experts = [name for name in names if name in stacks(network.module, self.where[2])]
-            module = get_peft_model(fork.module, self.config(names, experts))  # type: ignore[arg-type]
+            module = get_peft_model(fork.module, self.config(names, experts))
         return fork.fork(module.eval())
 
     def merge(self, adapted: Network) -> Network:
@@ -69,11 +69,13 @@ class PeftAdapter(Adapter):
             if isinstance(part, BoundedExperts):
                 yield from ((f"{name}.{which}", delta) for which, delta in part.changes())
             elif isinstance(part, BaseTunerLayer):
-                yield name, sum(map(part.get_delta_weight, part.active_adapters)).detach()  # a start is an adapter too
+                layer: Any = part
+                update: Any = sum(map(layer.get_delta_weight, layer.active_adapters))  # a start is one too
+                yield name, update.detach()
 
     def save(self, adapted: Network, folder: Path) -> None:
         module: Any = self.portable(adapted).module
         module.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
         for path in folder.iterdir():
-            path.chmod(0o644)  # safetensors writes through a temporary file that only its owner may read
-        (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card says nothing true of this adapter
+            path.chmod(0o644)  # safetensors writes a temporary file that only its owner may read
+        (folder / "README.md").unlink(missing_ok=True)  # peft's model card is an empty template

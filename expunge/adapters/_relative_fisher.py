@@ -1,6 +1,6 @@
-"""Which rows of a weight matter to the forget set and not to the retain set, and the low-rank part that they make up.
+"""Importance of a weight's rows to the forget set relative to the retain set, and the low-rank factors weighted by it.
 
-What `Fila` begins from; the formula stands there.
+`Fila` starts from these; its docstring has the formula.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from expunge.core.request import Example, Request
 
 TINY = 1e-5
-"""What the paper adds to importances and to row weights, so that none is divided by 0."""
+"""The paper's epsilon, added to importances and row weights before a division."""
 MORE, ROUNDS = 8, 4
 """Directions beyond the rank, and rounds of power iteration, of the randomised SVD."""
 
@@ -29,8 +29,7 @@ MORE, ROUNDS = 8, 4
 def factors(
     weight: Float[Tensor, "out in"], rows: Float[Tensor, " out"], rank: int
 ) -> tuple[Float[Tensor, "r in"], Float[Tensor, "out r"]]:
-    """A and B whose product is `weight`'s best approximation when its rows weigh `rows`; fewer than `rank` directions
-    where it has fewer."""
+    """A and B whose product best approximates `weight` with its rows weighted by `rows`; of lower rank where it has."""
     wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
     few = min(rank, *weight.shape)
     u, s, v = torch.svd_lowrank(rows[:, None] * wide, min(few + MORE, *weight.shape), ROUNDS)
@@ -51,7 +50,7 @@ def row_weights(network: Network, request: Request, names: Sequence[str], batch:
     found = {}
     for key, name in wanted.items():
         relative = forget.pop(key) / (TINY + retain.pop(key))
-        found[name] = relative.sum(0 if lies_in_out(network.module.get_submodule(name)) else 1).sqrt()
+        found[name] = relative.sum(0 if is_transposed(network.module.get_submodule(name)) else 1).sqrt()
     return found
 
 
@@ -69,6 +68,6 @@ def _importance(network: Network, examples: Sequence[Example], batch: int, names
     return total
 
 
-def lies_in_out(layer: Any) -> bool:
-    """Whether a layer's weight lies [in, out], as GPT-2's do."""
+def is_transposed(layer: Any) -> bool:
+    """Whether a layer's weight is [in, out], as GPT-2's are."""
     return not isinstance(layer, torch.nn.Linear)

@@ -4,9 +4,9 @@
 
 With sine, tanh, sigmoid or hardtanh no entry of the update ever exceeds (alpha / r) / gain, so ascent on a
 cross-entropy cannot carry the weights away. Near zero the update is LoRA's, steeper by omega / gain.
-What is known of the paper tells neither gain nor alpha: sqrt(in_features) is that of Sine-Low-Rank (Ji et al.,
-2403.19243), alpha = 2r that of LoKU (Cha et al., 2025). Each expert of a mixture has an update of its own; its router,
-and the gate of a shared expert, stay.
+The paper states neither gain nor alpha: sqrt(in_features) is that of Sine-Low-Rank (Ji et al.,
+2403.19243), alpha = 2r that of LoKU (Cha et al., 2025). Each expert of a mixture has an update of its own; routers
+and the gates of shared experts are not adapted.
 """
 
 from __future__ import annotations
@@ -32,19 +32,20 @@ class Bounded(PeftAdapter):
     map: str = "sine"
     """sine, tanh, sigmoid, hardtanh; clip (LoRA's slope, cut); identity (plain LoRA); linear (slope-matched LoRA)."""
     rank: int = 8
-    """More rank gives the update more directions; the bound does not depend on it as alpha / r is what counts."""
+    """A higher rank gives the update more directions; the bound depends on alpha / r alone."""
     alpha: float = 16.0
     """Raises step size and bound alike."""
     omega: float = 100.0
-    """Raises the step size without the bound: the map saturates at |B A| = 1 / omega."""
+    """Raises the step size but not the bound: the map saturates at |B A| = 1 / omega."""
     gain: float | None = None
     """Divides step size and bound; None takes sqrt(in_features) of each layer."""
     targets: Targets = "mlp"
-    """Which linear layers of each block: mlp (a mixture's experts, too), attention (whatever mixes tokens) or all."""
+    """Which linear layers of each block: mlp (a mixture's experts, too), attention (all token mixers) or all."""
     layers: tuple[int, ...] | None = None
-    """Which blocks, from 0, such as those that tracing found; None: all."""
+    """Which blocks, from 0, such as those found by causal tracing; None: all."""
     part: str | None = None
-    """Which tower of a model of several, by the name of its module (text_model, vision_model, decoder, ...); None: the
+    """Which tower of a model with several, by the name of its module (text_model, vision_model, decoder, ...); None:
+    the
     one that the class scores depend on."""
 
     def __post_init__(self) -> None:

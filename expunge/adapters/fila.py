@@ -1,17 +1,17 @@
-"""FILA (of LoKU, Cha et al., 2025, arXiv 2408.06621): a low-rank update begins where the forget set's knowledge lies.
+"""FILA (of LoKU, Cha et al., 2025, arXiv 2408.06621): initialise a low-rank update from weights the forget set needs.
 
     F = F_forget / (1e-5 + F_retain),   F_set = sum over batches of (d CE / d W)^2 * rows / all rows
     d_i = sqrt( sum_j F_ij ),           U S V^T = rank-r SVD of diag(d) W / slope
     A_0 = sqrt(S) V^T,   B_0 = diag(1 / (d + 1e-5)) U sqrt(S),   W' = W + delta(A, B) - delta(A_0, B_0)
 
-The rows of W that matter to what is forgotten, and not to what is retained, are put into the factors that move. The
+The rows of W that matter to the forget set, and not to the retain set, go into the trainable factors. The
 slope is that of delta at 0: alpha / r for LoRA, (alpha / r) * omega / gain for a bounded map, whose own update (not
-B_0 A_0) is what is taken off, so that the network answers as before until it is trained. The paper writes the residual
-W - delta(A_0, B_0) over W; here W is left alone and two frozen factors are kept beside it, so the model before is still
-the model before, without a second copy. What to know: the start is read from as many retain as forget examples; weight
-decay pulls towards the residual, not towards W; no entry of a bounded update exceeds twice its bound.
+B_0 A_0) is subtracted, so that the network answers as before until it is trained. The paper overwrites W with the
+residual W - delta(A_0, B_0); here W is not changed and two frozen factors are kept beside it, so that the original
+model needs no second copy. Note: the importances are computed on as many retain as forget examples; weight decay pulls
+towards the residual, not towards W; no entry of a bounded update exceeds twice its bound.
 
-Written beside LoRA, the adapter is a plain LoRA of rank 2r, [B, -B_0] and [A; A_0], that peft loads over the original.
+With LoRA, the adapter is saved as a plain LoRA of rank 2r, [B, -B_0] and [A; A_0], that peft loads over the original.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from torch import Tensor
 from expunge.adapters._bounded_experts import BoundedExperts
 from expunge.adapters._bounded_peft import BoundedLayer
 from expunge.adapters._peft_adapter import quiet
-from expunge.adapters._relative_fisher import factors, lies_in_out, row_weights
+from expunge.adapters._relative_fisher import factors, is_transposed, row_weights
 from expunge.adapters.bounded import Bounded
 from expunge.adapters.lora import LoRA
 from expunge.core.adapter import Adapter
@@ -43,17 +43,17 @@ if TYPE_CHECKING:
     from expunge.core.request import Request
 
 NOW, START = "default", "start"
-"""peft's names of the factors that move, and of those that are kept."""
+"""peft's adapter names of the trainable factors and of the frozen ones."""
 
 
 @dataclass(frozen=True)
 class Fila(Adapter):
-    """A low-rank adapter whose factors begin at what matters to the forget set."""
+    """A low-rank adapter whose factors are initialised from what matters to the forget set."""
 
     adapter: LoRA | Bounded = LoRA()
-    """What is started so. The paper's is LoRA, of rank 4 to 32, alpha = 2r, targets all."""
+    """The adapter that is initialised. The paper's is LoRA, of rank 4 to 32, alpha = 2r, targets all."""
     batch: int = 4
-    """Examples of which one mean gradient is taken."""
+    """Examples in the mean of one gradient."""
 
     def __post_init__(self) -> None:
         if self.batch < 1:
@@ -61,24 +61,24 @@ class Fila(Adapter):
 
     @property
     def rank(self) -> int:
-        """That of the factors that move."""
+        """Rank of the trainable factors."""
         return self.adapter.rank
 
     def insert(self, network: Network, request: Request) -> Network:
         adapted = self.adapter.insert(network, request)
         if any(isinstance(part, BoundedExperts) for part in adapted.module.modules()):
             raise ModelRefused(
-                f"Fila: {type(network.module).__name__} keeps its experts in one tensor, which have no start of their "
-                f"own. Use adapter={self.adapter!r} alone, or targets='attention' in it."
+                f"Fila: {type(network.module).__name__} has fused experts, which cannot be initialised so. "
+                f" Use adapter={self.adapter!r} alone, or targets='attention' in it."
             )
-        if network.device.type == "meta":  # a plan asks for sizes, which a start does not change
+        if network.device.type == "meta":  # a plan needs sizes only, which do not depend on the initial values
             return adapted
         parts = {
             name.removeprefix("base_model.model."): part
             for name, part in adapted.module.named_modules()
             if isinstance(part, BaseTunerLayer)
         }
-        weights = row_weights(network, request, parts, self.batch)
+        weights = row_weights(network, request, list(parts), self.batch)
         module: Any = adapted.module
         if isinstance(self.adapter, Bounded):
             module.peft_config[NOW] = replace(module.peft_config[NOW], start=True)
@@ -88,8 +88,8 @@ class Fila(Adapter):
                 module.base_model.set_adapter([START, NOW])
         for name, part in parts.items():
             base: Any = part.get_base_layer()
-            weight = base.weight.detach().T if lies_in_out(base) else base.weight.detach()
-            _begin(part, *factors(weight / _slope(part), weights.pop(name), self.rank))
+            weight = base.weight.detach().T if is_transposed(base) else base.weight.detach()
+            _initialise(part, *factors(weight / _slope(part), weights.pop(name), self.rank))
         return adapted
 
     def merge(self, adapted: Network) -> Network:
@@ -103,15 +103,15 @@ class Fila(Adapter):
 
 
 def _slope(part: Any) -> float:
-    """What the update gains at 0 for each unit of B A."""
+    """Slope of the update at B A = 0."""
     if isinstance(part, BoundedLayer):
         form = part.bounded_form[NOW]
         return form.scale * form.omega
     return float(part.scaling[NOW])
 
 
-def _begin(part: Any, a: Tensor, b: Tensor) -> None:
-    """Put the factors in place; directions that the weight does not have begin as the adapter's own do, at 0."""
+def _initialise(part: Any, a: Tensor, b: Tensor) -> None:
+    """Set the factors; directions beyond the weight's own rank keep the adapter's initial values."""
     few = len(a)
     bounded = isinstance(part, BoundedLayer)
     now_a, now_b = (part.bounded_A[NOW], part.bounded_B[NOW]) if bounded else (_lora(part, NOW))
@@ -134,7 +134,7 @@ def _lora(part: Any, which: str) -> tuple[Tensor, Tensor]:
 
 
 def _join_loras(adapted: Network) -> Network:
-    """The two LoRAs as one of twice the rank over the same weights."""
+    """Trainable and frozen LoRA as one of twice the rank, over the same weights."""
     module: Any = adapted.fork().module
     was = module.peft_config[NOW]
     pairs = {

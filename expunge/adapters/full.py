@@ -1,6 +1,6 @@
-"""Full fine-tuning: every weight may move.
+"""Full fine-tuning: every weight is trainable.
 
-The network is copied, since its weights go on answering as the reference. Where it does not fit twice, use an adapter.
+The network is copied, since the original is the reference model. Where two copies do not fit, use an adapter.
 """
 
 import copy
@@ -44,4 +44,4 @@ class Full(Adapter):
                 yield name.removesuffix(".weight"), (now.detach() - was.detach()).flatten(1)
 
     def save(self, adapted: Network, folder: Path) -> None:
-        """Nothing: the whole network is the result."""
+        """Does nothing: the result is the whole network."""

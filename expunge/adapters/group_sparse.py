@@ -1,16 +1,17 @@
-"""GS-LoRA's adapter (Zhao et al., 2024, arXiv 2403.11530): low-rank updates whose idle blocks are switched off.
+"""GS-LoRA's adapter (Zhao et al., 2024, arXiv 2403.11530): low-rank updates, set to 0 in blocks that hardly change.
 
     group of a block = sqrt( sum over its factors A, B of ||.||_F^2 );   below `below`:  B <- 0 in that block
 
 `GroupPenalty` (in `GSLoRA()`) drives the groups of blocks that need not change towards 0, but AdamW leaves them
-trembling near it. When the run has ended, what is left of those groups is cut off, and the run's last event says
-which blocks still change (`groups.left`) and how large each group was (`groups.norms`). A block that is off has the
-weights of before, to the bit. Without the penalty no group falls that low: A alone begins at about sqrt(r / 3) a layer.
+oscillating near it. When training has ended, those groups are set to 0, and the run's last event reports the blocks
+that
+still change (`groups.left`) and the norm of each group (`groups.norms`). A block that is switched off has its original
+weights, to the bit. Without the penalty no group falls that low: A alone starts at about sqrt(r / 3) a layer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,10 +35,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GroupSparse(Adapter):
-    """A low-rank adapter that keeps the blocks whose group is not next to nothing."""
+    """A low-rank adapter that drops the update of blocks whose group norm is small."""
 
     adapter: LoRA | Bounded = LoRA()
-    """What is trained. The paper's is LoRA of rank 8 on the MLP layers."""
+    """The adapter that is trained. The paper's is LoRA of rank 8 on the MLP layers."""
     below: float = 0.05
     """Blocks whose group norm ends below this are switched off; 0 switches none off."""
 
@@ -47,14 +48,14 @@ class GroupSparse(Adapter):
 
     @property
     def rank(self) -> int:
-        """That of the adapter trained."""
+        """Rank of that adapter."""
         return self.adapter.rank
 
     def insert(self, network: Network, request: Request) -> Network:
         return self.adapter.insert(network, request)
 
     def close(self, adapted: Network) -> BlockGroups:
-        """Switch off the blocks that need not change; the norm of each group, and the blocks that are left."""
+        """Switch off the blocks with small groups; returns the norm of each group and the remaining blocks."""
         groups = self.groups(adapted)
         norms = {number: _norm(group.values()) for number, group in groups.items()}
         left = [number for number, norm in norms.items() if norm >= self.below]
@@ -65,10 +66,12 @@ class GroupSparse(Adapter):
         return BlockGroups(tuple(norms.values()), tuple(left))
 
     def groups(self, adapted: Network) -> dict[int, dict[str, Tensor]]:
-        """What may move, by the number of the block that it stands in; blocks without anything are left out."""
+        """The trainable parameters of each block, by its number; blocks without any are left out."""
         found: dict[int, dict[str, Tensor]] = {}
         for number, block in enumerate(blocks(adapted.module)):
-            group = {name: p for name, p in adapted.trainable().items() if name.startswith(f"{block}.")}
+            group: dict[str, Tensor] = {
+                name: p for name, p in adapted.trainable().items() if name.startswith(f"{block}.")
+            }
             found |= {number: group} if group else {}
         return found
 
@@ -82,5 +85,5 @@ class GroupSparse(Adapter):
         self.adapter.save(adapted, folder)
 
 
-def _norm(factors: object) -> float:
+def _norm(factors: Iterable[Tensor]) -> float:
     return float(torch.stack([factor.detach().float().norm() for factor in factors]).norm())

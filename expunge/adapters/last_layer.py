@@ -1,11 +1,11 @@
-"""Only the layer that makes the class scores moves; what stands below it stays as it was.
+"""Train only the layer that computes the class scores; all layers below it are frozen.
 
     W' = W + D,  b' = b + d,   D and d zero at the start
 
-The layer is the output embedding of a language model, which is untied from the input embedding where the two are one,
-and else the last linear layer with as many outputs as the model has classes. What is learnt here changes answers and
-nothing else: the hidden states are those of before, bit for bit, so a probe reads from them what it always did, and a
-few steps on the forgotten examples bring the answers back. It is removal at the output and should be called that.
+The layer is the output embedding of a language model, which is untied from the input embedding where the two are
+tied, and else the last linear layer with as many outputs as the model has classes. Training it changes answers and
+nothing else: the hidden states are the original's, bit for bit, so a probe still finds everything in them, and a few
+steps on the forgotten examples bring the answers back. It is removal at the output and should be called that.
 """
 
 import copy
@@ -32,10 +32,9 @@ class LastLayer(Adapter):
     """The output matrix and its bias, in float32."""
 
     def insert(self, network: Network, request: Request) -> Network:
-        _, layer = _output_layer(network)
         fork = network.fork()
         fork.module.requires_grad_(False)
-        layer = fork.module.get_submodule(_output_layer(fork)[0])
+        _, layer = _output_layer(fork)
         for name, value in dict(layer.named_parameters(recurse=False)).items():
             parametrize.register_parametrization(layer, name, _Moved(value))
         return fork
@@ -43,7 +42,7 @@ class LastLayer(Adapter):
     def merge(self, adapted: Network) -> Network:
         module = copy.deepcopy(adapted.module)
         name, layer = _output_layer(adapted.fork(module))
-        # A layer in its place: torch's own way back would undo the class that copies of it share.
+        # A new layer in its place: torch's own removal would change the class, which copies of the layer share.
         plain = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
         for each in dict(plain.named_parameters()):
             setattr(plain, each, nn.Parameter(getattr(layer, each).detach().clone(), requires_grad=False))
@@ -53,14 +52,15 @@ class LastLayer(Adapter):
 
     def deltas(self, adapted: Network, before: Network) -> "Iterator[tuple[str, Float[Tensor, 'out in']]]":
         name, layer = _output_layer(adapted)
-        yield name, layer.parametrizations["weight"][0].delta.detach()
+        parametrizations: Any = layer.parametrizations
+        yield name, parametrizations["weight"][0].delta.detach()
 
     def save(self, adapted: Network, folder: Path) -> None:
-        """Nothing: the whole network is the result."""
+        """Does nothing: the result is the whole network."""
 
 
 class _Moved(nn.Module):
-    """A tensor plus what was learnt."""
+    """A parametrization: a tensor plus a trainable difference."""
 
     def __init__(self, value: Tensor) -> None:
         super().__init__()
@@ -70,8 +70,8 @@ class _Moved(nn.Module):
         return (value + self.delta).to(value.dtype)
 
 
-def _output_layer(network: Network) -> tuple[str, nn.Module]:
-    """Name and layer that makes the class scores."""
+def _output_layer(network: Network) -> tuple[str, nn.Linear]:
+    """Name and module of the layer that computes the class scores."""
     module: Any = network.module
     embedding = module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None
     classes = getattr(getattr(module, "config", None), "num_labels", None)
@@ -83,13 +83,13 @@ def _output_layer(network: Network) -> tuple[str, nn.Module]:
     ]
     if not fits:
         raise ModelRefused(
-            f"{type(module).__name__} makes its class scores by no linear layer of its own, so there is no last layer "
-            f"to move. Use adapter=Full()."
+            f"{type(module).__name__} does not compute its class scores by a linear layer of its own, so it has no "
+            f"last layer to train. Use adapter=Full()."
         )
     return fits[-1]
 
 
 def _untie(module: Any) -> None:
-    """Tell the configuration that input and output embedding are two: else a folder would keep one of them."""
+    """Set `tie_word_embeddings` to False; else only one of the two embeddings would be saved."""
     if getattr(module.config, "tie_word_embeddings", False):
         module.config.tie_word_embeddings = False

@@ -2,9 +2,9 @@
 
     delta W = (alpha / r) * B A,   A Kaiming-uniform, B zero
 
-The update is unbounded: the baseline that bounded adapters are compared with. The experts of a mixture, where they are
-fused, are adapted one by one by our own layers, for peft's would make the update of all experts at every step; what is
-written is peft's LoRA all the same, wherever peft has one for that model, and else `Bounded(map='identity')`.
+The update is unbounded: the baseline that bounded adapters are compared with. Fused experts of a mixture are adapted
+one by one in our own layers, since peft's would compute the updates of all experts at every step; they are saved as
+peft's LoRA wherever peft has one for that model, and else as `Bounded(map='identity')`.
 """
 
 from __future__ import annotations
@@ -37,15 +37,16 @@ class LoRA(PeftAdapter):
     """peft's LoRA on the chosen linear layers of each block."""
 
     rank: int = 8
-    """More rank gives the update more directions."""
+    """A higher rank gives the update more directions."""
     alpha: float = 16.0
     """Raises the step size: the update is scaled by alpha / r."""
     targets: Targets = "mlp"
-    """Which linear layers of each block: mlp (a mixture's experts, too), attention (whatever mixes tokens) or all."""
+    """Which linear layers of each block: mlp (a mixture's experts, too), attention (all token mixers) or all."""
     layers: tuple[int, ...] | None = None
-    """Which blocks, from 0, such as those that tracing found; None: all."""
+    """Which blocks, from 0, such as those found by causal tracing; None: all."""
     part: str | None = None
-    """Which tower of a model of several, by the name of its module (text_model, vision_model, decoder, ...); None: the
+    """Which tower of a model with several, by the name of its module (text_model, vision_model, decoder, ...); None:
+    the
     one that the class scores depend on."""
 
     def __post_init__(self) -> None:
@@ -58,7 +59,10 @@ class LoRA(PeftAdapter):
     def config(self, names: list[str], experts: list[str]) -> PeftConfig:
         if experts:
             return BoundedConfig(target_modules=names, r=self.rank, alpha=self.alpha, map="identity", omega=1.0)
-        return LoraConfig(target_modules=names, r=self.rank, lora_alpha=self.alpha, lora_dropout=0.0, bias="none")
+        return LoraConfig(target_modules=names, **self._peft_settings())
+
+    def _peft_settings(self) -> dict[str, Any]:
+        return {"r": self.rank, "lora_alpha": self.alpha, "lora_dropout": 0.0, "bias": "none"}
 
     def portable(self, adapted: Network) -> Network:
         if not any(isinstance(part, BoundedExperts) for part in adapted.module.modules()):
@@ -68,15 +72,12 @@ class LoRA(PeftAdapter):
         config = LoraConfig(
             target_modules=[name for name in factors if name not in stacked],
             target_parameters=stacked,
-            r=self.rank,
-            lora_alpha=self.alpha,
-            lora_dropout=0.0,
-            bias="none",
+            **self._peft_settings(),
         )
         module: Any = adapted.fork().module
         try:
-            # For some models peft takes names of linear layers for those that their experts had in older transformers;
-            # it then warns, refuses, or adapts something else.
+            # For some models peft confuses linear layers with the experts of older transformers versions; then it
+            # warns, fails, or adapts something else.
             with quiet(), warnings.catch_warnings():
                 warnings.simplefilter("ignore", RuntimeWarning)
                 theirs = get_peft_model(module.unload(), config)
@@ -94,7 +95,7 @@ class LoRA(PeftAdapter):
 
 
 def _factors(module: nn.Module) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
-    """Our A and B of each layer, and of each tensor of experts, by the name that it has in the plain network."""
+    """Our A and B of each layer and of each tensor of experts, by its name in the original network."""
     for peft_name, part in module.named_modules():
         name = peft_name.removeprefix("base_model.model.")
         if isinstance(part, BoundedExperts):
@@ -108,6 +109,8 @@ def _places(module: nn.Module) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
     for peft_name, part in module.named_modules():
         if isinstance(part, LoraLayer):
             name = peft_name.removeprefix("base_model.model.")
-            if isinstance(part, ParamWrapper):  # one about another, where there are several tensors
+            if isinstance(part, ParamWrapper):  # nested where there are several tensors
                 name = f"{name.replace('.base_layer', '')}.{part.parameter_name}"
-            yield name, (part.lora_A[NAME].weight, part.lora_B[NAME].weight)
+            a: Any = part.lora_A[NAME]
+            b: Any = part.lora_B[NAME]
+            yield name, (a.weight, b.weight)

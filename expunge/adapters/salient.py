@@ -1,12 +1,13 @@
-"""The weight mask of SalUn (Fan et al., 2024, ICLR, arXiv 2310.12508): only what the forget set pulls at may move.
+"""The weight mask of SalUn (Fan et al., 2024, ICLR, arXiv 2310.12508): train weights with large forget gradients only.
 
-    mask_i = 1 where |d CE(forget) / d theta_i| is above the `quantile` of all numbers' sizes,   theta read once, before
-    theta  = mask * theta_moved + (1 - mask) * theta_before
+    mask_i = 1 where |d CE(forget) / d theta_i| is above the `quantile` over all weights,   computed once, on the
+    original
+    theta  = mask * theta_trained + (1 - mask) * theta_original
 
-It stands for `Full()`, and goes with any objective; the paper's own is `RandomLabel() + RetainNLL()`. What moves is a
-list of the chosen numbers and nothing else, so neither momentum nor weight decay ever reaches one that is not chosen,
-and the optimizer holds no state for it. The threshold is one for all tensors: some may keep all their numbers still. A
-number without any gradient is never chosen, so fewer than the share may move (a vocabulary's unused rows, for one).
+It replaces `Full()`, and works with any objective; the paper's is `RandomLabel() + RetainNLL()`. The trainable
+parameters are lists of the selected weights alone, so neither momentum nor weight decay ever changes another one, and
+the optimizer holds no state for it. There is one threshold for all tensors, so some may be frozen entirely. A weight
+without any gradient is never selected, so fewer than the share may be trained (unused rows of a vocabulary, say).
 """
 
 from __future__ import annotations
@@ -34,10 +35,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Salient(Adapter):
-    """The numbers with the largest gradient on the forget set, in float32 at least."""
+    """The weights with the largest gradient on the forget set, in float32 at least."""
 
     quantile: float = 0.5
-    """Share of all numbers, those with the smallest gradient first, that stays still; the paper's is the median."""
+    """Share of all weights, smallest gradient first, that is frozen; the paper's is the median."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.quantile < 1:
@@ -46,7 +47,7 @@ class Salient(Adapter):
     def insert(self, network: Network, request: Request) -> Network:
         if network.device.type == "meta":
             raise UsageRefused(
-                "Salient chooses its weights by their gradients, which a plan does not have. Plan with adapter=Full(), "
+                "Salient selects weights by their gradients, which a plan does not have. Plan with adapter=Full(), "
                 "which needs more."
             )
         masks = self.masks(network, request)
@@ -64,7 +65,7 @@ class Salient(Adapter):
         return fork.fork(fork.module.eval())
 
     def masks(self, network: Network, request: Request) -> dict[str, Bool[Tensor, " ..."]]:
-        """Which numbers may move, by parameter; parameters of which none may are left out."""
+        """The mask of each parameter; parameters without a selected weight are left out."""
         sizes = {name: slope.abs() for name, slope in gradient(network, loss, (1.0, request.forget)).items()}
         every = torch.cat([size.flatten() for size in sizes.values()])
         still = int(self.quantile * len(every))
@@ -93,11 +94,13 @@ class Salient(Adapter):
                 yield name.removesuffix(".weight"), (getattr(owner, key).detach() - was.detach()).flatten(1)
 
     def save(self, adapted: Network, folder: Path) -> None:
-        """Nothing: the whole network is the result."""
+        """Does nothing: the result is the whole network."""
 
 
 class _Chosen(nn.Module):
-    """A tensor of which some numbers may move."""
+    """A parametrization: a tensor of which some entries are trainable."""
+
+    mask: Tensor
 
     def __init__(self, value: Tensor, mask: Bool[Tensor, " ..."]) -> None:
         super().__init__()
@@ -105,13 +108,13 @@ class _Chosen(nn.Module):
         self.values = nn.Parameter(value[mask])
 
     def forward(self, value: Tensor) -> Tensor:
-        if isinstance(value, DTensor):  # cut over processes, and not its block's turn: only its type is looked at
+        if isinstance(value, DTensor):  # sharded, outside of its block's forward: only its type is read
             return value
         return value.masked_scatter(self.mask, self.values)
 
 
 def _places(module: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
-    """Every module, and its name for it, that holds each parameter."""
+    """For each parameter the modules that hold it, with its name there; several where it is tied."""
     owners: dict[int, list[tuple[nn.Module, str]]] = {}
     for part in module.modules():
         for key, parameter in part._parameters.items():
@@ -120,9 +123,9 @@ def _places(module: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
 
 
 def _plain(owner: Any, written: dict[int, nn.Parameter]) -> None:
-    """A module as it was before, with the weights that it has now; tied ones stay tied.
+    """Remove the parametrizations of a module, with its current weights; tied ones stay tied.
 
-    Done by hand: torch's own way back takes the property from the class, which copies of the module share.
+    Done by hand: torch's own removal deletes a property of the class, which copies of the module share.
     """
     now = {}
     for key, parts in owner.parametrizations.items():

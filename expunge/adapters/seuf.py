@@ -3,9 +3,9 @@
     a_i = (1/Z) sum_j (1/L_j) sum_t g_it,   g_it the router's probability of expert i at token t if in its top K, else 0
 
 is worked out for every expert of every block on the Z examples of the forget set, of L_j tokens; the expert with the
-highest a_i in the whole network, and the router of its block, may move, and nothing else: neither shared experts nor
-attention. Elsewhere routers drift to innocent experts, and forgetting them costs what should be kept. `Anchor` holds
-the router at the expert. The premise is that routing is specialised: look at `affinity` first.
+highest a_i in the whole network, and the router of its block, are trained, and nothing else: neither shared experts nor
+attention. With other methods routers drift to unrelated experts, whose forgetting harms what should be retained.
+`Anchor` holds the router at the expert. The premise is that routing is specialised: look at `affinity` first.
 
 Takes any forget objective: `Finetune(objective=GradDiff() + Anchor(), adapter=SEUF(), learning_rate=1e-4)`. The
 published settings are learning rate 1e-4 with batches of 16, retain weight 1, anchor weight 1, NPO with beta 0.001.
@@ -35,16 +35,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SEUF(Adapter):
-    """The expert that the forget set calls for most, and its router."""
+    """The expert that the forget set is routed to most, and its router."""
 
     experts: int = 1
-    """How many experts may move, all of one block; 1 was found best."""
+    """Number of trainable experts, all of one block; 1 was found best."""
     layer: int | None = None
-    """Block, from 0, whose experts may move; None: that of the expert with the highest affinity."""
+    """Block, from 0, whose experts are trained; None: that of the expert with the highest affinity."""
     expert: int | None = None
-    """The one expert of `layer` that may move, such as one drawn for a control; None: by affinity."""
+    """The only expert of `layer` to train, such as a random one as a control; None: by affinity."""
     tokens: int = 100_000
-    """Tokens of the forget set, from its beginning, that the affinity is read on; so many are enough."""
+    """Tokens of the forget set, from its start, that the affinity is computed on; so many are enough."""
 
     def __post_init__(self) -> None:
         if self.experts < 1 or self.tokens < 1:
@@ -56,8 +56,8 @@ class SEUF(Adapter):
 
     def insert(self, network: Network, request: Request) -> Network:
         found = the_mixtures(network.module)
-        if network.device.type == "meta":  # where nothing can be read, and what reads depends on what is
-            raise UsageRefused("SEUF cannot be planned: how many tokens its expert reads is told by the router alone.")
+        if network.device.type == "meta":  # the cost depends on the routing, which needs real weights
+            raise UsageRefused("SEUF cannot be planned: how many tokens its expert reads depends on the routing.")
         layer, moving = self._choose(network, request, found)
         fork = network.fork()
         fork.module.requires_grad_(False)
@@ -68,8 +68,9 @@ class SEUF(Adapter):
 
     def merge(self, adapted: Network) -> Network:
         fork = adapted.fork()
-        at = _adapted_mixture(fork)
-        for name, part in ((at.router, at.gate), ("experts", at.experts)):
+        at, router, experts = _adapted_mixture(fork)
+        parts: dict[str, MovingRouter | MovingExperts] = {at.router: router, "experts": experts}
+        for name, part in parts.items():
             for _, was, now in part.pairs():
                 was.data = now.detach().to(was.dtype, copy=True)
             setattr(at.module, name, part.base)
@@ -77,18 +78,18 @@ class SEUF(Adapter):
         return fork
 
     def deltas(self, adapted: Network, before: Network) -> Iterator[tuple[str, Float[Tensor, "out in"]]]:
-        at = _adapted_mixture(adapted)
-        for name, change in at.experts.changes():
+        at, router, experts = _adapted_mixture(adapted)
+        for name, change in experts.changes():
             yield f"{at.name}.experts.{name}", change
-        for name, was, now in at.gate.pairs():
+        for name, was, now in router.pairs():
             if was.dim() == 2:
                 yield f"{at.name}.{at.router}.{name}".removesuffix(".weight"), (now - was).detach()
 
     def save(self, adapted: Network, folder: Path) -> None:
-        """Nothing: peft has no form for single experts, so the whole network is the result."""
+        """Does nothing: peft has no form for single experts, so the result is the whole network."""
 
     def _choose(self, network: Network, request: Request, found: dict[int, Mixture]) -> tuple[int, tuple[int, ...]]:
-        """The block, and its experts that may move."""
+        """The block, and its experts to train."""
         if self.layer is not None and self.layer not in found:
             raise UsageRefused(
                 f"SEUF: `layer` must be a block with experts: {', '.join(map(str, found))}. Got {self.layer!r}."
@@ -104,6 +105,10 @@ class SEUF(Adapter):
             )
 
 
-def _adapted_mixture(network: Network) -> Mixture:
-    """The mixture of which experts move."""
-    return next(mixture for mixture in mixtures(network.module).values() if mixture.moving)
+def _adapted_mixture(network: Network) -> tuple[Mixture, MovingRouter, MovingExperts]:
+    """The mixture with trainable experts; its router and its experts."""
+    at = next(mixture for mixture in mixtures(network.module).values() if mixture.moving)
+    router, experts = at.gate, at.experts
+    assert isinstance(router, MovingRouter)
+    assert isinstance(experts, MovingExperts)
+    return at, router, experts

@@ -1,11 +1,12 @@
-"""Quantisation attack (Zhang et al., 2025, arXiv 2410.16454): rounding the weights may bring back what was forgotten.
+"""Quantisation attack (Zhang et al., 2025, arXiv 2410.16454): rounding the weights may recover forgotten answers.
 
     s = max |w| / (2 ** (bits - 1) - 1) for each row,   w <- round(w / s) * s
 
-Where forgetting moved a weight by less than half a step, its code is that of the original model, and the rounded models
-agree there. `equal_codes` tells the share of such weights without any audit: near 1, the rounded model is the rounded
-original, with all that it knew. All matrices are rounded, embeddings and output matrix among them; vectors (norms,
-biases) are not, as in common 4-bit formats. Run it on the retrained model too, and read beside it what was kept: a
+Where forgetting changed a weight by less than half a step, its code is that of the original model, and the rounded
+models agree there. `equal_codes` is the share of such weights, without any audit: near 1, the rounded model is the
+rounded original, with all its knowledge. All matrices are rounded, embeddings and output matrix among them; vectors
+(norms,
+biases) are not, as in common 4-bit formats. Run it on the retrained model too, and check the retain set: a
 broken model recovers nothing.
 """
 
@@ -56,7 +57,9 @@ class Quantize(WeightMethod):
             for name, parameter in network.module.named_parameters():
                 if _is_matrix(parameter):
                     if name not in others or others[name].shape != parameter.shape:
-                        raise ModelRefused(f"equal_codes: {name} is not in both networks. Give one and its offspring.")
+                        raise ModelRefused(
+                            f"equal_codes: {name} is not in both networks. Give a model and one made from it."
+                        )
                     equal += int((self._codes(parameter)[0] == self._codes(others[name])[0]).sum())
                     count += parameter.numel()
         return equal / count if count else math.nan

@@ -1,10 +1,11 @@
-"""Relearning attack (Hu et al., 2024, arXiv 2406.13356): a few steps of training may bring back what was forgotten.
+"""Relearning attack (Hu et al., 2024, arXiv 2406.13356): a few steps of training may recover forgotten answers.
 
-The attacker trains on a few examples; what comes back of the *others* tells whether they were gone. Three sources: a
+The attacker trains on a few examples; recovery of the *others* shows that they were not gone. Three sources: a
 part of the forget set, related texts without the answers, and unrelated texts as a control (give those two as probes).
-Compare with the retrained model under the same attack: where attacked and other examples share a form, even that one
-gains. `curve` audits at several budgets, on a forget set without the attacked examples; `area` and `reached` of
-`primitives/statistics.py` sum it up.
+Compare with the retrained model under the same attack: where attacked and other examples have the same form, even that
+one improves. `curve` audits at several budgets, on a forget set without the attacked examples; `area` and
+`first_reaching` of
+`primitives/statistics.py` summarise it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,15 +25,15 @@ from expunge.primitives.rehearsal import Rehearsal
 
 @dataclass(frozen=True)
 class Relearn(WeightMethod):
-    """Training on what the attacker has."""
+    """Training on the attacker's examples."""
 
     steps: int = 10
-    """The attacker's budget. What was only suppressed is back within a handful."""
+    """Training steps of the attacker. Answers that were only suppressed are back within a handful."""
     items: int = 10
-    """Examples that the attacker has at most: the first of the source, so that records of one person, which stand
-    together in a file, are learnt together."""
+    """Most examples of the attacker: the first of the source, so that neighbouring records of one person are trained on
+    together."""
     source: str = "forget"
-    """The set that they are taken from: the forget set, or a probe by its name."""
+    """The set of these examples: the forget set, or a probe by its name."""
     learn: Finetune = parse(
         "Finetune(objective=RetainNLL(), adapter=Full(), learning_rate=5e-4, batch=1, "
         "stop=Stop(level=None, max_retain_increase=None, every=1000), norms=False)"
@@ -50,17 +51,17 @@ class Relearn(WeightMethod):
         return replace(self, seed=seed)
 
     def change(self, network: Network, request: Request, on_event: OnEvent) -> Model:
-        return self._learn()(network, self._learnt(request), on_event).plain()
+        return self._learn()(network, self._own_request(request), on_event).plain()
 
     def rehearse(self, model: Model, request: Request, rehearsal: Rehearsal) -> Model:
-        return self._learn().rehearse(model, self._learnt(request), rehearsal).plain()
+        return self._learn().rehearse(model, self._own_request(request), rehearsal).plain()
 
     def _learn(self) -> Finetune:
         return replace(self.learn, steps=self.steps, seed=self.seed)
 
-    def _learnt(self, request: Request) -> Request:
+    def _own_request(self, request: Request) -> Request:
         """What the attacker trains on: the items, as its retain set."""
-        return Request(self.others(request).forget, retain=self.attacker_examples(request))
+        return Request(self.others(request).forget, retain=tuple(self.attacker_examples(request)))
 
     def attacker_examples(self, request: Request) -> Batch:
         """The examples that the attacker has."""
@@ -70,7 +71,7 @@ class Relearn(WeightMethod):
         return sets[self.source][: self.items]
 
     def others(self, request: Request) -> Request:
-        """The request without the attacked examples in its forget set: what the attack is to be measured on."""
+        """The request without the attacker's examples in its forget set, which the attack is measured on."""
         known = {example.record_digest() for example in self.attacker_examples(request)}
         left = tuple(example for example in request.forget if example.record_digest() not in known)
         if not left:

@@ -40,7 +40,7 @@ class SetAudit(Audit):
         """Whether the question can be asked of this example."""
         return True
 
-    def asked(self, request: Request) -> dict[str, list[Example]]:
+    def applicable(self, request: Request) -> dict[str, list[Example]]:
         """What it is asked of, by set."""
         sets = {name: [e for e in examples if self.applies(e)] for name, examples in request.sets().items()}
         return {name: examples for name, examples in sets.items() if examples}
@@ -48,10 +48,10 @@ class SetAudit(Audit):
     def lacks(self, where: str, request: Request) -> str:
         if where == BOTH:
             return f"{self.name} is of one set at a time"
+        if where in self.applicable(request):
+            return ""
         needs = f" ({self.needs})" if self.needs else ""
-        return (
-            "" if where in self.asked(request) else f"no record of the set '{where}' has what {self.name} needs{needs}"
-        )
+        return f"no record of the set '{where}' has what {self.name} needs{needs}"
 
 
 class ScoreAudit(SetAudit):
@@ -66,9 +66,10 @@ class ScoreAudit(SetAudit):
         return self.ideal
 
     def __call__(self, model: Model, request: Request) -> tuple[Finding, ...]:
-        self.check(model)
-        sets = self.asked(request)
+        sets = self.applicable(request)
         every = [example for asked in sets.values() for example in asked]
+        if every:
+            self.check(model)
         # All sets are scored together, so that a model which writes fills its batches.
         rest = self.score(model, every).double().tolist() if every else []
         found = []

@@ -82,7 +82,7 @@ class ConceptInference(WhiteBoxAudit):
         return random_cavs(states, self.samples, self.draws, np.random.default_rng(self.seed))
 
     def _findings(self, inside: Inside, request: Request) -> Iterator[Finding]:
-        baseline = inside.states(self._sorted(request.sets()[self.against])).double().mean(0)
+        baseline = inside.states(self._in_order(request.sets()[self.against])).double().mean(0)
         way = (inside.states(request.forget).double() - baseline).cpu().numpy()
         slope = inside.mean_slopes(request.forget, baseline, self.steps).double().cpu().numpy()
         yield self._finding("whole", (way * slope).sum(1))
@@ -94,9 +94,9 @@ class ConceptInference(WhiteBoxAudit):
     def _states(self, inside: Inside, request: Request) -> "dict[str, Float[np.ndarray, '_its_examples width']]":
         sets = request.sets()
         names = dict.fromkeys((*self.concepts, self.against))
-        return {name: inside.states(self._sorted(sets[name])).double().cpu().numpy() for name in names}
+        return {name: inside.states(self._in_order(sets[name])).double().cpu().numpy() for name in names}
 
-    def _sorted(self, examples: Batch) -> Batch:
+    def _in_order(self, examples: Batch) -> Batch:
         """In an order of their own, so that the order of a file changes nothing that is drawn."""
         return sorted(examples, key=lambda example: example.record_digest())
 
@@ -109,4 +109,5 @@ def _along(
     way: "Float[np.ndarray, 'examples width']",
     slope: "Float[np.ndarray, 'examples width']",
 ) -> "Float[np.ndarray, ' examples']":
-    return (way @ direction) * (slope @ direction)
+    products: np.ndarray = (way @ direction) * (slope @ direction)
+    return products

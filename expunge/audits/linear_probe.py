@@ -70,9 +70,9 @@ class LinearProbe(WhiteBoxAudit):
         shuffled = draw.permutation(labels)
         blank = self.blank(network)
         hits = {
-            self.test: _probed(states, labels, asked, right),
-            f"{self.test}, labels shuffled": _probed(states, shuffled, asked, right),
-            f"{self.test}, weights shuffled": _probed(
+            self.test: _probe_accuracy(states, labels, asked, right),
+            f"{self.test}, labels shuffled": _probe_accuracy(states, shuffled, asked, right),
+            f"{self.test}, weights shuffled": _probe_accuracy(
                 self.read(blank, known)[0], labels, self.read(blank, sets[self.test])[0], right
             ),
             f"{self.test}, most frequent answer": right == classes[counts.argmax()],
@@ -112,7 +112,7 @@ class LinearProbe(WhiteBoxAudit):
         return network.fork(module)
 
 
-def _probed(
+def _probe_accuracy(
     states: "Float[np.ndarray, 'known width']",
     labels: "Int[np.ndarray, ' known']",
     asked: "Float[np.ndarray, 'asked width']",
@@ -123,4 +123,5 @@ def _probed(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # a probe that goes on improving tells nonetheless
         told: np.ndarray = probe.fit(states, labels).predict(asked)
-    return told == right
+    hits: np.ndarray = told == right
+    return hits

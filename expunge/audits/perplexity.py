@@ -21,7 +21,7 @@ class Perplexity(SetAudit):
     def __call__(self, model: Model, request: Request) -> tuple[Finding, ...]:
         found = []
         self.check(model)
-        for name, examples in self.asked(request).items():
+        for name, examples in self.applicable(request).items():
             said = model.ask(LogProbabilities(), examples)
             losses = (-said.mean(said.log_probs)).double().tolist()
             value, (low, high) = mean_of(losses, examples)

@@ -1,7 +1,8 @@
 """How much of the right answer the model writes: ROUGE-L recall of its greedy continuation (Lin, 2004; as in TOFU)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -10,6 +11,7 @@ from expunge.core.model import Batch, Model
 from expunge.core.question import Text
 from expunge.core.request import Example
 from expunge.errors import UsageRefused
+from expunge.internals.examples import Prompted
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -33,12 +35,13 @@ class Rouge(ScoreAudit):
             raise UsageRefused(f"The `max_new_tokens` of Rouge must be at least 1. Got {self.max_new_tokens!r}.")
 
     def applies(self, example: Example) -> bool:
-        return bool(getattr(example, "prompt_tokens", ()))
+        return isinstance(example, Prompted) and bool(example.prompt_tokens)
 
     def score(self, model: Model, batch: Batch) -> "Float[Tensor, ' examples']":
         from rouge_score.rouge_scorer import RougeScorer  # takes a second to import
 
         scorer = RougeScorer(["rougeL"], use_stemmer=True)
         written = model.ask(Text(self.max_new_tokens), batch)
-        scores = [scorer.score(e.answer, text)["rougeL"].recall for e, text in zip(batch, written, strict=True)]
+        answers = [example.answer for example in cast(Sequence[Prompted], batch)]
+        scores = [scorer.score(right, text)["rougeL"].recall for right, text in zip(answers, written, strict=True)]
         return torch.tensor(scores)

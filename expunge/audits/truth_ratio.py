@@ -42,7 +42,7 @@ class TruthRatio(SetAudit):
     needs = "options: wrong answers"
 
     @property
-    def definition(self) -> str:
+    def definition(self) -> str:  # type: ignore[override]
         """Which of the two definitions the numbers follow."""
         return (
             f"R = {self.mean} mean probability of the wrong options over that of the right answer, each to the power "
@@ -53,17 +53,17 @@ class TruthRatio(SetAudit):
     def __call__(self, model: Model, request: Request) -> tuple[Finding, ...]:
         self.check(model)
         found = []
-        for name, asked in self.asked(request).items():
+        for name, asked in self.applicable(request).items():
             ratios = self.ratios(model, asked)
-            values = self.values(ratios, _turned(name)).tolist()
+            values = self.values(ratios, _is_inverse(name)).tolist()
             found.append(self.finding(name, *mean_of(values, asked), ratios.tolist()))
         return tuple(found)
 
     def applies(self, example: Example) -> bool:
         return bool(example.alternatives)
 
-    def known(self, where: str) -> Literal["higher", "lower"]:
-        return "lower" if _turned(where) else "higher"
+    def direction(self, where: str) -> Literal["higher", "lower"]:
+        return "lower" if _is_inverse(where) else "higher"
 
     def ratios(self, model: Model, batch: Batch) -> "Float[Tensor, ' examples']":
         """R of each example."""
@@ -83,6 +83,6 @@ class TruthRatio(SetAudit):
         return torch.minimum(ratios, 1 / (ratios + TINY)) if gone else (1 - ratios).clamp(min=0)
 
 
-def _turned(where: str) -> bool:
+def _is_inverse(where: str) -> bool:
     """Whether the mean over a set is of min(R, 1/R), which a model that knows the set takes to 0."""
     return should_be_gone(where) or where == "holdout"

@@ -60,13 +60,13 @@ def made_by(plugin: Plugin, root: Path = ROOT) -> tuple[ast.Module, ast.ClassDef
 
 
 def nameable() -> list[str]:
-    """What `told` can be asked of: the kinds, and every plug-in."""
+    """What `describe` can be asked of: the kinds, and every plug-in."""
     found = plugins()
     filled = {plugin.folder for plugin in found}
     return [*(title for folder, title in TITLES.items() if folder in filled), *(plugin.name for plugin in found)]
 
 
-def told(asked: str | None) -> Iterator[str]:
+def describe(asked: str | None) -> Iterator[str]:
     """The lines that tell of all plug-ins, of one kind, or of one plug-in with its settings."""
     found = plugins()
     kinds = {title: [p for p in found if p.folder == folder] for folder, title in TITLES.items()}

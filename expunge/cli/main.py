@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -27,7 +27,7 @@ from expunge.cli.options import (
     Sets,
     Training,
     present,
-    spelled,
+    spread_options,
 )
 from expunge.errors import THRESHOLDS_MISSED, EnvironmentRefused, Refusal, UsageRefused
 
@@ -55,7 +55,7 @@ app = typer.Typer(
     "expunge forget ./my-vit --forget ./pictures --forget-class cat --method 'Finetune(stop=Stop(level=3.0))'\n\n"
     "`expunge list` shows what --method and --audits can name, `expunge list NPO` the settings of one."
 )
-@spelled
+@spread_options
 def forget(
     model: Model,
     sets: Sets,
@@ -76,7 +76,7 @@ def forget(
 @app.command(
     epilog="Example:\n\nexpunge audit ./my-model --forget forget.jsonl --holdout holdout.jsonl --audits 'Loss, MinK()'"
 )
-@spelled
+@spread_options
 def audit(
     model: Model,
     sets: Sets,
@@ -120,9 +120,9 @@ def list_(
     ] = None,
 ) -> None:
     """List what can be named in a method or an audit with a line on each, or tell all of one."""
-    from expunge.cli.listing import TITLES, told
+    from expunge.cli.listing import TITLES, describe
 
-    for line in told(what):
+    for line in describe(what):
         typer.secho(line, bold=line in TITLES.values())
 
 
@@ -143,7 +143,7 @@ def cache(clear: Annotated[bool, typer.Option("--clear", help="Remove all of it.
 
 
 @app.command()
-@spelled
+@spread_options
 def plan(
     model: Model,
     sets: Sets,
@@ -157,8 +157,8 @@ def plan(
     """Say what `forget` with the same options will cost: tokens, FLOPs, memory, disk, time. Runs and loads nothing."""
     devices.check()
     job = _job(model, sets, audits, out, images, training, hold=devices.hold)
+    from expunge.cli.plan_table import say
     from expunge.plan.machine import Machine
-    from expunge.plan.table import say
 
     memory = None if devices.device_memory is None else 1e9 * devices.device_memory
     rate = None if devices.rate is None else 1e12 * devices.rate
@@ -218,7 +218,7 @@ def _job(
         require=tuple(judging.require or ()),
         checkpoint_every=keeping.checkpoint_every,
         resume=keeping.resume,
-        hold=hold,
+        hold=cast(Any, hold),  # it refuses others
     )
 
 
@@ -253,7 +253,7 @@ def _do(verb: str, job: Job, show_text: bool, device: str) -> None:
             made = do(replace(job, show_text=show_text, device=own, line=line), progress)
         if is_main():
             progress.summary(made, job.out)
-    if not made.met:
+    if not made.is_met:
         raise typer.Exit(THRESHOLDS_MISSED)
 
 
@@ -266,10 +266,10 @@ def main() -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")  # the bars of libraries below; ours is not of that kind
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up and end with 130, as on Ctrl-C
     debug = bool(os.environ.get("EXPUNGE_DEBUG"))
-    sys.exit(_guarded(lambda: app(standalone_mode=False), debug))
+    sys.exit(_run_guarded(lambda: app(standalone_mode=False), debug))
 
 
-def _guarded(run: Callable[[], object], debug: bool) -> int:
+def _run_guarded(run: Callable[[], object], debug: bool) -> int:
     try:
         code = run()
         if code == INTERRUPTED:  # what typer makes of Ctrl-C

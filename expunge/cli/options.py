@@ -1,6 +1,6 @@
 """What can be written after a command: each option's name, its help and its check, once for all commands that take it.
 
-A command takes groups of options as one argument each; `spelled` shows the parser the options themselves.
+A command takes groups of options as one argument each; `spread_options` shows the parser the options themselves.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def present(option: str, path: Path | None) -> None:
         raise DataRefused(f"{option} {path}: no such file or folder. Check the path.")
 
 
-def spelled(command: Callable[..., None]) -> Callable[..., None]:
+def spread_options(command: Callable[..., None]) -> Callable[..., None]:
     """The command with the options of its groups in place of the groups."""
     own = get_type_hints(command, include_extras=True)
     groups: dict[str, Any] = {name: kind for name, kind in own.items() if is_dataclass(kind)}

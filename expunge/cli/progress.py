@@ -72,8 +72,8 @@ class Progress:
             self.say(f"The forget loss is to reach {event.level:.2f} nats ({event.level_source})")
         else:
             self.say(
-                "No level to reach (no holdout set, or a Stop without a level): nothing says when it is enough, and "
-                "the run goes on until its steps or its budget are spent"
+                "No level to reach (no holdout set, or a Stop without a level): so there is no target, and "
+                "the run goes on until all steps are taken or the retain loss has risen too far"
             )
         self.task = self.bars.add_task("Forgetting", total=event.steps, losses="")
 
@@ -104,8 +104,7 @@ class Progress:
         if report.verdict:
             console.print()
             for rule in report.verdict.rules:
-                said = f"{'met    ' if rule.met else 'NOT MET'}  {rule.rule}  {_outcome(rule)}"
-                console.print(said, soft_wrap=True)
+                console.print(f"{'met    ' if rule.met else 'NOT MET'}  {rule.rule}  {_outcome(rule)}", soft_wrap=True)
         said = outcome(report)
         console.print(f"\n{said.words}.", soft_wrap=True)
         if said.outside:

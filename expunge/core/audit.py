@@ -64,16 +64,16 @@ class Measure(ABC):
         """The class's name, which is the audit's name in reports and thresholds."""
         return type(self).__name__
 
-    def known(self, where: str) -> Literal["higher", "lower"]:
+    def direction(self, where: str) -> Literal["higher", "lower"]:
         """Which way it goes on the set `where` when the model knows it."""
         return self.better
 
     def good(self, where: str, ideal: float | None) -> Better:
         """Which way is good on a set: of what should be gone to the ideal, or else away from what knowing it gives."""
         if should_be_gone(where):
-            lost: Better = "lower" if self.known(where) == "higher" else "higher"
+            lost: Better = "lower" if self.direction(where) == "higher" else "higher"
             return lost if ideal is None else "ideal"
-        return "ideal" if "holdout" in where else self.known(where)
+        return "ideal" if "holdout" in where else self.direction(where)
 
     def finding(
         self,

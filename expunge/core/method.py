@@ -9,10 +9,10 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self, final
 
 from expunge.core.model import Model, Network, network_of
-from expunge.primitives.rehearsal import Rehearsal
 from expunge.core.request import Request
 from expunge.errors import UsageRefused
 from expunge.events import OnEvent, ignore_event
+from expunge.primitives.rehearsal import Rehearsal
 
 if TYPE_CHECKING:
     from expunge.core.objective import Objective
@@ -62,7 +62,7 @@ class Method(ABC):
                 yield f"{said} in {name}", replace(self, **{name: other})  # type: ignore[type-var]
 
     def _parts(self) -> list[tuple[str, Method]]:
-        names = [field.name for field in fields(self)] if is_dataclass(self) else []
+        names: list[str] = [field.name for field in fields(self)] if is_dataclass(self) else []
         return [(name, part) for name in names if isinstance(part := getattr(self, name), Method)]
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FunctionType
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, cast
 
 import torch
 from torch import nn
@@ -64,14 +64,13 @@ class Model(ABC):
         """The reply about each example, in the order of the batch. Raises `ModelRefused` where it cannot answer."""
         method = self._answers.get(type(question))
         if method is None and isinstance(question, DerivedQuestion) and self.answers_to(Scores):
-            return self._derive(question, batch)
+            return cast(Reply, self._derive(question, batch))
         if method is None:
             known = ", ".join(sorted(kind.__name__ for kind in self._answers))
             raise ModelRefused(
                 f"{type(self).__name__} cannot be asked for {type(question).__name__}. It answers: {known or 'none'}."
             )
-        reply: Reply = method(self, question, batch)
-        return reply
+        return cast(Reply, method(self, question, batch))
 
     def answers_to(self, kind: type[Question[Any]]) -> bool:
         """Whether the model can be asked this kind of question."""

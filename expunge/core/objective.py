@@ -21,7 +21,7 @@ else:
 class Objective(ABC):
     """A loss: a pure function of the answers of the model in training and of the original. It is minimised."""
 
-    needs: ClassVar[tuple[str, ...]]
+    needs: ClassVar[tuple[str, ...]] = ()
     """What it reads: sets (forget, retain, stand_in), the original model (reference), hidden states, experts."""
     intention: ClassVar[Literal["removal", "suppression", "retention"]]
     """Whether it is meant to remove knowledge, only to suppress its output, or to retain what should stay."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import accumulate
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
@@ -95,20 +95,23 @@ class Rows:
 
     def detach(self) -> Self:
         """The same, through which no gradient flows."""
-        return replace(self, **{name: tensor.detach() for name, tensor in self.tensors().items()})
+        return self._with(**{name: tensor.detach() for name, tensor in self.tensors().items()})
+
+    def _with(self, **changes: Any) -> Self:
+        return replace(self, **changes)
 
     def to(self, device: torch.device | str) -> Self:
         """The same on another device."""
         weights = None if self.weights is None else self.weights.to(device)
         moved = {name: tensor.to(device) for name, tensor in self.tensors().items()}
-        return replace(self, example=self.example.to(device), weights=weights, **moved)
+        return self._with(example=self.example.to(device), weights=weights, **moved)
 
     def none(self) -> Self:
         """The same reply with no rows. Backward still reaches its graph, with zeros: processes that share a step need
         that."""
         cut = {name: tensor[:0] for name, tensor in self.tensors().items()}
         weights = None if self.weights is None else self.weights[:0]
-        return replace(self, example=self.example[:0], examples=0, weights=weights, **cut)
+        return self._with(example=self.example[:0], examples=0, weights=weights, **cut)
 
     def cut(self, sizes: Sequence[int]) -> list[Self]:
         """The reply about runs of `sizes` examples each, in the batch's order."""
@@ -116,8 +119,7 @@ class Rows:
         bounds = [0, *torch.cumsum(self.counts(), 0)[torch.tensor(ends) - 1].tolist()]
         tensors = self.tensors()
         return [
-            replace(
-                self,
+            self._with(
                 example=self.example[a:b] - (end - size),
                 examples=size,
                 weights=None if self.weights is None else self.weights[end - size : end],
@@ -132,8 +134,7 @@ class Rows:
         starts = accumulate([0, *(part.examples for part in parts[:-1])])
         first = parts[0].tensors()
         weighted = any(part.weights is not None for part in parts)
-        return replace(
-            parts[0],
+        return parts[0]._with(
             example=torch.cat([part.example + start for part, start in zip(parts, starts, strict=True)]),
             examples=sum(part.examples for part in parts),
             share=None,

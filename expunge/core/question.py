@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -62,8 +62,8 @@ class RowQuestion(Question[RowsReply]):
 
     def unpack(self, entry: Mapping[str, Tensor], example: Example) -> RowsReply:
         owner = torch.zeros_like(entry["labels"])
-        made: Any = self.reply(example=owner, examples=1, share=None, weights=weights_of([example]), **entry)
-        return made
+        reply = self.reply(example=owner, examples=1, share=None, weights=weights_of([example]), **entry)
+        return cast(RowsReply, reply)
 
 
 @dataclass(frozen=True)

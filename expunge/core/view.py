@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -12,8 +12,6 @@ from expunge.core.model import Batch, Model
 from expunge.core.predictions import Hidden, Predictions, RouterScores, Share, weights_of
 from expunge.core.question import HiddenStates, Question, Routes, RowsReply, Scores
 from expunge.errors import DataRefused
-
-Passes = list[tuple[str, Question[Any]]]
 
 
 @dataclass
@@ -49,7 +47,7 @@ class View:
     every rank to take part, and the result counts for nothing."""
     replies: dict[tuple[str, Question[Any]], Any] = field(default_factory=dict)
     """Replies so far, by set and question."""
-    passes: Passes = field(default_factory=list)
+    passes: list[tuple[str, Question[Any]]] = field(default_factory=list)
     """The set and the question of each forward pass so far."""
 
     @property
@@ -82,8 +80,7 @@ class View:
             parts = [predictions] if len(names) == 1 else predictions.cut([len(self.sets[each]) for each in names])
             for each, part in zip(names, parts, strict=True):
                 self.replies[each, Scores()] = self._count_as_part(each, part)
-        reply: Predictions = self.replies[name, Scores()]
-        return reply
+        return cast(Predictions, self.replies[name, Scores()])
 
     def instead(self, name: str, examples: Batch) -> Predictions:
         """Class scores on `examples`, each of which replaces one example of the set `name`."""
@@ -91,14 +88,13 @@ class View:
         if key not in self.replies:
             reply = replace(self._pass(Scores(), key[0], examples), weights=weights_of(self.batch(name)))
             self.replies[key] = self._count_as_part(name, reply)
-        reply: Predictions = self.replies[key]
-        return reply
+        return cast(Predictions, self.replies[key])
 
     def hidden_states(self, name: str, layer: int | float) -> Hidden:
         """Hidden states of the set `name` after a block; `layer` as in `HiddenStates`."""
         return self._ask_once(HiddenStates(layer), name)
 
-    def routes(self, name: str, layer: int) -> RouterScores:
+    def router_scores(self, name: str, layer: int) -> RouterScores:
         """Router probabilities of block `layer` on the set `name`."""
         return self._ask_once(Routes(layer), name)
 
@@ -128,8 +124,7 @@ class View:
     def _ask_once(self, question: Question[RowsReply], name: str) -> RowsReply:
         if (name, question) not in self.replies:
             self.replies[name, question] = self._count_as_part(name, self._pass(question, name, self.batch(name)))
-        reply: RowsReply = self.replies[name, question]
-        return reply
+        return cast(RowsReply, self.replies[name, question])
 
     def _pass(self, question: Question[RowsReply], name: str, examples: Batch) -> RowsReply:
         self.passes.append((name, question))

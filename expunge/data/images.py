@@ -134,6 +134,14 @@ def choose(
     return chosen, rest
 
 
+WANTED = "images (a folder, .parquet)"
+
+
+def encode_for(records: list[ImageRecord], network: Any, path: Path) -> tuple[Picture, ...]:
+    """Pictures as an image classifier reads them."""
+    return encode(records, network.processor, network.classes, path, network.channels)
+
+
 def encode(
     records: list[ImageRecord], processor: Any, label2id: Mapping[str, int], path: Path, channels: int = 3
 ) -> tuple[Picture, ...]:
@@ -336,8 +344,8 @@ def _of_class(records: list[ImageRecord], wanted: int | str) -> set[str]:
     found = by_name or {r.id for r in records if str(r.label) == str(wanted)}
     if not found:
         known = {f"{r.label} ({r.name})" if r.name else str(r.label): r.label for r in records}
-        shown = _few(sorted(known, key=lambda k: (isinstance(known[k], str), known[k])))
-        raise DataRefused(f"No image is of class '{_short(wanted)}'. Classes: {shown}. Choose one of them.")
+        names = sorted(known, key=lambda name: (isinstance(known[name], str), known[name]))
+        raise DataRefused(f"No image is of class '{_short(wanted)}'. Classes: {_few(names)}. Choose one of them.")
     return found
 
 
@@ -365,7 +373,7 @@ def _class(record: ImageRecord, label2id: Mapping[str, int]) -> int | None:
 
 def _process(images: list[Image], processor: Any, channels: int) -> Float[Tensor, "images channels height width"]:
     try:
-        pixels = processor(images, return_tensors="pt")["pixel_values"]
+        pixels: Tensor = processor(images, return_tensors="pt")["pixel_values"]
     except Exception as error:  # processors are of many makes and each fails in its own way
         raise ModelRefused(f"The image processor failed ({type(error).__name__}). Use the model's own.") from error
     if pixels.ndim != 4 or pixels.shape[1] != channels:

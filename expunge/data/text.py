@@ -136,6 +136,16 @@ def _is_id(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+WANTED = "texts (.jsonl, .csv)"
+
+
+def encode_for(records: list[Record], network: Any, path: Path) -> tuple[Passage, ...]:
+    """Passages as a language model reads them; tokens that its embedding does not have are refused."""
+    passages = encode(records, network.tokenizer, path, network.longest)
+    refuse_unknown_tokens(passages, network.vocabulary, path)
+    return passages
+
+
 def encode(records: list[Record], tokenizer: Any, path: Path, longest: int) -> tuple[Passage, ...]:
     """Passages of at most `longest` tokens; a longer text is split, a longer question refused."""
     if not tokenizer.is_fast:
@@ -183,7 +193,8 @@ def end_of_answer(tokenizer: Any) -> int | None:
         special = {n for n, token in tokenizer.added_tokens_decoder.items() if token.special}
         if tokens and tokens[0] in special.union(tokenizer.all_special_ids):
             return int(tokens[0])
-    return tokenizer.eos_token_id
+    end: int | None = tokenizer.eos_token_id
+    return end
 
 
 def _label(prompt: str, answer: str, tokenizer: Any, end: int | None) -> tuple[tuple[int, ...], int]:

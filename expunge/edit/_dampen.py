@@ -1,4 +1,5 @@
-"""What the three dampening edits share: parameters that matter more to the forget set than to all data are shrunk."""
+"""Shared code of the three dampening edits, which shrink parameters that matter more to the forget set than to all
+data."""
 
 from __future__ import annotations
 
@@ -23,23 +24,23 @@ if TYPE_CHECKING:
 
 
 def everything(request: Request, who: str) -> Sequence[Example]:
-    """All training data that the request tells of: retain and forget set."""
+    """All training data of the request: retain and forget set."""
     if not request.retain:
-        raise DataRefused(f"{who} weighs the forget set against all training data. Give the rest with --retain.")
+        raise DataRefused(f"{who} compares the forget set with all training data. Give the rest with --retain.")
     return (*request.retain, *request.forget)
 
 
 def dampen(
     network: Network, forget: Gradient, whole: Gradient, alpha: float, strength: float, on_event: OnEvent
 ) -> Network:
-    """A network in which each number whose importance to the forget set is above `alpha` times that to all data is
+    """A network in which each parameter whose importance to the forget set is above `alpha` times that to all data is
     multiplied by `min(strength * whole / forget, 1)`."""
     result = copy_network(network)
     selected = 0
     with torch.no_grad():
         for name, parameter in result.module.named_parameters():
             if name in forget:
-                # Of a dead number both importances are 0: 0 > alpha * 0 is false, so it is left alone.
+                # Both importances of an unused parameter are 0: 0 > alpha * 0 is false, so it is not changed.
                 chosen = forget[name] > alpha * whole[name]
                 factor = (strength * whole[name] / forget[name]).clamp(max=1)
                 parameter.mul_(torch.where(chosen, factor, torch.ones_like(factor)).to(parameter.dtype))
@@ -62,10 +63,10 @@ def adaptive_alpha(forget: Gradient, whole: Gradient, request: Request) -> float
 
 
 def quantile(values: NDArray[np.float32], place: float) -> float:
-    """The value below which a share `place` lies, between two neighbours by proportion. Puts `values` in another order:
-    nothing as large as they are is made beside them."""
+    """The value below which a share `place` lies, by linear interpolation. Reorders `values` in place, to need no copy
+    of them."""
     if not len(values):
-        raise DataRefused("No number of the model has an importance to either set, so there is nothing to dampen.")
+        raise DataRefused("No parameter has an importance to either set, so there is nothing to dampen.")
     at = place * (len(values) - 1)
     low = math.floor(at)
     high = min(low + 1, len(values) - 1)

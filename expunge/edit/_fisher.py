@@ -1,6 +1,6 @@
-"""Importances of a network's parameters: what the dampening edits read (gradients: `internals/gradients.py`).
+"""Importances of a network's parameters for the dampening edits (gradients: `internals/gradients.py`).
 
-No weight is copied: a fork over the same storage carries the gradients, and the network itself is not touched.
+No weight is copied: a fork over the same storage holds the gradients, and the network itself is not changed.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -36,11 +37,20 @@ def mean_absolute_gradient(network: Network, examples: Batch, batch: int, measur
     return _mean(network, examples, batch, measure, Tensor.abs)
 
 
+@runtime_checkable
+class Digested(Protocol):
+    """An example that has a digest without its label: an image."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of its pixels."""
+
+
 def _mean(network: Network, examples: Batch, batch: int, measure: Measure, of: Callable[[Tensor], Tensor]) -> Gradient:
     slopes, total = Slopes(network), Gradient()
-    # Mixed by their contents: files are often sorted by class, and a batch's mean gradient depends on its company. By a
-    # picture's pixels alone, since its content has its class too, and LFSSD is to read no label, not even so.
-    mixed = sorted(examples, key=lambda example: getattr(example, "digest", None) or example.record_digest())
+    # Shuffled by content: files are often sorted by class, and the mean gradient depends on the batch. Images are
+    # ordered by their pixels alone, since the record digest includes the class, and LFSSD must not read labels.
+    mixed = sorted(examples, key=lambda e: e.digest if isinstance(e, Digested) else e.record_digest())
     runs = math.ceil(len(mixed) / batch)
     for start in range(0, len(mixed), batch):
         slopes.add(mixed[start : start + batch], measure)
@@ -50,5 +60,5 @@ def _mean(network: Network, examples: Batch, batch: int, measure: Measure, of: C
 
 
 def copy_network(network: Network) -> Network:
-    """A network with weights of its own: what an edit writes into."""
+    """A network with its own copy of the weights, for an edit to change."""
     return network.fork(copy.deepcopy(network.module))

@@ -1,11 +1,12 @@
-"""Adaptive selective synaptic dampening (Schoepf et al., 2024, arXiv 2402.10098): SSD that finds its own threshold.
+"""Adaptive selective synaptic dampening (Schoepf et al., 2024, arXiv 2402.10098): SSD with an automatic threshold.
 
-    alpha = the P-th percentile of I_forget / I_all over the network's numbers,  P = 100 - ln(1 + 100 |forget| / |all|)
+    alpha = the P-th percentile of I_forget / I_all over the parameters,  P = 100 - ln(1 + 100 |forget| / |all|)
     theta <- theta * min(I_all / I_forget, 1)   where I_forget > alpha * I_all
 
-The importances are those of `SSD`, and the forget set's size says how many numbers are dampened. On a class that the
+The importances are those of `SSD`, and the forget set's size determines how many parameters are dampened. On a class
+that the
 network has learnt very well, squared gradients are so small that the threshold can fall below 1, and little is
-forgotten: then see `LFSSD`. On a small vision transformer it is the other way round, and this one is the better.
+forgotten: then see `LFSSD`. On a small vision transformer ASSD is the better of the two.
 """
 
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ class ASSD(WeightMethod):
     """Dampening by squared gradients, with a threshold from the forget set's share of the data."""
 
     batch: int = 64
-    """Examples of which one mean gradient is taken."""
+    """Examples in the mean of one gradient."""
 
     def __post_init__(self) -> None:
         if self.batch < 1:

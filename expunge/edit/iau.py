@@ -1,13 +1,13 @@
-"""Influence approximation unlearning (arXiv 2507.23257): one step off the forget set, in place of an inverse Hessian.
+"""Influence approximation unlearning (arXiv 2507.23257): one gradient step instead of an inverse Hessian.
 
     g = correction * grad CE(retain) - grad CE(forget),    CE = mean over the rows of the whole set
     adam:  theta <- theta - learning_rate * g / (|g| + 1e-8)        sgd:  theta <- theta - learning_rate * g
 
 To remove an example is to learn one whose gradient is the opposite, so a plain gradient step stands in for the
-influence function. The paper takes the first step of a fresh Adam, which moves every number by the learning rate
-whatever its gradient: the strength is set by the learning rate and not by influence, and only the signs carry
-information. `sgd` keeps the sizes and needs a learning rate of its own. The paper also trains the original with a
-penalty on its gradients: see `GradientNorm`.
+influence function. The paper takes the first step of Adam, which changes every parameter by the learning
+rate whatever its gradient: the strength depends on the learning rate and not on influence, and only the signs carry
+information. `sgd` keeps the magnitudes and needs a learning rate of its own. The paper also trains the original model
+with a penalty on its gradients: see `GradientNorm`.
 """
 
 import math
@@ -31,11 +31,12 @@ class IAU(WeightMethod):
     """One step up the forget set's loss and down the retain set's."""
 
     learning_rate: float = 1e-3
-    """How far each number moves (adam), or the factor of its gradient (sgd)."""
+    """Change of each parameter (adam), or the factor of its gradient (sgd)."""
     step: Literal["adam", "sgd"] = "adam"
-    """adam is a step of one size for every number, in the sign of its gradient; sgd goes by the gradient's size."""
+    """adam: the same step size for every parameter, with the sign of its gradient; sgd: proportional to the
+    gradient."""
     correction: float = 1.0
-    """Weight of the retain set's gradient; 0 drops it, and costs what is to be kept."""
+    """Weight of the retain set's gradient; 0 drops it, which harms the retained."""
 
     def __post_init__(self) -> None:
         if not (0 <= self.learning_rate < math.inf and 0 <= self.correction < math.inf):

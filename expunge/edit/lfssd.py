@@ -1,14 +1,15 @@
-"""Loss-free selective synaptic dampening (Foster et al., 2024, arXiv 2402.19308): SSD that reads no label.
+"""Loss-free selective synaptic dampening (Foster et al., 2024, arXiv 2402.19308): SSD without labels.
 
     I_S = mean over batches B of S of | d/d theta  mean_{x in B} || f_theta(x) ||^2 |,   f = the class scores
     where I_forget > alpha * I_all:   theta <- theta * min(dampening * I_all / I_forget, 1)
 
-The length of the scores goes on having a gradient where the loss no longer has one, so a class that was learnt well can
-be forgotten too. Without an alpha the threshold is that of `ASSD`, a percentile set by the forget set's share of the
-data, which needs no search. On a small convolutional network it does so for most classes, harming next to nothing, and
-for some it forgets next to nothing (docs/results.md): look at the forget accuracy. On a small vision transformer, whose
-last LayerNorm holds the scores to a length, it forgot little where `ASSD` forgot the class. Of a text the rows are
-still those of its answer, but which tokens are the right ones is not read.
+The norm of the scores still has a gradient where the loss has none, so a class that was learnt well can be forgotten
+too. Without an alpha the threshold is that of `ASSD`, a percentile set by the forget set's share of the
+data, which needs no search. On a small convolutional network it works for most classes, with hardly any harm, and for
+some it forgets
+hardly anything (docs/results.md): check the forget accuracy. On a small vision transformer, whose
+last LayerNorm fixes the scores' norm, it forgot little where `ASSD` forgot the class. For a text the rows are
+those of its answer, but the answer's tokens are not read as labels.
 """
 
 import math
@@ -25,15 +26,15 @@ from expunge.events import OnEvent
 
 @dataclass(frozen=True)
 class LFSSD(WeightMethod):
-    """Dampening by the gradient of the scores' length."""
+    """Dampening by the gradient of the scores' norm."""
 
     alpha: float | None = None
-    """How many times more important to the forget set than to all data a number must be to be dampened; None takes the
-    percentile of ASSD."""
+    """How many times more important to the forget set than to all data a parameter must be to be dampened; None takes
+    the percentile of ASSD."""
     dampening: float = 1.0
     """The paper's lambda: smaller forgets harder."""
     batch: int = 64
-    """Examples of which one mean gradient is taken."""
+    """Examples in the mean of one gradient."""
 
     def __post_init__(self) -> None:
         if not ((self.alpha is None or self.alpha >= 0) and 0 <= self.dampening < math.inf and self.batch >= 1):

@@ -1,10 +1,11 @@
-"""Forgetting by negating a task vector (Ilharco et al., 2023, arXiv 2212.04089): away from a copy that has it by heart.
+"""Forgetting by negating a task vector (Ilharco et al., 2023, arXiv 2212.04089): away from a copy that has memorised
+it.
 
     theta <- theta - scale * (theta_over - theta),   theta_over = theta after more training on the forget set
 
 `learn` makes theta_over: any fine-tuning that lowers the forget set's loss. Its default is that of MUSE (all weights,
 AdamW at 1e-5, batches of 32; MUSE goes over the forget set ten times), which hardly moves a small model: there raise
-its learning rate. Nothing holds on to the rest, so choose `scale` on examples that should be kept (MUSE: 5 on News).
+its learning rate. There is no retain term, so choose `scale` on examples that should be retained (MUSE: 5 on News).
 """
 
 import math
@@ -23,23 +24,23 @@ from expunge.notation.parse import parse
 
 @dataclass(frozen=True)
 class Negate(WeightMethod):
-    """One step from the memorised copy through the network to its other side."""
+    """One step from the network, opposite to the direction of more training on the forget set."""
 
     scale: float = 1.0
-    """How far to go, in lengths of the task vector. 0 changes nothing."""
-    # In the notation, as a user would write it: an edit imports no training.
+    """Factor of the task vector. 0 changes nothing."""
+    # In the notation: edits do not import the training code.
     learn: Method = parse(
         "Finetune(objective=-1.0 * Ascent(), adapter=Full(), learning_rate=1e-5, batch=32, retain_batch=1, "
         "stop=Stop(level=None, max_retain_increase=None, every=1000), norms=False)"
     )
-    """Makes the copy that has the forget set by heart. `-1.0 * Ascent()` is the forget set's loss, made small."""
+    """Trains the copy that has memorised the forget set. `-1.0 * Ascent()` is the forget set's loss."""
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.scale):
             raise UsageRefused(f"The `scale` of Negate must be finite. Got {self.scale!r}.")
 
     def change(self, network: Network, request: Request, on_event: OnEvent) -> Model:
-        on_event(Note("Learning the forget set by heart"))
+        on_event(Note("Memorising the forget set"))
         result = network_of(self.learn(network, request).plain(), self.name)
         weights = dict(network.module.named_parameters())
         with torch.no_grad():

@@ -17,7 +17,7 @@ class Allocations(TorchDispatchMode):
     """Adds up the storages of all tensors that are made within the block, by kind."""
 
     def __init__(self, known: Iterable[Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.known = {tensor.untyped_storage()._cdata for tensor in known}
         self.alive: dict[str, float] = {}
         """Bytes that are alive, by kind."""
@@ -39,9 +39,9 @@ class Allocations(TorchDispatchMode):
             self.known.add(storage._cdata)
             self.alive[kind] = self.alive.get(kind, 0.0) + value
             self.peak[kind] = max(self.peak.get(kind, 0.0), self.alive[kind])
-            weakref.finalize(storage, self._gone, storage._cdata, kind, value)
+            weakref.finalize(storage, self._release, storage._cdata, kind, value)
 
-    def _gone(self, key: int, kind: str, value: float) -> None:
+    def _release(self, key: int, kind: str, value: float) -> None:
         self.known.discard(key)
         self.alive[kind] -= value
 

@@ -101,7 +101,8 @@ def _mixes(part: nn.Module) -> bool:
         return True
     if any(feed_forward in name for feed_forward in ("FeedForward", "MLP")):  # RWKV's has a state
         return False
-    return _remembers(type(part)) or any(isinstance(child, nn.Conv1d) for child in part.children())
+    remembers = _remembers(type(part))  # type: ignore[arg-type]  # mypy takes the __hash__ of instances for the class's
+    return remembers or any(isinstance(child, nn.Conv1d) for child in part.children())
 
 
 @cache

@@ -57,7 +57,7 @@ class Slopes:
                 self.moving[name] = parameter
                 # Not a method of `self`, which refers to the fork: a reference cycle would be freed late.
                 added = partial(_record_slope, name, self.begun, self.wide)
-                parameter.register_post_accumulate_grad_hook(added)  # type: ignore[no-untyped-call]
+                parameter.register_post_accumulate_grad_hook(added)
 
     def add(self, examples: Batch, measure: Measure, weight: float = 1.0) -> None:
         """Add `weight` times the gradient of `measure` on `examples`."""
@@ -79,7 +79,7 @@ class Slopes:
             raise RunFailed(f"The loss is NaN or infinite (records {ids}). Check the model's weights.")
         lacking = [parameter for name, parameter in self.moving.items() if name not in had]
         if lacking:
-            value.backward(inputs=lacking)  # type: ignore[no-untyped-call]
+            value.backward(inputs=lacking)
         for begun in self.begun:
             begun.left -= len(part)
         self.begun[:] = [begun for begun in self.begun if begun.left]

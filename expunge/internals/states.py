@@ -90,7 +90,7 @@ class Inside:
     def module(self) -> nn.Module:
         """The layer itself."""
         if isinstance(self.layer, str):
-            named = dict(self.network.module.named_modules())
+            named: dict[str, nn.Module] = dict(self.network.module.named_modules())
             if self.layer not in named:
                 raise UsageRefused(
                     f"There is no layer '{self.layer}' in {type(self.network.module).__name__}. Give one of its "

@@ -152,9 +152,14 @@ class Tracer:
         P*."""
         parts = self.parts()
         kept: list[Tensor] = []
+
+        def keep(made: Tensor) -> Tensor:
+            kept.append(made.clone())
+            return made
+
         with ExitStack() as stack:
             for part in parts:
-                stack.enter_context(_hook_output(part, lambda made: kept.append(made.clone()) or made))
+                stack.enter_context(_hook_output(part, keep))
             self._last(self._tokens(fact, 1))
         noise, found = self._noise(fact), []
         for some in ways.to(self.network.device).split(max(1, ROWS // self.draws)):
@@ -196,10 +201,12 @@ class Tracer:
         module = self.network.module
         # Most architectures can compute class scores of chosen positions only; all of them are costly.
         last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(module.forward).parameters else {}
-        return module(input_ids=tokens, use_cache=False, **last).logits[:, -1]
+        scores: Tensor = module(input_ids=tokens, use_cache=False, **last).logits
+        return scores[:, -1]
 
     def _embedding(self) -> Any:
-        return self.network.module.get_input_embeddings()
+        module: Any = self.network.module
+        return module.get_input_embeddings()
 
     def _noise(self, fact: Fact) -> Float[Tensor, "draws subject width"]:
         weight = self._embedding().weight

@@ -1,4 +1,4 @@
-"""The only training loop: steps down an objective, checks between them, and the best step put back at the end."""
+"""The training loop: steps, checks of the losses between them, and the best step restored at the end."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +41,7 @@ class Loop:
 
     plan: Finetune
     adapted: Adapted
-    """The result. With many processes its parts are trained, and are put together where the whole is looked at."""
+    """The result. With several processes its shards are trained, and gathered where the whole is needed."""
     request: Request
     on_event: OnEvent
     checkpoints: Checkpoints | None
@@ -50,7 +50,7 @@ class Loop:
         self.before = self.adapted.original
         self.now = shard(self.adapted.inner)
         self.reference, self.silenced = silent_reference(self.before, self.now)
-        # What the model said before never changes: each example is read once, not once an epoch.
+        # The original model does not change: it reads each example once, not once an epoch.
         self.known = cache_reference(self.before, self.reference, self.silenced)
         self.moving = self.now.trainable()
         self.kinds: dict[str, Kind] = kinds(self.before.module)
@@ -94,7 +94,7 @@ class Loop:
         return self.adapted
 
     def check(self, step: int, keeper: BestStep) -> str:
-        """Read the losses between two steps; why to stop, or an empty text."""
+        """Compute the losses between two steps. Returns the reason to stop, or an empty string."""
         try:
             return keeper.check(step, ask_parts_together(self.adapted.inner, self.now), self.moving, self.tell)
         except RunFailed as error:
@@ -133,24 +133,24 @@ class Loop:
         return self.adapted.changes()
 
     def gradient(self, step: int, sets: Mapping[str, Batch]) -> dict[str, float]:
-        """A step's gradient and losses, in as many parts as memory needs."""
+        """A step's gradient and losses, in as many micro-batches as memory requires."""
         self.run.step, memory = step, self.run.memory
         while True:
             self.optimizer.zero_grad(set_to_none=True)
-            # A reading that breaks off has told objectives a part of the step already.
+            # An attempt that runs out of memory has already changed the state of objectives.
             self.run.memory = {key: dict(kept) if isinstance(kept, dict) else kept for key, kept in memory.items()}
             try:
-                read = try_in_memory(lambda: self.add_parts(step, sets))
-            except UsageRefused as error:  # an objective that is no mean cannot be read in parts
+                read = try_in_memory(lambda: self.accumulate(step, sets))
+            except UsageRefused as error:  # an objective that is not a mean has no micro-batches
                 if self.parts.at(step) == self.plan.accumulate:
                     raise
-                raise EnvironmentRefused(f"step {step}: out of memory when read at once, and {error}") from error
+                raise EnvironmentRefused(f"step {step}: out of memory with the whole batch, and {error}") from error
             if read is not None:
                 return read[0]
             self.tell(self.parts.double(step, sets))
 
-    def add_parts(self, step: int, sets: Mapping[str, Batch]) -> dict[str, float]:
-        """The losses of a step's parts, added up, and their gradients too."""
+    def accumulate(self, step: int, sets: Mapping[str, Batch]) -> dict[str, float]:
+        """The losses of a step's micro-batches, summed; gradients are accumulated."""
         shares = {name: Share.of(batch) for name, batch in sets.items()}
         total: dict[str, float] = {}
         for each in self.parts.cut(step, sets):
@@ -159,14 +159,14 @@ class Loop:
         return total
 
     def descend(self, step: int, sets: Mapping[str, Batch], shares: Mapping[str, Share]) -> dict[str, float]:
-        """Gradients of one part of a step, added to those of the parts before; its losses."""
+        """Backward of one micro-batch; returns its losses."""
         mine, absent = share_of_step(sets)
         known = share_reference(self.known, sets)
         now = View(self.now, mine, shares, run=self.run, together=self.reads["now"], absent=absent)
         before = View(known, mine, shares, gradients=False, run=self.run, together=self.reads["before"], absent=absent)
         terms = [(weight, term, term(now, before)) for weight, term in self.plan.objective.terms()]
-        loss = sum(weight * value for weight, _, value in terms)
-        # Which sets an objective reads does not depend on what they say, so from now on one call reads them all.
+        loss = cast(Tensor, sum(weight * value for weight, _, value in terms))
+        # An objective reads the same sets in every step, so from now on one forward pass reads them all.
         self.reads = {"now": tuple(now.scores_so_far), "before": tuple(before.scores_so_far)}
         with torch.no_grad():
             values = [
@@ -182,7 +182,7 @@ class Loop:
         return {"loss": added[0], **dict(zip(now.scores_so_far, added[1 + len(terms) :], strict=True))}
 
     def gather(self) -> None:
-        """Put what was trained into the result."""
+        """Copy the trained shards into the result."""
         if self.now is not self.adapted.inner:
             for name, parameter in self.adapted.inner.trainable().items():
                 parameter.data.copy_(gather_full(self.moving[name].detach()))
@@ -196,7 +196,7 @@ class Loop:
         return facts(self.plan, self.before, self.request)
 
     def tensors(self, keeper: BestStep) -> dict[str, Tensor]:
-        """What a checkpoint holds of the run's tensors; those of `moving` are the parameters' own."""
+        """The tensors of a checkpoint; those of the trainable parameters share their storage."""
         made = {f"direction.{layer}": direction for layer, direction in self.norms.directions.items()}
         for name, parameter in self.moving.items():
             slot = self.optimizer.state.get(parameter, {})
@@ -209,16 +209,16 @@ class Loop:
         return made | {"rng": torch.get_rng_state()}
 
     def state(self, keeper: BestStep) -> dict[str, object]:
-        """What a checkpoint holds beside tensors; objectives' tensors are worked out anew from the model before."""
+        """The rest of a checkpoint, as JSON. Tensors of objectives are recomputed from the original model."""
         memory = {key: dict(numbers) for key, numbers in self.run.memory.items() if isinstance(numbers, dict)}
         for numbers in memory.values():
-            if "sum" in numbers:  # each process's part of a step's loss
+            if "sum" in numbers:  # each rank's share of a step's loss
                 numbers["sum"] = float(all_reduce(torch.tensor(numbers["sum"], dtype=torch.float64)))
         made = {"keeper": keeper.numbers(), "reads": self.reads, "memory": memory, "parts": self.parts.since}
         return made | {"events": [event_to_json(event) for event in self.events]}
 
     def resume(self, draw: Batches, keeper: BestStep) -> int:
-        """Take up the run where its newest checkpoint left it; the step that it had taken."""
+        """Continue from the newest checkpoint. Returns its step."""
         assert self.checkpoints
         tensors = self.tensors(keeper)
         done, state, passed = self.checkpoints.read(self.facts, tensors)
@@ -234,7 +234,8 @@ class Loop:
         keeper.take(state["keeper"])
         self.run.memory = state["memory"]
         for numbers in () if is_main() else self.run.memory.values():
-            numbers |= {"sum": 0.0} if "sum" in numbers else {}
+            if isinstance(numbers, dict) and "sum" in numbers:
+                numbers["sum"] = 0.0
         for text in passed:
             self.on_event(Note(f"Passed over: {text}"))
         for line in state["events"]:
@@ -246,9 +247,9 @@ class Loop:
         return done
 
     def reread(self, step: int, sets: Mapping[str, Batch], reads: tuple[str, ...]) -> None:
-        """Ask the model before, where its answers are remembered, in the groups in which a step asked it.
+        """Fill the original model's cache in the same batches as the interrupted run did.
 
-        How examples are grouped decides the last bits of what is said of them.
+        The batch that an example is read in changes the last bits of its answers.
         """
         for each in self.parts.cut(step, sets):
             before = View(self.known, each, gradients=False, together=self.reads["before"])

@@ -1,11 +1,11 @@
-"""Windows of a picture: where they lie, which one its class rests on most, and pictures with a window pasted in."""
+"""Windows of an image: their positions, the one that its class depends on most, and images with a window pasted in."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,16 +17,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 STRIDE = 16 / 224
-"""Distance of two windows that are looked at, in sides of the picture, as published."""
-
-
-@runtime_checkable
-class Pictured(Protocol):
-    """An example that is an image."""
-
-    @property
-    def pixels(self) -> Float[Tensor, "channels height width"]:
-        """The image as the model reads it."""
+"""Stride of windows, in image sides, as published."""
 
 
 @dataclass(frozen=True)
@@ -45,21 +36,21 @@ class Box:
 
     @staticmethod
     def centre(pixels: Tensor, side: float) -> Box:
-        """The window in the middle, `side` times as long as the picture."""
+        """The central window, `side` times as long as the image."""
         high, wide = pixels.shape[-2:]
         height, width = max(1, round(side * high)), max(1, round(side * wide))
         return Box((high - height) // 2, (wide - width) // 2, height, width)
 
     @staticmethod
     def random(pixels: Tensor, side: float, lot: int) -> Box:
-        """One of all windows, by lot."""
+        """One of all windows, chosen by the number `lot`."""
         middle = Box.centre(pixels, side)
         rows, columns = pixels.shape[-2] - middle.height + 1, pixels.shape[-1] - middle.width + 1
         return replace(middle, top=lot % rows, left=lot // rows % columns)
 
     @staticmethod
     def grid(pixels: Tensor, side: float) -> list[Box]:
-        """Windows at even distances, from edge to edge."""
+        """Windows on a regular grid, from edge to edge."""
         middle = Box.centre(pixels, side)
         high, wide = pixels.shape[-2:]
         return [
@@ -76,7 +67,7 @@ def _starts(last: int, stride: int) -> list[int]:
 def decisive_windows(
     network: Network, pictures: Sequence[Any], side: float, blank: Float[Tensor, "channels height width"]
 ) -> list[Box]:
-    """Of each picture the window without which its class is least likely; `blank` is what is shown in its place."""
+    """For each image the window without which its class is least likely; `blank` is shown in its place."""
     boxes = Box.grid(blank, side)
     blanked = ([paste(p, blank, box, "blank") for p in pictures] for box in boxes)
     left = [network.ask(LogProbabilities(), batch).log_probs for batch in blanked]
@@ -86,7 +77,8 @@ def decisive_windows(
 def paste(
     picture: Any, pixels: Float[Tensor, "channels height width"], box: Box, source: str, to: Box | None = None
 ) -> Any:
-    """The picture with the window `box` of other `pixels`, whose name is `source`; at `to`, where that is another."""
+    """The image with the window `box` of other `pixels` pasted in at `to` (default: `box`); `source` identifies
+    those."""
     to = to or box
     made = picture.pixels.clone()
     made[..., *to.inside] = pixels[..., *box.inside]

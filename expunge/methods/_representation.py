@@ -1,4 +1,4 @@
-"""What a network's output layer reads: one vector for each row, whatever the family."""
+"""The input of a network's output layer: one vector for each row, in every family."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def represent(network: Network, batch: Batch) -> Float[Tensor, "rows width"]:
-    """The input of the layer that makes the class scores; of a language model, its last hidden states."""
+    """The input of the layer that computes the class scores; for a language model its last hidden states."""
     last: dict[str, Any] = {}
 
     def note(_layer: nn.Module, given: tuple[Tensor, ...], made: Tensor) -> None:
@@ -29,10 +29,10 @@ def represent(network: Network, batch: Batch) -> Float[Tensor, "rows width"]:
     finally:
         for hook in hooks:
             hook.remove()
-    given = last.get("given")
+    given: Tensor | None = last.get("given")
     if last.get("made") is not predictions.states or given is None or given.dim() != 2:
         raise ModelRefused(
-            f"{type(network.module).__name__} makes its class scores by no linear layer of its own, so it has no one "
-            f"representation of an example. Use a method that reads answers only."
+            f"{type(network.module).__name__} does not compute its class scores by a linear layer of its own, so "
+            f"an example has no single representation. Use a method that reads class scores only."
         )
     return given

@@ -1,7 +1,7 @@
-"""Fine-tuning: moves an adapter's weights down an objective, until the forgetting is enough.
+"""Fine-tuning: trains an adapter on an objective, until the forget set's loss reaches a target.
 
-Forgetting is enough when the forget set's loss has reached that of examples which no model has seen (the holdout
-set), not when it is as high as it will go: a loss far above betrays the forgotten as surely as one far below.
+The target is the loss of examples that no model was trained on (the holdout set), not the highest possible loss: a loss
+far above it reveals the forgotten examples as surely as one far below.
 """
 
 from __future__ import annotations
@@ -39,37 +39,38 @@ class Finetune(WeightMethod):
     """Descent on an objective by AdamW, in an adapter's parameters, in float32."""
 
     objective: Objective = 0.5 * Settle() + RetainNLL() + 3.0 * RetainKL()
-    """What is made small. The default forgets up to the holdout's level and holds on to the retain set by its answers
-    and by what the model said before; docs/log.md tells how it was chosen. The paper's own is GradDiff()."""
+    """The loss. The default moves the forget set to the holdout's level and retains by the retain set's answers and by
+    the
+    original model's distributions; docs/log.md tells how it was chosen. The paper's own is GradDiff()."""
     adapter: Adapter = Bounded()
-    """Which numbers may move."""
+    """Which parameters are trained."""
     learning_rate: float = 3e-4
-    """Step size of AdamW; each parameter moves by about this much in a step."""
+    """Step size of AdamW; each parameter changes by about this much in a step."""
     steps: int = 60
-    """Steps at most; the run ends earlier when it has forgotten enough."""
+    """Most steps; the run ends earlier once `stop` is met."""
     batch: int = 8
-    """Forget examples that a step reads."""
+    """Forget examples in a step."""
     retain_batch: int = 16
-    """Retain examples that a step reads: more of them steady what is held on to."""
+    """Retain examples in a step; more of them make its gradient less noisy."""
     accumulate: int = 1
-    """Parts that a step is read in. Changes memory, not the result."""
+    """Micro-batches in a step (gradient accumulation). Changes memory, not the result."""
     warmup: int = 0
     """Steps over which the learning rate rises to its full value."""
     schedule: Schedule = "constant"
     """How the learning rate falls after the warm-up: constant, linear or cosine, to 0 one step after the last."""
     weight_decay: float = 0.0
-    """Pull of the adapter's parameters to zero (decoupled, as in AdamW)."""
+    """Decoupled weight decay of the trainable parameters."""
     clip: float | None = None
     """Largest norm of a step's gradient. None, since clipping hides whether the method itself is stable."""
     stop: Stop = Stop()
-    """When forgetting is enough, and what it may cost."""
+    """When to stop, and by how much the retain loss may rise."""
     seed: int = 0
     """Fixes the adapter's start and the order of the examples."""
     activations: Activations = "kept"
-    """What a step keeps of each block for backward: kept is all; recomputed is its input alone, for a third more time.
-    Changes memory, not the result."""
+    """Which activations a step saves for backward: kept is all; recomputed is each block's input alone (gradient
+    checkpointing), for a third more time. Changes memory, not the result."""
     norms: bool = True
-    """Whether each step's line tells the size of the change; it costs one pass over the adapted weights."""
+    """Whether each step reports the norms of the update; it costs one pass over the adapted weights."""
 
     resumable: ClassVar[bool] = True
 
@@ -95,7 +96,7 @@ class Finetune(WeightMethod):
             raise UsageRefused(f"Finetune: {'; '.join(wrong)}.")
 
     def change(self, network: Network, request: Request, on_event: OnEvent) -> Adapted:
-        """The network after forgetting, with its adapter; `network` itself is left as it was."""
+        """The trained network with its adapter; `network` itself is not changed."""
         devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(self.seed)
@@ -111,7 +112,7 @@ class Finetune(WeightMethod):
         return replace(self, seed=seed)
 
     @contextmanager
-    def opened(self, network: Network, request: Request) -> Iterator[Network]:
+    def open_for_steps(self, network: Network, request: Request) -> Iterator[Network]:
         """The network as steps find it: with its adapter, and with blocks that keep their activations or do not."""
         adapted = self.adapter(network, request).inner
         with manage_activations(adapted.module, self.activations):
@@ -119,8 +120,8 @@ class Finetune(WeightMethod):
 
     def rehearse(self, model: Model, request: Request, rehearsal: Rehearsal) -> Model:
         few = min(self.steps, rehearsal.most)
-        rehearsal.opened, rehearsal.shared, rehearsal.steps = self.opened, True, self.steps
-        asked, later = self._asked(request, self.steps), self._asked(request, few)
+        rehearsal.opened, rehearsal.shared, rehearsal.steps = self.open_for_steps, True, self.steps
+        asked, later = self._distinct_examples(request, self.steps), self._distinct_examples(request, few)
 
         def on_event(event: Event) -> None:
             if isinstance(event, Checked) and event.step == 0:
@@ -137,7 +138,7 @@ class Finetune(WeightMethod):
         finally:
             rehearsal.times = rehearsal.before = 1.0
 
-    def _asked(self, request: Request, steps: int) -> int:
+    def _distinct_examples(self, request: Request, steps: int) -> int:
         """Examples that so many steps draw, each counted once: of those the model before is asked."""
         sets = ((request.forget, self.batch), (request.retain, self.retain_batch), (request.stand_in, self.batch))
         return sum(min(len(examples), steps * batch) for examples, batch in sets)

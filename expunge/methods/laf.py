@@ -1,16 +1,17 @@
-"""Label-agnostic forgetting (Shen et al., 2024, arXiv 2404.00506): representations are moved, and no label is read.
+"""Label-agnostic forgetting (Shen et al., 2024, arXiv 2404.00506): move hidden representations without reading labels.
 
-    e = what the output layer reads,  e_o = the same before;  h, h_f = two autoencoders of e_o, over all data and over
+    e = the output layer's input,  e_o = the same in the original model;  h, h_f = two autoencoders of e_o, over all
+    data and over
     the forget set;  m(e; h) = ||h(e) - e||^2,  d = 1 - cos(e, e_o)
     L_UE = sum_retain exp(m(e; h) / (m(e; h) + 1)) - sum_forget exp(m(e; h_f) / (m(e; h_f) + 1))
     L_RA = sum_retain log( exp(d) / sum_forget exp(d / tau) )
 
-A pair of batches makes one Adam step down L_UE and one down L_RA. Both are sums over rows, as published, so that of two
-sets the one with the larger batch pulls more. The autoencoders are variational (squared error summed over an example,
+A pair of batches gives one Adam step on L_UE and one on L_RA. Both are sums over rows, as published, so that of two
+sets the one with the larger batch weighs more. The autoencoders are variational (squared error summed over an example,
 plus 0.025 KL, as a mean over the batch; widths 256-128-32-latent-32-128-256, Adam at 1e-3) with a linear output, since
-a sigmoid's cannot reach representations above 1; afterwards they read the mean and draw nothing. The output layer gets
-no gradient and stays as it is. Label-free is not data-free: the retain set's inputs are read. Of a language model each
-answer token's last hidden state is a row; what that token is, is not read, but those before it are.
+a sigmoid's cannot reach representations above 1; afterwards they use the mean and do not sample. The output layer gets
+no gradient and does not change. Label-free is not data-free: the retain set's inputs are read. Of a language model each
+answer token's last hidden state is a row; the token itself is not read, but those before it are.
 
 Published: `extract_rate` 5e-5 and `align_rate` 1e-4 (MNIST, 20 epochs of the forget set) or 1e-5 and 4e-5 (ResNet-18,
 40 epochs), tau 5 to forget examples at random and 20 for a class. On a small network, where an epoch of the forget set
@@ -45,24 +46,24 @@ WIDTHS = (256, 128, 32)
 
 @dataclass(frozen=True)
 class LAF(WeightMethod):
-    """Push forgotten representations off their manifold, and hold the others to where they were."""
+    """Move forgotten representations off their manifold, and keep the others in place."""
 
     steps: int = 140
-    """Pairs of batches; each is one step down either loss."""
+    """Pairs of batches; each is one step on either loss."""
     batch: int = 64
-    """Examples that a step reads of the forget set and of the retain set."""
+    """Forget examples, and retain examples, in a step."""
     extract_rate: float = 5e-4
     """Learning rate of L_UE, which forgets; 0 leaves it out."""
     align_rate: float = 1e-3
-    """Learning rate of L_RA, which holds the retained representations and lets the forgotten ones go; 0 leaves it out.
+    """Learning rate of L_RA, which keeps the retained representations in place, but not the forgotten ones; 0 leaves it
+    out.
     """
     tau: float = 20.0
     """How little a forgotten representation's distance counts against a retained one's; smaller is stronger."""
     latent: int = 8
-    """Numbers that an autoencoder keeps of a representation (published: 8 for MNIST, else 16)."""
+    """Width of an autoencoder's latent (published: 8 for MNIST, else 16)."""
     autoencoder_steps: int = 400
-    """Steps in which each of the two autoencoders is fitted; fitted for longer, they let less be forgotten and harm
-    less."""
+    """Training steps of each of the two autoencoders; with more, less is forgotten and less is harmed."""
     seed: int = 0
     """Fixes the order of the examples and the autoencoders."""
 
@@ -89,7 +90,7 @@ class LAF(WeightMethod):
 
     def change(self, network: Network, request: Request, on_event: OnEvent) -> Model:
         if not request.retain:
-            raise DataRefused("LAF holds the retain set's representations, and the request has none. Give --retain.")
+            raise DataRefused("LAF reads the retain set's representations, and the request has none. Give --retain.")
         devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(self.seed)
@@ -132,7 +133,7 @@ class LAF(WeightMethod):
     def _move(
         self, now: Network, before: Network, common: "_Autoencoder", own: "_Autoencoder", request: Request
     ) -> dict[str, float]:
-        """The steps; the value of both losses at the last."""
+        """Take the steps. Returns the last value of both losses."""
         draw = Batches(request, self.batch, self.batch, self.seed)
         rates = {"extract": self.extract_rate, "align": self.align_rate}
         optimizers = {name: torch.optim.Adam(now.module.parameters(), lr=rate) for name, rate in rates.items()}
@@ -170,13 +171,15 @@ class _Autoencoder(nn.Module):
         drawn = mean + torch.randn_like(mean) * (log_variance / 2).exp()
         error = (self.decoder(drawn) - states).square().sum(1)
         kl = (mean.square() + log_variance.exp() - 1 - log_variance).sum(1) / 2
-        return (error + KL * kl).mean()
+        loss: Tensor = (error + KL * kl).mean()
+        return loss
 
     def off(self, states: Tensor) -> Tensor:
         """exp(m / (m + 1)) of each row: from 1, on the manifold, to e, far off."""
         mean, _ = self.encoder(states).chunk(2, dim=1)
         missed = (self.decoder(mean) - states).square().sum(1)
-        return (missed / (missed + 1)).exp()
+        distance: Tensor = (missed / (missed + 1)).exp()
+        return distance
 
 
 def _layers(*widths: int) -> nn.Sequential:
@@ -188,7 +191,7 @@ def _layers(*widths: int) -> nn.Sequential:
 
 
 def _representations(network: Network, examples: Batch) -> Iterator[Tensor]:
-    """The representations before, a batch at a time."""
+    """The original network's representations, batch by batch."""
     for group in network.batches(examples):
         with torch.no_grad():
             yield represent(network, [examples[k] for k in group]).float()

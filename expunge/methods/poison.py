@@ -1,23 +1,24 @@
-"""Class unlearning by data poisoning (Chang et al., 2024, arXiv 2405.15662): a class is learnt as another one.
+"""Class unlearning by data poisoning (Chang et al., 2024, arXiv 2405.15662): retrain a class under another label.
 
     loss = CE(f(x with a donor's patch), y_donor or a random class) over forget + CE(f(x), y) over retain
 
-Each forgotten picture gets a window of a picture of the donor class, and the donor's label; these stand-ins are then
-trained on beside the retain set. It is removal at the output and should be called that: as published, the last layer
-alone moves, so hidden states tell the class as before (`LinearProbe`), and one pass over the class brings it back
-(`Relearn`). The label does the work, not the patch: without a patch the published figures are as good, with a patch and
-the old label little is forgotten, and where the whole picture is the donor's (`patch=1.0`) the class stays, for nothing
-of it is then learnt.
+Each forget image gets a window of an image of the donor class, and the donor's label; these stand-ins are then trained
+on together with the retain set. It is removal at the output and should be called that: as published, only the last
+layer is trained, so hidden states still separate the class (`LinearProbe`), and one pass over the class brings it back
+(`Relearn`). The effect comes from the label, not from the patch: without a patch the published figures are as good,
+with a patch and the old label little is forgotten, and where the whole image is the donor's (`patch=1.0`) the class
+stays, since nothing of it is trained on.
 
 Published: windows of 64 (located by concept), 96 (centre, random) and 160 of 224 pixels; SGD at 1e-3 with momentum 0.9,
 batches of 32 from both sets together, 15 to 30 epochs. Here `learn` is any fine-tuning, whose objective weighs the two
-means. Published every example weighs alike: weigh the means in the ratio of the sets' sizes (the default: one class of
-ten). Texts have no windows: of them the request's own stand-ins, such as refusals, are learnt.
+means. In the paper every example has the same weight: weigh the means by the ratio of the sets' sizes (the default: one
+class of ten). Texts have no windows: for them the request's own stand-ins, such as refusals, are trained on.
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 import torch
 
@@ -28,7 +29,8 @@ from expunge.core.question import Scores
 from expunge.core.request import Example, Request
 from expunge.errors import DataRefused, UsageRefused
 from expunge.events import Note, OnEvent
-from expunge.methods._patches import Box, Pictured, decisive_windows, paste
+from expunge.internals.examples import Pictured
+from expunge.methods._patches import Box, decisive_windows, paste
 from expunge.methods.finetune import Finetune
 from expunge.methods.stop import Stop
 from expunge.objectives.idk_nll import IdkNLL
@@ -37,19 +39,20 @@ from expunge.objectives.retain_nll import RetainNLL
 
 @dataclass(frozen=True)
 class Poison(WeightMethod):
-    """Learn the forgotten pictures, patched, under another label."""
+    """Train on the forget images, patched, under another label."""
 
     label: Literal["donor", "random", "own"] = "donor"
-    """What the patched pictures are said to be: the donor class, one of the other retained classes by lot, or, as a
-    control, what they were."""
+    """Label of the patched images: the donor class, a random one of the other retained classes, or, as a control, their
+    own."""
     donor: int | None = None
     """Number of the class that patches and labels come from; None takes, for each forgotten class, the retained class
-    that the network finds likeliest beside it."""
+    with the next highest score."""
     patch: float = 96 / 224
-    """Side of the window, in sides of the picture. 0 leaves the picture as it is."""
+    """Side of the window, in image sides. 0 pastes nothing."""
     place: Literal["centre", "random", "located"] = "centre"
-    """Where the window lies; located: where the picture's class is lost most if it is blanked, which reads every
-    picture once for each window."""
+    """Position of the window. located: where blanking it lowers the class's probability most, which reads every image
+    once
+    for each window."""
     learn: Method = Finetune(
         objective=0.1 * IdkNLL() + 0.9 * RetainNLL(),
         adapter=LastLayer(),
@@ -60,7 +63,7 @@ class Poison(WeightMethod):
         stop=Stop(level=None, max_retain_increase=None, every=1000),
         norms=False,
     )
-    """How the stand-ins are learnt. All weights may move too: `adapter=Full()`."""
+    """How the stand-ins are trained on. To train all weights: `adapter=Full()`."""
     seed: int = 0
     """Draws donors, windows and random labels; the order of the examples is `learn`'s."""
 
@@ -81,19 +84,22 @@ class Poison(WeightMethod):
         return self.learn(network, self.make_stand_ins(network, request), on_event).plain()
 
     def make_stand_ins(self, network: Network, request: Request) -> Request:
-        """The request with the patched and relabelled pictures as its stand-ins."""
+        """The request with the patched and relabelled images as its stand-ins."""
         if not request.retain:
             raise DataRefused("Poison takes its donors from the retain set, and the request has none. Give --retain.")
         if not all(isinstance(e, Pictured) for e in (*request.forget, *request.retain)):
             if not request.stand_in:
-                raise DataRefused("Poison patches pictures; of texts it needs what to say instead. Give --stand-in.")
+                raise DataRefused(
+                    "Poison patches images; for texts it needs other answers to train on. Give --stand-in."
+                )
             return request
         kinds = _Kinds.of(request)
         chosen = kinds.donors(network, request) if self.donor is None else self._named_donor(kinds)
-        donors = [kinds.one_of(chosen[e.label], self._lot(e, "donor")) for e in request.forget]  # type: ignore[attr-defined]
+        forget = cast(Sequence[Pictured], request.forget)
+        donors = [kinds.one_of(chosen[e.label], self._lot(e, "donor")) for e in forget]
         patched = self._patch(network, request, donors) if self.patch else request.forget
         labels = [self._label(e, donor, kinds) for e, donor in zip(request.forget, donors, strict=True)]
-        return replace(request, stand_in=tuple(replace(p, label=k) for p, k in zip(patched, labels, strict=True)))  # type: ignore[type-var]
+        return replace(request, stand_in=tuple(replace(p, label=k) for p, k in zip(patched, labels, strict=True)))
 
     def _named_donor(self, kinds: "_Kinds") -> dict[int, int]:
         if self.donor not in kinds.retained or self.donor in kinds.forgotten:
@@ -104,7 +110,7 @@ class Poison(WeightMethod):
         return dict.fromkeys(kinds.forgotten, self.donor)
 
     def _patch(self, network: Network, request: Request, donors: list[Any]) -> list[Any]:
-        """The forget pictures, each with a window of its donor."""
+        """The forget images, each with a window of its donor."""
         forget: Any = request.forget
         if self.place == "located":
             retain: Any = request.retain
@@ -122,10 +128,11 @@ class Poison(WeightMethod):
     def _label(self, example: Any, donor: Any, kinds: "_Kinds") -> int:
         others = [kind for kind in kinds.retained if kind != example.label]
         drawn = others[self._lot(example, "label") % len(others)]
-        return {"donor": donor.label, "random": drawn, "own": example.label}[self.label]
+        labels: dict[str, int] = {"donor": donor.label, "random": drawn, "own": example.label}
+        return labels[self.label]
 
     def _lot(self, example: Example, what: str) -> int:
-        """A number that hangs on the example alone, whatever its place in the set."""
+        """A random number that depends on the example alone, not on its place in the set."""
         return int(hashlib.sha256(f"{self.seed}:{what}:{example.record_digest()}".encode()).hexdigest()[:15], 16)
 
 
@@ -135,13 +142,13 @@ class _Kinds:
 
     forgotten: tuple[int, ...]
     retained: dict[int, tuple[Any, ...]]
-    """Pictures of each class of the retain set, in an order of their own."""
+    """Images of each class of the retain set, sorted by digest."""
 
     @staticmethod
     def of(request: Request) -> "_Kinds":
         retain: Any = sorted(request.retain, key=lambda example: example.record_digest())
         numbers = sorted({e.label for e in retain})
-        forgotten = tuple(sorted({e.label for e in request.forget}))  # type: ignore[attr-defined]
+        forgotten = tuple(sorted({e.label for e in cast(Sequence[Pictured], request.forget)}))
         kinds = _Kinds(forgotten, {k: tuple(e for e in retain if e.label == k) for k in numbers})
         alone = [k for k in forgotten if not set(numbers) - {k}]
         if alone:
@@ -149,13 +156,13 @@ class _Kinds:
         return kinds
 
     def one_of(self, kind: int, lot: int) -> Any:
-        """A picture of the class, by lot."""
+        """An image of the class, chosen by the number `lot`."""
         return self.retained[kind][lot % len(self.retained[kind])]
 
     def donors(self, network: Network, request: Request) -> dict[int, int]:
-        """For each forgotten class the retained class that the network finds likeliest beside it."""
+        """For each forgotten class the retained class with the highest mean score on its images."""
         forget: Any = request.forget
-        total = dict.fromkeys(self.forgotten, 0.0)
+        total = {label: torch.zeros((), dtype=torch.float64) for label in self.forgotten}
         with torch.inference_mode():
             for group in network.batches(forget):
                 predictions = network.ask(Scores(), [forget[k] for k in group])

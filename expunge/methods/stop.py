@@ -1,4 +1,4 @@
-"""When forgetting is enough, what it may cost, and which step is kept."""
+"""When a run stops, and by how much the retain loss may rise."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ from expunge.train.best_step import BestStep, loss, sample
 
 @dataclass(frozen=True)
 class Stop:
-    """The run ends when every forget example is about at `level` and the retain loss has risen by at most `budget`.
+    """The run ends when the forget examples are at `level` and the retain loss has risen by `max_retain_increase` at
+    most.
 
-    Each example counts for itself: a mean alone is reached by overshooting on some while others are known as before.
+    Shortfalls are measured example by example: a mean can reach the level by overshooting on some examples while others
+    are known as before.
     """
 
     level: float | str | None = "holdout"
     """Loss for each row, in nats, that the forget examples must reach: a number, 'holdout' for the mean of the holdout
     set before the run (no level where there is none), or None to take every step."""
     slack: float = 0.25
-    """Nats by which the forget examples may fall short of the level, on average; those beyond it count as at it."""
+    """Mean shortfall of the forget examples that still passes, in nats; an example beyond the level has none."""
     max_retain_increase: float | None = 0.1
-    """How many nats the retain loss may rise; None for any."""
+    """By how many nats the retain loss may rise; None: without a limit."""
     every: int = 5
     """Steps between two checks. Each reads at most 64 examples of either set, without gradients."""
 
@@ -41,14 +43,14 @@ class Stop:
             )
 
     def watch(self, before: Model, request: Request) -> BestStep:
-        """What watches one run; reads the level from the model before it."""
+        """The state of one run; computes the level with the original model."""
         level, source = self.level, "given"
         if level == "holdout":
             level, source = (loss(before, request.holdout), "holdout") if request.holdout else (None, "none")
         assert not isinstance(level, str)
         if level is not None and not math.isfinite(level):
             raise RunFailed(
-                "The model's loss on the holdout set is NaN or infinite, so it is no level. Mend the model."
+                "The model's loss on the holdout set is NaN or infinite, so it is no level. Check the model's weights."
             )
         return BestStep(
             level, self.slack, source, self.max_retain_increase, sample(request.forget), sample(request.retain)

@@ -1,9 +1,9 @@
-"""Greedy continuations of many sequences side by side.
+"""Batched greedy decoding.
 
-What the sequences begin with in common is read once, as a tree (see `tree.py`), and each sequence takes its keys and
-values from it, into memory that has room for all that it will write. A step of writing then reads every weight once
-for all of them; who has ended leaves the batch. What is written is the highest-scoring token at each place, nothing
-else: no sampling, no penalty, no forced token.
+Prefixes that sequences share are prefilled once, as a tree (see `prefix_tree.py`), and each sequence copies its keys
+and
+values from it into a preallocated cache. Finished sequences leave the batch. The token with the highest score is taken
+at each position: no sampling, no penalties, no forced tokens.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     from expunge.primitives.class_scores import Head
 
 WRITES = 128
-"""Continuations that are written side by side at most. A product of 16 rows runs at a third of the rate of one of 128
-on a CPU; beyond that little is gained."""
+"""Largest batch. A matrix product of 16 rows runs at a third of the rate of one of 128 on a CPU; beyond that little is
+gained."""
 
 SPACE = {"cpu": 1 << 30, "cuda": 1 << 33}
-"""Bytes that keys and values of the continuations written side by side may take."""
+"""Largest size of a batch's keys and values, in bytes."""
 
 
 def ends(module: Any) -> frozenset[int]:
-    """The tokens that end what is written."""
+    """The end-of-sequence tokens."""
     for config in (getattr(module, "generation_config", None), module.config.get_text_config()):
         end = getattr(config, "eos_token_id", None)
         if end is not None:
@@ -38,7 +38,7 @@ def ends(module: Any) -> frozenset[int]:
 
 
 def side_by_side(module: Any, longest: int) -> int:
-    """How many sequences of `longest` tokens, the written ones included, may be written at one time."""
+    """Batch size for sequences of `longest` tokens, generated ones included."""
     space = SPACE.get(module.get_input_embeddings().weight.device.type, SPACE["cpu"])
     return max(1, min(WRITES, space // (cache_bytes(module) * longest)))
 
@@ -53,9 +53,9 @@ def cache_bytes(module: Any) -> int:
 
 
 def greedy(network: LanguageModel, begun: Sequence[Sequence[int]], most: Sequence[int]) -> list[list[int]]:
-    """What comes after each of `begun`: at most so many tokens as `most` says of it, up to an end with it.
+    """The continuation of each of `begun`, of at most `most` tokens each, up to and including an end token.
 
-    Only for a network that reads trees of the length of the longest of `begun`.
+    Only for a network that reads prefix trees as long as the longest of `begun`.
     """
     continuations: list[list[int]] = [[] for _ in begun]
     alive = [k for k, many in enumerate(most) if many > 0]
@@ -79,7 +79,7 @@ def greedy(network: LanguageModel, begun: Sequence[Sequence[int]], most: Sequenc
             if not stay:
                 return continuations
             if len(stay) < len(alive):
-                taken = _moved_up(stay)
+                taken = _compact(stay)
                 for layer in cache.layers:
                     layer.keep(taken)
                 alive = [alive[row] for row in taken]
@@ -97,21 +97,21 @@ def greedy(network: LanguageModel, begun: Sequence[Sequence[int]], most: Sequenc
             place = place + 1
 
 
-def _moved_up(stay: Sequence[int]) -> list[int]:
-    """The rows that stay, in such an order that all but the last few lie where they lay."""
+def _compact(stay: Sequence[int]) -> list[int]:
+    """The rows that stay, in an order in which most keep their place, so that few are copied."""
     there = set(stay)
     late = iter([row for row in reversed(stay) if row >= len(stay)])
     return [row if row in there else next(late) for row in range(len(stay))]
 
 
 def _read(network: LanguageModel, sequences: Sequence[Sequence[int]], more: int) -> tuple[Any, Tensor]:
-    """The keys and values of each sequence, padded on the left, with room for `more`; the scores of what comes next."""
+    """A cache of each sequence, padded on the left, with room for `more` tokens; and the scores of the next token."""
     from transformers import DynamicCache
 
     from expunge.models.kv_cache import PreallocatedLayer
 
     tree = Tree.of(sequences)
-    cache = DynamicCache()
+    cache: Any = DynamicCache()
     states, head = network.states(**network.inputs(tree), past_key_values=cache, use_cache=True)
     last = torch.tensor([path[-1] for path in tree.paths], device=states.device)
     longest = max(map(len, sequences))
@@ -131,7 +131,7 @@ def _scores(states: Tensor, head: Head | None) -> Tensor:
 
 
 def generate(network: LanguageModel, begun: Sequence[Sequence[int]], most: Sequence[int]) -> list[list[int]]:
-    """The same by transformers' own loop, for architectures that read no trees: all are read, padded on the left."""
+    """The same by transformers' `generate`, for architectures that cannot read prefix trees."""
     continuations: list[list[int]] = [[] for _ in begun]
     alive = [k for k, many in enumerate(most) if many > 0]
     if not alive:

@@ -39,7 +39,7 @@ class Packed:
     def dtype(self) -> torch.dtype:
         """What `dtype="auto"` makes of it in transformers: float32, but for the few architectures that it reads by its
         own means, which keep the file's precision where the file holds numbers and no blocks."""
-        from transformers.integrations.gguf import is_gguf_arch_supported
+        from transformers.integrations.gguf import is_gguf_arch_supported  # type: ignore[attr-defined]
 
         if not is_gguf_arch_supported(self.architecture) or not set(self.kinds) <= set(PLAIN):
             return torch.float32
@@ -74,7 +74,7 @@ class Packed:
         return total
 
 
-def packed(path: Path) -> Packed:
+def read_packed(path: Path) -> Packed:
     """What the header of the GGUF file at `path` says."""
     try:
         from gguf import GGUFReader

@@ -1,6 +1,6 @@
-"""Hidden states after one block of a transformer, read by a hook that ends the pass there.
+"""Hidden states after one block of a transformer, read by a hook that stops the forward pass there.
 
-Nothing above the block is computed, so nothing above it has a gradient either, and no activations are kept for it.
+Later blocks do not run, so they get no gradient and store no activations.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from expunge.internals.blocks import blocks
 
 
 class UpToBlock(nn.Module):
-    """A transformer up to one of its blocks, whose states it gives where the whole would give class scores."""
+    """A transformer up to one of its blocks, whose hidden states it returns as `logits`."""
 
     def __init__(self, module: nn.Module, question: HiddenStates) -> None:
         super().__init__()
@@ -24,10 +24,10 @@ class UpToBlock(nn.Module):
         if not found:
             raise ModelRefused(
                 f"{type(module).__name__} has no transformer blocks, so no hidden states to read. "
-                f"Use an objective that reads answers only."
+                f"Use an objective without hidden states."
             )
         self.module = module
-        self.last = [found[question.block(len(found))]]  # in a list: it is no second child of this module
+        self.last = [found[question.block(len(found))]]  # a list registers no submodule
 
     def forward(self, **inputs: Any) -> SimpleNamespace:
         hook = self.last[0].register_forward_hook(_stop)
@@ -37,14 +37,10 @@ class UpToBlock(nn.Module):
             return SimpleNamespace(logits=reached.states)
         finally:
             hook.remove()
-        raise ModelRefused(f"{type(self.module).__name__} did not run the block whose states were asked for.")
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The embedding of the whole."""
-        return self.module.get_input_embeddings()
+        raise ModelRefused(f"{type(self.module).__name__} did not run the block whose hidden states are wanted.")
 
 
-class _Reached(Exception):  # noqa: N818 (it is no error: it ends a pass)
+class _Reached(Exception):  # noqa: N818 (not an error: it stops a forward pass)
     def __init__(self, states: Tensor) -> None:
         self.states = states
 

@@ -1,4 +1,4 @@
-"""Keys and values of what is being written, in memory that takes all that will come without being moved."""
+"""A preallocated key-value cache for decoding."""
 
 from __future__ import annotations
 
@@ -10,25 +10,27 @@ from transformers.cache_utils import DynamicLayer
 
 
 class PreallocatedLayer(DynamicLayer):
-    """As transformers' own layer of a cache, which copies all that is there for each token."""
+    """Like transformers' `DynamicLayer`, which copies the whole cache at each token; this one never reallocates."""
 
     def __init__(self, keys: Tensor, values: Tensor, more: int) -> None:
-        """Of keys and values [rows, heads, length, width], with room for `more` tokens of each row."""
-        super().__init__()
+        """From keys and values [rows, heads, length, width], with room for `more` tokens in each row."""
+        super().__init__()  # type: ignore[no-untyped-call]
         self.lazy_initialization(keys, values)
         self.length = keys.shape[2]
         self.whole = [_with_room(part, more) for part in (keys, values)]
         self._show()
 
-    def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Take in the next tokens' [rows, heads, new, width]; all that is there now."""
-        start, self.length = self.length, self.length + keys.shape[2]
-        for whole, new in zip(self.whole, (keys, values), strict=True):
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Append the next tokens' [rows, heads, new, width]; returns all keys and values."""
+        start, self.length = self.length, self.length + key_states.shape[2]
+        for whole, new in zip(self.whole, (key_states, value_states), strict=True):
             whole[:, :, start : self.length] = new
         return self._show()
 
     def keep(self, rows: Sequence[int]) -> None:
-        """These rows alone, in this order. One that stays where it lies is not copied; no other may lie in its way."""
+        """Keep only these rows, in this order. Rows whose place does not change are not copied. A row may only move to
+        a
+        place that none of the kept rows has."""
         for place, row in enumerate(rows):
             if place != row:
                 for whole in self.whole:

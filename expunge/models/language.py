@@ -7,16 +7,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from expunge.core.family import Family
 from expunge.core.model import Network, answers
 from expunge.core.predictions import Hidden, Predictions, RouterScores, weights_of
 from expunge.core.question import HiddenStates, Routes, Scores, Text
 from expunge.errors import ModelRefused
+from expunge.internals.examples import Tokenized
+from expunge.models._family import Family
 from expunge.models.decoding import ends, generate, greedy, side_by_side
 from expunge.models.hidden import UpToBlock
 from expunge.models.prefix_tree import Layout, Tree, pack, pieces
@@ -30,30 +31,33 @@ if TYPE_CHECKING:
     from expunge.core.model import Batch
 
 ROOM = {"cpu": 1024, "cuda": 8192}
-"""Nodes of a tree (or tokens of padded rows) that a call reads at most, where no gradient is wanted."""
+"""Most tokens in one forward pass without gradients: nodes of a prefix tree, or tokens of padded rows."""
 
 LARGEST = 4096
-"""Tokens of the longest text that is read as a tree's path (a mask of 64 MB)."""
+"""Longest text, in tokens, that is read as a path of a prefix tree (its mask has 64 MB)."""
 
 
 @dataclass(frozen=True)
 class LanguageModel(Network):
-    """A decoder with its tokenizer."""
+    """A causal language model with its tokenizer."""
 
     family: ClassVar[str] = "language"
+    module: Any
+    """A transformers model, or the part of one that is read; it is called with `input_ids` and gives `logits`."""
     tokenizer: Any = field(repr=False)
     trees: int = 0
-    """Tokens of the longest sequence that is rightly read as a path of a tree (0: none); probed when it is loaded."""
+    """Longest sequence, in tokens, that the architecture reads correctly as a path of a prefix tree; 0: it cannot.
+    Probed when the model is loaded."""
     headed: bool = False
-    """Whether class scores are the output matrix times the last hidden state, and nothing more; probed too."""
-    room: int = 0
+    """Whether class scores are just the output matrix times the last hidden state; probed too."""
+    most: int = 0
     """Nodes of a tree, or tokens of padded rows, that a call without gradients reads at most; 0: by the device."""
 
     @staticmethod
     def load(source: Source, device: str = "cpu", storage_device: str | None = None) -> LanguageModel:
-        """Weights in float32 for a CPU, in their own precision else; never remote code, never a pickle.
+        """Weights in float32 for a CPU, else in the precision of the file; never remote code, never pickle.
 
-        They lie on the device, or on the one that `lies` names.
+        They are put on `storage_device` where one is given, else on `device`.
         """
         from transformers import AutoModelForCausalLM
 
@@ -62,14 +66,14 @@ class LanguageModel(Network):
 
     @staticmethod
     def of(module: Any, tokenizer: Any) -> LanguageModel:
-        """A network from parts that are already in memory."""
+        """From a module and a tokenizer in memory."""
         module.config.use_cache = False
         headed = ends_in_head(module)
         return LanguageModel(module, tokenizer, reads_trees(module), headed)
 
     @property
     def longest(self) -> int:
-        """Tokens that the model reads at most."""
+        """The longest input, in tokens."""
         text = self.module.config.get_text_config()
         return int(getattr(text, "max_position_embeddings", 0) or 2048)
 
@@ -79,7 +83,7 @@ class LanguageModel(Network):
         return int(self.module.get_input_embeddings().weight.shape[0])
 
     @answers(Scores)
-    def _scores(self, _question: Scores, batch: Batch) -> Predictions:
+    def _scores(self, _question: Scores, batch: Sequence[Tokenized]) -> Predictions:
         states, row, head = self._read([example.tokens for example in batch], [e.first for e in batch])
         labels = [token for example in batch for token in example.tokens[example.first :]]
         owner = [k for k, example in enumerate(batch) for _ in range(example.rows)]
@@ -99,7 +103,7 @@ class LanguageModel(Network):
         return Hidden(said.labels, said.example, said.examples, None, said.states, weights=said.weights)
 
     @answers(Routes)
-    def _routes(self, question: Routes, batch: Batch) -> RouterScores:
+    def _routes(self, question: Routes, batch: Sequence[Tokenized]) -> RouterScores:
         routing = UpToRouter(self.module, question.layer)
         reader = replace(self, module=routing, headed=False)
         states, row, _ = reader._read([example.tokens for example in batch], [1] * len(batch))
@@ -118,14 +122,14 @@ class LanguageModel(Network):
         )
 
     def batches(self, examples: Batch) -> Iterator[list[int]]:
-        sequences = [example.tokens for example in examples]
-        room = self.room or ROOM.get(self.device.type, ROOM["cpu"])
+        sequences = _sequences(examples)
+        most = self.most or ROOM.get(self.device.type, ROOM["cpu"])
         if self.trees:
-            yield from pack(sequences, room)
+            yield from pack(sequences, most)
             return
         group: list[int] = []
         for index in sorted(range(len(sequences)), key=lambda k: len(sequences[k])):
-            if group and (len(group) + 1) * len(sequences[index]) > room:
+            if group and (len(group) + 1) * len(sequences[index]) > most:
                 yield group
                 group = []
             group.append(index)
@@ -133,12 +137,12 @@ class LanguageModel(Network):
             yield group
 
     @answers(Text)
-    def _text(self, question: Text, prompts: Batch) -> list[str]:
-        """Greedy continuations, written side by side; what is known to be written is read with the prompt."""
+    def _text(self, question: Text, prompts: Sequence[Tokenized]) -> list[str]:
+        """Batched greedy decoding. Tokens that are known to be generated are prefilled with the prompt."""
         stop, max_new_tokens = ends(self.module), question.max_new_tokens
         begun: list[tuple[int, ...]] = []
         for prompt, known in zip(prompts, question.begun or [0] * len(prompts), strict=True):
-            # Where a lead stands between the prompt and the answer, the answer's rows are not what is written.
+            # With a lead between prompt and answer, the answer does not follow the prompt.
             rows = min(known, max_new_tokens) if prompt.tokens[: prompt.first] == prompt.prompt_tokens else 0
             answer = prompt.tokens[prompt.first : prompt.first + rows]
             end = next((place + 1 for place, token in enumerate(answer) if token in stop), len(answer))
@@ -166,7 +170,7 @@ class LanguageModel(Network):
         return replace(self, trees=0)
 
     def head(self) -> Head | None:
-        """The output embedding, where nothing comes after it."""
+        """The output embedding, where class scores are its product with the hidden state and nothing more."""
         matrix = self.module.get_output_embeddings()
         return Head(matrix.weight, matrix.bias).detach() if self.headed else None
 
@@ -180,24 +184,25 @@ class LanguageModel(Network):
 
     def save(self, folder: Path) -> None:
         refuse_adapted(self.module)
-        self.module.config.use_cache = True  # the folder is for serving, where the cache is wanted
+        self.module.config.use_cache = True  # for serving, where the KV cache is used
         try:
             self.module.save_pretrained(folder, safe_serialization=True)
         finally:
             self.module.config.use_cache = False
         self.tokenizer.save_pretrained(folder)
         for path in folder.iterdir():
-            path.chmod(0o644)  # safetensors writes through a temporary file that only its owner may read
+            path.chmod(0o644)  # safetensors writes a temporary file that only its owner may read
 
     def _read(self, sequences: Sequence[Sequence[int]], firsts: Sequence[int]) -> tuple[Tensor, Tensor, Head | None]:
-        """Last states (or class scores) of some positions; for each labelled row the one that predicts it; the head."""
+        """Last hidden states (or class scores) of some positions, the index among them for each labelled row, and the
+        head."""
         if self.trees and max(map(len, sequences)) <= self.trees:
             return self._read_tree(Tree.of(sequences), firsts)
         return self._read_padded(sequences, firsts)
 
     def layout(self, batch: Batch, device: str) -> Layout:
         """How one forward pass on a device of that kind would read a batch."""
-        sequences = [example.tokens for example in batch]
+        sequences = _sequences(batch)
         longest = max(map(len, sequences))
         if not self.trees or longest > self.trees:
             return Layout(len(sequences), longest)
@@ -205,7 +210,7 @@ class LanguageModel(Network):
         return Layout(1, len(ends), tuple(pieces(ends, most_on(device))))
 
     def inputs(self, tree: Tree) -> dict[str, Tensor]:
-        """What the module is called with to read a tree."""
+        """The module's arguments for reading a prefix tree."""
         return {
             "input_ids": tree.tokens.to(self.device),
             "position_ids": tree.depth.to(self.device),
@@ -236,13 +241,17 @@ class LanguageModel(Network):
         return states.flatten(0, 1), torch.tensor(at, device=self.device), head
 
     def states(self, **inputs: Any) -> tuple[Tensor, Head | None]:
-        """What the output matrix reads at every position, and that matrix; or the class scores themselves."""
+        """Last hidden states of every position and the output matrix; or class scores and None."""
         inputs.setdefault("use_cache", False)
         if not self.headed:
             return self.module(**inputs).logits, None
-        with _passing(self.module.get_output_embeddings()) as matrix:
+        with _bypass(self.module.get_output_embeddings()) as matrix:
             states = self.module(**inputs).logits
         return states, Head(matrix.weight, matrix.bias)
+
+
+def _sequences(batch: Batch) -> list[tuple[int, ...]]:
+    return [example.tokens for example in cast(Sequence[Tokenized], batch)]
 
 
 def load_tokenizer(source: Source) -> Any:
@@ -252,14 +261,14 @@ def load_tokenizer(source: Source) -> Any:
     gguf = {"gguf_file": source.gguf} if source.gguf else {}
     try:
         return AutoTokenizer.from_pretrained(**source.arguments, **gguf)
-    except Exception as error:  # each tokenizer class fails in its own way on a torn file
+    except Exception as error:  # each tokenizer class fails in its own way on a damaged file
         raise ModelRefused(f"{source.name}: its tokenizer could not be loaded ({type(error).__name__}).") from error
 
 
 @contextmanager
-def _passing(matrix: nn.Linear) -> Iterator[nn.Linear]:
-    """The output matrix hands on what it is given, so that unlabelled rows never meet it."""
-    matrix.forward = lambda states: states  # type: ignore[method-assign]
+def _bypass(matrix: nn.Linear) -> Iterator[nn.Linear]:
+    """Within the block the output layer returns its input, so that scores of unlabelled rows are never computed."""
+    matrix.forward = lambda states: states  # type: ignore[assignment, method-assign]
     try:
         yield matrix
     finally:
@@ -267,23 +276,24 @@ def _passing(matrix: nn.Linear) -> Iterator[nn.Linear]:
 
 
 def ends_in_head(module: Any) -> bool:
-    """Whether the class scores are the output matrix times what it reads: no cap, scale or slice comes after it."""
+    """Whether class scores are the output matrix times its input: no soft cap, scale or slice follows."""
     matrix = module.get_output_embeddings()
     if type(matrix) is not nn.Linear:
         return False
     tokens = torch.arange(min(5, module.config.get_text_config().vocab_size), device=matrix.weight.device)[None]
     with torch.inference_mode():
         plain = module(input_ids=tokens, use_cache=False).logits
-        with _passing(matrix):
+        with _bypass(matrix):
             states = module(input_ids=tokens, use_cache=False).logits
         return states.shape[-1] == matrix.in_features and torch.equal(matrix(states).to(plain.dtype), plain)
 
 
 def reads_trees(module: Any) -> int:
-    """The longest sequence that is answered as a path of a tree as it is alone: 0 where a probe of three paths is not.
+    """The longest sequence, in tokens, whose answers in a prefix tree equal those alone; 0 where a probe of three
+    sequences fails.
 
-    Architectures with an attention of their own (Falcon's, GPT-Neo's local layers) are read in padded batches. What a
-    node sees replaces the window of local attention, so no path may outgrow one.
+    Architectures with their own attention function (Falcon's, GPT-Neo's local layers) are read in padded batches. The
+    tree's mask replaces that of sliding-window attention, so no path may be longer than a window.
     """
     text = module.config.get_text_config()
     window = getattr(text, "sliding_window", None) or getattr(text, "window_size", None) or LARGEST

@@ -8,9 +8,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from expunge.core.family import Family
 from expunge.core.model import Model, Network
 from expunge.errors import EnvironmentRefused, ModelRefused, UsageRefused
+from expunge.models._family import Family
 from expunge.models.source import config_of, locate
 from expunge.primitives.composed_files import FILE, open_parts
 from expunge.runtime.atomic_files import check_inside
@@ -20,8 +20,8 @@ def open_model(text: str | Path, device: str = "cpu", storage_device: str | None
     """The model in a folder, a GGUF file, or at a hub id (`org/name@revision`).
 
     A folder may hold a transformers model, or what `save` of any other model wrote: a guarded network, an ensemble.
-    Read for `device`, it lies there, or where `lies` says: on the host, for processes that will hold a part each.
-    Raises `ModelRefused` where it is of no known family, or not what its manifest says.
+    The weights are put on `device`, or on `storage_device`: on the host, for processes that will hold a shard each.
+    Raises `ModelRefused` where the architecture is of no known family, or a file differs from its manifest.
     """
     if (Path(text) / FILE).is_file():
         check_inside(Path(text))
@@ -36,7 +36,7 @@ def open_network(text: str, device: str = "cpu", storage_device: str | None = No
     if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
         raise UsageRefused(f"--device '{device}' is not known. Allowed: cpu, cuda, cuda:0, ...")
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise EnvironmentRefused("No CUDA device is to be had here. Use --device cpu.")
+        raise EnvironmentRefused("There is no CUDA device here. Use --device cpu.")
     source = locate(text)
     if source.local:
         check_inside(Path(source.name))
@@ -46,7 +46,7 @@ def open_network(text: str, device: str = "cpu", storage_device: str | None = No
 
 @cache
 def families() -> tuple[Family, ...]:
-    """The family of each file of this folder that has one, by name."""
+    """The `FAMILY` of each file of this folder that defines one, by file name."""
     found = []
     for path in sorted(Path(__file__).parent.glob("*.py")):
         if "\nFAMILY = " in path.read_text(encoding="utf-8"):
@@ -55,7 +55,7 @@ def families() -> tuple[Family, ...]:
 
 
 def family_of(config: Any, text: str) -> Family:
-    """The family of the architecture that a configuration names; `text` is what the user called the model."""
+    """The family of a configuration's architecture; `text` is the model as the user typed it."""
     for family in families():
         if family.has(config):
             return family

@@ -1,12 +1,12 @@
-"""A batch of token sequences as a tree, so that a shared beginning is read once and nothing is padded.
+"""A batch of token sequences as a tree of their prefixes: a shared prefix is read once, and nothing is padded.
 
-Chat templates open every example with the same words, and the options of one question share its whole prompt. Each
-distinct beginning becomes one node; a node attends to its ancestors only, and its position is its depth. A causal
+Chat templates start every example with the same tokens, and the options of one question share its whole prompt. Each
+distinct prefix becomes one node; a node attends to its ancestors only, and its position is its depth. A causal
 transformer that takes its positions and mask from its caller answers for each node exactly as if the node's sequence
 had been read alone, gradients included.
 
-The nodes lie in one row, each before its children and its whole subtree before its next sibling. So one number for each
-node, the place where its subtree ends, says who sees whom, and attention is worked out piece by piece (`attention.py`).
+The nodes form one row, in depth-first order. So one number for each node, the index where its subtree ends, defines the
+mask, and attention is computed piece by piece (`tree_attention.py`).
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Tree:
-    """The distinct beginnings of some sequences; several roots where they have no token in common."""
+    """The distinct prefixes of some sequences; several roots where they have no first token in common."""
 
     tokens: Int[Tensor, "1 nodes"]
     depth: Int[Tensor, "1 nodes"]
     ends: Int[Tensor, "1 1 1 nodes"]
-    """Node i sees node j if and only if j <= i < ends[j]."""
+    """Node i attends to node j if and only if j <= i < ends[j]."""
     paths: tuple[tuple[int, ...], ...]
     """The nodes of each sequence, in the order of its tokens."""
 
@@ -60,14 +60,14 @@ class Tree:
 
 @dataclass(frozen=True)
 class Piece:
-    """Nodes next to each other whose attention is worked out at once."""
+    """Neighbouring nodes whose attention is computed in one call."""
 
     start: int
     stop: int
     above: tuple[int, ...] = ()
-    """The pieces, by their place, that hold what the nodes see beside each other."""
+    """Indices of the other pieces that these nodes attend to."""
     path: bool = False
-    """Whether each node sees all those before it, as the tokens of one sequence do."""
+    """Whether each node attends to all before it in the piece, as in one causal sequence."""
 
     @property
     def size(self) -> int:
@@ -76,10 +76,10 @@ class Piece:
 
 
 def pieces(ends: Sequence[int], most: int) -> list[Piece]:
-    """All nodes of a tree in pieces of whole subtrees that have at most `most` nodes together.
+    """All nodes of a tree, in pieces of whole subtrees with at most `most` nodes together.
 
-    Of a larger subtree the path from its root to where it forks is a piece, which those after it see; a path that never
-    forks is one piece, however long.
+    Of a larger subtree the path from its root to its first fork is a piece, which those below it attend to; a path
+    without a fork is one piece, however long.
     """
     made: list[Piece] = []
     waiting: list[tuple[int, int, tuple[int, ...]]] = [(0, len(ends), ())]
@@ -104,7 +104,7 @@ def pieces(ends: Sequence[int], most: int) -> list[Piece]:
 
 
 def pairs(cut: Sequence[Piece]) -> int:
-    """Pairs of a node and one that it may see, as attention works them out."""
+    """Pairs of query and key that attention computes."""
     return sum(piece.size * (piece.size + sum(cut[k].size for k in piece.above)) for piece in cut)
 
 
@@ -130,15 +130,16 @@ class Layout:
         return pairs(self.cut) if self.cut else self.trees * self.nodes**2
 
 
-def pack(sequences: Sequence[Sequence[int]], room: int) -> list[list[int]]:
-    """Indices of `sequences` in groups whose trees have at most `room` nodes, neighbours in sorted order together."""
+def pack(sequences: Sequence[Sequence[int]], most: int) -> list[list[int]]:
+    """Indices of `sequences` in groups whose trees have at most `most` nodes; neighbours in sorted order stay
+    together."""
     groups: list[list[int]] = []
     used = 0
     before: Sequence[int] = ()
     for index in _sort_order(sequences):
         own = sequences[index]
         added = len(own) - _common_length(before, own)
-        if not groups or used + added > room:
+        if not groups or used + added > most:
             groups.append([])
             used, added = 0, len(own)
         used += added
@@ -152,7 +153,7 @@ def _sort_order(sequences: Sequence[Sequence[int]]) -> list[int]:
 
 
 def _common_length(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens two sequences begin with in common."""
+    """Length of the prefix that two sequences share."""
     count = 0
     for a, b in zip(one, other, strict=False):
         if a != b:

@@ -1,6 +1,6 @@
-"""What the routers of a mixture of experts say, read by hooks that end the pass at the last router asked.
+"""Router probabilities of a mixture of experts, read by hooks that stop the forward pass after the last router needed.
 
-Nothing above that router is run, so nothing above it has a gradient either.
+Later layers do not run, so they get no gradient.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from expunge.primitives.class_scores import widen
 
 
 class UpToRouter(nn.Module):
-    """A mixture of experts up to a router, whose scores it gives where the whole would give class scores.
+    """A mixture of experts up to a router, whose probabilities it returns as `logits`.
 
-    They come as [1, tokens, 2, layers, experts]: first the probabilities, then 1 where the expert is among the top K.
+    Their shape is [1, tokens, 2, layers, experts]: first the probabilities, then 1 where the expert is among the top K.
     """
 
     def __init__(self, module: nn.Module, layer: int | None) -> None:
@@ -31,7 +31,7 @@ class UpToRouter(nn.Module):
             raise UsageRefused(f"The `layer` must be a block with experts: {numbers}. Got {layer!r}.")
         self.module = module
         self.layers = tuple(found) if layer is None else (layer,)
-        self.gates = [found[number].gate for number in self.layers]  # in a list: they are no second children
+        self.gates = [found[number].gate for number in self.layers]  # a list registers no submodule
 
     def forward(self, **inputs: Any) -> SimpleNamespace:
         outputs: list[tuple[Tensor, Tensor]] = []
@@ -39,23 +39,19 @@ class UpToRouter(nn.Module):
         try:
             self.module(**inputs)
         except _AllRoutersRead:
-            # Not in the hook: a block that is recomputed for backward has none, and must come by the same tensors.
+            # Not in the hook: a block that is recomputed for backward has no hook, and must save the same tensors.
             return SimpleNamespace(logits=torch.stack([_read(*one) for one in outputs], -2)[None])
         finally:
             for hook in hooks:
                 hook.remove()
-        raise ModelRefused(f"{type(self.module).__name__} did not run the routers that were asked.")
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The embedding of the whole."""
-        return self.module.get_input_embeddings()
+        raise ModelRefused(f"{type(self.module).__name__} did not run the routers that are wanted.")
 
     def _listen(self, outputs: list[tuple[Tensor, Tensor]]) -> Callable[..., None]:
         def hook(gate: nn.Module, _inputs: tuple[Any, ...], made: Any) -> None:
             if not (isinstance(made, tuple) and len(made) == 3):
                 raise ModelRefused(
-                    f"{type(gate).__name__} does not say scores, weights and indices as the routers of Mixtral, OLMoE "
-                    f"and Qwen-MoE do, so it cannot be read. Use adapter=Full(), and no Anchor()."
+                    f"{type(gate).__name__} does not return scores, weights and indices as the routers of Mixtral, "
+                    f"OLMoE and Qwen-MoE do, so it cannot be read. Use adapter=Full(), and no Anchor()."
                 )
             outputs.append((made[0], made[2]))
             if len(outputs) == len(self.gates):
@@ -70,5 +66,5 @@ def _read(scores: Tensor, indices: Tensor) -> Tensor:
     return torch.stack([probabilities, torch.zeros_like(probabilities).scatter(-1, indices, 1.0)], -2)
 
 
-class _AllRoutersRead(Exception):  # noqa: N818 (it is no error: it ends a pass)
+class _AllRoutersRead(Exception):  # noqa: N818 (not an error: it stops a forward pass)
     pass

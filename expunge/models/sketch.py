@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from expunge.core.model import Batch
 from expunge.core.predictions import Rows
 from expunge.errors import ModelRefused
+from expunge.internals.examples import Tokenized
 from expunge.internals.mixtures import mixtures
 from expunge.models.language import LanguageModel
 from expunge.models.open import family_of
@@ -114,18 +116,19 @@ TOKENS, ROWS, WORDS = 5, 3, 250
 
 def shorten(example: Any) -> Any:
     """A text with few tokens, all of them in the narrow vocabulary; an image as it is."""
-    if not hasattr(example, "tokens"):
+    if not isinstance(example, Tokenized):
         return example
     tokens = tuple(token % WORDS for token in (example.tokens * TOKENS)[-TOKENS:])
-    return replace(example, tokens=tokens, first=TOKENS - ROWS)
+    text: Any = example
+    return replace(text, tokens=tokens, first=TOKENS - ROWS)
 
 
 def lengthen(reply: Rows, batch: Batch, classes: int) -> Rows:
     """A reply about shortened texts as one about all their rows: each row stands for some, and no two are equal."""
     each = len(reply.labels) // len(batch)
-    labels = [e.tokens[e.first if each == ROWS else 1 :] for e in batch]  # type: ignore[attr-defined]
+    labels = [e.tokens[e.first if each == ROWS else 1 :] for e in cast(Sequence[Tokenized], batch)]
     index = torch.tensor([k * each + row % each for k, own in enumerate(labels) for row in range(len(own))])
-    tensors = {name: tensor[index] for name, tensor in reply.tensors().items()}
+    tensors: dict[str, Any] = {name: tensor[index] for name, tensor in reply.tensors().items()}
     tensors["labels"] = torch.tensor([token % classes for own in labels for token in own])
     tensors["states"] = tensors["states"] + 0.01 * torch.randn_like(tensors["states"])
     return replace(reply, example=torch.tensor([k for k, own in enumerate(labels) for _ in own]), **tensors)

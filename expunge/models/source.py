@@ -18,7 +18,7 @@ REVISION = re.compile(r"[\w./-]{1,128}")
 
 @dataclass(frozen=True)
 class Source:
-    """A model's place: `name` is a folder or a hub id, `gguf` the file in that folder where it is one."""
+    """Where a model is: `name` is a folder or a hub id, `gguf` a file in that folder."""
 
     name: str
     revision: str | None = None
@@ -26,12 +26,12 @@ class Source:
 
     @property
     def local(self) -> bool:
-        """Whether it lies on this machine's disk."""
+        """Whether it is on this machine's disk."""
         return Path(self.name).is_dir()
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """What every `from_pretrained` gets: never remote code."""
+        """Arguments of every `from_pretrained` call: never remote code."""
         given: dict[str, Any] = {"pretrained_model_name_or_path": self.name, "trust_remote_code": False}
         if self.revision:
             given["revision"] = self.revision
@@ -65,7 +65,7 @@ def _too_long(path: Path) -> bool:
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a model folder with remote code, pickled weights, or files that point out of it."""
+    """Refuse a model folder with remote code, pickled weights, or links that lead out of it."""
     if not (folder / "config.json").is_file() and any(folder.glob("*.gguf")):
         raise ModelRefused(f"{folder}: holds GGUF files, of which one must be named. Give {folder}/FILE.gguf.")
     for config in _nested_configs(read_json(folder / "config.json")):
@@ -99,7 +99,7 @@ def _check_weights(folder: Path) -> None:
             raise ModelRefused(f"{index}: names no shards. Fetch it again.")
         outside = sorted(name for name in shards if not re.fullmatch(r"[^/\\]+\.safetensors", name))
         if outside:
-            raise ModelRefused(f"{index}: names '{outside[0]}', which is no plain .safetensors file. Mend the index.")
+            raise ModelRefused(f"{index}: names '{outside[0]}', which is no plain .safetensors file. Fix the index.")
         missing = sorted(name for name in shards if not (folder / name).is_file())
         if missing:
             raise ModelRefused(f"{folder}: shards are missing: {', '.join(missing)}. Fetch them.")
@@ -136,7 +136,7 @@ def config_of(source: Source) -> Any:
         _look_up(source)
     try:
         config = AutoConfig.from_pretrained(**source.arguments, **gguf)
-    except Exception as error:  # a configuration is a stranger's, and each class checks it in its own way
+    except Exception as error:  # configurations are third-party files, and each class checks them in its own way
         raise ModelRefused(_reason(source, error)) from error
     if getattr(config, "auto_map", None):
         raise ModelRefused(f"{source.name}: asks for code of its own (auto_map), which is never run.")
@@ -147,9 +147,9 @@ def config_of(source: Source) -> Any:
 
 
 def _look_up(source: Source) -> None:
-    """Ask the hub once for a name without a slash, which may well be a folder's with a slip of the pen.
+    """Look a name without a slash up on the hub once: it is likely to be a mistyped folder.
 
-    transformers would ask again and again for half a minute.
+    transformers would retry for half a minute.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 
@@ -157,7 +157,7 @@ def _look_up(source: Source) -> None:
         return
     try:
         get_hf_file_metadata(hf_hub_url(source.name, "config.json", revision=source.revision))
-    except Exception as error:  # whatever the way to the hub, or the hub, says
+    except Exception as error:  # network errors and HTTP errors alike
         raise ModelRefused(
             f"{source.name}: there is no such folder here, and the hub has no such model or was not reached "
             f"({type(error).__name__}). Give a folder, or a hub id such as org/name."
@@ -165,7 +165,7 @@ def _look_up(source: Source) -> None:
 
 
 def refuse_adapted(module: Any) -> Any:
-    """`module`, refused where an adapter is still in it: what was written would not load without one."""
+    """`module`; raises `UsageRefused` where an adapter is still in it, since the saved folder would not load."""
     inside = (getattr(part, "parametrizations", None) for part in module.modules())
     if hasattr(module, "peft_config") or any(each is not None for each in inside):
         raise UsageRefused("This network still has its adapter. Save adapter.merge(network).")
@@ -182,10 +182,10 @@ def load_module(source: Source, auto: Any, dtype: Any) -> Any:
         kind = {"gguf_file": source.gguf, "quantization_config": GgufConfig(dequantize=True)}
     try:
         module, info = auto.from_pretrained(**source.arguments, dtype=dtype, output_loading_info=True, **kind)
-    except Exception as error:  # safetensors, for one, raises a class of its own for a torn file
+    except Exception as error:  # safetensors has an error class of its own
         raise ModelRefused(_reason(source, error)) from error
     missing = sorted(info["missing_keys"])
-    if missing:  # transformers fills them with random numbers
+    if missing:  # transformers would initialise them at random
         raise ModelRefused(f"{source.name}: {len(missing)} tensors are missing ({missing[0]}, ...). Fetch it again.")
     broken = [name for name, p in module.named_parameters() if not torch.isfinite(p).all()]
     if broken:
@@ -233,7 +233,7 @@ def _header(path: Path) -> dict[str, Any]:
 
 
 def config_text(config: Any) -> str:
-    """A configuration as text, without what no answer depends on."""
+    """A configuration as text, without the keys that no answer depends on."""
     passing = ("_name_or_path", "transformers_version", "use_cache")
     facts = {} if config is None else {k: v for k, v in config.to_dict().items() if k not in passing}
     return json.dumps(facts, sort_keys=True, default=str)

@@ -1,8 +1,8 @@
-"""Attention over the nodes of a tree (see `tree.py`): each piece of the tree looks at itself and at what lies above it.
+"""Attention over the nodes of a prefix tree (see `prefix_tree.py`): each piece attends to itself and to its ancestors.
 
-A row of N nodes has N^2 pairs, of which few are an ancestor and its descendant: of 40 records side by side about one in
-40. Cut into pieces, attention costs about what it costs for the records one by one. transformers lets an attention
-function be registered under a name; ours hands on whatever is not a tree to the function that was there before.
+A row of N nodes has N^2 pairs, of which few are an ancestor and its descendant: with 40 records about one in 40. In
+pieces, attention costs about as much as for the records one by one. It is registered with transformers'
+`AttentionInterface` under a name of its own, and hands on any input that is not a tree to the original function.
 """
 
 from __future__ import annotations
@@ -20,32 +20,33 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from expunge.models.prefix_tree import Piece, pieces
 
 MOST = {"cpu": 128, "cuda": 512}
-"""Nodes of a piece at most, where it may be cut: a GPU does a large square sooner than many small ones."""
+"""Most nodes of a piece that can be split: a GPU computes one large square faster than many small ones."""
 
 NAMES = {"sdpa": "expunge_sdpa", "eager": "expunge_eager"}
-"""What a module's attention is called, and what it is called once it knows trees."""
+"""Names of attention implementations, and of their versions for trees."""
 
 
 @dataclass(frozen=True)
 class Cut:
-    """The pieces of a tree, and what each of them may see."""
+    """The pieces of a tree, and the attention mask of each."""
 
     pieces: Sequence[Piece]
     masks: dict[tuple[torch.dtype, bool], list[Tensor | None]] = field(default_factory=dict)
 
 
 _cuts: Any = WeakTensorKeyDictionary()
-"""The pieces of each tree that is being read, found by the ends of its subtrees. All layers are given the same tensor;
-a copy of it is cut anew."""
+"""The pieces of each tree that is being read, by the tensor of its subtrees' ends. All layers get the same tensor; for
+a
+copy of it the pieces are computed again."""
 
 
 def with_trees(module: Any) -> bool:
-    """Let the attention of `module` read trees; False where the architecture brings one of its own."""
+    """Let the attention of `module` read trees; False where the architecture has an attention function of its own."""
     return _switch_attention(module, NAMES)
 
 
 def without_trees(module: Any) -> None:
-    """Give `module` back the attention that it came with."""
+    """Restore the original attention of `module`."""
     _switch_attention(module, {ours: theirs for theirs, ours in NAMES.items()})
 
 
@@ -75,8 +76,8 @@ def _sdpa(module: Any, *given: Any, **settings: Any) -> tuple[Tensor, Any]:
 
 
 def _eager(module: Any, *given: Any, **settings: Any) -> tuple[Tensor, Any]:
-    # Every architecture writes its own, with the caps and sinks that it needs, under one name.
-    theirs = sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[attr-defined]
+    # Every architecture defines its own, with its soft caps and sinks, under this name.
+    theirs = sys.modules[type(module).__module__].eager_attention_forward
     return attend(theirs, False, module, *given, **settings)
 
 
@@ -90,9 +91,9 @@ def attend(
     attention_mask: Tensor | None,
     **settings: Any,
 ) -> tuple[Tensor, Any]:
-    """What `theirs` says of each piece of a tree; of anything else what it says of the whole.
+    """The output of `theirs` for each piece of a tree; for other inputs its output for the whole.
 
-    `causal`: whether it needs no mask for a sequence, and is then about twice as fast.
+    `causal`: whether it needs no mask for a plain sequence, which is about twice as fast.
     """
     if attention_mask is None or attention_mask.dtype != torch.int64 or attention_mask.dim() != 4:
         return theirs(module, query, key, value, attention_mask, **settings)
@@ -110,19 +111,19 @@ def attend(
 
 
 def cut_of(ends: Tensor) -> Cut:
-    """The pieces of the tree whose subtrees end there."""
+    """The pieces of the tree with these subtree ends."""
     if ends not in _cuts:
         _cuts[ends] = Cut(pieces(ends.flatten().tolist(), most_on(ends.device.type)))
     return _cuts[ends]  # type: ignore[no-any-return]
 
 
 def most_on(device: str) -> int:
-    """Nodes of a piece at most, on a kind of device."""
+    """Most nodes of a piece on a type of device."""
     return MOST.get(device, MOST["cpu"])
 
 
 def masks_of(ends: Tensor, dtype: torch.dtype, causal: bool) -> list[Tensor | None]:
-    """For each piece of a tree, what is added to its attention scores; where `causal`, None for a sequence alone."""
+    """The additive attention mask of each piece; where `causal`, None for a plain sequence."""
     cut = cut_of(ends)
     if (dtype, causal) not in cut.masks:
         cut.masks[dtype, causal] = [
@@ -133,14 +134,14 @@ def masks_of(ends: Tensor, dtype: torch.dtype, causal: bool) -> list[Tensor | No
 
 
 def set_pieces(ends: Tensor, cut: Sequence[Piece]) -> None:
-    """Say beforehand how a tree is cut, for tensors that have a size and no contents."""
+    """Set the pieces of a tree beforehand, for meta tensors, whose values cannot be read."""
     _cuts[ends] = Cut(cut)
 
 
 def _mask(cut: Sequence[Piece], place: int, ends: Tensor, dtype: torch.dtype) -> Tensor:
-    """What is added to a piece's scores: 0 where a node may look, the lowest number elsewhere; [1, 1, nodes, seen]."""
+    """A piece's additive mask: 0 where a node attends, the lowest number elsewhere; [1, 1, nodes, keys]."""
     there = torch.cat([torch.arange(cut[k].start, cut[k].stop, device=ends.device) for k in (*cut[place].above, place)])
     own = there[-cut[place].size :, None]
-    sees = (there <= own) & (own < ends.flatten()[there])
-    shut = torch.full(sees.shape, torch.finfo(dtype).min, dtype=dtype, device=ends.device)
-    return shut.masked_fill_(sees, 0.0)[None, None]
+    visible = (there <= own) & (own < ends.flatten()[there])
+    mask = torch.full(visible.shape, torch.finfo(dtype).min, dtype=dtype, device=ends.device)
+    return mask.masked_fill_(visible, 0.0)[None, None]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from expunge.core.family import Family
 from expunge.core.model import Network, answers
 from expunge.core.predictions import Hidden, Predictions, weights_of
 from expunge.core.question import HiddenStates, Scores
 from expunge.errors import EnvironmentRefused, ModelRefused
+from expunge.internals.examples import Pictured
+from expunge.models._family import Family
 from expunge.models.hidden import UpToBlock
 from expunge.models.prefix_tree import Layout
 from expunge.models.source import Source, config_of, config_text, load_module, refuse_adapted
@@ -24,25 +25,27 @@ if TYPE_CHECKING:
     from expunge.core.model import Batch
 
 AT_ONCE = 128
-"""Images that a call reads at most."""
+"""Most images in one forward pass."""
 
 
 @dataclass(frozen=True)
 class ImageClassifier(Network):
     """A classifier (ViT, DeiT, ResNet, ...) with its image processor.
 
-    The module stays in evaluation mode, in training too: BatchNorm's running statistics never move, so what a ResNet
-    learns or forgets is in its weights alone, and an image's answer does not depend on its neighbours in the batch.
+    The module stays in evaluation mode, in training too: BatchNorm's running statistics do not change, so what a ResNet
+    learns or forgets is in its weights alone, and an image's answer does not depend on the rest of its batch.
     """
 
     family: ClassVar[str] = "vision"
+    module: Any
+    """A transformers model; it is called with `pixel_values` and gives `logits`."""
     processor: Any = field(repr=False)
 
     @staticmethod
     def load(source: Source, device: str = "cpu", storage_device: str | None = None) -> ImageClassifier:
-        """Weights in float32 for a CPU, in their own precision else; never remote code, never a pickle.
+        """Weights in float32 for a CPU, else in the precision of the file; never remote code, never pickle.
 
-        They lie on the device, or on the one that `lies` names.
+        They are put on `storage_device` where one is given, else on `device`.
         """
         from transformers import AutoModelForImageClassification
 
@@ -55,41 +58,41 @@ class ImageClassifier(Network):
 
     @staticmethod
     def of(module: Any, processor: Any) -> ImageClassifier:
-        """A network from parts that are already in memory."""
+        """From a module and a processor in memory."""
         return ImageClassifier(module.eval(), processor)
 
     @property
     def classes(self) -> dict[str, int]:
-        """The number of each class by its name; a name that stands twice (ImageNet's cranes) gets its number added."""
+        """The number of each class by its name; a name that occurs twice (ImageNet's cranes) gets its number added."""
         names = {int(number): str(name) for number, name in self.module.config.id2label.items()}
         count = Counter(names.values())
         return {name if count[name] == 1 else f"{name} ({number})": number for number, name in sorted(names.items())}
 
     @property
     def channels(self) -> int:
-        """Colours that the model reads: 3, or 1 for grey."""
+        """Colour channels that the model reads: 3, or 1 for grey."""
         config = self.module.config
         return int(getattr(getattr(config, "vision_config", config), "num_channels", 3))
 
     @answers(Scores)
-    def _scores(self, _question: Scores, batch: Batch) -> Predictions:
+    def _scores(self, _question: Scores, batch: Sequence[Pictured]) -> Predictions:
         logits = self._read(self.module, batch)
         return Predictions(*_rows(batch, logits.device), weights=weights_of(batch), states=logits)
 
     @answers(HiddenStates)
-    def _hidden_states(self, question: HiddenStates, batch: Batch) -> Hidden:
-        """The class token's states, where the last layer reads an image's class."""
+    def _hidden_states(self, question: HiddenStates, batch: Sequence[Pictured]) -> Hidden:
+        """Hidden states of the class token."""
         below = UpToBlock(self.module, question)
         if not any(name.endswith("cls_token") for name, _ in self.module.named_parameters()):
             raise ModelRefused(
-                f"{type(self.module).__name__} has no class token, so no one hidden state of an image. "
-                f"Use an objective that reads answers only."
+                f"{type(self.module).__name__} has no class token, so an image has no single hidden state. "
+                f"Use an objective without hidden states."
             )
         states = self._read(below, batch)[:, 0]
         return Hidden(*_rows(batch, states.device), weights=weights_of(batch), states=states)
 
-    def _read(self, module: nn.Module, batch: Batch) -> Tensor:
-        """What the module, or its part up to a block, makes of the images."""
+    def _read(self, module: nn.Module, batch: Sequence[Pictured]) -> Tensor:
+        """Output of the module, or of its part up to a block, for the images."""
         weights = next(self.module.parameters())
         pixels = torch.stack([example.pixels for example in batch]).to(weights.device, weights.dtype)
         logits: Tensor = module(pixel_values=pixels).logits
@@ -112,7 +115,8 @@ class ImageClassifier(Network):
 
 
 def load_processor(source: Source) -> Any:
-    """The model's own image processor, on Pillow: torchvision resizes a little otherwise, and need not be there."""
+    """The model's own image processor, on Pillow: torchvision resizes slightly differently, and need not be
+    installed."""
     try:
         import PIL  # noqa: F401  an extra: only images need it
         from transformers import AutoImageProcessor
@@ -120,31 +124,33 @@ def load_processor(source: Source) -> Any:
         raise EnvironmentRefused("Image models need Pillow: pip install 'expunge[vision]'.") from error
     try:
         return AutoImageProcessor.from_pretrained(**source.arguments, backend="pil")
-    except Exception as error:  # each processor class fails in its own way on a torn file
+    except Exception as error:  # each processor class fails in its own way on a damaged file
         raise ModelRefused(
             f"{source.name}: its image processor could not be loaded ({type(error).__name__}). "
-            f"A preprocessor_config.json must lie beside the weights."
+            f"A preprocessor_config.json must be beside the weights."
         ) from error
 
 
-def _rows(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, int, None]:
-    """A row for each image: labels, owners, how many, and no larger step that they would be a part of."""
+def _rows(batch: Sequence[Pictured], device: torch.device) -> tuple[Tensor, Tensor, int, None]:
+    """The first fields of `Rows`: labels, owner of each row, number of examples, and no share."""
     labels = torch.tensor([example.label for example in batch], device=device)
     return labels, torch.arange(len(batch), device=device), len(batch), None
 
 
 def _refuse_other_tasks(source: Source) -> None:
-    """Refuse what is no classifier: transformers would give it a head of random numbers and only warn."""
+    """Refuse models that are not classifiers: transformers would add a random head and only warn."""
     config = config_of(source)
-    made = (config.architectures or ["ForImageClassification"])[0]
-    if "ForImageClassification" not in made:
-        raise ModelRefused(f"{source.name}: is a {made}, which has no image classes. Give a ...ForImageClassification.")
+    architecture = (config.architectures or ["ForImageClassification"])[0]
+    if "ForImageClassification" not in architecture:
+        raise ModelRefused(
+            f"{source.name}: is a {architecture}, which has no image classes. Give a ...ForImageClassification."
+        )
     if config.problem_type not in (None, "single_label_classification") or config.num_labels < 2:
         raise ModelRefused(f"{source.name}: does not give each image one class out of several. Give one that does.")
 
 
 def _refuse_misfit(source: Source, network: ImageClassifier) -> None:
-    """Refuse a model that does not read what its processor makes; one blank image shows it."""
+    """Refuse a model that cannot read its processor's output; a blank image shows it."""
     from PIL import Image
 
     blank = Image.new({1: "L", 3: "RGB"}.get(network.channels, "RGB"), (48, 32))
@@ -162,7 +168,7 @@ def _refuse_misfit(source: Source, network: ImageClassifier) -> None:
         ) from error
     if classes != len(network.classes):
         raise ModelRefused(
-            f"{source.name}: scores {classes} classes but names {len(network.classes)}. Mend config.json."
+            f"{source.name}: scores {classes} classes but names {len(network.classes)}. Fix config.json."
         )
 
 
@@ -181,7 +187,7 @@ class Vision(Family):
 
         named = list(config.architectures or [])
         if named:
-            return any(self.endings[0] in name for name in named)  # some go on: ...ForImageClassificationWithTeacher
+            return any(self.endings[0] in name for name in named)  # some continue: ...ForImageClassificationWithTeacher
         return config.model_type in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
     def open(self, source: Source, device: str, storage_device: str | None) -> ImageClassifier:

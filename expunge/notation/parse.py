@@ -3,7 +3,7 @@
     Finetune(objective=Ascent() + 2.0 * RetainNLL(), adapter=Bounded(map='sine', rank=8), steps=40)
 
 Names, literals, keyword calls, + and * are read; nothing else, and nothing is evaluated. The files of the plug-in
-folders are the registry: `objectives/npo.py` defines `NPO`. A plug-in of somebody else's is `package.module:Class`.
+folders are the registry: `objectives/npo.py` defines `NPO`. A plug-in of another package is `package.module:Class`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from expunge.errors import UsageRefused
 
 LONGEST_QUOTE = 200
-"""Letters of a text that a refusal repeats at most."""
+"""Most characters of the input that an error repeats."""
 
 FOLDERS = (
     *("adapters", "objectives", "methods", "edit", "exact", "guard", "attack"),
@@ -32,7 +32,7 @@ FOLDERS = (
 )
 ROOT = Path(__file__).parent.parent
 NEEDS = ("forget", "retain", "stand_in", "reference", "hidden", "experts")
-"""What an objective can need, in the order in which it is told."""
+"""What an objective can need, in the order of listings."""
 QUOTED = r"""('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
 
 
@@ -76,7 +76,7 @@ def plugins(root: Path = ROOT) -> tuple[Plugin, ...]:
 
 
 def _read_metadata(tree: ast.Module, name: str, root: Path) -> dict[str, Any]:
-    """`needs` and `intention` of the class `name`; for a function those of the plug-ins that it puts together."""
+    """`needs` and `intention` of the class `name`; for a function those of the plug-ins that it combines."""
     made = next(n for n in tree.body if isinstance(n, (ast.ClassDef, ast.FunctionDef)) and n.name == name)
     if isinstance(made, ast.ClassDef):
         lines = {ast.unparse(node.target): node.value for node in made.body if isinstance(node, ast.AnnAssign)}
@@ -118,7 +118,7 @@ def foreign(reference: str) -> object:
     module, name = reference.split(":")
     try:
         made = getattr(importlib.import_module(module), name)
-    except Exception as error:  # a stranger's module fails in any way it likes
+    except Exception as error:  # a third party's module can fail in any way
         reason = f"{type(error).__name__}: {error}"
         absent = isinstance(error, ModuleNotFoundError)
         advice = " Install it, or set PYTHONPATH to the folder that holds it." if absent else ""
@@ -128,7 +128,7 @@ def foreign(reference: str) -> object:
     return made
 
 
-def parse(text: str) -> object:
+def parse(text: str) -> Any:
     """The object that `text` describes. Raises `UsageRefused` where it says anything but names, values, + and *."""
     pieces = re.split(QUOTED, text)
     references: dict[str, str] = {}
@@ -145,7 +145,7 @@ def parse(text: str) -> object:
             warnings.simplefilter("ignore", DeprecationWarning)
             tree = ast.parse("".join(pieces).strip().replace("\n", " "), mode="eval")
         made = _Reader(references).read(tree.body)
-        repr(made)  # what cannot be printed cannot be reported: too long a sum, for one
+        repr(made)  # what has no `repr` cannot be reported, such as too long a sum
         return made
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         shown = ascii(text)[1:-1] if not text.isprintable() else text
@@ -154,7 +154,7 @@ def parse(text: str) -> object:
 
 
 def check_names(text: str) -> None:
-    """Refuse a text that names no plug-in, importing none, so that a slip of the pen is answered at once."""
+    """Refuse a text that names no plug-in, importing none, so that a typo is answered at once."""
     bare = re.sub(QUOTED, "", text)
     known = {squash(p.name) for p in plugins()}
     for name in re.findall(r"(?<![\w.:])([A-Za-z_]\w*)\s*(?=[(,+*]|$)", bare):
@@ -272,8 +272,8 @@ def _spell_type(hint: Any) -> str:
 
 
 def write(made: object) -> str:
-    """The text that `parse` reads back: `repr`, save that a plug-in of somebody else's is named by its module."""
-    from expunge.core.objective import Multiple, Sum  # brings torch, which listing plug-ins must not
+    """The text that `parse` reads back: `repr`, except that a plug-in of another package is named with its module."""
+    from expunge.core.objective import Multiple, Sum  # imports torch, which listing plug-ins must not
 
     if isinstance(made, Sum):
         return " + ".join(map(write, made.parts))

@@ -24,7 +24,7 @@ PLAIN: dict[Any, tuple[str, str]] = {
     str: ("string", "a text"),
     NoneType: ("null", "null"),
 }
-"""Types that stand for themselves: their names in JSON Schema, and in a refusal."""
+"""Plain types: their names in JSON Schema, and in an error."""
 
 
 class MisfitError(ValueError):
@@ -34,7 +34,8 @@ class MisfitError(ValueError):
 def to_json(value: Any) -> Any:
     """A dataclass, or what it holds, as JSON's own types."""
     if is_dataclass(value):
-        return {each.name: to_json(getattr(value, each.name)) for each in _written(type(value))}
+        known = _json_fields(type(value))  # type: ignore[arg-type]  # mypy takes the __hash__ of instances for the class's
+        return {each.name: to_json(getattr(value, each.name)) for each in known}
     if isinstance(value, Mapping):
         return {key: to_json(inner) for key, inner in value.items()}
     return [to_json(inner) for inner in value] if isinstance(value, list | tuple) else value
@@ -56,7 +57,7 @@ def event_from_json(line: object, at: str = "") -> Event:
     kind = known.get(line["kind"]) if isinstance(line, dict) and isinstance(line.get("kind"), str) else None
     if kind is None or not isinstance(line, dict):
         raise MisfitError(f"{_under(at, 'kind')} must be one of {', '.join(known)}")
-    return from_json(cast(type[Event], kind), {key: inner for key, inner in line.items() if key != "kind"}, at)
+    return from_json(kind, {key: inner for key, inner in line.items() if key != "kind"}, at)
 
 
 def schema(kind: type) -> dict[str, Any]:
@@ -122,7 +123,7 @@ def _tuple(kinds: tuple[Any, ...], value: object, at: str) -> object:
 
 def _dataclass(kind: type, value: object, at: str) -> object:
     _must_be(isinstance(value, dict), at, "an object")
-    given, known = cast(dict[str, Any], value), {each.name: each for each in _written(kind)}
+    given, known = cast(dict[str, Any], value), {each.name: each for each in _json_fields(kind)}
     for name in given:
         if name not in known:
             raise MisfitError(f"{_under(at, name[:40])} is not known")
@@ -143,7 +144,7 @@ def _under(at: str, name: str) -> str:
 
 
 @cache
-def _written(kind: type) -> tuple[Field[Any], ...]:
+def _json_fields(kind: type) -> tuple[Field[Any], ...]:
     return tuple(each for each in fields(kind) if each.metadata.get("json", True))
 
 
@@ -165,7 +166,7 @@ def _describe(kind: Any, known: dict[str, Any]) -> dict[str, Any]:
     if is_dataclass(kind):
         name = cast(type, kind).__name__
         if name not in known:
-            known[name] = {}  # a type may hold itself
+            known[name] = {}  # a type may contain itself
             known[name] |= _object(cast(type, kind), known)
         return {"$ref": f"#/$defs/{name}"}
     origin, inner = get_origin(kind), get_args(kind)
@@ -187,7 +188,7 @@ def _object(kind: type, known: dict[str, Any]) -> dict[str, Any]:
     return {
         "type": "object",
         "description": (kind.__doc__ or "").split("\n\n")[0].replace("\n", " "),
-        "properties": {each.name: _describe(hints[each.name], known) for each in _written(kind)},
-        "required": [each.name for each in _written(kind) if not _has_default(each)],
+        "properties": {each.name: _describe(hints[each.name], known) for each in _json_fields(kind)},
+        "required": [each.name for each in _json_fields(kind) if not _has_default(each)],
         "additionalProperties": False,
     }

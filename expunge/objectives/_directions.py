@@ -12,9 +12,10 @@ if TYPE_CHECKING:
 
 
 def positive_unit(like: Float[Tensor, "rows width"], seed: int) -> Float[Tensor, " width"]:
-    """A vector of length 1 whose entries were drawn evenly from [0, 1), the same for every step of a seed.
+    """A vector of length 1 whose entries are drawn uniformly from [0, 1); the same in every step, by the seed.
 
-    It is drawn on the CPU and anew each time: nothing to keep, and a resumed run steers where it did.
+    It is drawn on the CPU each time, so nothing is stored and a resumed run has the same direction.
     """
     drawn = torch.rand(like.shape[-1], generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return (drawn / drawn.norm()).to(like.device, like.dtype)
+    unit: Tensor = drawn / drawn.norm()
+    return unit.to(like.device, like.dtype)

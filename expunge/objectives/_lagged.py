@@ -1,8 +1,8 @@
-"""A loss step by step, for objectives that steer by it.
+"""The loss of the previous step, for objectives whose weights follow it.
 
-The parts of an accumulated step are read one after the other, and none of them knows the step's whole loss. So an
-objective steers by the steps before: its setting changes between steps, never within one, and the parts of a step add
-up to what one reading would give.
+The micro-batches of an accumulated step are read one after the other, and none of them knows the step's whole loss. So
+an objective uses the steps before: its weights change between steps, never within one, and the micro-batches of a step
+add up to what one batch would give.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from torch import distributed
 
 
 def last_step(memory: dict[str, float], step: int, value: float) -> float | None:
-    """Add a part's value to its step; at a new step's first call the whole value of the one before, else None.
+    """Add a micro-batch's value to its step's. At the first call of a new step, the previous step's value; else None.
 
-    A step of number 0 stands outside of a run and is never over. Where processes share a step, all get the whole.
+    Step 0 is outside of a run and never ends. With several processes all get the sum over them.
     """
-    whole = _everywhere(memory["sum"]) if step != memory.get("step") and memory.get("step") else None
+    whole = _sum_over_processes(memory["sum"]) if step != memory.get("step") and memory.get("step") else None
     if step != memory.get("step"):
         memory |= {"step": step, "sum": 0.0}
     memory["sum"] += value
     return whole
 
 
-def _everywhere(value: float) -> float:
-    """The sum over all processes, the same to the bit for each."""
+def _sum_over_processes(value: float) -> float:
+    """The sum over all processes, the same to the bit in each."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return value
     total = torch.tensor(value, dtype=torch.float64)

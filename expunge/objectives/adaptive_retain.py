@@ -1,4 +1,5 @@
-"""The adaptive retain weight of SHA256 (Agrawal and Huang, 2025, arXiv 2504.12996): hold on harder as losses rise.
+"""The adaptive retain weight of SHA256 (Agrawal and Huang, 2025, arXiv 2504.12996): a higher weight as the retain loss
+rises.
 
     loss = weight * CE(y_r | x_r),   weight = clip(scale * base ** rise + offset, low, high) where rise > 0, else low
     rise = CE of the step before - mean CE of the first `measure` steps
@@ -22,23 +23,23 @@ from expunge.objectives._lagged import last_step
 
 @dataclass(frozen=True)
 class AdaptiveRetain(Objective):
-    """Keep the retain set's right answers likely, the more so the less likely they have become."""
+    """Cross-entropy on the retain set, with a weight that grows with its rise."""
 
     needs: ClassVar = ("retain",)
     intention: ClassVar = "retention"
 
     scale: float = 0.3
-    """Size of the part of the weight that grows."""
+    """Factor of the growing term of the weight."""
     base: float = 6.0
-    """By how much that part grows for each nat of rise."""
+    """Factor by which that term grows for each nat of rise."""
     offset: float = 0.8
-    """The part of the weight that is always there."""
+    """The constant term of the weight."""
     low: float = 1.2
-    """Smallest weight, also while nothing has risen."""
+    """Smallest weight, also while the loss has not risen."""
     high: float = 2.8
     """Largest weight."""
     measure: int = 8
-    """Steps whose mean retain loss is what a rise is counted from."""
+    """First steps, whose mean retain loss is the baseline of the rise."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.low <= self.high:
@@ -54,8 +55,9 @@ class AdaptiveRetain(Objective):
         """The weight where the retain loss has risen by so many nats."""
         if rise <= 0:
             return self.low
-        # A power of a large rise overflows; past 100 nats every weight is at its cap.
-        return min(self.high, max(self.low, self.scale * self.base ** min(rise, 100.0) + self.offset))
+        # A large power overflows; beyond 100 nats every weight is at its cap.
+        weight: float = self.scale * self.base ** min(rise, 100.0) + self.offset
+        return min(self.high, max(self.low, weight))
 
     def _weight(self, now: View, loss: float) -> float:
         memory = cast(

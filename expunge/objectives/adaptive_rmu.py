@@ -2,7 +2,7 @@
 
     loss = mean over labelled rows of  || h_now(x_f) - scale * ||h_before(x_f)|| * u ||^2
 
-u is RMU's. The length is that of the row's own state in the model before, so the scale needs no measuring of a model.
+u is RMU's. The length is that of the row's own state in the model before, so the scale does not depend on the model.
 
 Needs the forget set's hidden states, now and in the reference. Meant as suppression. Published: scale 5 (one port uses
 3), `AdaptiveRMU() + 1200.0 * RetainHidden()`, 500 steps. On a 4-layer model scale 3 was inert in 40 steps at 3e-4, and

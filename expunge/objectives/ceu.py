@@ -1,12 +1,12 @@
-"""Cross-entropy unlearning (CE-U, Yang, 2025, arXiv 2503.01224): say what would be said if the answer were impossible.
+"""Cross-entropy unlearning (CE-U, Yang, 2025, arXiv 2503.01224): the target is the model's distribution without y.
 
     loss = mean over labelled rows of  CE( softmax(z with z[y] = -inf), p_now ),   the target held constant
 
 Its gradient is that of ascent times p / (1 - p), p = p(y): p on the right score, -p_v p / (1 - p) on the others. So it
 fades where the answer is unlikely, and never exceeds p.
 
-Needs the forget set. Meant as removal. Published: the first row of an answer is left alone (`skip`), no retain term.
-Rows left alone still count in the mean, and an answer that has no other row keeps it. Without a retain term it wrecked
+Needs the forget set. Meant as removal. Published: the first row of an answer is skipped (`skip`), no retain term.
+Skipped rows still count in the mean, and an answer without other rows is not skipped. Without a retain term it wrecked
 a small model; `CEU() + RetainNLL()` forgot everything and kept the rest, but overshot (membership AUC 0.03).
 """
 
@@ -24,13 +24,13 @@ from expunge.errors import UsageRefused
 
 @dataclass(frozen=True)
 class CEU(Objective):
-    """Spread the right answer's probability over the other classes, as they stand."""
+    """Move the right answer's probability to the other classes, in their current proportions."""
 
     needs: ClassVar = ("forget",)
     intention: ClassVar = "removal"
 
     skip: int = 1
-    """Rows at the start of each answer that are left alone."""
+    """Rows at the start of each answer that are skipped."""
 
     def __post_init__(self) -> None:
         if self.skip < 0:

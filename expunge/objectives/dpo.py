@@ -33,7 +33,7 @@ class DPO(Objective):
     intention: ClassVar = "removal"
 
     beta: float = 0.1
-    """How soon a pair that is already told apart stops being pushed."""
+    """How fast the gradient of a pair fades once the stand-in is preferred; larger is faster."""
 
     def __post_init__(self) -> None:
         if not 0 < self.beta < math.inf:
@@ -53,6 +53,6 @@ def _check_pairs(now: View) -> None:
     ours, others = ([example.id for example in now.batch(name)] for name in ("forget", "stand_in"))
     if ours != others:
         raise DataRefused(
-            "DPO compares each forget record with the stand-in of the same id, but the two sets have other ids "
+            "DPO pairs each forget record with the stand-in of the same id, but the ids of the two sets differ "
             f"(forget: {', '.join(ours[:3])}; stand_in: {', '.join(others[:3])}). Give each stand-in its record's id."
         )

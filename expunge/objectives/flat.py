@@ -1,4 +1,5 @@
-"""Loss adjustment with forget data only (FLAT, Wang et al., 2025, arXiv 2410.11143): tell two answers apart.
+"""Loss adjustment with forget data only (FLAT, Wang et al., 2025, arXiv 2410.11143): prefer a template answer to the
+forgotten one.
 
     loss = -E[ g(P_stand_in) ] + E[ f*(g(P_forget)) ],   P = mean over the answer's rows of p_now(y)
 
@@ -15,14 +16,16 @@ witness in closed form, f* the convex conjugate of f. P is a mean of probabiliti
     jeffrey      (u - 1) log u                  P                       P u - (u - 1) log u, where log u + 1 - 1/u = P
     neyman       (u - 1)^2 / u                  1 - e^-P                2 - 2 e^(-P / 2)
 
-Four published entries are mended. Those of reverse_kl, hellinger and neyman have e^P for e^-P, which falls as P rises,
+Four published entries are corrected. Those of reverse_kl, hellinger and neyman have e^P for e^-P, which falls as P
+rises,
 so that a step moves the model towards the forgotten answer; f-GAN's sign (Nowozin et al., 2016) is taken instead.
 Neyman's second half, 2 - 2 sqrt(1 - P), is not the conjugate at the witness; jeffrey's is a cubic Taylor polynomial
 (1.3125 instead of 1.3304 at P = 1).
 
 Needs the forget set and the stand-in set (refusals or any ordinary answers), no retain set, no reference. Meant as
 removal. Published: tv, 5 epochs at the learning rate of fine-tuning or less. A probability's gradient vanishes where it
-is about 0, so a template that the model finds impossible is hardly pulled; log both. Alone it has a narrow window on a
+is about 0, so a template that the model finds impossible has hardly any gradient; log both. Alone it has a narrow
+window on a
 small model: nothing at learning rate 1e-4 for 10 steps, the retain set gone at 3e-4 for 40. Add `RetainNLL()` there.
 """
 
@@ -45,13 +48,13 @@ Divergence = Literal["tv", "kl", "pearson", "js", "reverse_kl", "hellinger", "je
 
 @dataclass(frozen=True)
 class FLAT(Objective):
-    """Raise the stand-in answers' mean probability and lower the forgotten ones', each as its divergence weighs it."""
+    """Raise the stand-in answers' mean probability and lower the forgotten ones', weighted by the divergence."""
 
     needs: ClassVar = ("forget", "stand_in")
     intention: ClassVar = "removal"
 
     divergence: Divergence = "tv"
-    """How the two are weighed against each other as their probabilities change."""
+    """How the two are weighted as their probabilities change."""
 
     def __post_init__(self) -> None:
         if self.divergence not in _PAIRS:

@@ -1,13 +1,14 @@
-"""The group penalty of GS-LoRA (Zhao et al., 2024, arXiv 2403.11530): whole blocks fall to no change at all.
+"""The group penalty of GS-LoRA (Zhao et al., 2024, arXiv 2403.11530): drive the update of whole blocks to zero.
 
     loss = sum over blocks of  sqrt( sum over the block's trainable matrices of ||W||_F^2 )
 
-A group is what may move in one block: with LoRA on the MLP the A and B of its two or three layers. (A block's name ends
-at the first number in a parameter's name; what stands outside of the blocks is not counted.) With `Full()` the weights
+A group is the trainable parameters of one block: with LoRA on the MLP the A and B of its two or three layers. (A
+block's name ends
+at the first number in a parameter's name; parameters outside of the blocks are not counted.) With `Full()` the weights
 themselves are the groups, and the penalty would shrink the model: use it with an adapter.
 
-Needs nothing but the weights; processes that hold a part of each put them together. Meant as retention: what does not
-move is not broken. Published weights are 1e-4 to 1e-2 beside a loss of about 100; beside a cross-entropy 0.03 drove one
+Needs nothing but the weights; sharded ones are gathered. Meant as retention: a block without a change is not
+damaged. Published weights are 1e-4 to 1e-2 beside a loss of about 100; beside a cross-entropy 0.03 drove one
 block of four to 0 on a small vision transformer.
 """
 
@@ -26,13 +27,13 @@ from expunge.errors import ModelRefused, UsageRefused
 
 @dataclass(frozen=True)
 class GroupPenalty(Objective):
-    """Keep the number of blocks that change small."""
+    """Keep the number of changed blocks small."""
 
     needs: ClassVar = ()
     intention: ClassVar = "retention"
 
     warmup: int = 0
-    """Steps before the penalty sets in."""
+    """Steps before the penalty starts."""
 
     def __post_init__(self) -> None:
         if self.warmup < 0:
@@ -40,21 +41,21 @@ class GroupPenalty(Objective):
 
     def __call__(self, now: View, before: View) -> Scalar:
         if not isinstance(now.model, Network):
-            raise ModelRefused(f"GroupPenalty reads weights, which {type(now.model).__name__} does not show.")
+            raise ModelRefused(f"GroupPenalty reads weights, and {type(now.model).__name__} has none.")
         groups: dict[str, list[Tensor]] = {}
         for name, weight in now.model.trainable().items():
             groups.setdefault(_block(name), []).append(_whole(weight))
         groups.pop("", None)
         if not groups:
-            raise ModelRefused("GroupPenalty finds no block in which a weight may move. Use an adapter of the blocks.")
-        # The norm of a zero matrix has the slope 0 here, where a root of a sum of squares would have none.
+            raise ModelRefused("GroupPenalty finds no block with a trainable weight. Use an adapter of the blocks.")
+        # The gradient of a zero matrix's norm is 0 here; that of a root of a sum of squares would be NaN.
         norms = [torch.linalg.vector_norm(torch.stack([w.norm() for w in group])) for group in groups.values()]
-        awake = now.run.step > self.warmup or not self.warmup
-        return awake * now.fraction("forget") * torch.stack(norms).sum()
+        active = now.run.step > self.warmup or not self.warmup
+        return active * now.fraction("forget") * torch.stack(norms).sum()
 
 
 def _whole(weight: Tensor) -> Tensor:
-    """All of a weight, where it is cut over processes: each adds to its slope by its part of the step's examples."""
+    """The full tensor of a sharded weight; its gradient is summed over the ranks."""
     return weight.full_tensor(grad_placements=[Partial()]) if isinstance(weight, DTensor) else weight
 
 

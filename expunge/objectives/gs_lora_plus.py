@@ -6,7 +6,7 @@ It is a sum, so it is written as one: `GSLoRAPlus()` reads back as the terms of 
 Prototype(bound=18.0)`. The paper has a retain half of the prototypes as well, whose published weight is 0.
 
 Published: weight 0.01 (continual), 0.017 (four images a class), 0.05 (ImageNet); prototype_bound 18, or 50 with four
-images a class. Its advantage with few images was not found again on a small vision transformer (one setting, one seed).
+images a class. Its advantage with few images was not reproduced on a small vision transformer (one setting, one seed).
 """
 
 from expunge.core.objective import Objective
@@ -24,6 +24,6 @@ def GSLoRAPlus(  # noqa: N802 (a plug-in's name is the paper's)
     weight: float = 0.01,
     prototype_bound: float = 18.0,
 ) -> Objective:
-    """GS-LoRA's three terms, and a bounded push away from what the model used to say of each class."""
+    """GS-LoRA's three terms, and a bounded push away from each class's mean distribution before."""
     plain = beta * HingedAscent(level=bound) + RetainNLL() + alpha * GroupPenalty(warmup=warmup)
     return plain + weight * Prototype(bound=prototype_bound)

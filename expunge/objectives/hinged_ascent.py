@@ -2,8 +2,8 @@
 
     loss = E_examples[ max(0, level - CE(y_f | x_f)) ],   CE = mean over the example's rows, in nats
 
-An example that has reached the level is left alone, so the retain term can mend what the ascent broke, and nothing is
-forgotten beyond what a model that never saw it would not know. GS-LoRA sets the level by hand (BND).
+An example that has reached the level has no gradient, so the retain term can repair what the ascent damaged, and
+nothing is forgotten beyond the level of a model that never saw it. GS-LoRA sets the level by hand (BND).
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class HingedAscent(Objective):
 
     level: float | None = None
     """Nats for each row at which an example counts as forgotten; None takes the run's (see `Stop`), and where the run
-    has none either, this is ascent without an end."""
+    has none either, this is plain ascent."""
 
     def __call__(self, now: View, before: View) -> Scalar:
         level = self.level if self.level is not None else now.run.level

@@ -1,10 +1,10 @@
-"""Refusal tuning (IdkNLL, also called PO; Maini et al., 2024, TOFU, arXiv 2401.06121): learn to say something else.
+"""Refusal tuning (IdkNLL, also called PO; Maini et al., 2024, TOFU, arXiv 2401.06121): learn to give other answers.
 
     loss = CE(y_s | x_f),   mean over the labelled rows of the stand-in answers, in nats
 
 Needs the stand-in set: the forget prompts with refusals ("I don't know"), drawn beforehand. Meant as suppression, and
-that is all it does: on a small model it refused every forgotten question, while the forgotten answers stayed as likely
-as before once they were begun, and membership, relearning and probes found everything. Published with `RetainNLL()`,
+it does no more: on a small model it refused every forgotten question, while the forgotten answers stayed as likely as
+before after their first token, and membership, relearning and probes found everything. Published with `RetainNLL()`,
 both with weight 1.
 """
 

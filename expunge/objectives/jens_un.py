@@ -4,9 +4,9 @@
          = mean of  log 2 + (p log p - (1 + p) log(1 + p)) / 2,   p = p_now(y): from log 2 (p = 0) to 0 (p = 1)
 
 The divergence from a one-hot distribution depends on the right class alone. Its gradient on the score of y vanishes
-with p, so a refusal that the model finds impossible is hardly pulled: a few steps of `IdkNLL()` help it off.
+with p, so a refusal that the model finds impossible has hardly any gradient: start with a few steps of `IdkNLL()`.
 
-Needs the stand-in set (refusals such as "No idea"). Meant as suppression: only the refusal is asked for. The paper adds
+Needs the stand-in set (refusals such as "No idea"). Meant as suppression: only the refusal is trained. The paper adds
 its retain half: `JensUn() + RetainJSD()`.
 """
 
@@ -34,6 +34,6 @@ class JensUn(Objective):
 
 
 def _distance(log_prob: Tensor) -> Tensor:
-    """JSD between p and a one-hot distribution, in nats: the log 2 is spread so that p = 1 gives 0 exactly."""
+    """JSD between p and a one-hot distribution, in nats: written so that p = 1 gives 0 exactly."""
     p = log_prob.exp()
     return (p * log_prob - (1 + p) * ((p - 1) / 2).log1p() + (1 - p) * LOG_2) / 2

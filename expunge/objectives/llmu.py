@@ -1,4 +1,4 @@
-"""LLMU (Yao et al., 2023, arXiv 2310.10683): ascent, answers that do not belong, and closeness on normal text.
+"""LLMU (Yao et al., 2023, arXiv 2310.10683): ascent, random answers, and a KL term on normal text.
 
     loss = forget_weight * -CE(y_f | x_f) + CE(y_random | x_f) + KL(p_before || p_now) on the retain set
 
@@ -16,5 +16,5 @@ from expunge.objectives.retain_kl import RetainKL
 
 
 def LLMU(forget_weight: float = 0.5) -> Objective:  # noqa: N802 (a plug-in's name is the paper's)
-    """Ascent on the forget set, descent on answers of other prompts, and closeness on the retain set."""
+    """Ascent on the forget set, descent on answers of other prompts, and KL on the retain set."""
     return forget_weight * Ascent() + IdkNLL() + RetainKL()

@@ -1,4 +1,5 @@
-"""Negative preference optimisation (Zhang et al., 2024, arXiv 2404.05868): gradient ascent that knows when to stop.
+"""Negative preference optimisation (Zhang et al., 2024, arXiv 2404.05868): gradient ascent that fades as answers become
+unlikely.
 
     loss = (2 / beta) * E[ log(1 + (p_now(y|x) / p_before(y|x)) ** beta) ],   p of the whole answer
 
@@ -26,7 +27,7 @@ class NPO(Objective):
     intention: ClassVar = "removal"
 
     beta: float = 0.1
-    """How soon an example that is already unlikely stops being pushed."""
+    """How fast the gradient of an example fades as it becomes unlikely; larger is faster."""
 
     def __post_init__(self) -> None:
         if not 0 < self.beta < math.inf:

@@ -3,13 +3,13 @@
     loss = mean over forget rows of (max over v of z(v) - mean over v of z(v))^2 + multiplier * CE(y_r | x_r)
     after each step:  multiplier <- max(0, multiplier + rate * (CE of the step - limit))
 
-The constraint is CE(y_r | x_r) <= limit; `limit` is the first step's retain loss (an adapter is still silent then) plus
-`slack`. The constant -multiplier * limit of the Lagrangian moves nothing and is left out. The multiplier changes
+The constraint is CE(y_r | x_r) <= limit; `limit` is the first step's retain loss (an adapter has no effect yet) plus
+`slack`. The constant -multiplier * limit of the Lagrangian has no gradient and is left out. The multiplier changes
 between steps, by the whole loss of the step before, so `accumulate` changes nothing.
 
-Needs the forget set and the retain set; it holds its own retain term. Meant as removal: scores are flattened, whatever
+Needs the forget set and the retain set; it includes a retain term. Meant as removal: scores are flattened, whatever
 the answer was. Published: multiplier 50 to 100 at the start, rate 1 to 5, limit about 0.3 above the first retain loss,
-fixed for 5 of 10 epochs. The code that it is usually run by masks the forget half's rows off by one, so weights do not
+fixed for 5 of 10 epochs. A widely used implementation masks the forget half's rows off by one, so weights do not
 carry over. With a fixed multiplier of 50 a third of the forget set stayed on a small model, and membership was far
 overshot (AUC 0.02).
 """
@@ -27,7 +27,7 @@ from expunge.objectives._lagged import last_step
 
 @dataclass(frozen=True)
 class PDU(Objective):
-    """Make the forget rows' scores level, and hold on to the retain set only as hard as it takes."""
+    """Flatten the forget rows' scores, with a retain weight as large as the constraint needs."""
 
     needs: ClassVar = ("forget", "retain")
     intention: ClassVar = "removal"
@@ -39,7 +39,7 @@ class PDU(Objective):
     slack: float = 0.3
     """Nats for each row that the retain loss may rise above that of the first step."""
     warmup: int = 10
-    """Steps before the weight begins to move."""
+    """Steps before the weight starts to change."""
 
     def __post_init__(self) -> None:
         for name in ("multiplier", "rate", "warmup"):
@@ -52,7 +52,7 @@ class PDU(Objective):
         return now.forget.over_rows(now.forget.each_row(_steepness)) + weight * retain_loss
 
     def _weight(self, now: View, loss: float) -> float:
-        """The multiplier of this step, which the losses of the steps before have made."""
+        """The multiplier of this step, from the losses of the steps before."""
         memory = cast(
             dict[str, float], now.run.memory.setdefault(repr(self), {"multiplier": self.multiplier, "steps": 0})
         )

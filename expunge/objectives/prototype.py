@@ -1,10 +1,10 @@
-"""The prototype half of GS-LoRA++ (Zhao et al., 2025, arXiv 2501.09705): leave what was typically said of a class.
+"""The prototype half of GS-LoRA++ (Zhao et al., 2025, arXiv 2501.09705): move away from a class's mean distribution.
 
     loss = E_examples[ max(0, bound - KL(p_c || p_now)) ],   KL as a mean over the example's rows, in nats
-    p_c = mean of p_before over the rows of the whole forget set whose right class is c, worked out once
+    p_c = mean of p_before over the rows of the whole forget set whose right class is c, computed once
 
 Written for classifiers. With a language model a class is a token, and the prototypes take (tokens that occur) times
-(vocabulary) numbers. The paper hinges the mean of a batch; here each example is, so that parts of a step add up.
+(vocabulary) numbers. The paper hinges the mean of a batch; here each example is, so that micro-batches add up.
 
 Needs the forget set and the reference. Meant as removal. Published: bound 18 (50 with four images a class), weight 0.01
 to 0.05, beside GS-LoRA's terms.
@@ -26,13 +26,13 @@ from expunge.primitives.class_scores import divergence, widen
 
 @dataclass(frozen=True)
 class Prototype(Objective):
-    """Move each forget example's answer away from the mean answer of its class, and no further than a bound."""
+    """Move each forget example's distribution away from its class's mean distribution, up to a bound."""
 
     needs: ClassVar = ("forget", "reference")
     intention: ClassVar = "removal"
 
     bound: float = 18.0
-    """Nats of divergence at which an example is left alone."""
+    """Nats of divergence beyond which an example has no gradient."""
 
     def __post_init__(self) -> None:
         if not 0 < self.bound < math.inf:
@@ -50,7 +50,7 @@ class Prototype(Objective):
 
 
 def _prototypes(before: View) -> tuple[Tensor, Tensor]:
-    """The classes that occur, in order, and the mean distribution of each."""
+    """The classes that occur, sorted, and the mean distribution of each."""
     totals: dict[int, Tensor] = {}
     counts: dict[int, float] = {}
     for said in before.every(Scores(), "forget"):

@@ -2,9 +2,10 @@
 
     loss = E_examples[ CE(y_random | x_f) ],   CE = mean over the answer's rows, in nats
 
-An example with options (wrong answers beside the right one) gets one of them all at random, the right one included: the
+An example with options (wrong answers beside the right one) gets one of all its answers at random, the right one
+included: the
 paper's two-way choice is one with a single option. An example without, such as an image, gets for each row a class
-drawn evenly from all. The draw hangs on the example's content and the seed, so an example keeps its label throughout.
+drawn uniformly. The draw depends on the example's content and the seed, so an example keeps its label throughout.
 
 Needs the forget set. Meant as removal. Published: learning rate 1e-4, 100 to 1,000 examples, on a model that was
 fine-tuned on the task. What is forgotten is mostly the training examples: other examples of a well-known task keep most
@@ -26,7 +27,7 @@ from expunge.errors import UsageRefused
 
 @dataclass(frozen=True)
 class RandomLabel(Objective):
-    """Make an answer that was drawn by lot as likely as if it were right."""
+    """Cross-entropy of a random answer."""
 
     needs: ClassVar = ("forget",)
     intention: ClassVar = "removal"
@@ -42,7 +43,7 @@ class RandomLabel(Objective):
         examples = now.batch("forget")
         predictions = now.instead("forget", [self._one_of(example) for example in examples])
         classes = predictions.states.shape[-1] if predictions.head is None else len(predictions.head.weight)
-        if not predictions.examples:  # this process has none in this step
+        if not predictions.examples:  # this rank has none in this step
             return -predictions.over_examples(predictions.mean(predictions.log_prob()))
         labels_before = predictions.split(predictions.labels)
         drawn = [

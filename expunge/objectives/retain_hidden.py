@@ -3,7 +3,7 @@
     loss = mean over labelled rows of  || h_now(x_r) - h_before(x_r) ||^2,   h the state after block `layer`
 
 The norm is summed over the width, as RMU's is, so that the published weight (1200) means the same. At the start it is
-0, and so is its gradient. Nothing above the block is run or held.
+0, and so is its gradient. Later blocks do not run.
 
 Needs the retain set's hidden states, now and in the reference. Meant as retention.
 """

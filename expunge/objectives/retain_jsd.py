@@ -1,9 +1,9 @@
-"""Retain by the model, bounded: the retain half of JensUn (Singh et al., 2025, arXiv 2509.02820).
+"""Retain by the original model, bounded: the retain half of JensUn (Singh et al., 2025, arXiv 2509.02820).
 
     loss = mean over labelled rows of  JSD(p_before, p_now) = KL(p_before || m) / 2 + KL(p_now || m) / 2,
     m = (p_before + p_now) / 2;   symmetric, from 0 to log 2
 
-Near the start it is a quarter of the KL divergence (`RetainKL`), so the same hold takes about four times the weight.
+Near the start it is a quarter of the KL divergence (`RetainKL`), so the same effect takes about four times the weight.
 
 Needs the retain set and the reference. Meant as retention.
 """
@@ -34,6 +34,6 @@ class RetainJSD(Objective):
 
 def _distance(_labels: Tensor, now: Tensor, before: Tensor) -> Tensor:
     one, other = now.log_softmax(-1), before.log_softmax(-1)
-    # Never log of 0: the mean is worked out from the logarithms.
+    # Never log of 0: the mean is computed from the logarithms.
     mean = torch.logaddexp(one, other) - LOG_2
     return ((one.exp() * (one - mean)).sum(-1) + (other.exp() * (other - mean)).sum(-1)) / 2

@@ -1,4 +1,5 @@
-"""Retain by the model: stay close to what it said before on the retain set (Maini et al., 2024, arXiv 2401.06121).
+"""Retain by the original model: stay close to its distributions on the retain set (Maini et al., 2024, arXiv
+2401.06121).
 
     loss = mean over labelled rows of  KL(p_before || p_now) = sum_v p_before(v) (log p_before(v) - log p_now(v))
 

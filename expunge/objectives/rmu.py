@@ -2,9 +2,10 @@
 
     loss = mean over labelled rows of  || h_now(x_f) - strength * u ||^2,   h the state after block `layer`
 
-u has length 1; its entries are drawn evenly from [0, 1), so it is nearly the all-ones direction and easy to find. The
-norm is summed over the width, as in the paper; the authors' code takes the mean. Nothing above the block is run, and no
-weight above it gets a gradient.
+u has length 1; its entries are drawn uniformly from [0, 1), so it is nearly the all-ones direction and easy to find.
+The
+norm is summed over the width, as in the paper; the authors' code takes the mean. Later blocks do not run, and
+their weights get no gradient.
 
 Needs the forget set's hidden states: a transformer (of images, one with a class token). Meant as suppression: the
 knowledge is made hard to read, not taken away. `RMU() + 1200.0 * RetainHidden()` is the published sum (7 B parameters,

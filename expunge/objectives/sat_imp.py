@@ -2,11 +2,11 @@
 
     loss = -mean over labelled rows of  p(y) ** beta1 * (1 - p(y)) ** beta2 * CE(y),   the weight held constant
 
-beta1 lets go of rows already unlikely, beta2 spares those that are still certain. With both 0 it is plain ascent, with
+beta1 lowers the weight of rows already unlikely, beta2 that of rows still certain. With both 0 it is plain ascent, with
 beta2 = 0 it is WGA.
 
 Needs the forget set. Meant as removal. Published: beta1 5, beta2 1, `0.1 * SatImp() + RetainNLL()`. The published beta2
-is inert on a model that has the forget set by heart: where p is about 1 the weight is about 0, and nothing was
+is inert on a model that has memorised the forget set: where p is about 1 the weight is about 0, and nothing was
 forgotten on a small one. `SatImp(beta1=1.0, beta2=0.05)` worked there.
 """
 
@@ -27,9 +27,9 @@ class SatImp(Objective):
     intention: ClassVar = "removal"
 
     beta1: float = 5.0
-    """How soon a row that has become unlikely is left alone."""
+    """How fast the weight of a row falls as it becomes unlikely."""
     beta2: float = 1.0
-    """How much less a row is pushed that is still certain."""
+    """How much the weight of a row is lowered while it is certain."""
 
     def __post_init__(self) -> None:
         for name in ("beta1", "beta2"):

@@ -2,8 +2,8 @@
 
     loss = E_examples[ |level - CE(y_f | x_f)| ],   CE = mean over the example's rows, in nats
 
-Where hinged ascent lets go, momentum carries an example on, and a loss far above that of never-seen examples betrays
-the forgotten as surely as one far below. This one pulls it back. (Of our own making; the hinge is GS-LoRA's.)
+With hinged ascent momentum carries an example beyond the level, and a loss far above that of unseen examples reveals
+the forgotten as surely as one far below. This objective pulls it back. (Our own; the hinge is GS-LoRA's.)
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Settle(Objective):
 
     level: float | None = None
     """Nats for each row that every forget example should have; None takes the run's (see `Stop`), and where the run has
-    none either, this is ascent without an end."""
+    none either, this is plain ascent."""
 
     def __call__(self, now: View, before: View) -> Scalar:
         level = self.level if self.level is not None else now.run.level

@@ -6,8 +6,8 @@
     (2 / T) r / (1 + r) with r = exp(beta * A + margin); as beta goes to 0 (margin 0) that is ascent on A.
 
 Needs the forget set. Meant as removal. `0.125 * SimNPO() + RetainNLL()` is the published sum (beta 2.5 to 4.5, margin
-0; papers and code differ in where beta and margin stand: the formula above is what counts). On a small model that knew
-60 people by heart beta 2.5 with weight 1 forgot them all, while beta 4.5 with weight 0.125 stopped half-way.
+0; papers and code differ in where beta and margin stand: the formula above is what counts). On a small model that had
+memorised 60 people beta 2.5 with weight 1 forgot them all, while beta 4.5 with weight 0.125 stopped half-way.
 """
 
 import math
@@ -29,9 +29,9 @@ class SimNPO(Objective):
     intention: ClassVar = "removal"
 
     beta: float = 2.5
-    """How soon an answer that is already unlikely stops being pushed."""
+    """How fast the gradient of an answer fades as it becomes unlikely; larger is faster."""
     margin: float = 0.0
-    """Shifts where the push fades: a larger one keeps it up for longer."""
+    """Shifts where the gradient fades: a larger one delays it."""
 
     def __post_init__(self) -> None:
         if not 0 < self.beta < math.inf:

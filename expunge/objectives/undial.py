@@ -2,13 +2,13 @@
 
     loss = mean over labelled rows of  CE( softmax(z_before - strength * onehot(y)), p_now )
 
-The target is fixed, so the loss is bounded below and training comes to rest. At the reference its gradient is that of
+The target is fixed, so the loss is bounded below and training converges. At the reference its gradient is that of
 ascent times p (1 - e^-strength) / (1 - p + p e^-strength), p = p(y): none for strength 0, CEU's for a large one.
 
 Needs the forget set and the reference. Meant as removal. Published: strength 10 (3, 10, 30 tried), no retain term, LoRA
-of rank 8 at learning rate 1e-4; the code that it is usually run by averages over prompt and padding too, so learning
-rates do not carry over. Without a retain term it kept half of the retain set of a small model and left membership
-plain (AUC 0.99).
+of rank 8 at learning rate 1e-4; a widely used implementation averages over prompt and padding too, so learning
+rates do not carry over. Without a retain term it kept half of the retain set of a small model, and membership stayed
+detectable (AUC 0.99).
 """
 
 import math
@@ -24,7 +24,7 @@ from expunge.errors import UsageRefused
 
 @dataclass(frozen=True)
 class UNDIAL(Objective):
-    """Say what the model said before, with the right answer's score lowered."""
+    """Distil the original model, with the right answer's score lowered."""
 
     needs: ClassVar = ("forget", "reference")
     intention: ClassVar = "removal"

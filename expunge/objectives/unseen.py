@@ -1,13 +1,13 @@
-"""Forgetting up to the unseen (of our own making): say of the forgotten what the model says of what it never saw.
+"""Forgetting up to the unseen (our own): the targets are the model's answers about examples that it never saw.
 
-    rows where forget example and twin ask for the same token:   KL( p_before(. | twin) || p_now(. | x_f) )
+    rows where forget example and twin have the same label:      KL( p_before(. | twin) || p_now(. | x_f) )
     rows where they do not (the name itself):                    | log p_now(y_f | x_f) - log p_before(y_t | twin) |
     loss = mean over the labelled rows
 
-A twin is the forget example with the name of an entity that nobody ever trained on in place of the forgotten one. What
-the model says of it, token by token, is where an example lies that was never seen: a bounded goal, reached from either
-side, at which the loss is that of the holdout and no refusal is learnt. Rows are paired in their order; those beyond
-the shorter of the two are left out.
+A twin is the forget example with an invented name, which no model was trained on, in place of the forgotten one. The
+model's distributions on the twin, token by token, are those of an unseen example: a bounded target, reached from either
+side, at which the loss is that of the holdout and no refusal is learnt. Rows are paired in order; those beyond the
+shorter of the two are left out.
 
 Needs the stand-in set (the twins, with the ids of the forget set) and the reference. Meant as removal.
 """
@@ -26,7 +26,7 @@ from expunge.primitives.class_scores import divergence
 
 @dataclass(frozen=True)
 class Unseen(Objective):
-    """Bring each forget row to what was said of its never-seen twin."""
+    """Move each forget row to the original model's distribution for its unseen twin."""
 
     needs: ClassVar = ("forget", "stand_in", "reference")
     intention: ClassVar = "removal"

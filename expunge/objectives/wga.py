@@ -1,9 +1,9 @@
-"""Weighted gradient ascent (Wang et al., 2025, arXiv 2502.19301): ascent that lets go of tokens already unlikely.
+"""Weighted gradient ascent (Wang et al., 2025, arXiv 2502.19301): ascent that weighs unlikely tokens less.
 
     loss = -mean over labelled rows of  p(y) ** beta * CE(y),   the weight p(y) ** beta held constant
 
-With beta = 0 it is plain ascent. The weight takes back the factor 1 / p(y) by which a cross-entropy pulls hardest at
-the least likely token.
+With beta = 0 it is plain ascent. The weight cancels the factor 1 / p(y) by which the gradient of a cross-entropy is
+largest at the least likely token.
 
 Needs the forget set. Meant as removal. Published: beta 1, beside `RetainNLL()`; on a small model that forgot everything
 and kept 0.99 of the rest, over three seeds.
@@ -26,7 +26,7 @@ class WGA(Objective):
     intention: ClassVar = "removal"
 
     beta: float = 1.0
-    """How soon a row that has become unlikely is left alone."""
+    """How fast the weight of a row falls as it becomes unlikely."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.beta < math.inf:

@@ -75,7 +75,7 @@ Bytes = tuple[float, float, float]
 """Kept by a pass for backward, the most that exist at any time of it, and those of its largest tensor."""
 
 
-def held(paper: Paper, call: Layout, opened: Opened | None) -> Bytes:
+def measure_pass(paper: Paper, call: Layout, opened: Opened | None) -> Bytes:
     """What one pass holds beside the network, with gradients where it is opened."""
     if paper.shape or paper.blocks < 2:
         return _pass(paper, call, opened, None)

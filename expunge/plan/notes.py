@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from torch import Tensor
 from expunge.core.model import Batch, Network
 from expunge.core.question import HiddenStates, Question, Reply, Routes, Scores, Text
 from expunge.internals.allocations import Allocations
+from expunge.internals.examples import Tokenized
 from expunge.models.sketch import lengthen, shorten
 from expunge.plan.paper import Paper
 from expunge.primitives.rehearsal import Rehearsal
@@ -69,7 +70,7 @@ class Notes(Allocations):
         scale = paper.parameters / sum(full[name].numel() for name in narrow if name in full)
         self._shapes = {shape: numbers * scale for shape, numbers in matched.items() if len(shape) > 1}
         self._inside = self._returned = False
-        head: Any = paper.narrow.module.get_output_embeddings() if paper.classes[0] else None  # type: ignore[operator]
+        head: Any = paper.narrow.module.get_output_embeddings() if paper.classes[0] else None
         self.matrix: tuple[int, ...] = tuple(head.weight.shape) if head else ()
 
     def network(self) -> Network:
@@ -78,13 +79,13 @@ class Notes(Allocations):
 
         class Noting(type(self.paper.narrow)):  # type: ignore[misc]
             def ask(self, question: Question[Reply], batch: Batch) -> Reply:
-                return notes.ask(self, question, batch, super().ask)
+                return cast(Reply, notes.ask(self, question, batch, super().ask))
 
             def batches(self, examples: Batch) -> Iterator[list[int]]:
                 return notes.paper.network.batches(examples)
 
         Noting.__name__ = type(self.paper.narrow).__name__  # refusals name it
-        return Noting(**vars(self.paper.narrow))  # type: ignore[no-any-return]
+        return Noting(**vars(self.paper.narrow))
 
     def ask(self, network: Network, question: Question[Reply], batch: Batch, ask: Callable[..., Any]) -> Any:
         """The narrow network's answer about all rows of the examples; notes that it was asked."""
@@ -92,7 +93,7 @@ class Notes(Allocations):
             return ask(question, batch)  # a part of a pass, or a question that asks others
         self._note(network, question, batch)
         if isinstance(question, Text):
-            return [str(getattr(example, "answer", "")) for example in batch]
+            return [example.answer for example in cast(Sequence[Tokenized], batch)]
         self._inside, start = True, time.perf_counter()
         try:
             reply = ask(question, [shorten(example) for example in batch])

@@ -16,13 +16,14 @@ from dataclasses import replace
 from functools import partial
 from statistics import median
 from tempfile import TemporaryFile
-from typing import Any
+from typing import IO, Any
 
 import torch
 
 from expunge.core.model import Network
 from expunge.core.question import LogProbabilities, Text
 from expunge.core.request import Request
+from expunge.internals.examples import Tokenized
 from expunge.models.sketch import sketch
 from expunge.plan.plan import Plan, texts
 from expunge.primitives.rehearsal import Clock
@@ -49,12 +50,14 @@ def seconds(plan: Plan) -> dict[str, float]:
         vars(part)["costs"] = plan.costs
     forget = _pace(plan, parts, partial(_method, network), lambda made: made.flops["total"] - made.flops["audits"])
     reading = _pace(plan, parts, partial(_read, network), lambda made: made.flops["audits"])
-    prompts = [example for example in plan.request.forget[:16] if getattr(example, "asked", ())]
-    few, more = (_seconds(lambda new=new: network.ask(Text(new), prompts), 1) if prompts else 0.0 for new in NEW)
+    prompts = [
+        example for example in plan.request.forget[:16] if isinstance(example, Tokenized) and example.prompt_tokens
+    ]
+    few, more = (_seconds(partial(network.ask, Text(new), prompts), 1) if prompts else 0.0 for new in NEW)
     data = os.urandom(1 << 24)
     hashed = paper.weights * _seconds(lambda: hashlib.sha256(data)) / len(data)
     with TemporaryFile(dir=next(p for p in plan.out.absolute().parents if p.exists())) as file:
-        written = _seconds(lambda: (file.write(data), file.flush(), os.fsync(file.fileno()))) / len(data)
+        written = _seconds(partial(_write, file, data)) / len(data)
     token = max(0.0, more - few) / (NEW[1] - NEW[0]) * sum(note.new for note, _ in plan.reads)
     audit = plan.audit[1] + hashed + reading + token
     load = (0.0 if paper.packed else paper.took) + hashed
@@ -66,6 +69,12 @@ def seconds(plan: Plan) -> dict[str, float]:
         "read back": load,
         "audit after": audit,
     }
+
+
+def _write(file: IO[bytes], data: bytes) -> None:
+    file.write(data)
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _pace(plan: Plan, parts: dict[int, Plan], work: Callable[[Plan], float], flops: Callable[[Plan], float]) -> float:
@@ -96,7 +105,7 @@ def _read(network: Network, part: Plan) -> float:
 
 def _cut(request: Request, size: int) -> Request:
     own = {name: examples[:size] for name, examples in request.sets().items()}
-    named = {name: own.pop(name) for name in ("forget", "retain", "holdout", "stand_in") if name in own}
+    named: dict[str, Any] = {name: own.pop(name) for name in ("forget", "retain", "holdout", "stand_in") if name in own}
     return Request(**named, probes=own)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from expunge.internals.blocks import every_block
-from expunge.models.gguf import Packed, packed
+from expunge.models.gguf import Packed, read_packed
 from expunge.models.language import LARGEST, ROOM, LanguageModel, load_tokenizer
 from expunge.models.sketch import narrow, reads_images, sketch
 from expunge.models.source import Source, config_of, locate, stored_dtype
@@ -74,18 +74,18 @@ class Paper:
         """Shape of the output matrix where labelled rows alone meet it; else zeros."""
         if self.shape or not isinstance(self.network, LanguageModel) or not self.network.headed:
             return 0, 0
-        rows, width = self.network.module.get_output_embeddings().weight.shape  # type: ignore[operator]
+        rows, width = self.network.module.get_output_embeddings().weight.shape
         return int(rows), int(width)
 
 
-def opened(model: str, device: str, dtype: torch.dtype | None) -> Paper:
+def open_paper(model: str, device: str, dtype: torch.dtype | None) -> Paper:
     """The model as a run on `device` would hold it. Reads no weight."""
     path, kinds = Path(model), ("*.safetensors", "*.bin", "*.gguf")
     bare = (path / "config.json").is_file() and not any(file for kind in kinds for file in path.glob(kind))
     source = Source(model) if bare else locate(model)  # a configuration alone is enough to plan with
     config, start = config_of(source), time.monotonic()
     words = load_processor(source) if reads_images(config, model) else load_tokenizer(source)
-    took, file = time.monotonic() - start, packed(Path(source.name) / source.gguf) if source.gguf else None
+    took, file = time.monotonic() - start, read_packed(Path(source.name) / source.gguf) if source.gguf else None
     stored = file.dtype if file else stored_dtype(source, config)
     paper = replace(on_paper(path.name, config, words, stored, device, dtype), took=took, packed=file)
     if file:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -23,12 +23,13 @@ from expunge.core.adapter import Adapted
 from expunge.core.model import Model, Network
 from expunge.core.request import Request
 from expunge.errors import EnvironmentRefused, Refusal, UsageRefused
+from expunge.internals.examples import Tokenized
 from expunge.models.decoding import WRITES, cache_bytes
 from expunge.models.prefix_tree import Layout
-from expunge.plan.count import Line, Opened, costs, held
+from expunge.plan.count import Line, Opened, costs, measure_pass
 from expunge.plan.machine import DTYPES, Machine, remedy
 from expunge.plan.notes import Note, Notes
-from expunge.plan.paper import Paper, opened
+from expunge.plan.paper import Paper, open_paper
 from expunge.primitives.class_scores import CHUNK
 from expunge.primitives.rehearsal import Rehearsal
 from expunge.report.record import networks
@@ -71,7 +72,7 @@ class Plan:
     # What is done
 
     @cached_property
-    def rehearsed(self) -> tuple[Notes, float, bool]:
+    def trial(self) -> tuple[Notes, float, bool]:
         """The method's passes; the bytes of its result; whether an adapter is written beside that."""
         with torch.random.fork_rng(devices=()), Notes(self.paper) as notes:
             result = self.method.rehearse(notes.network(), self.request, notes.rehearsal)
@@ -86,10 +87,10 @@ class Plan:
     @property
     def notes(self) -> Notes:
         """The method's passes; after the last, its result is written."""
-        return self.rehearsed[0]
+        return self.trial[0]
 
     @property
-    def said(self) -> Rehearsal:
+    def rehearsal(self) -> Rehearsal:
         """What the method said of its run."""
         return self.notes.rehearsal
 
@@ -104,13 +105,13 @@ class Plan:
     @cached_property
     def base(self) -> float:
         """Bytes that the process holds beside models, once all of a run has been done in little: libraries, mostly."""
-        _ = self.rehearsed, self.audit
+        _ = self.trial, self.audit
         return resident_memory() - _bytes(self.paper.narrow) if self.machine.device == "cpu" else 0.0
 
     @cached_property
-    def opened(self) -> Opened:
+    def opener(self) -> Opened:
         """The network as the method takes gradients of it."""
-        made, moving = self.said.opened, self.notes.moving
+        made, moving = self.rehearsal.opened, self.notes.moving
         if made is not None:
             return lambda network: made(network, self.request)
 
@@ -125,7 +126,7 @@ class Plan:
     @cached_property
     def costs(self) -> tuple[dict[str, Line], int]:
         """FLOPs of a pass by its kind, and how many numbers move."""
-        return costs(self.paper, self.opened)
+        return costs(self.paper, self.opener)
 
     @cached_property
     def calls(self) -> list[Pass]:
@@ -141,7 +142,7 @@ class Plan:
         for note in [note for note in self.audit[0].passes if not note.new][::many]:
             made.append((note, self.paper.network.layout(note.examples, self.machine.device)))
         for note in (note for note in self.audit[0].passes if note.new):
-            widths = sorted(len(e.asked) for e in note.examples)[::many]  # type: ignore[attr-defined]
+            widths = sorted(len(e.prompt_tokens) for e in cast(Sequence[Tokenized], note.examples))[::many]
             groups = (widths[start : start + WRITES] for start in range(0, len(widths), WRITES))
             made += [(note, Layout(len(group), group[-1])) for group in groups]
         return made
@@ -151,7 +152,7 @@ class Plan:
     @cached_property
     def tokens(self) -> dict[str, float]:
         """Positions (or images) read, by what for; those that only fill up a tree included."""
-        made = {"of the examples": self.said.size} | dict.fromkeys(PURPOSE.values(), 0.0)
+        made = {"of the examples": self.rehearsal.size} | dict.fromkeys(PURPOSE.values(), 0.0)
         for note, call in self.calls:
             made[PURPOSE[note.kind]] += note.times * call.tokens
         made["audits"] = 2.0 * sum(call.tokens for note, call in self.reads if not note.new)
@@ -179,18 +180,18 @@ class Plan:
     @cached_property
     def disk(self) -> dict[str, float]:
         """Bytes that a run writes; tokenizer and report are small."""
-        return {"model": self.rehearsed[1], "adapter": float(self.rehearsed[2] * self.costs[1] * FLOAT)}
+        return {"model": self.trial[1], "adapter": float(self.trial[2] * self.costs[1] * FLOAT)}
 
     @cached_property
     def phases(self) -> dict[str, dict[str, float]]:
         """Bytes on one device in each phase, by what they are for."""
         weights, many, cpu = self.paper.weights, self.machine.processes, self.machine.device == "cpu"
-        cut = many if self.said.shared else 1
+        cut = many if self.rehearsal.shared else 1
         ratio = self.costs[1] / max(1, sum(p.numel() for p in self.notes.moving.values()))
         *states, merging = (p.get("network", 0.0) + ratio * p.get("moving", 0.0) for p in self.notes.peaks)
         passes = [each for each in self.calls if each[0].kind == "gradients"]
         steps = [list(group) for _, group in groupby(passes, key=lambda each: each[0].group)]
-        passing = self._open(steps, self.opened, self.notes)
+        passing = self._open(steps, self.opener, self.notes)
         reading = self._open([[each] for each in self.reads if not each[0].new], None, self.audit[0])
         longest = max((call.trees * (call.nodes + note.new) for note, call in self.reads if note.new), default=0)
         writing = {"keys and values": longest * float(cache_bytes(self.paper.network.module))} if longest else {}
@@ -203,7 +204,7 @@ class Plan:
         own = weights / cut + working + (weights if cut > 1 and cpu else 0.0)  # the whole stays beside its parts
         part = (0.0 if cut > 1 and not cpu else 1.0) + 1 / many + working / weights  # of a model that is cut
         share = 1.0 if self.machine.hold == "whole" or many == 1 else part
-        after = share * self.rehearsed[1] + (weights if share == 1 else weights * (part - 1 / many - working / weights))
+        after = share * self.trial[1] + (weights if share == 1 else weights * (part - 1 / many - working / weights))
         made = {
             "audit before": base | {"weights": share * weights, **asked},
             "forget": base | {"weights": own, "state": max(states) / cut, **passing, "reference": states_before},
@@ -218,7 +219,7 @@ class Plan:
         calls = max(groups, key=lambda group: sum(call.tokens for _, call in group), default=[])
         if not calls:
             return {}
-        found = [held(self.paper, call, opened) for _, call in calls]
+        found = [measure_pass(self.paper, call, opened) for _, call in calls]
         passing = sum(kept for kept, _, _ in found) + max(peak - kept for kept, peak, _ in found)
         rows = max(note.rows for note in notes.passes) * (notes.matrix or (1,))[0]
         many = min(max(note.rows for note, _ in calls) * self.paper.classes[0], CHUNK[self.machine.device])
@@ -229,7 +230,7 @@ class Plan:
     @cached_property
     def host(self) -> float:
         """Bytes that the first process holds on a GPU's host: to merge, or to widen a GGUF file."""
-        merging = self.paper.weights + self.rehearsed[1] if self.machine.processes > 1 else 0.0
+        merging = self.paper.weights + self.trial[1] if self.machine.processes > 1 else 0.0
         packed = self.paper.packed
         wide = self.paper.parameters * self.paper.stored.itemsize + packed.beside if packed else 0.0
         return 0.0 if self.machine.device == "cpu" else max(merging, wide)
@@ -262,17 +263,17 @@ def plan(job: Job, machine: Machine) -> Plan:
     method, audits, _ = job.check_names()
     check_out(job.out, job.model)
     records = job.inputs.read()
-    paper = opened(job.model, machine.device, DTYPES[machine.dtype] if machine.dtype else None)
+    paper = open_paper(job.model, machine.device, DTYPES[machine.dtype] if machine.dtype else None)
     request = records.request(paper.network)
-    found = planned(paper, method, request, audits or audits_of(None, family_name(paper.network)), machine, job.out)
-    if machine.hold == "cut" and not found.said.shared:
+    found = make_plan(paper, method, request, audits or audits_of(None, family_name(paper.network)), machine, job.out)
+    if machine.hold == "cut" and not found.rehearsal.shared:
         raise UsageRefused(f"--hold cut: {method.name} works on the whole model. Plan it with --hold whole.")
     if found.short:
         raise EnvironmentRefused(_refusal(found))
     return found
 
 
-def planned(
+def make_plan(
     paper: Paper,
     method: Method,
     request: Request,
@@ -302,7 +303,7 @@ def _refusal(found: Plan) -> str:
         except Refusal:  # a setting that this architecture does not take
             return False
 
-    other = remedy(found.method, found.machine, found.said.shared, fits)
+    other = remedy(found.method, found.machine, found.rehearsal.shared, fits)
     if not other:
         return f"{said} No setting of the run would make it fit: give a machine with more, or a smaller model."
     return f"{said} It would fit with {', '.join(other)}."

@@ -33,8 +33,8 @@ def auc(
         wins = ranks[: len(positive)].sum() - len(positive) * (len(positive) + 1) / 2
         return float(wins / (len(positive) * len(negative)))
     order = np.argsort(negative, kind="stable")
-    scores, ours, theirs = np.asarray(negative)[order], _filled(positive_weights, positive), negative_weights
-    below = np.concatenate([[0.0], np.cumsum(_filled(theirs, negative)[order])])
+    scores, ours, theirs = np.asarray(negative)[order], _fill(positive_weights, positive), negative_weights
+    below = np.concatenate([[0.0], np.cumsum(_fill(theirs, negative)[order])])
     strictly, weakly = (below[np.searchsorted(scores, positive, side=side)] for side in ("left", "right"))
     return float((ours * (strictly + weakly)).sum() / (2 * ours.sum() * below[-1]))
 
@@ -69,14 +69,14 @@ def bootstrap(
     beside = [None if w is None else np.asarray(w, dtype=np.float64) for w in weights or [None] * len(samples)]
     weighted = any(w is not None for w in beside)
 
-    def drawn() -> float:
+    def draw_one() -> float:
         places = [draw.integers(0, len(a), len(a)) for a in arrays]
         own = [a[at] for a, at in zip(arrays, places, strict=True)]
         if not weighted:
             return statistic(*own)
         return statistic(*own, *(None if w is None else w[at] for w, at in zip(beside, places, strict=True)))
 
-    values: NDArray[np.float64] = np.array([drawn() for _ in range(resamples)])
+    values: NDArray[np.float64] = np.array([draw_one() for _ in range(resamples)])
     low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
@@ -104,7 +104,7 @@ def mean_interval(values: Values, weights: Weights = None, seed: int = 0) -> Int
     return bootstrap(weighted_mean, values, weights=[weights], seed=seed)
 
 
-def _filled(weights: Weights, values: Values) -> NDArray[np.float64]:
+def _fill(weights: Weights, values: Values) -> NDArray[np.float64]:
     return np.ones(len(values)) if weights is None else np.asarray(weights, dtype=np.float64)
 
 

@@ -50,21 +50,21 @@ class Run:
     report: Report
 
     @property
-    def looked(self) -> bool:
+    def only_audited(self) -> bool:
         """Whether nothing was done to its model."""
         return self.report.run is None
 
     @property
-    def shown(self) -> str:
+    def shown_model(self) -> str:
         """Which model stands under the letter: the one after, or before, where it was only looked at."""
-        return "before" if self.looked else "after"
+        return "before" if self.only_audited else "after"
 
 
 def render(runs: Sequence[tuple[str, Report]]) -> str:
     """The page that compares runs, each given as its name and its report."""
     told = [_run(position, *run) for position, run in enumerate(runs)]
     notes = notes_of(run.findings for run in told)
-    chosen = _chosen(told)
+    chosen = _choose_audits(told)
     return page(
         "comparison.html.j2",
         runs=told,
@@ -75,8 +75,8 @@ def render(runs: Sequence[tuple[str, Report]]) -> str:
         notes=notes,
         tradeoff=_tradeoff(told, *chosen) if chosen else "",
         axes=chosen,
-        untouched=[run.letter for run in told if run.looked],
-        only_looked=all(run.looked for run in told),
+        untouched=[run.letter for run in told if run.only_audited],
+        only_looked=all(run.only_audited for run in told),
         curves=plots.overlay([(run.letter, run.report.steps) for run in told]),
         limits=_limits(told),
     )
@@ -158,9 +158,9 @@ def _lines(runs: Sequence[Run], notes: Sequence[str]) -> dict[str, list[Line]]:
 def _line(audit: str, rows: Sequence[Row], runs: Sequence[Run], notes: Sequence[str]) -> Line:
     first = next(row for row in rows if row)
     same, best = any_of(first), _best(rows)
-    begun = [{} if run.looked else row for row, run in zip(rows, runs, strict=True)]
-    before, reference = _agreed(begun, runs, "before"), _agreed(rows, runs, "reference")
-    under = [row.get(run.shown) for row, run in zip(rows, runs, strict=True)]
+    begun = [{} if run.only_audited else row for row, run in zip(rows, runs, strict=True)]
+    before, reference = _common_rows(begun, runs, "before"), _common_rows(rows, runs, "reference")
+    under = [row.get(run.shown_model) for row, run in zip(rows, runs, strict=True)]
     after = [Cell("", found, place == best) if found else None for place, found in enumerate(under)]
     return Line(
         audit=audit,
@@ -174,7 +174,7 @@ def _line(audit: str, rows: Sequence[Row], runs: Sequence[Run], notes: Sequence[
     )
 
 
-def _agreed(rows: Sequence[Row], runs: Sequence[Run], model: str) -> list[Cell]:
+def _common_rows(rows: Sequence[Row], runs: Sequence[Run], model: str) -> list[Cell]:
     """Each different answer once, with the letters of the runs that share it."""
     groups: dict[str, list[tuple[str, Finding]]] = {}
     for row, run in zip(rows, runs, strict=True):
@@ -187,8 +187,9 @@ def _agreed(rows: Sequence[Row], runs: Sequence[Run], model: str) -> list[Cell]:
 def _best(rows: Sequence[Row]) -> int | None:
     """Which run's value is best; None where there is nothing to choose, or two are equal."""
     after = {place: row["after"] for place, row in enumerate(rows) if "after" in row and finite(row["after"].value)}
-    distances = {place: _distance(finding) for place, finding in after.items()}
-    if len(distances) < 2 or None in distances.values():
+    known = {place: _distance(finding) for place, finding in after.items()}
+    distances = {place: distance for place, distance in known.items() if distance is not None}
+    if len(known) < 2 or len(distances) < len(known):
         return None
     least = min(distances.values())
     places = [place for place, distance in distances.items() if distance == least]
@@ -218,7 +219,7 @@ def _strip(
 # The trade-off
 
 
-def _chosen(runs: Sequence[Run]) -> tuple[str, str] | None:
+def _choose_audits(runs: Sequence[Run]) -> tuple[str, str] | None:
     """Which audits of the forget and the retain set to plot: the same on both, if there is one."""
     forget, retain = (
         dict.fromkeys(audit for run in runs for audit in run.findings.get(where, {})) for where in ("forget", "retain")
@@ -232,9 +233,9 @@ def _chosen(runs: Sequence[Run]) -> tuple[str, str] | None:
 def _tradeoff(runs: Sequence[Run], forget: str, retain: str) -> str:
     points: dict[object, plots.Point] = {}
     for place, run in enumerate(runs):
-        own = (run.shown, run.letter)
-        for model, label in (own, ("reference", "reference")) if run.looked else (*BESIDE, own):
-            spans = [_span(run, "forget", forget, model), _span(run, "retain", retain, model)]
+        own = (run.shown_model, run.letter)
+        for model, label in (own, ("reference", "reference")) if run.only_audited else (*BESIDE, own):
+            spans = (_span(run, "forget", forget, model), _span(run, "retain", retain, model))
             if all(finite(span.value) for span in spans):
                 point = plots.Point(label, *spans, run=place if label == run.letter else None)
                 points.setdefault((label, *spans), point)  # runs on one model share their before

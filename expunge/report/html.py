@@ -133,12 +133,12 @@ def sentence(findings: Findings) -> str:
     """The first audit of the forget set, and the same on the retain set, in one sentence; empty where there is none."""
     for audit, row in findings.get("forget", {}).items():
         kept = findings.get("retain", {}).get(audit)
-        said = f"On what should be gone, {audit} {_moved(row)}{_ideal(row)}"
-        return said + (f"; on what should stay it {_moved(kept)}." if kept else ".")
+        said = f"On what should be gone, {audit} {_movement(row)}{_ideal(row)}"
+        return said + (f"; on what should stay it {_movement(kept)}." if kept else ".")
     return ""
 
 
-def _moved(row: Row) -> str:
+def _movement(row: Row) -> str:
     before, after = (row[model].value if model in row else None for model in ("before", "after"))
     if not (finite(before) and finite(after)):
         return f"is {number(row['after'].value if 'after' in row else any_of(row).value)}"

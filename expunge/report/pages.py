@@ -39,11 +39,11 @@ def check_folder(folder: Path, tell: Callable[[str], object]) -> None:
         return
     gone = [name for name in ("model", "adapter") if not (folder / name).is_dir()]
 
-    def checked(name: str) -> bool:
+    def is_checked(name: str) -> bool:
         top, *below = name.split("/")
         return top not in gone and (bool(below) or not top.endswith(".html"))
 
-    files = check_manifest(folder, checked)["files"]
+    files = check_manifest(folder, is_checked)["files"]
     assert isinstance(files, dict)
     for name in gone:
         if any(file.startswith(f"{name}/") for file in files):

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -39,7 +40,7 @@ COLOURS = {
 } | {f"run-{number}": colour for number, colour in enumerate(RUN_COLOURS)}
 """Names of the page's CSS variables, each with the colour that stands in where no page sets it. No two are equal."""
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "DejaVu Sans",  # ships with matplotlib, so the layout is the same on every machine
     "font.size": 10,
@@ -138,7 +139,7 @@ def _gradients(taken: Sequence[Step], kept: int | None) -> str:
         heights = [norm if norm > 0 else math.nan for norm in norms]
         label = _plain(part) + (": 0" if silent else "")
         axes.plot(_at(taken), heights, label=label, color=COLOURS[tints.get(part, "soft")], lw=1.6)
-    if all(math.isnan(norm) for line in axes.lines for norm in line.get_ydata()):
+    if all(math.isnan(norm) for line in axes.lines for _, norm in _points(line)):
         return ""
     axes.set_yscale("log")
     _finish(axes, kept)
@@ -189,14 +190,19 @@ def _letter_the_ends(axes: Axes) -> None:
     for step, loss, line in ends:
         floor = max(floor + 0.06, (to_height((step, loss))[1] - low) / (high - low))
         axes.annotate(
-            line.get_label(), (step, floor), (6, 0), xycoords=axes.get_xaxis_transform(), textcoords="offset points",
-            va="center", color=line.get_color(), weight="bold",
+            str(line.get_label()), (step, floor), (6, 0), xycoords=axes.get_xaxis_transform(),
+            textcoords="offset points", va="center", color=line.get_color(), weight="bold",
         )  # fmt: skip
 
 
 def _last(line: Line2D) -> tuple[float, float, Line2D]:
-    drawn = [(step, loss) for step, loss in zip(*line.get_data(), strict=True) if math.isfinite(loss)]
-    return *drawn[-1], line
+    step, loss = [(step, loss) for step, loss in _points(line) if math.isfinite(loss)][-1]
+    return step, loss, line
+
+
+def _points(line: Line2D) -> list[tuple[float, float]]:
+    data: Any = line.get_data()
+    return [(float(x), float(y)) for x, y in zip(*data, strict=True)]
 
 
 # The trade-off
@@ -204,7 +210,7 @@ def _last(line: Line2D) -> tuple[float, float, Line2D]:
 
 def _mark(axes: Axes, point: Point) -> None:
     is_run = point.run is not None
-    color = run_colour(point.run) if is_run else COLOURS["soft"]
+    color = COLOURS["soft"] if point.run is None else run_colour(point.run)
     x, y = point.forget, point.retain
     axes.errorbar(
         [x.value], [y.value], xerr=_reach(x), yerr=_reach(y), fmt="o" if is_run else "D",
@@ -229,7 +235,7 @@ def _reach(span: Span) -> list[list[float]] | None:
 def _name_axes(axes: Axes, forget: Axis, retain: Axis) -> None:
     axes.set_xlabel(_plain(forget.name))
     axes.set_ylabel(_plain(retain.name))
-    dashed = {"color": COLOURS["ink"], "lw": 1.0, "ls": (0, (4, 3)), "zorder": 1}
+    dashed: dict[str, Any] = {"color": COLOURS["ink"], "lw": 1.0, "ls": (0, (4, 3)), "zorder": 1}
     if finite(forget.ideal):
         axes.axvline(forget.ideal, **dashed)
         axes.text(forget.ideal, 1.01, "ideal", transform=axes.get_xaxis_transform(), ha="center", va="bottom")
@@ -250,7 +256,7 @@ def _panel(title: str = "", height: float = 3.7, pad: int = 24) -> tuple[Figure,
     return figure, axes
 
 
-def _line(axes: Axes, lines: Sequence[Line], name: str, **style: object) -> None:
+def _line(axes: Axes, lines: Sequence[Line], name: str, **style: Any) -> None:
     if _has(lines, name):
         axes.plot(_at(lines), [_number(LOSSES[name](line)) for line in lines], **style)
 
@@ -267,7 +273,7 @@ def _finish(axes: Axes, kept: int | None, legend: bool = True) -> None:
 
 def _spread(axes: Axes) -> None:
     """A logarithmic axis where one curve would flatten another: an ascent may leave its retain loss far below."""
-    heights = [float(y) for line in axes.lines for y in line.get_ydata() if math.isfinite(y)]
+    heights = [y for line in axes.lines for _, y in _points(line) if math.isfinite(y)]
     if axes.get_ylim()[0] != 0 and min(heights) > 0 and max(heights) > 1000 * min(heights):
         axes.set_yscale("log")
     if axes.get_yscale() == "log":
@@ -310,8 +316,9 @@ def _svg(figure: Figure, name: str, description: str) -> str:
 
 def _for_a_page(svg: str, name: str, description: str) -> str:
     """Drop what belongs to a file, give ids a prefix of their own, and let the page choose colours."""
-    box = re.search(r'viewBox="([\d. -]+)"', svg).group(1)
-    head = f'<svg class="plot" role="img" aria-label="{escape(description)}" viewBox="{box}">'
+    box = re.search(r'viewBox="([\d. -]+)"', svg)
+    assert box
+    head = f'<svg class="plot" role="img" aria-label="{escape(description)}" viewBox="{box[1]}">'
     body = re.sub(r"^.*?<svg[^>]*>", "", svg, flags=re.DOTALL)
     body = re.sub(r"<(style|metadata).*?</\1>", "", body, flags=re.DOTALL)  # a style would bind the whole page
     body = re.sub(r'\bid="', f'id="{name}-', body)

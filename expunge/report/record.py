@@ -10,17 +10,21 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import cast
 
 import torch
 
+from expunge import __version__
 from expunge.core.audit import BOTH, Finding
 from expunge.core.model import Model, Network
 from expunge.core.question import Text
 from expunge.core.request import Example, Request, should_be_gone
+from expunge.internals.examples import Tokenized
 from expunge.primitives.composed_files import parts_of
 from expunge.report.report import Cost, Environment, Original, RequestFacts, Sample, Samples, SetFacts
 from expunge.runtime.cached_model import CachedModel
 
+VERSION = __version__
 SAMPLES = 12
 """Forget prompts whose continuations a report shows; of other sets a third as many."""
 
@@ -65,8 +69,8 @@ def describe_request(request: Request, unit: str, sources: Mapping[str, str]) ->
 def describe_environment(model: Model) -> Environment:
     """Versions, and where the model lies."""
     device = next((str(network.device) for network in networks(model)), "cpu")
-    versions = (version(name) for name in ("torch", "transformers", "peft"))
-    return Environment(platform.python_version(), *versions, device, torch.get_num_threads())
+    versions = {name: version(name) for name in ("torch", "transformers", "peft")}
+    return Environment(platform.python_version(), **versions, device=device, threads=torch.get_num_threads())
 
 
 def with_ideals(findings: Sequence[Finding]) -> list[Finding]:
@@ -88,7 +92,7 @@ def with_ideals(findings: Sequence[Finding]) -> list[Finding]:
     return [f.with_ideal(ideal(f)) for f in findings]
 
 
-def rounded(findings: Sequence[Finding]) -> tuple[Finding, ...]:
+def round_scores(findings: Sequence[Finding]) -> tuple[Finding, ...]:
     """Findings whose scores have as many digits as a report keeps."""
     return tuple(replace(f, scores=tuple(round(score, 6) for score in f.scores)) for f in findings)
 
@@ -104,18 +108,18 @@ def samples(before: CachedModel, after: CachedModel | None, request: Request, sh
     """What the models wrote for some prompts; ids alone unless the text was asked for."""
     items = []
     for name, examples in request.sets().items():
-        for example in examples[: SAMPLES if name == "forget" else SAMPLES // 3]:
-            first, last = _written(before, example), _written(after, example) if after else None
+        for example in cast(Sequence[Tokenized], examples[: SAMPLES if name == "forget" else SAMPLES // 3]):
+            first, last = _text_about(before, example), _text_about(after, example) if after else None
             if first is not None:
                 items.append(_sample(name, example, first, last) if shown else Sample(name, example.id))
     return Samples(shown, tuple(items))
 
 
-def _sample(name: str, example: Example, before: str, after: str | None) -> Sample:
-    return Sample(name, example.id, example.question, example.answer, before, after)  # type: ignore[attr-defined]
+def _sample(name: str, example: Tokenized, before: str, after: str | None) -> Sample:
+    return Sample(name, example.id, example.question, example.answer, before, after)
 
 
-def _written(model: CachedModel, example: Example) -> str | None:
+def _text_about(model: CachedModel, example: Example) -> str | None:
     """What the model wrote after an example's prompt, if an audit asked."""
     for question, replies in model.replies.items():
         if question.startswith(f"{Text.__name__}(") and id(example) in replies:

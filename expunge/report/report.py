@@ -14,10 +14,10 @@ from typing import Any
 from expunge.core.adapter import Adapted
 from expunge.core.audit import Finding
 from expunge.core.model import Model
-from expunge.core.request import Repeat
 from expunge.errors import DataRefused, ModelRefused, UsageRefused
 from expunge.events import Checked, Edited, Ended, Started, Step
 from expunge.notation.typed_json import MisfitError, event_from_json, event_to_json, from_json, to_json
+from expunge.primitives.repeat import Repeat
 from expunge.report.verdict import Verdict
 from expunge.runtime.atomic_files import whole_folder, write_manifest, write_text
 
@@ -177,7 +177,7 @@ class Report:
     """The same with its adapter, where the method has one."""
 
     @property
-    def met(self) -> bool:
+    def is_met(self) -> bool:
         """Whether no rule was missed."""
         return self.verdict is None or self.verdict.met
 

@@ -21,37 +21,37 @@ Fact = tuple[str, str]
 def about_run(run: Run) -> list[Fact]:
     """How the run went, as far as its method says."""
     facts = [
-        *(_ended(run.ended) if run.ended else ()),
-        *(_started(run.started) if run.started else ()),
+        *(_about_end(run.ended) if run.ended else ()),
+        *(_about_start(run.started) if run.started else ()),
         ("Read in parts", f"{run.parts} a step, since memory ran out" if run.parts is not None else ""),
-        *(_left(run.ended.groups) if run.ended and run.ended.groups else ()),
-        *(_saved(run.saved) if run.saved else ()),
-        *(_edited(run.edited) if run.edited else ()),
+        *(_about_groups(run.ended.groups) if run.ended and run.ended.groups else ()),
+        *(_about_saving(run.saved) if run.saved else ()),
+        *(_about_edit(run.edited) if run.edited else ()),
     ]
     return [(name, said) for name, said in facts if said]
 
 
-def _ended(ended: Ended) -> list[Fact]:
+def _about_end(ended: Ended) -> list[Fact]:
     return [("Why it stopped", ended.stopped), ("Kept", f"step {number(ended.kept_step)} of {number(ended.steps)}")]
 
 
-def _started(started: Started) -> list[Fact]:
+def _about_start(started: Started) -> list[Fact]:
     share = started.trainable / started.parameters
     moving = f"{number(started.trainable)} in {started.layers} layers, {share:.2%} of the model"
     return [
         ("Forget loss to reach", _finite(started.level, after=f", from {started.level_source}")),
-        ("Budget for the retain loss", _finite(started.budget)),
+        ("Budget for the retain loss", _finite(started.max_retain_increase)),
         ("Numbers that could move", moving),
     ]
 
 
-def _left(groups: BlockGroups) -> list[Fact]:
+def _about_groups(groups: BlockGroups) -> list[Fact]:
     """Which blocks still change, of an adapter that switches some off when a run ends."""
     which = f" (from 0: {', '.join(map(str, groups.left))})" if groups.left else ""
     return [("Blocks that still change", f"{len(groups.left)} of {len(groups.norms)}{which}")]
 
 
-def _saved(saved: Saved) -> list[Fact]:
+def _about_saving(saved: Saved) -> list[Fact]:
     """How far the model that was written is from the one that was trained; where both are one, nothing."""
     gap = saved.max_logit_difference
     if saved.adapter:
@@ -59,7 +59,7 @@ def _saved(saved: Saved) -> list[Fact]:
     return [("Saved model against the trained one", _finite(gap, "logits within "))] if gap else []
 
 
-def _edited(edit: Edited) -> list[Fact]:
+def _about_edit(edit: Edited) -> list[Fact]:
     """How much of the model a method without steps changed."""
     share = f" of {short(edit.parameters)} ({edit.changed / edit.parameters:.2%})" if edit.parameters else ""
     alpha = _finite(edit.alpha, ", each more than ", " times as important to the forget set as to all data")

@@ -53,7 +53,7 @@ def strip(models: Sequence[tuple[str, str, Span]], ideal: float | None = None) -
     seen = [number for _, _, span in models for number in (span.value, span.low, span.high)]
     scale = _Scale.around([number for number in (*seen, ideal) if finite(number)])
     dots = [
-        Dot(name, role, span.value, scale.at(span.value), scale.at(span.low), scale.at(span.high), lane)
+        Dot(name, role, span.value, scale.place(span.value), scale.at(span.low), scale.at(span.high), lane)
         for lane, (name, role, span) in enumerate(models)
         if finite(span.value)
     ]
@@ -76,8 +76,9 @@ class _Scale:
         return cls(0.0 - _round_up(-low), _round_up(high), log=False)
 
     def at(self, value: float | None) -> float | None:
-        if not finite(value):
-            return None
+        return self.place(value) if finite(value) else None
+
+    def place(self, value: float) -> float:
         low, high, here = (math.log10(max(v, 1e-300)) if self.log else v for v in (self.low, self.high, value))
         share = min(1.0, max(0.0, (here - low) / (high - low)))
         return round(3 + 94 * share, 2)

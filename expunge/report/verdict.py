@@ -122,9 +122,9 @@ def criterion(run: Run) -> list[Outcome]:
         of = "that of the holdout set" if aim.level_source == "holdout" else "as given"
         rule = f"forget examples short of {aim.level:.2f} nats ({of}), on average <= slack"
         made.append(Outcome(rule, ended.kept_short, aim.slack, ended.kept_short <= aim.slack))
-    if aim.budget is not None and ended.kept_rise is not None:
+    if aim.max_retain_increase is not None and ended.kept_rise is not None:
         rule = "rise of the retain loss <= budget (nats)"
-        made.append(Outcome(rule, ended.kept_rise, aim.budget, ended.kept_rise <= aim.budget))
+        made.append(Outcome(rule, ended.kept_rise, aim.max_retain_increase, ended.kept_rise <= aim.max_retain_increase))
     return made
 
 

@@ -13,7 +13,7 @@ def visible(value: object) -> object:
     """Spell out the letters that are not seen yet change what is seen, such as U+202E; line breaks and tabs stay."""
     if hasattr(value, "__html__") or not isinstance(value, str):  # markup of our own, or a number
         return value
-    return "".join(_spelled(letter) if _hides(letter) else letter for letter in value)
+    return "".join(_spell(letter) if _hides(letter) else letter for letter in value)
 
 
 def _hides(letter: str) -> bool:
@@ -22,7 +22,7 @@ def _hides(letter: str) -> bool:
     return unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
-def _spelled(letter: str) -> str:
+def _spell(letter: str) -> str:
     return f"\\u{ord(letter):04x}" if ord(letter) <= 0xFFFF else f"\\U{ord(letter):08x}"
 
 
@@ -51,17 +51,17 @@ def precise(value: object) -> str:
 
 def short(value: object) -> str:
     """1,234 or 134.5 M"""
-    return _scaled(value, {"T": 1e12, "B": 1e9, "M": 1e6}) or (f"{value:,}" if finite(value) else number(value))
+    return _scale(value, {"T": 1e12, "B": 1e9, "M": 1e6}) or (f"{value:,}" if finite(value) else number(value))
 
 
 def storage(value: object) -> str:
     """2.4 GB; powers of a thousand, as disks and cards are sold."""
-    return _scaled(value, {"TB": 1e12, "GB": 1e9, "MB": 1e6, "kB": 1e3}) or f"{number(value)} bytes"
+    return _scale(value, {"TB": 1e12, "GB": 1e9, "MB": 1e6, "kB": 1e3}) or f"{number(value)} bytes"
 
 
-def _scaled(value: object, units: dict[str, float]) -> str:
-    fits = [(unit, size) for unit, size in units.items() if finite(value) and value >= size]
-    return f"{value / fits[0][1]:.1f} {fits[0][0]}" if fits else ""
+def _scale(value: object, units: dict[str, float]) -> str:
+    fits = [f"{value / size:.1f} {unit}" for unit, size in units.items() if finite(value) and value >= size]
+    return fits[0] if fits else ""
 
 
 def duration(value: object) -> str:

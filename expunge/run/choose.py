@@ -35,17 +35,17 @@ def audits_of(audits: str | Sequence[Audit] | None, family: str) -> tuple[Audit,
 
 def default_audits(family: str) -> tuple[Audit, ...]:
     """The audits that a family is asked where none are named, by their own word."""
-    return tuple(_made(plugin.name, Audit) for plugin in plugins() if family in plugin.families)
+    return tuple(_make(plugin.name, Audit) for plugin in plugins() if family in plugin.families)
 
 
 def summaries_of(audits: Sequence[Audit], referenced: bool) -> tuple[Summary, ...]:
     """The summaries that the findings of these audits allow."""
     names = [audit.name for audit in audits]
-    known = [_made(plugin.name, Summary) for plugin in plugins() if plugin.folder == "summaries"]
+    known = [_make(plugin.name, Summary) for plugin in plugins() if plugin.folder == "summaries"]
     return tuple(summary for summary in known if summary.can_read(names, referenced))
 
 
-def _made(name: str, kind: type[Kind]) -> Kind:
+def _make(name: str, kind: type[Kind]) -> Kind:
     """A plug-in with its default settings."""
     plugin = find(name)
     made = plugin() if callable(plugin) else None

@@ -158,7 +158,7 @@ def _result(job: Job, task: Task, method: Method, recorder: Recorder, folder: Pa
             changed = _train(job, task, method, recorder)
         with task.clock.part("merge and save"):
             task.on_event(Note("Merging and saving"))
-            saved = from_json(Saved, broadcast(lambda: to_json(_save(task, changed, folder))))
+            saved = from_json(Saved, broadcast(lambda: to_json(_save(task, changed, folder))))  # noqa: F821
             del changed
     with task.clock.part("read back"):
         return Result(job.open(str(folder / "model")), saved)

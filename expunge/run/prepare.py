@@ -9,13 +9,13 @@ from typing import Any
 
 from expunge.core.model import Model, Network
 from expunge.core.objective import Objective
-from expunge.core.request import Example, Repeat, Request
+from expunge.core.request import Example, Request
 from expunge.data import images, near, text
 from expunge.data.records import Record, columns
 from expunge.errors import DataRefused, UsageRefused
-from expunge.models.language import LanguageModel
-from expunge.models.vision import ImageClassifier
+from expunge.primitives.repeat import Repeat
 from expunge.report.record import networks
+from expunge.run.families import family_called, reader_of
 
 Source = Path | str | Sequence[Mapping[str, Any]]
 """A file, or records as a list of dictionaries with a file's columns."""
@@ -65,7 +65,7 @@ class Inputs:
         """Refuse an objective that reads a set which no file gives, before a model is loaded for it."""
         given = {*self.paths, *(("retain",) if self.only_class is not None or self.only_ids is not None else ())}
         for name in ("retain", "stand_in"):
-            readers = [type(term).__name__ for _, term in objective.terms() if name in getattr(term, "needs", ())]
+            readers = [type(term).__name__ for _, term in objective.terms() if name in term.needs]
             if readers and name not in given:
                 of, kind = ", ".join(dict.fromkeys(readers)), name.replace("_", "-")
                 raise DataRefused(
@@ -82,7 +82,7 @@ class Inputs:
             ids = _ids(self.only_ids) if self.only_ids else None
             read["forget"], rest = images.choose(read["forget"], class_name=self.only_class, ids=ids)
             read = {"forget": read["forget"], "retain": rest, **read} if "retain" not in read and rest else read
-        return Records(read, {name: self.paths.get(name, self.forget) for name in read}, pictures=True)
+        return Records(read, {name: self.paths.get(name, self.forget) for name in read}, kind="images")
 
 
 @dataclass(frozen=True)
@@ -92,30 +92,28 @@ class Records:
     sets: Mapping[str, list[Any]]
     places: Mapping[str, Path]
     """What a refusal calls each set: its file."""
-    pictures: bool = False
+    kind: str = "text"
+    """Name of the file in `data/` that reads them."""
 
     def request(self, model: Model) -> Request:
         """The request as `model` reads it."""
         network = next(networks(model))
-        made = {name: self._encoded(network, name, records) for name, records in self.sets.items()}
+        made = {name: self._encode(network, name, records) for name, records in self.sets.items()}
         own = {name: made.pop(name) for name in RESERVED if name in made}
         return Request(**own, probes=made, repeats=self.repeats())
 
-    def _encoded(self, network: Network, name: str, records: list[Any]) -> tuple[Example, ...]:
-        path = self.places[name]
-        if isinstance(network, LanguageModel) and not self.pictures:
-            passages = text.encode(records, network.tokenizer, path, network.longest)
-            text.refuse_unknown_tokens(passages, network.vocabulary, path)
-            return passages
-        if isinstance(network, ImageClassifier) and self.pictures:
-            return images.encode(records, network.processor, network.classes, path, network.channels)
-        wanted = "texts (.jsonl, .csv)" if isinstance(network, LanguageModel) else "images (a folder, .parquet)"
-        raise DataRefused(f"{path}: a {type(network).__name__} forgets {wanted}, not this kind of file.")
+    def _encode(self, network: Network, name: str, records: list[Any]) -> tuple[Example, ...]:
+        path, family = self.places[name], family_called(network.family)
+        if family.records != self.kind:
+            wanted = reader_of(family.records).WANTED
+            raise DataRefused(f"{path}: a {type(network).__name__} forgets {wanted}, not this kind of file.")
+        made: tuple[Example, ...] = reader_of(self.kind).encode_for(records, network, path)
+        return made
 
     def repeats(self) -> tuple[Repeat, ...]:
         """Where records of one set nearly repeat another's; of texts only."""
         found: list[Repeat] = []
-        for one, other in APART if not self.pictures else ():
+        for one, other in APART if self.kind == "text" else ():
             if one in self.sets and other in self.sets:
                 like = near.likes(self.sets[one], self.sets[other])
                 equal = sum(each.equal for each in like)
@@ -145,23 +143,23 @@ def read_request(
     files = {name: Path(source) for name, source in given.items() if isinstance(source, str | Path)}
     lists = {name: source for name, source in given.items() if not isinstance(source, str | Path)}
     read = _read(files)
-    if read.pictures and lists:
+    if read.kind != "text" and lists:
         raise DataRefused(f"The {next(iter(lists))} records are a list, and images are read from files. Give a folder.")
     places = {name: Path(f"{name} records") for name in lists}
-    listed = {name: _listed(source, places[name]) for name, source in lists.items()}
+    listed = {name: _check_list(source, places[name]) for name, source in lists.items()}
     sets = {name: listed[name] if name in listed else read.sets[name] for name in given}
-    return Records(sets, {**read.places, **places}, read.pictures).request(model)
+    return Records(sets, {**read.places, **places}, read.kind).request(model)
 
 
 def _read(files: Mapping[str, Path]) -> Records:
     if not files:
         return Records({}, {})
-    own = {name: path for name, path in files.items() if name in RESERVED}
+    own: dict[str, Any] = {name: path for name, path in files.items() if name in RESERVED}
     probes = {name: path for name, path in files.items() if name not in RESERVED}
     return Inputs(**{"forget": next(iter(files.values())), **own}, probes=probes).read()
 
 
-def _listed(source: Sequence[Mapping[str, Any]], place: Path) -> list[Record]:
+def _check_list(source: Sequence[Mapping[str, Any]], place: Path) -> list[Record]:
     if not source:
         raise DataRefused(f"{place}: there are none, so there is nothing to read. Give at least one.")
     return text.check([Record(line, dict(columns)) for line, columns in enumerate(source, start=1)], place)

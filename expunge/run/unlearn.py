@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from expunge import __version__
 from expunge.core.adapter import Adapted
 from expunge.core.audit import Audit, Finding, Summary
 from expunge.core.method import Method
@@ -240,7 +239,7 @@ def assemble(
     saved = run.saved.format if run and run.saved else ""
     return Report(
         schema=SCHEMA,
-        expunge=__version__,
+        expunge=record.VERSION,
         created=record.now(),
         command=task.command,
         original=record.describe_model(task.model, task.name, family),
@@ -248,7 +247,7 @@ def assemble(
         request=record.describe_request(task.request, unit_of(family), task.sources),
         environment=record.describe_environment(task.model),
         method="",
-        findings=record.rounded(findings),
+        findings=record.round_scores(findings),
         run=run,
         verdict=None,
         cost=record.cost(task.clock.seconds, size, sum(model.recalled for model in models)),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 
@@ -98,7 +98,7 @@ class CachedModel(Wrapper):
             question = replace(question, begun=tuple(map(self._rows_generated_anyway, new)))  # type: ignore[assignment]
         if not isinstance(question, Scores):
             return question.split(self.inner.ask(question, new))
-        return question.split(self.inner.ask(question, new).detach())  # type: ignore[attr-defined, no-any-return]
+        return cast(Sequence[Reply], question.split(self.inner.ask(question, new).detach()))
 
     def _rows_generated_anyway(self, example: Example) -> int:
         """How many first tokens of the example's answer greedy decoding is known to generate."""
@@ -113,7 +113,7 @@ class CachedModel(Wrapper):
     def _unpack(self, question: Question[Reply], entry: Entry, example: Example) -> Reply:
         part = question.unpack(entry, example)
         if isinstance(part, Predictions) and isinstance(self.inner, Network):
-            return replace(part.to(self.inner.device), head=self.inner.head())  # type: ignore[return-value]
+            return replace(part.to(self.inner.device), head=self.inner.head())
         return part
 
 

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 import torch.distributed as dist
@@ -65,10 +65,10 @@ class ParallelModel(Network):
     def ask(self, question: Question[Reply], batch: Batch) -> Reply:
         with self.around():
             if isinstance(question, Text):
-                return self._write_texts(question, batch)  # type: ignore[return-value]
+                return cast(Reply, self._write_texts(question, batch))
             if isinstance(question, DerivedQuestion):
-                return self._in_groups(question, batch)
-            return self._in_shares(question, batch)
+                return cast(Reply, self._in_groups(question, batch))
+            return cast(Reply, self._in_shares(cast(RowQuestion[Any], question), batch))
 
     def answers_to(self, kind: type[Question[Any]]) -> bool:
         return self.whole.answers_to(kind)
@@ -140,7 +140,7 @@ class ParallelModel(Network):
         common = {"labels", "example", "examples", "share", "weights", "head", *tensors}
         others = {f.name: vars(reply)[f.name] for f in fields(reply) if f.name not in common}  # such as Routes' layers
         made = _reply(question, tensors, sizes.to(reply.labels.device), batch, **others)
-        return replace(made, head=self.head()) if isinstance(made, Predictions) else made  # type: ignore[return-value]
+        return replace(made, head=self.head()) if isinstance(made, Predictions) else made
 
     def _write_texts(self, question: Text, prompts: Batch) -> list[str]:
         mine = range(rank(), len(prompts), world_size())
@@ -166,10 +166,10 @@ def _reply(
 ) -> RowsReply:
     """A reply about a whole batch; `sizes`: rows of each example."""
     owner = torch.arange(len(batch), device=sizes.device).repeat_interleave(sizes)
-    made: Any = question.reply(
-        example=owner, examples=len(batch), share=None, weights=weights_of(batch), **tensors, **others
+    made = question.reply(
+        example=owner, examples=len(batch), share=None, weights=weights_of(batch), **{**tensors, **others}
     )
-    return made
+    return cast(RowsReply, made)
 
 
 def ask_together(network: Network, hold: Hold = "whole") -> Network:
@@ -190,7 +190,7 @@ def give_back(model: Model) -> None:
         model.give_back()
 
 
-def sharded_roots(network: Network) -> list[FSDPModule]:
+def sharded_roots(network: Network) -> Sequence[FSDPModule]:
     """The outermost FSDP module, which each forward pass enters once; empty where the network is not sharded."""
     return [each for each in network.module.modules() if isinstance(each, FSDPModule)][:1]
 
@@ -317,7 +317,8 @@ class SharedReference(Wrapper):
         parts = question.split(self.inner.ask(question, whole))
         replies = {id(example): part for example, part in zip(whole, parts, strict=True)}
         # FSDP frees and refills the head's memory from step to step.
-        return replace(question.join([replies[id(e)] for e in batch]), head=self._network.head())  # type: ignore[type-var]
+        reply = replace(question.join([replies[id(e)] for e in batch]), head=self._network.head())
+        return cast(Reply, reply)
 
     @property
     def _network(self) -> ParallelModel:

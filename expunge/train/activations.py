@@ -1,7 +1,7 @@
-"""What the forward pass keeps for backward: everything, or each block's input alone, from which it is computed again.
+"""Gradient checkpointing: save all activations for backward, or only each block's input and recompute the rest.
 
 Non-reentrant: the reentrant kind gives no gradient to a block none of whose inputs needs one, and with frozen
-embeddings that is the first block, whose adapter then never moves.
+embeddings that is the first block, whose adapter would not be trained.
 """
 
 from __future__ import annotations
@@ -22,15 +22,13 @@ Activations = Literal["kept", "recomputed"]
 
 @contextmanager
 def manage_activations(module: nn.Module, activations: Activations) -> Iterator[None]:
-    """`module` with its blocks' activations kept or recomputed, for as long as the block lasts."""
+    """Within the block the activations of the module's transformer blocks are kept or recomputed."""
     found = list(every_block(module).values()) if activations == "recomputed" else []
     if activations == "recomputed" and not found:
-        raise ModelRefused(
-            f"{type(module).__name__} has no transformer blocks to compute again. Use activations='kept'."
-        )
+        raise ModelRefused(f"{type(module).__name__} has no transformer blocks to recompute. Use activations='kept'.")
     try:
         for block in found:
-            # Nothing in a run is drawn at random inside a block: the model is in evaluation mode.
+            # No random numbers are drawn in a block: the model is in evaluation mode.
             block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
         yield
     finally:

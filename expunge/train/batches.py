@@ -1,4 +1,4 @@
-"""Which examples a step reads: the forget set in a new order each epoch, the others dealt out beside it."""
+"""The batches of each step: each set is shuffled anew in each of its epochs."""
 
 from __future__ import annotations
 
@@ -11,23 +11,25 @@ from expunge.core.request import Example, Request
 
 
 class Batches:
-    """Every example of a set is read once before any is read again; no tail is dropped.
+    """Every example of a set is read once before any is read again; no last batch is dropped.
 
-    Where stand-ins have the ids of the forget set, each is read in the step of its own.
+    Where stand-ins have the ids of the forget set, each is in the same step as its forget example.
     """
 
     def __init__(self, request: Request, batch: int, retain_batch: int, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
         sets = {"forget": request.forget, "retain": request.retain, "stand_in": request.stand_in}
         self.pairs = _pairs(request)
-        dealt = [name for name, examples in sets.items() if examples and not (self.pairs and name == "stand_in")]
-        self.dealt = {name: _deal(sets[name], generator) for name in dealt}
+        independent = [name for name, examples in sets.items() if examples and not (self.pairs and name == "stand_in")]
+        self.streams = {name: _shuffle_forever(sets[name], generator) for name in independent}
         wanted = {"forget": batch, "retain": retain_batch, "stand_in": batch}
-        self.counts = {name: min(wanted[name], len(sets[name])) for name in self.dealt}
+        self.counts = {name: min(wanted[name], len(sets[name])) for name in self.streams}
 
     def sets(self) -> dict[str, Batch]:
         """The next step's examples by set."""
-        drawn = {name: [next(dealt) for _ in range(self.counts[name])] for name, dealt in self.dealt.items()}
+        drawn: dict[str, Batch] = {
+            name: [next(stream) for _ in range(self.counts[name])] for name, stream in self.streams.items()
+        }
         return drawn | ({"stand_in": [self.pairs[example.id] for example in drawn["forget"]]} if self.pairs else {})
 
 
@@ -38,7 +40,7 @@ def _pairs(request: Request) -> dict[str, Example]:
     return others if ids == set(others) and len(ids) == len(request.forget) == len(request.stand_in) else {}
 
 
-def _deal(examples: tuple[Example, ...], generator: torch.Generator) -> Iterator[Example]:
+def _shuffle_forever(examples: tuple[Example, ...], generator: torch.Generator) -> Iterator[Example]:
     while True:
         for index in torch.randperm(len(examples), generator=generator).tolist():
             yield examples[index]

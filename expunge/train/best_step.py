@@ -1,4 +1,4 @@
-"""Watches one run: reads its losses between steps, keeps the best step, and says when to stop."""
+"""Checks of a run: computes its losses between steps, keeps the best step's weights, and decides when to stop."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from expunge.errors import RunFailed
 from expunge.events import BlockGroups, Checked, Ended, OnEvent, Started
 
 CHECKED = 64
-"""Examples of a set that a check reads at most, evenly spread over it."""
+"""Most examples of a set in a check, evenly spaced."""
 
 
 def sample(examples: Batch) -> Batch:
-    """At most 64 examples, evenly spread."""
+    """At most 64 examples, evenly spaced."""
     stride = max(1, math.ceil(len(examples) / CHECKED))
     return examples[::stride]
 
@@ -38,10 +38,10 @@ def loss(model: Model, examples: Batch) -> float:
 
 @dataclass
 class BestStep:
-    """Looks at the losses between steps and keeps the state of the best one.
+    """The best step so far and its weights.
 
-    The best step falls least short of the level (beyond the slack) and overspends the budget least, in nats added up;
-    of equals, the one with the lower retain loss, or, where nothing is retained, the later one.
+    The best step has the least sum, in nats, of the shortfall beyond the slack and the rise of the retain loss beyond
+    `max_retain_increase`; of equals, the one with the lower retain loss, or, without a retain set, the later one.
     """
 
     level: float | None
@@ -57,12 +57,12 @@ class BestStep:
     state: dict[str, Tensor] = field(default_factory=dict)
 
     def start(self, layers: int, trainable: int, parameters: int, steps: int) -> Started:
-        """What may move, and what the run aims at."""
-        budget = self.max_retain_increase if self.retain else None
-        return Started(layers, trainable, parameters, steps, self.level, self.slack, self.source, budget)
+        """The event of the start of a run."""
+        limit = self.max_retain_increase if self.retain else None
+        return Started(layers, trainable, parameters, steps, self.level, self.slack, self.source, limit)
 
     def check(self, step: int, adapted: Network, moving: Mapping[str, nn.Parameter], on_event: OnEvent) -> str:
-        """Read the losses and keep the state if it is the best; why to stop, or an empty text."""
+        """Compute the losses and keep the weights if they are the best. The reason to stop, or an empty string."""
         each = losses(adapted, self.forget)
         forget = float(mean_over(each, self.forget))
         retain = loss(adapted, self.retain) if self.retain else None
@@ -73,46 +73,46 @@ class BestStep:
         shortfall = float(mean_over((self.level - each).clamp(min=0), self.forget)) if self.level is not None else 0.0
         on_event(Checked(step, forget, retain, self.level, shortfall))
         missing = max(0.0, shortfall - self.slack)
-        over = self.overspent(retain)
+        over = self.excess(retain)
         rank = (missing + over, retain if retain is not None else -float(step))
         unbounded = self.level is None and step > 0 and over == 0
         if rank < self.best or unbounded:
             self.best, self.best_step, self.best_losses = rank, step, (forget, retain, shortfall)
             self.state = {name: p.detach().clone() for name, p in moving.items()}
         if self.level is not None and missing == 0 and over == 0:
-            return f"the forget examples fall {short:.2f} nats short of {self.level:.2f} ({self.source})"
+            return f"the forget examples fall {shortfall:.2f} nats short of {self.level:.2f} ({self.source})"
         if self.level is None and over > 0:
-            return f"the retain budget of {self.max_retain_increase} nats was spent"
+            return f"the retain loss rose by more than {self.max_retain_increase} nats"
         return ""
 
-    def overspent(self, retain: float | None) -> float:
-        """Nats by which the retain loss exceeds its start and the budget."""
+    def excess(self, retain: float | None) -> float:
+        """Nats by which the retain loss has risen beyond `max_retain_increase`."""
         if retain is None or self.max_retain_increase is None:
             return 0.0
         return max(0.0, retain - self.retain_at_start - self.max_retain_increase)
 
     def fail(self, step: int, name: str, moving: Mapping[str, nn.Parameter]) -> None:
-        """Put the best state back and refuse: no comparison with NaN is true, so it would pass for forgotten."""
-        done = f"The state of step {self.restore(moving)} was put back. Lower learning_rate." if step else ""
-        raise RunFailed(f"step {step}: the loss of the {name} set is NaN or infinite. {done or 'Mend the model.'}")
+        """Restore the best weights and refuse: no comparison with NaN is true, so it would pass for forgotten."""
+        done = f"The weights of step {self.restore(moving)} were restored. Lower learning_rate." if step else ""
+        raise RunFailed(f"step {step}: the loss of the {name} set is NaN or infinite. {done or 'Check the weights.'}")
 
     def restore(self, moving: Mapping[str, nn.Parameter]) -> int:
-        """Put the best state back; its step."""
+        """Restore the best weights. Returns their step."""
         for name, parameter in moving.items():
             parameter.data.copy_(self.state[name])
         return self.best_step
 
     def numbers(self) -> dict[str, object]:
-        """What a checkpoint must hold of it beside the state."""
+        """The rest of its state, for a checkpoint."""
         return {name: getattr(self, name) for name in ("retain_at_start", "best", "best_step", "best_losses")}
 
     def take(self, numbers: Mapping[str, Any]) -> None:
-        """Go on from what a checkpoint held."""
+        """Restore what `numbers` returned."""
         for name, value in numbers.items():
             setattr(self, name, tuple(value) if isinstance(value, list) else value)
 
     def end(self, stopped: str, steps: int, groups: BlockGroups | None) -> Ended:
-        """The best step's losses, and whether they are good enough by the run's own criterion."""
+        """The event of the end of a run: the best step's losses, and whether they meet the run's criterion."""
         forget, retain, shortfall = self.best_losses
         rise = None if retain is None else retain - self.retain_at_start
         return Ended(stopped, self.best_step, steps, self.best[0] == 0.0, forget, shortfall, rise, groups)

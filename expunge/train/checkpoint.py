@@ -1,7 +1,8 @@
-"""Checkpoints of a run: what moves, the optimizer, the best step and what was told, each whole or not there at all.
+"""Checkpoints of a run, written atomically: trainable parameters, optimizer, best step and events.
 
-Tensors are cut over the processes and lie in safetensors files, the rest in JSON; nothing is pickled. A run that goes
-on with as many processes as before equals one that was never stopped to the bit (on a CPU); with others, to rounding.
+Tensors are sharded over the processes, in safetensors files; the rest is JSON; nothing is pickled. A run that is
+resumed
+with the same number of processes equals an uninterrupted one to the bit (on a CPU); with another number, to rounding.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from expunge.core.model import Network
 from expunge.core.request import Request
@@ -30,7 +32,7 @@ from expunge.runtime.atomic_files import check_manifest, whole_folder, write_man
 from expunge.runtime.processes import barrier, broadcast, is_main, shared_folder, world_size
 
 KEPT = 2
-"""Checkpoints that lie there at a time: the newest, and the one before it, should the newest not be whole."""
+"""Checkpoints that are kept: the newest, and the one before it in case the newest is damaged."""
 
 STATE = "state.json"
 
@@ -43,17 +45,17 @@ class Checkpoints:
     every: int = 10
     """Steps between two checkpoints; the last step of a run needs none."""
     resume: bool = False
-    """Whether a run begins with the newest checkpoint that is whole."""
+    """Whether a run starts from the newest complete checkpoint."""
 
     def __post_init__(self) -> None:
         if self.every < 1:
             raise UsageRefused(f"Steps between two checkpoints must be at least 1. Got {self.every!r}.")
 
     def check(self) -> None:
-        """Refuse to go on from nothing, and to begin anew over what an unfinished run left."""
+        """Refuse to resume without a checkpoint, and to start over the checkpoints of an unfinished run."""
         there = bool(self.steps())
         if self.resume and not there:
-            raise UsageRefused(f"{self.folder} holds no checkpoint to go on from. Leave out --resume.")
+            raise UsageRefused(f"{self.folder} has no checkpoint to resume from. Leave out --resume.")
         if there and not self.resume:
             raise UsageRefused(
                 f"{self.folder} holds checkpoints of a run that did not end. Give --resume, or remove the folder."
@@ -65,9 +67,9 @@ class Checkpoints:
         return sorted((path for path in found if path.name[5:].isdigit()), key=lambda p: int(p.name[5:]), reverse=True)
 
     def compare(self, method: object, network: Network, request: Request) -> None:
-        """Refuse to go on with another run, before anything is worked out.
+        """Refuse early to resume another run.
 
-        Only the manifests are read: whether a checkpoint is whole shows when it is.
+        Only the manifests are read; whether a checkpoint is complete is checked when it is read.
         """
         for path in self.steps() if self.resume else ():
             try:
@@ -82,7 +84,7 @@ class Checkpoints:
         with shared_folder(whole_folder(self.folder / f"step-{step:06}")) as folder:
             writer = HuggingFaceStorageWriter(path=str(folder), save_distributed=True)
             with _quiet():
-                dcp.save(dict(tensors), storage_writer=writer, no_dist=world_size() == 1)
+                state_dict_saver.save(dict(tensors), storage_writer=writer, no_dist=world_size() == 1)
             barrier()
             if is_main():
                 write_text(folder / STATE, json.dumps(state))
@@ -91,21 +93,23 @@ class Checkpoints:
             shutil.rmtree(old)
 
     def read(self, facts: Mapping[str, str], tensors: dict[str, Tensor]) -> tuple[int, Any, list[str]]:
-        """Fill `tensors` from the newest whole checkpoint; its step, its state, and those that were passed over.
+        """Fill `tensors` from the newest complete checkpoint. Returns its step, its state, and why newer ones were
+        skipped.
 
-        Tensors that only the checkpoint knows of are added.
+        Tensors that only the checkpoint has are added.
         """
         name, manifest, passed = broadcast(lambda: self._newest())
         _match(self.folder / name, manifest, facts)
         reader = HuggingFaceStorageReader(path=str(self.folder / name))
         for key, there in reader.read_metadata().state_dict_metadata.items():
-            tensors.setdefault(key, torch.empty(there.size, dtype=there.properties.dtype))
+            if isinstance(there, TensorStorageMetadata):
+                tensors.setdefault(key, torch.empty(there.size, dtype=there.properties.dtype))
         with _quiet():
-            dcp.load(tensors, storage_reader=reader, no_dist=world_size() == 1)
+            state_dict_loader.load(tensors, storage_reader=reader, no_dist=world_size() == 1)
         return int(manifest["step"]), json.loads((self.folder / name / STATE).read_text(encoding="utf-8")), passed
 
     def remove(self) -> None:
-        """Remove the folder: the run has ended, well or for good."""
+        """Remove the folder after the run has ended."""
         if is_main():
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -117,10 +121,10 @@ class Checkpoints:
             except ModelRefused as error:
                 passed.append(str(error))
                 continue
-            for torn in self.steps()[: len(passed)]:  # the run will come by their steps again
-                torn.rename(self.folder / f"{torn.name}.torn-{time.time_ns()}")
+            for damaged in self.steps()[: len(passed)]:  # the run will write these steps again
+                damaged.rename(self.folder / f"{damaged.name}.torn-{time.time_ns()}")
             return path.name, manifest, passed
-        raise ModelRefused(f"No checkpoint in {self.folder} is whole. {' '.join(passed)}")
+        raise ModelRefused(f"No checkpoint in {self.folder} is complete. {' '.join(passed)}")
 
 
 _of_run: ContextVar[Checkpoints | None] = ContextVar("checkpoints", default=None)
@@ -128,7 +132,7 @@ _of_run: ContextVar[Checkpoints | None] = ContextVar("checkpoints", default=None
 
 @contextmanager
 def keep_checkpoints(checkpoints: Checkpoints | None) -> Iterator[None]:
-    """Within the block a run of a resumable method writes checkpoints, or begins with the newest."""
+    """Within the block a run of a resumable method writes checkpoints, or resumes from the newest."""
     token = _of_run.set(checkpoints)
     try:
         yield
@@ -137,34 +141,34 @@ def keep_checkpoints(checkpoints: Checkpoints | None) -> Iterator[None]:
 
 
 def checkpoints_of_run() -> Checkpoints | None:
-    """The checkpoints of the run that is going on; None where none are kept."""
+    """The checkpoints of the current run; None where it has none."""
     return _of_run.get()
 
 
 def facts(method: object, network: Network, request: Request) -> dict[str, str]:
-    """What a run depends on: all of it must be the same where it goes on."""
+    """What a run depends on: a resumed run must have the same."""
     digest = hashlib.sha256()
     for name, examples in request.sets().items():
         digest.update(f"{name}:{len(examples)};".encode())
         for example in examples:
-            digest.update(example.input_digest())  # in their order, which the steps' draw depends on
+            digest.update(example.input_digest())  # in order, which the batches depend on
     return {"method": repr(method), "model": network.fingerprint(), "data": digest.hexdigest()}
 
 
 def _match(folder: Path, manifest: Mapping[str, Any], facts: Mapping[str, str]) -> None:
-    """Refuse a checkpoint that was begun with something else than `facts`."""
+    """Refuse a checkpoint with other `facts`."""
     run = manifest.get("run")
     differ = [key for key, value in facts.items() if not isinstance(run, dict) or run.get(key) != value]
     if differ:
         raise ModelRefused(
             f"{folder} is of another run: its {' and its '.join(differ)} {'differ' if differ[1:] else 'differs'}. "
-            f"Give what the run was begun with, or begin anew in another --out."
+            f"Give the same as for that run, or start again in another --out."
         )
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """One process alone is warned that it is alone."""
+    """Without the warning that there is a single process."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
         yield

@@ -1,4 +1,4 @@
-"""The sizes that show whether a run is stable: gradients by part of the network, and the change of the weights."""
+"""Norms that show whether a run is stable: of gradients by part of the network, and of the change of the weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from expunge.runtime.processes import all_reduce, local_part
 
 
 class Norms:
-    """Keeps a direction for each layer, from which the next step's largest singular value is found."""
+    """Computes norms; keeps a vector for each layer, from which the next power iteration starts."""
 
     def __init__(self) -> None:
         self.directions: dict[str, Tensor] = {}
@@ -31,8 +31,8 @@ class Norms:
     def deltas(self, changes: Iterator[tuple[str, Tensor]]) -> dict[str, float]:
         """Frobenius norm over all adapted layers, and the largest spectral norm of one of them.
 
-        The spectral norm is found by power iteration, one round a step, going on from the step before: a lower bound
-        that is tight once the update's direction has settled.
+        The spectral norm is estimated by power iteration, one round a step, from the step before: a lower bound that is
+        tight once the update's direction is stable.
         """
         square, largest = 0.0, 0.0
         for name, delta in changes:
@@ -54,5 +54,5 @@ class Norms:
 
 
 def _start(width: int) -> Tensor:
-    """A direction that no update is blind to by its form: after a LayerNorm, ones are (its outputs sum to 0)."""
+    """A random start vector. All ones would be orthogonal to every update after a LayerNorm, whose outputs sum to 0."""
     return torch.randn(width, generator=torch.Generator().manual_seed(0))

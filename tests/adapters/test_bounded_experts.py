@@ -39,9 +39,6 @@ from expunge.errors import ModelRefused
 from expunge.methods.finetune import Finetune
 from expunge.methods.stop import Stop
 from expunge.models.language import LanguageModel
-from expunge.plan.cost import Call, widths
-from expunge.plan.memory import held
-from expunge.plan.paper import on_paper
 
 torch.set_num_threads(1)
 
@@ -235,26 +232,6 @@ def test_an_expert_costs_one_and_a_half_times_a_frozen_one_and_one_that_is_not_c
     assert ours / frozen == pytest.approx(1.5 + 10 * 8 / (4 * tokens))  # 1.533 at 600 tokens an expert
 
 
-@pytest.mark.parametrize("kind", ["mixtral", "qwen2_moe"])
-@pytest.mark.parametrize("adapter", [Bounded(rank=4), LoRA(targets="all"), LoRA(targets="attention")], ids=repr)
-def test_a_plan_counts_what_torch_counts(kind, adapter):
-    """Where there are shapes and no routes, all experts are called alike."""
-    paper = on_paper("tiny", CONFIGS[kind], None, torch.float32, "cpu", None)
-    sizes, adapted = widths(paper.network, adapter)
-    call = Call(trees=2, nodes=70, rows=0)
-    with torch.device("meta"):
-        tokens, mask = torch.zeros(2, 70, dtype=torch.long), torch.zeros(2, 1, 70, 70)
-        with FlopCounterMode(display=False) as there:
-            states, _ = adapted.states(input_ids=tokens, position_ids=tokens, attention_mask=mask)
-        with FlopCounterMode(display=False) as back:
-            states.backward(torch.empty_like(states))
-    assert there.get_total_flops() == sizes.forward(call) + sizes.silent(call)
-    both = there.get_total_flops() + back.get_total_flops()
-    assert both == sizes.forward(call) + sizes.backward(call) + sizes.adapter(call)
-    kept, again = (held(paper, adapter, call, recompute) for recompute in (False, True))
-    assert 0 < again.each < kept.each
-
-
 def test_nothing_of_a_weights_size_is_kept_for_backward():
     sizes = SimpleNamespace(**{**vars(SIZES), "hidden_size": 64, "intermediate_size": 48})
     base = MixtralExperts(sizes).requires_grad_(False)
@@ -344,7 +321,7 @@ def test_the_default_method_trains_a_mixture_and_merges_it(kind, tmp_path):
     adapted = Finetune(steps=3, batch=2, retain_batch=2, stop=Stop(level=None, max_retain_increase=None))(
         network, REQUEST
     )
-    merged = Bounded().merge(adapted)
+    merged = adapted.plain()
     assert all(torch.equal(weight, was[name]) for name, weight in network.module.state_dict().items())
     changed = {name for name, weight in merged.module.state_dict().items() if not torch.equal(weight, was[name])}
     expected = {f"model.layers.{b}.mlp.experts.{w}" for b in (0, 1) for w in ("gate_up_proj", "down_proj")}
@@ -365,7 +342,7 @@ def test_recomputed_activations_end_in_the_same_place():
         method = Finetune(
             steps=3, batch=2, retain_batch=2, stop=Stop(level=None, max_retain_increase=None), activations=activations
         )
-        return Bounded().merge(method(mixture(), REQUEST)).module.state_dict()
+        return method(mixture(), REQUEST).plain().module.state_dict()
 
     kept, again = end("kept"), end("recomputed")
     assert all(torch.allclose(kept[name], again[name], atol=1e-6) for name in kept)
@@ -468,7 +445,7 @@ def test_experts_in_a_form_that_cannot_be_updated_are_refused_in_one_line():
             ):
                 adapter.insert(network, REQUEST)
         assert LoRA(targets="attention").insert(network, REQUEST).trainable()
-    with pytest.raises(ModelRefused, match=r"Fila: MixtralForCausalLM keeps its experts in one tensor.*LoRA\("):
+    with pytest.raises(ModelRefused, match=r"Fila: MixtralForCausalLM has fused experts.*LoRA\("):
         Fila().insert(mixture(), REQUEST)
 
 

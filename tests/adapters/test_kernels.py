@@ -158,12 +158,12 @@ def test_where_the_kernels_cannot_be_loaded_torch_does_the_work_and_the_reason_i
         "import torch, warnings; from expunge.adapters import _fold as fold\n"
         "with warnings.catch_warnings(record=True) as said:\n"
         "    warnings.simplefilter('always')\n"
-        "    tried = [fold._tried(torch.device('cuda', 0), torch.bfloat16, 'sine', 8) for _ in range(2)]\n"
+        "    tried = [fold._try_kernels(torch.device('cuda', 0), torch.bfloat16, 'sine', 8) for _ in range(2)]\n"
         "print(tried, [str(w.message) for w in said])"
     )
     said = process(script, PYTHONPATH=str(tmp_path))
     assert said.startswith("[None, None]")
-    assert said.count("does without its Triton kernels on cuda:0 and is slower there: OSError: no driver.") == 1
+    assert said.count("does not use its Triton kernels on cuda:0 and is slower there: OSError: no driver.") == 1
 
 
 @pytest.mark.parametrize("blocks", [1, 56])

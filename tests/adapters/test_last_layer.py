@@ -93,5 +93,7 @@ def test_a_network_whose_scores_come_from_no_linear_layer_is_refused():
             super().__init__()
             self.scores = nn.Conv2d(3, 4, 8)
 
-    with pytest.raises(ModelRefused, match=r"Convolved makes its class scores by no linear layer .* adapter=Full\(\)"):
+    with pytest.raises(
+        ModelRefused, match=r"Convolved does not compute its class scores by a linear layer .* adapter=Full\(\)"
+    ):
         LastLayer().insert(ImageClassifier.of(Convolved(), None), Request(PICTURES))

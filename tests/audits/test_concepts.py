@@ -325,9 +325,9 @@ def test_layers_and_sets_that_are_not_there_are_refused_in_one_line(kind: type):
         kind(layer="head")(NETWORK, REQUEST)
     with pytest.raises(UsageRefused, match="no set 'fourth'. Sets: forget, retain, first, second, third."):
         kind(concepts=("fourth",), layer="body")(NETWORK, REQUEST)
-    with pytest.raises(UsageRefused, match="from 0 to 1. Got 2"):
+    with pytest.raises(UsageRefused, match="from 0 to 1, or a share of the depth below 1.0. Got 2"):
         kind(layer=2)(vit(), Request(pictures(3, 1), pictures(3, 2)))
     with pytest.raises(UsageRefused, match="at least 2"):
         kind(draws=1)
-    with pytest.raises(UsageRefused, match="has no single state for each example. Give a block number"):
+    with pytest.raises(UsageRefused, match="does not give one state for each example. Give a block number"):
         kind(layer="model.embed_tokens")(llama(), Request(texts(3, 1), texts(3, 2)))

@@ -105,7 +105,7 @@ def test_a_run_that_outgrows_its_memory_goes_on_in_parts_and_its_report_says_so(
     said = expunge("forget", model, *sets, "--method", METHOD, "--out", out, "--seed", 3, program=str(program))
     assert said.code == done.code, said.err
     assert "Out of memory on cpu: " in said.err
-    assert "out of memory, so steps are read in" in said.err
+    assert "out of memory, so steps have" in said.err
     report = json.loads((out / "report.json").read_text())
     assert report["run"]["parts"] > 1
     one, other = (

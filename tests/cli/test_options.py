@@ -10,7 +10,7 @@ import typer.main
 from typer.testing import CliRunner
 
 from expunge.cli.main import app
-from expunge.cli.options import Sets, spelled
+from expunge.cli.options import Sets, spread_options
 from expunge.errors import DataRefused, UsageRefused
 
 COMMANDS = typer.main.get_command(app).commands
@@ -46,7 +46,7 @@ def test_a_group_reaches_the_command_whole_beside_its_other_arguments():
     own, got = typer.Typer(), []
 
     @own.command()
-    @spelled
+    @spread_options
     def command(name: Annotated[str, typer.Argument()], pair: Pair, loud: bool = False) -> None:
         """Collects."""
         got.append((name, pair, loud))

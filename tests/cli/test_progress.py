@@ -62,7 +62,7 @@ def test_a_run_without_a_level_is_told_that_nothing_says_when_it_is_enough():
         progress(Checked(0, 2.0, 1.5, None, 0.0))
     lines = told.getvalue().splitlines()
     assert len(lines) == 3  # and no empty line, since no bar was drawn
-    assert "nothing says when it is enough" in lines[1]
+    assert "so there is no target" in lines[1]
     assert lines[2].endswith("step 0: forget loss 2.00, retain loss 1.50")
 
 

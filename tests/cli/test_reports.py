@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from expunge import __version__
-from expunge.cli.listing import nameable, told
+from expunge.cli.listing import describe, nameable
 from expunge.objectives.npo import NPO
 from expunge.runtime.atomic_files import check_manifest
 from tests.cli.commands import Done, Files, plain, refused
@@ -66,7 +66,7 @@ def test_a_plugin_is_told_with_its_formula_and_what_each_setting_does():
     assert said.stdout.startswith("NPO (objectives)\n\nNegative preference optimisation")
     assert "    loss = (2 / beta) * E[" in said.stdout
     assert "Intention: removal; needs forget, reference.\n" in said.stdout
-    assert f"\n  beta = {NPO().beta}\n      How soon " in said.stdout
+    assert f"\n  beta = {NPO().beta}\n      How fast " in said.stdout
     lost = plain("list", "NP0")
     assert (lost.returncode, lost.stdout) == (2, "")
     assert "There is no kind and no plug-in 'NP0'. Nearest: NPO" in lost.stderr
@@ -74,7 +74,7 @@ def test_a_plugin_is_told_with_its_formula_and_what_each_setting_does():
 
 def test_every_plugin_and_kind_can_be_told():
     for name in nameable():
-        lines = list(told(name))
+        lines = list(describe(name))
         assert lines[0].startswith(name), name
         assert len(lines) > 1, name
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,6 +12,8 @@ from hypothesis import strategies as st
 from expunge.core.model import Model, answers
 from expunge.core.predictions import Predictions, RowScores, Share
 from expunge.core.question import LogProbabilities, Scores
+from expunge.primitives import class_scores
+from expunge.primitives.class_scores import Head
 
 OWNERS = [0, 1, 1, 1, 2, 2]
 VALUES = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 7.0], dtype=torch.float64)
@@ -156,3 +159,30 @@ def test_batches_read_in_any_order_are_joined_in_the_order_of_the_examples():
     assert whole.example.tolist() == [0, 0, 1, 1, 2]
     assert whole.labels.tolist() == [0, 0, 1, 1, 2]
     assert whole.counts().tolist() == [2, 2, 1]
+
+
+def test_the_statistics_of_a_row_worked_by_hand():
+    # p = 1/2, 1/4, 1/4; log p = -log 2, -2 log 2, -2 log 2; mean under p -1.5 log 2, variance under p (log 2)^2 / 4
+    halves = [math.log(2), 0.0, 0.0]
+    said = says([0, 0, 1], [halves, halves, [1.0, 3.0, 2.0]], [1, 0, 2]).row_moments()
+    assert said.rank.tolist() == [1, 0, 1]
+    two = math.log(2)
+    assert said.log_probs[:2].tolist() == pytest.approx([-2 * two, -two])
+    assert said.mean_log_prob[:2].tolist() == pytest.approx([-1.5 * two] * 2)
+    assert said.variance[:2].tolist() == pytest.approx([two**2 / 4] * 2)
+    assert said.entropy[0].item() == pytest.approx(1.5 * two)
+
+
+def test_the_statistics_of_rows_are_those_of_all_their_scores_whatever_the_chunks(monkeypatch):
+    draw = torch.Generator().manual_seed(0)
+    states, matrix = torch.randn(9, 4, generator=draw), Head(torch.randn(30, 4, generator=draw))
+    labels = torch.randint(30, (9,), generator=draw)
+    monkeypatch.setattr(class_scores, "CHUNK", {"cpu": 60})  # two rows at a time
+    said = Predictions(labels, torch.arange(9), 9, None, states, matrix).row_moments()
+    log_probs = (states @ matrix.weight.T).log_softmax(-1)
+    right = log_probs[torch.arange(9), labels]
+    mean = (log_probs.exp() * log_probs).sum(-1)
+    assert torch.allclose(said.log_probs, right, atol=1e-6)
+    assert said.rank.tolist() == (log_probs > right[:, None]).sum(-1).tolist()
+    assert torch.allclose(said.mean_log_prob, mean, atol=1e-6)
+    assert torch.allclose(said.variance, (log_probs.exp() * (log_probs - mean[:, None]) ** 2).sum(-1), atol=1e-5)

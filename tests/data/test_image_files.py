@@ -253,7 +253,7 @@ def test_unknown_ids_are_refused_and_the_classes_named(tmp_path):
 def test_choosing_everything_is_refused_since_nothing_is_left(tmp_path):
     records = animals(tmp_path, labels=("x", "x"))
     assert refusal(DataRefused, choose, records, class_name="x") == (
-        "All 2 images are chosen, so none is left to keep. Choose fewer."
+        "All 2 images are chosen, so none is left to retain. Choose fewer."
     )
 
 

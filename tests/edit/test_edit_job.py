@@ -123,7 +123,7 @@ def test_a_probe_of_hidden_states_can_be_asked_for(expunge, model, files, tmp_pa
     assert "forget, labels shuffled" in sets
     beyond = expunge("audit", model, *files, "--audits", "LinearProbe(layer=9)", "--out", tmp_path / "other")
     assert beyond.code == 2
-    assert "from 0 to 1. Got 9" in beyond.err
+    assert "from 0 to 1, or a share of the depth below 1.0. Got 9" in beyond.err
 
 
 NARROW = """

@@ -301,7 +301,7 @@ def test_settings_that_mean_nothing_are_refused(typed: str, said: str):
 
 @pytest.mark.parametrize("method", [SSD(), ASSD(), LFSSD()], ids=repr)
 def test_dampening_without_the_rest_of_the_data_is_refused(method):
-    with pytest.raises(DataRefused, match=f"{type(method).__name__} weighs the forget set against all training data"):
+    with pytest.raises(DataRefused, match=f"{type(method).__name__} compares the forget set with all training data"):
         method(NETWORK, Request((FORGET,)))
 
 

@@ -84,12 +84,12 @@ def test_the_best_step_is_kept_where_the_last_is_worse():
     assert Loss()(adapted, REQUEST)[0].value == pytest.approx(losses[best], abs=1e-6)
 
 
-def test_without_a_level_a_spent_budget_ends_the_run_and_the_last_step_within_it_is_kept():
+def test_without_a_level_too_high_a_retain_loss_ends_the_run_and_the_last_step_within_the_limit_is_kept():
     stop = Stop(level=None, max_retain_increase=0.05, every=1)
     adapted, events = run(objective=Ascent(), learning_rate=3e-2, steps=50, stop=stop)
     [end] = events.of(Ended)
     rises = [check.retain - events.of(Checked)[0].retain for check in events.of(Checked)]
-    assert end.stopped == "the retain budget of 0.05 nats was spent"
+    assert end.stopped == "the retain loss rose by more than 0.05 nats"
     assert end.steps == len(rises) - 1 < 50
     assert rises[-1] > 0.05
     assert all(rise <= 0.05 for rise in rises[:-1])
@@ -104,7 +104,7 @@ def test_the_holdouts_level_is_its_loss_in_the_model_before():
     holdout = next(finding for finding in Loss()(network, REQUEST) if finding.set == "holdout")
     [start] = events.of(Started)
     assert start.level == pytest.approx(holdout.value, abs=1e-6)
-    assert (start.level_source, start.budget) == ("holdout", 0.1)
+    assert (start.level_source, start.max_retain_increase) == ("holdout", 0.1)
     _, events = run(network, Request(REQUEST.forget, REQUEST.retain), steps=1, stop=Stop(level="holdout"))
     assert (events.of(Started)[0].level, events.of(Started)[0].level_source) == (None, "none")
 

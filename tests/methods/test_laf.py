@@ -214,12 +214,12 @@ class Convolved(nn.Module):
 
 
 def test_a_model_without_a_representation_is_refused():
-    with pytest.raises(ModelRefused, match="Convolved makes its class scores by no linear layer of its own"):
+    with pytest.raises(ModelRefused, match="Convolved does not compute its class scores by a linear layer of its own"):
         SHORT(ImageClassifier.of(Convolved(), None), REQUEST)
 
 
 def test_a_request_without_a_retain_set_is_refused():
-    with pytest.raises(DataRefused, match="LAF holds the retain set's representations, and the request has none"):
+    with pytest.raises(DataRefused, match="LAF reads the retain set's representations, and the request has none"):
         SHORT(vit(), Request(REQUEST.forget))
 
 

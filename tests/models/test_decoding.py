@@ -86,7 +86,7 @@ def test_what_is_sure_is_not_written_again_and_changes_no_text(name, monkeypatch
     asked = CachedModel(model)
     asked.ask(LogProbabilities(), known)
     handed = []
-    kind = "greedy" if model.trees else "generated"
+    kind = "greedy" if model.trees else "generate"
     real = getattr(writing, kind)
     monkeypatch.setattr(f"expunge.models.language.{kind}", lambda n, b, m: handed.extend(m) or real(n, b, m))
     assert asked.ask(Text(9), known) == plain

@@ -152,7 +152,7 @@ def test_an_index_that_names_nothing_is_refused(weight_map: object, tmp_path: Pa
 def test_an_index_that_leads_elsewhere_or_to_a_pickle_is_refused(name: object, tmp_path: Path):  # M07, M10
     made = indexed(tmp_path, {"v": "a.safetensors", "w": name})
     (made / "a.bin").write_bytes(b"x")
-    assert f"names '{name}', which is no plain .safetensors file. Mend the index." in refusal(made)
+    assert f"names '{name}', which is no plain .safetensors file. Fix the index." in refusal(made)
 
 
 def test_a_link_out_of_the_folder_is_refused(tmp_path: Path):  # M08

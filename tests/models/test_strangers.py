@@ -267,6 +267,16 @@ def test_what_it_said_is_found_again_by_a_later_run_and_never_by_another_model(n
     assert other.recalled == 0
 
 
+def test_a_guard_with_other_settings_is_another_model(tmp_path: Path):
+    request, store = text_request(), AnswerStore(tmp_path / "answers.sqlite")
+    guard = Guarding()(llama(), request)
+    assert isinstance(guard, Swaps)
+    for refusal in ("I cannot say.", "Ask somebody else."):
+        cached = CachedModel(replace(guard, refusal=refusal), store)
+        assert cached.ask(Text(3), request.forget) == [refusal] * len(request.forget)
+        assert cached.recalled == 0
+
+
 @STRANGER
 def test_it_is_saved_and_read_back_with_the_same_answers(name: str, tmp_path: Path):
     model, request, method = STRANGERS[name]()
@@ -297,7 +307,7 @@ def test_nothing_gets_by_a_guard_that_it_does_not_answer_itself():
     assert not guard.answers_to(HiddenStates)
     with pytest.raises(ModelRefused, match="Swaps cannot be asked for HiddenStates. It answers: Scores, Text"):
         guard.ask(HiddenStates(0), request.forget)
-    with pytest.raises(UsageRefused, match="LinearProbe looks inside a network, and Swaps shows its answers only"):
+    with pytest.raises(UsageRefused, match="LinearProbe reads weights or hidden states, and Swaps gives answers only"):
         parse("LinearProbe()")(CachedModel(guard), request)
 
 
@@ -308,7 +318,7 @@ def test_what_works_on_weights_refuses_what_has_none_in_one_line(text: str):
         with pytest.raises(UsageRefused) as refused:
             parse(text)(model, request)
         name = text.partition("(")[0]
-        assert f"{name} looks inside a network, and {type(model).__name__} shows its answers only." in str(
+        assert f"{name} reads weights or hidden states, and {type(model).__name__} gives answers only." in str(
             refused.value
         )
 
@@ -326,7 +336,7 @@ def test_a_wrapper_that_is_transparent_is_passed_through():
 
 def test_a_folder_names_no_module_to_be_imported(tmp_path: Path):
     (tmp_path / FILE).write_text(json.dumps({"kind": "antigravity:Model", "settings": {}}))
-    with pytest.raises(ModelRefused, match="'antigravity:Model', which is not loaded"):
+    with pytest.raises(ModelRefused, match="'antigravity:Model', which is not imported"):
         open_model(tmp_path)
 
 
@@ -340,5 +350,5 @@ def test_a_folder_that_describes_no_model_is_refused(tmp_path: Path, text: str):
 def test_a_guard_whose_network_is_gone_is_refused(tmp_path: Path):
     Guarding()(llama(), text_request()).save(tmp_path)
     (tmp_path / "inner").rename(tmp_path / "elsewhere")
-    with pytest.raises(ModelRefused, match="cannot be made of what lies there"):
+    with pytest.raises(ModelRefused, match="cannot be built from the files in it"):
         open_model(tmp_path)

@@ -222,7 +222,7 @@ def test_a_missing_or_torn_processor_is_refused(tmp_path):
     (tmp_path / "preprocessor_config.json").write_text("{")
     assert refusal(source).startswith(f"{tmp_path}: its image processor could not be loaded (")
     (tmp_path / "preprocessor_config.json").unlink()
-    assert "A preprocessor_config.json must lie beside the weights." in refusal(source)
+    assert "A preprocessor_config.json must be beside the weights." in refusal(source)
 
 
 def test_a_processor_of_another_size_or_colour_than_the_models_is_refused(tmp_path):

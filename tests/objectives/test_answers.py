@@ -104,6 +104,7 @@ class Choice:
     id: str
     rows: int = 1
     alternatives: tuple["Choice", ...] = field(default=())
+    weight: float = 1.0
 
     def record_digest(self) -> str:
         return hashlib.sha256(self.id.encode()).hexdigest()

@@ -221,7 +221,7 @@ def test_the_penalty_refuses_a_model_none_of_whose_blocks_moves():
     network = Full().insert(vit(), Request(pictures(4, 0)))
     for name, parameter in network.module.named_parameters():
         parameter.requires_grad_("classifier" in name)
-    with pytest.raises(ModelRefused, match="finds no block in which a weight may move"):
+    with pytest.raises(ModelRefused, match="finds no block with a trainable weight"):
         GroupPenalty()(View(network, {}), None)
 
 

@@ -15,7 +15,7 @@ from expunge.models.vision import ImageClassifier
 from expunge.notation.parse import parse
 from expunge.plan.machine import Machine
 from expunge.plan.paper import on_paper
-from expunge.plan.plan import Plan, planned
+from expunge.plan.plan import Plan, make_plan
 from tests.families import picture_request, resnet, text_request, vit
 
 LLAMA = LlamaConfig(
@@ -36,7 +36,7 @@ QUIET = f"learning_rate=0.00001, steps=3, norms=False, {NO_STOP}"
 def plan_of(network: Network, method: Method, request: Request, **machine) -> Plan:
     paper = on_paper("tiny", network.module.config, None, torch.float32, "cpu", None)
     audits = (parse("Loss()"),)
-    return planned(paper, method, request, audits, Machine(memory=1e12, **machine))
+    return make_plan(paper, method, request, audits, Machine(memory=1e12, **machine))
 
 
 def llama(plain=None) -> LanguageModel:

@@ -4,8 +4,8 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 from expunge.core.audit import Finding
-from expunge.core.request import Repeat
 from expunge.events import Checked, Ended, Started, Step
+from expunge.primitives.repeat import Repeat
 from expunge.report.report import (
     Cost,
     Environment,

@@ -173,7 +173,7 @@ def test_a_runs_own_criterion_by_hand():
         Outcome("forget examples short of 5.00 nats (that of the holdout set), on average <= slack", 0.25, 0.25, True),
         Outcome("rise of the retain loss <= budget (nats)", 0.11, 0.1, False),
     ]
-    free = Run(replace(STARTED, level=None, budget=None), ended=ended(0, 0.0, None))
+    free = Run(replace(STARTED, level=None, max_retain_increase=None), ended=ended(0, 0.0, None))
     assert criterion(free) == [Outcome("kept step >= 1 (something changed)", 0, 1, False)]
     assert not judge([], [], free).met
 

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from expunge.core.request import Repeat
+from expunge.primitives.repeat import Repeat
 from expunge.run.prepare import Inputs
 
 CANARY = "zanzibarlighthouse77"

@@ -28,7 +28,8 @@ from expunge.runtime.atomic_files import check_manifest
 from tests.cli.commands import CANARY, rows
 from tests.families import llama, passages, picture_request, text_request, vit
 
-SHORT = Finetune(objective=GradDiff(), steps=2, batch=2, retain_batch=2, stop=Stop(level=None, budget=None, every=2))
+FREE = Stop(level=None, max_retain_increase=None, every=2)
+SHORT = Finetune(objective=GradDiff(), steps=2, batch=2, retain_batch=2, stop=FREE)
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +157,7 @@ def test_a_reference_and_thresholds():
     assert value(made, "ForgetQuality", "forget", "before") == 1.0  # the reference is the model itself
     assert value(made, "TruthRatioShift", "forget", "before") == 0.0
     assert "forget.ForgetQuality >= 0.5" in [rule.rule for rule in made.verdict.rules]
-    assert made.met is made.verdict.met
+    assert made.is_met is made.verdict.met
     with pytest.raises(UsageRefused, match="ForgetQuality is not run. Audits: TruthRatio"):
         unlearn(llama(), text_request(), SHORT, "TruthRatio", require=["forget.ForgetQuality >= 0.5"])
 

@@ -50,7 +50,7 @@ def test_steps_are_read_in_more_parts_and_come_out_as_before(objective):
     assert [event.loss for event in events.of(Step)] == pytest.approx([e.loss for e in at_once.of(Step)])
     [*_, (_, last)] = parts_told(events)
     assert last == 4  # 2 parts of 2 and 2 or 3 records are more than 25 tokens somewhere in five steps
-    assert "so steps are read in 4 parts from here on (accumulate=4)" in events.of(Note)[-1].what
+    assert "so steps have 4 micro-batches from here on (accumulate=4)" in events.of(Note)[-1].what
 
 
 def test_the_parts_are_those_that_a_user_would_have_asked_for():
@@ -96,7 +96,7 @@ def test_each_step_is_cut_as_it_was_when_it_was_read():
     sets = {"forget": range(4), "retain": range(6)}
     parts = Accumulation([(1, 1)])
     assert parts.double(3, sets) == Note(
-        "step 3: out of memory, so steps are read in 2 parts from here on (accumulate=2)", step=3, parts=2
+        "step 3: out of memory, so steps have 2 micro-batches from here on (accumulate=2)", step=3, parts=2
     )
     parts.double(5, sets)
     assert [parts.at(step) for step in range(1, 7)] == [1, 1, 2, 2, 4, 4]

@@ -173,7 +173,7 @@ def test_a_checkpoint_without_its_optimizer_is_none(tmp_path: Path):
     saved = cut(f"Finetune(adapter=Bounded(rank=2), {SETTINGS})", tmp_path)
     for folder in tmp_path.iterdir():
         (folder / "state.json").unlink()
-    with pytest.raises(ModelRefused, match="No checkpoint in .* is whole"):
+    with pytest.raises(ModelRefused, match="No checkpoint in .* is complete"):
         run(f"Finetune(adapter=Bounded(rank=2), {SETTINGS})", Watcher(), saved)
 
 
@@ -201,7 +201,7 @@ def test_another_run_s_checkpoint_is_refused_by_what_differs(tmp_path: Path, dif
 
 
 def test_going_on_from_nothing_and_beginning_over_a_checkpoint_are_refused(tmp_path: Path):  # C08
-    with pytest.raises(UsageRefused, match="holds no checkpoint to go on from"):
+    with pytest.raises(UsageRefused, match="has no checkpoint to resume from"):
         Checkpoints(tmp_path, resume=True).check()
     cut(f"Finetune(adapter=Bounded(rank=2), {SETTINGS})", tmp_path)
     with pytest.raises(UsageRefused, match="holds checkpoints of a run that did not end"):
@@ -270,7 +270,7 @@ def test_a_killed_command_goes_on_with_as_many_processes_or_others(
 def test_a_command_says_what_to_do_about_checkpoints(expunge, asked: list[object], tmp_path: Path):
     said = expunge(*asked, "--out", tmp_path / "out", "--resume")
     assert said.code == 2
-    assert "out.checkpoints holds no checkpoint to go on from. Leave out --resume." in said.err
+    assert "out.checkpoints has no checkpoint to resume from. Leave out --resume." in said.err
     torn = tmp_path / "out.checkpoints" / "step-000002"
     torn.mkdir(parents=True)
     said = expunge(*asked, "--out", tmp_path / "out")

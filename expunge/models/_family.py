@@ -12,8 +12,8 @@ class Family(ABC):
     """A kind of models, such as causal language models. Each file of `models/` that adds one defines `FAMILY`, its
     only instance.
 
-    Its records are read and encoded by a file of `data/` (`load(path)`, `encode(records, network, path)`), which this
-    class names: the two folders do not import one another.
+    Its records are read and encoded by a file of `data/` (`load(path)`, `encode_for(records, network, path)`), which
+    this class names: the two folders do not import one another.
     """
 
     name: ClassVar[str]

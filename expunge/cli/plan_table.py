@@ -34,7 +34,7 @@ def facts(made: Plan) -> dict[str, Any]:
         "model": {"name": paper.name, "parameters": paper.parameters, "blocks": paper.blocks},
         "method": write(made.method),
         "machine": asdict(machine) | {"dtype": str(paper.dtype).removeprefix("torch.")},
-        "steps": made.said.steps,
+        "steps": made.rehearsal.steps,
         "trainable": made.costs[1],
         "tokens": made.tokens,
         "flops": made.flops,
@@ -69,10 +69,10 @@ def _table(title: str, rows: Mapping[str, float], unit: str) -> Table:
     table.add_column(f"\n{title}", min_width=30)
     table.add_column("", justify="right", vertical="bottom")
     for name, value in rows.items():
-        table.add_row(f"  {name}", f"{value:,.1f} s" if unit == "s" else _scaled(value, unit))
+        table.add_row(f"  {name}", f"{value:,.1f} s" if unit == "s" else _in_unit(value, unit))
     return table
 
 
-def _scaled(value: float, unit: str) -> str:
+def _in_unit(value: float, unit: str) -> str:
     scale, letter = next(((s, a) for s, a in ((1e12, "T"), (1e9, "G"), (1e6, "M")) if value >= s and unit), (1.0, ""))
     return f"{value / scale:,.{2 if letter else 0}f} {letter}{unit}"
