@@ -16,7 +16,7 @@ from expunge.core.question import Scores
 from expunge.core.request import Request
 from expunge.errors import EnvironmentRefused, ModelRefused
 from expunge.events import OnEvent
-from expunge.models.gguf import packed
+from expunge.models.gguf import read_packed
 from expunge.plan.machine import Machine
 from expunge.plan.plan import plan
 from expunge.primitives.rehearsal import Rehearsal
@@ -127,7 +127,7 @@ def test_a_gguf_file_is_planned_as_the_folder_it_was_made_from(model, file, reco
 
 
 def test_loading_a_gguf_file_holds_the_file_and_one_tensor_twice(model, file, records):
-    header = packed(file)
+    header = read_packed(file)
     table = max(p.numel() for p in AutoModelForCausalLM.from_pretrained(model).parameters())
     assert sum(header.kinds.values()) == sum(
         p.numel() for p in AutoModelForCausalLM.from_pretrained(model).parameters()
@@ -141,7 +141,7 @@ def test_loading_a_gguf_file_holds_the_file_and_one_tensor_twice(model, file, re
 
 
 def test_a_file_with_fewer_numbers_than_it_describes_is_refused(model, file):
-    header = packed(file)
+    header = read_packed(file)
     header.check("x", sum(header.kinds.values()))
     with pytest.raises(ModelRefused, match="hold .* numbers, and the network that it describes has"):
         header.check("x", sum(header.kinds.values()) + 1)
@@ -151,7 +151,7 @@ def test_a_torn_gguf_file_is_refused(file, tmp_path):
     torn = tmp_path / "torn.gguf"
     torn.write_bytes(file.read_bytes()[:2000])
     with pytest.raises(ModelRefused, match="its header is not that of a GGUF file"):
-        packed(torn)
+        read_packed(torn)
 
 
 # A method of somebody else's

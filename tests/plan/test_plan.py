@@ -10,17 +10,17 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
+from expunge.cli.plan_table import facts
 from expunge.core.request import Request
 from expunge.data.text import encode, load
 from expunge.models.language import LanguageModel
 from expunge.models.prefix_tree import Layout, Piece
 from expunge.notation.parse import parse
-from expunge.plan.count import costs, held
+from expunge.plan.count import costs, measure_pass
 from expunge.plan.machine import Machine
 from expunge.plan.pace import _pace, seconds
 from expunge.plan.paper import on_paper
-from expunge.plan.plan import Plan, plan, planned
-from expunge.plan.table import facts
+from expunge.plan.plan import Plan, make_plan, plan
 from expunge.run.job import Job
 from expunge.run.prepare import Inputs
 
@@ -78,7 +78,7 @@ def elsewhere(gigabytes: float = 80.0, **other) -> Machine:
 def on_tiny(method: str, request_: Request, plain=None, audits: str = "Loss()", **machine) -> Plan:
     """The plan of a tiny Llama on paper."""
     paper = on_paper("tiny", LLAMA, plain, torch.float32, "cpu", None)
-    return planned(paper, parse(method), request_, (parse(audits),), Machine(memory=1e12, **machine))
+    return make_plan(paper, parse(method), request_, (parse(audits),), Machine(memory=1e12, **machine))
 
 
 # What a pass costs
@@ -220,7 +220,7 @@ def test_copies_gradients_and_importances_are_seen_in_the_rehearsal(method: str,
 def test_a_half_precision_model_is_trained_in_a_copy_of_twice_the_size(request_):
     paper = on_paper("tiny", LLAMA, None, torch.float32, "cpu", None).at(torch.bfloat16)
     for method, size in ((f"Finetune(adapter=Full(), steps=2, {NO_STOP})", 4), ("SSD()", 2)):
-        made = planned(paper, parse(method), request_, (parse("Loss()"),), Machine("cuda", memory=1e12))
+        made = make_plan(paper, parse(method), request_, (parse("Loss()"),), Machine("cuda", memory=1e12))
         assert made.disk["model"] == size * paper.parameters
 
 
@@ -243,7 +243,7 @@ def test_audits_of_a_model_that_is_cut_hold_a_part_each_and_what_is_at_work(mode
 def test_recomputed_activations_are_an_input_for_each_block(request_):
     kept, again = (on_tiny(f"Finetune(steps=1, activations='{how}')", request_) for how in ("kept", "recomputed"))
     layout = Layout(1, 100, (Piece(0, 100, path=True),))
-    more = [held(made.paper, layout, made.opened)[0] for made in (kept, again)]
+    more = [measure_pass(made.paper, layout, made.opened)[0] for made in (kept, again)]
     assert more[1] <= 4 * 100 * 32 * 4  # three inputs, and what the last norm reads
     assert more[0] > 5 * more[1]
 
@@ -251,7 +251,7 @@ def test_recomputed_activations_are_an_input_for_each_block(request_):
 def test_a_bounded_layer_keeps_nothing_of_its_weights_size(request_):
     """A weight of 64 x 32 is 8 kB; nine layers of one token would show it."""
     made = on_tiny("Finetune(steps=1)", request_)
-    assert held(made.paper, Layout(1, 1), made.opened)[0] < 9 * 64 * 32 * 4
+    assert measure_pass(made.paper, Layout(1, 1), made.opened)[0] < 9 * 64 * 32 * 4
 
 
 # Nothing is loaded
