@@ -1,6 +1,6 @@
-"""Events: what a method says while it works. Each is a frozen dataclass; its `kind` names it in a file.
+"""Events: what a method reports during a run. Each is a frozen dataclass; its `kind` names it in a file.
 
-Losses are means over the examples of a set, in nats a row; lengths are Euclidean norms over parameters.
+Losses are means over the examples of a set, in nats per row; lengths are Euclidean norms over parameters.
 """
 
 from __future__ import annotations
@@ -12,37 +12,37 @@ from typing import ClassVar
 
 @dataclass(frozen=True)
 class Note:
-    """One line about what is going on, for whoever waits."""
+    """One line about the progress of a run."""
 
     kind: ClassVar[str] = "phase"
     what: str
     step: int | None = None
-    """The step that it is about, if any."""
+    """The step that it belongs to, if any."""
     parts: int | None = None
-    """In how many parts steps are read from here on, where that has changed."""
+    """Number of micro-batches of a step from here on, where it has changed."""
 
 
 @dataclass(frozen=True)
 class Started:
-    """Training begins: what may move, and what is aimed at."""
+    """Training starts: what is trained, and its target."""
 
     kind: ClassVar[str] = "start"
     layers: int
-    """Layers that were adapted."""
+    """Number of adapted layers."""
     trainable: int
     """Trainable parameters."""
     parameters: int
     """Parameters of the original model."""
     steps: int
-    """Steps at most."""
+    """Most steps."""
     level: float | None
-    """The loss that every forget example is to reach; None where there is no such level."""
+    """Target loss of every forget example; None where there is none."""
     slack: float
-    """Nats below the level that still pass, on average."""
+    """Mean shortfall from the level that still passes, in nats."""
     level_source: str
     """Where the level comes from: the holdout set, or the user."""
     max_retain_increase: float | None
-    """Nats by which the retain loss may rise; None where nothing is retained or nothing bounds it."""
+    """By how many nats the retain loss may rise (`Stop.max_retain_increase`); None without a retain set or a limit."""
 
 
 @dataclass(frozen=True)
@@ -55,56 +55,56 @@ class Step:
     loss: float
     """The objective's value."""
     forget: float | None
-    """Loss of the forget examples that the step read; None where the objective reads none."""
+    """Loss of the step's forget examples; None where the objective reads none."""
     retain: float | None
-    """Loss of the retain examples that the step read; None where the objective reads none."""
+    """Loss of the step's retain examples; None where the objective reads none."""
     gradient: dict[str, float]
     """Norm of the gradient, by part of the network (mlp, attention, other), before clipping."""
     delta: dict[str, float]
-    """Norms of the change to the weights so far (frobenius, spectral); empty where none was asked for."""
+    """Norms of the change to the weights so far (frobenius, spectral); empty with `norms=False`."""
     learning_rate: float
     size: int
-    """Tokens (or images) read."""
+    """Tokens (or images) in the step."""
     seconds: float
 
 
 @dataclass(frozen=True)
 class Checked:
-    """The losses were read between two steps, or before the first."""
+    """The losses between two steps, or before the first."""
 
     kind: ClassVar[str] = "check"
     step: int
-    """How many steps had been taken."""
+    """Steps taken so far."""
     forget: float
     retain: float | None
     level: float | None
     short: float
-    """Nats that the forget examples fall short of the level, on average; none makes up for another."""
+    """Mean shortfall of the forget examples from the level, in nats; an example beyond it counts as 0."""
 
 
 @dataclass(frozen=True)
 class BlockGroups:
-    """How far each block of the model was changed by an adapter that switches idle blocks off."""
+    """The change of each block, by an adapter that drops the update of blocks that hardly change."""
 
     norms: tuple[float, ...]
-    """Of each adapted block's factors."""
+    """Norm of each adapted block's factors."""
     left: tuple[int, ...]
-    """Numbers, from 0, of the blocks that still change."""
+    """Numbers, from 0, of the blocks with an update."""
 
 
 @dataclass(frozen=True)
 class Ended:
-    """Training is over, and the best step was put back."""
+    """Training has ended, and the best step's weights are restored."""
 
     kind: ClassVar[str] = "end"
     stopped: str
-    """Why no further step was taken."""
+    """Why the run stopped."""
     kept_step: int
     """The best step, whose weights are the result's; 0 is the original model."""
     steps: int
     """Steps taken."""
     reached: bool
-    """Whether the best step meets the level and the budget."""
+    """Whether the best step meets both limits of `Stop`."""
     kept_forget: float
     kept_short: float
     kept_rise: float | None
@@ -114,7 +114,7 @@ class Ended:
 
 @dataclass(frozen=True)
 class Change:
-    """How many parameters differ from the original model's, and by how much."""
+    """How many parameters differ from the original model's, and their distance."""
 
     changed: int
     parameters: int
@@ -123,7 +123,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Edited:
-    """A method without steps has changed the model."""
+    """A method without steps changed the model."""
 
     kind: ClassVar[str] = "edit"
     changed: int
@@ -132,9 +132,9 @@ class Edited:
     blocks: dict[str, Change]
     """The same of each block, by its name."""
     selected: int | None = None
-    """Parameters that a dampening edit chose."""
+    """Parameters that a dampening edit shrank."""
     alpha: float | None = None
-    """A chosen parameter is more than so many times as important to the forget set as to all data."""
+    """Threshold of the edit: their importance to the forget set is more than so many times that to all data."""
     losses: dict[str, float] = field(default_factory=dict)
     """Last values of the method's own losses, by name."""
 
@@ -147,4 +147,4 @@ OnEvent = Callable[[Event], None]
 
 
 def ignore_event(event: Event) -> None:
-    """For callers who wait for the result alone."""
+    """The default `on_event`: does nothing."""

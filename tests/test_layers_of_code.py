@@ -221,7 +221,7 @@ def capability_lookups(module: str) -> list[str]:
     found = []
     for node in ast.walk(tree(module)):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("getattr", "hasattr"):
-            subject, name = node.args[0], node.args[1]
+            subject, name = node.args[0], node.args[-1] if len(node.args) == 1 else node.args[1]
             last = (
                 subject.attr
                 if isinstance(subject, ast.Attribute)

@@ -58,7 +58,8 @@ class Salient(Adapter):
         places = _places(fork.module)
         for name, mask in masks.items():
             owners = places[name]
-            values = _Chosen(getattr(*owners[0]).detach(), mask)
+            holder, first = owners[0]
+            values = _Chosen(getattr(holder, first).detach(), mask)
             for owner, key in owners:  # more than one where weights are tied
                 owner.__dict__.setdefault("order", list(owner._parameters))
                 parametrize.register_parametrization(owner, key, values)

@@ -1,4 +1,4 @@
-"""Concept activation vectors (Kim et al., 2018, arXiv 1711.11279): directions that tell examples with a concept."""
+"""Concept activation vectors (Kim et al., 2018, arXiv 1711.11279): directions that separate examples of a concept."""
 
 from __future__ import annotations
 

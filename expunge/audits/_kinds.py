@@ -1,7 +1,7 @@
-"""Kinds of audits: one finding for each set, a score for each example, membership, and what looks inside a network.
+"""Base classes of audits: a finding for each set, a score for each example, membership, and white-box audits.
 
-Where examples have weights, means and areas are weighted: 2 is the record twice. An interval is drawn over records, so
-a weight does not make it narrower. What looks inside a network counts each record once.
+Where examples have weights, means and areas are weighted: 2 is the record twice. Intervals resample
+records, so a weight does not make them narrower. White-box audits count each record once.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ def mean_of(scores: Sequence[float], examples: Sequence[Example]) -> tuple[float
 
 
 class SetAudit(Audit):
-    """An audit with a finding for each set that has records it can be asked of."""
+    """An audit with a finding for each set that has suitable records."""
 
     def applies(self, example: Example) -> bool:
-        """Whether the question can be asked of this example."""
+        """Whether this example is suitable."""
         return True
 
     def applicable(self, request: Request) -> dict[str, list[Example]]:
@@ -70,7 +70,7 @@ class ScoreAudit(SetAudit):
         every = [example for asked in sets.values() for example in asked]
         if every:
             self.check(model)
-        # All sets are scored together, so that a model which writes fills its batches.
+        # All sets are scored together, so that decoding has full batches.
         rest = self.score(model, every).double().tolist() if every else []
         found = []
         for name, asked in sets.items():
@@ -81,10 +81,10 @@ class ScoreAudit(SetAudit):
 
 
 class MembershipAudit(Audit):
-    """Can an attacker who sees a score for each example tell the forgotten from the never seen?
+    """Can an attacker with a score for each example distinguish the forget set from the holdout set?
 
-    The value is the area under the curve with the forget set as positives: 0.5 is no difference, 1 is remembered,
-    and 0 is over-forgotten, which betrays the forgotten as surely as 1.
+    The value is the area under the ROC curve with the forget set as positives: 0.5 is no difference, 1 is remembered,
+    and 0 is over-forgotten, which reveals the forget set as surely as 1.
     """
 
     ideal = 0.5
@@ -111,7 +111,7 @@ class MembershipAudit(Audit):
 
 
 class WhiteBoxAudit(Audit):
-    """An audit that reads a network's hidden states or weights, where the others see answers only."""
+    """An audit that reads a network's hidden states or weights; all others see answers only."""
 
     reads = (HiddenStates,)
 

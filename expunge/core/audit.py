@@ -1,4 +1,4 @@
-"""Audits: what a model's answers show of what it knows. Summaries: what findings show together."""
+"""Audits: measurements of a model's answers. Summaries: what follows from several findings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Better = Literal["lower", "higher", "ideal"]
 BOTH = "forget vs holdout"
-"""The set that a comparison of the two is said of."""
+"""Name of the set of a comparison of the two."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Finding:
     """Which way is good on this set; ideal: nearer to it, from both sides, for over-forgetting is a trace too."""
 
     def of(self, model: str) -> Finding:
-        """The same finding, said of `model`."""
+        """The same finding, for `model`."""
         return replace(self, model=model)
 
     def with_ideal(self, ideal: float | None) -> Finding:
@@ -50,14 +50,14 @@ class Finding:
 
 
 class Measure(ABC):
-    """What audits and summaries say of their own numbers."""
+    """What audits and summaries declare about their numbers."""
 
     definition: ClassVar[str]
     """One sentence: what the number is."""
     better: ClassVar[Literal["higher", "lower"]] = "higher"
-    """Which way it goes on a set that the model knows."""
+    """The direction of a model that knows the set: higher or lower."""
     ideal: ClassVar[float | None] = None
-    """What a model that never saw the data would get, where that is known beforehand."""
+    """The value of a model that never saw the data, where it is known beforehand."""
 
     @property
     def name(self) -> str:
@@ -65,7 +65,7 @@ class Measure(ABC):
         return type(self).__name__
 
     def direction(self, where: str) -> Literal["higher", "lower"]:
-        """Which way it goes on the set `where` when the model knows it."""
+        """The direction of a model that knows the set `where`."""
         return self.better
 
     def good(self, where: str, ideal: float | None) -> Better:
@@ -105,7 +105,7 @@ class Audit(Measure):
     reads: ClassVar[tuple[type[Question[Any]], ...]] = (LogProbabilities,)
     """The kinds of question that it asks."""
     needs: ClassVar[str] = ""
-    """What a record must have beside the usual, as a user would name it."""
+    """What a record must have for it, in a user's words, such as options."""
     families: ClassVar[tuple[str, ...]] = ()
     """Families of models that are asked it where no audits are named; "any" is all that no audit names."""
 
@@ -114,7 +114,7 @@ class Audit(Measure):
         """A finding for each set that the audit can read."""
 
     def lacks(self, where: str, request: Request) -> str:
-        """Why there will be no finding of a set; empty where there will be, as far as the records show."""
+        """Why there will be no finding for a set; empty where there will be one."""
         return ""
 
     def check(self, model: Model) -> None:
@@ -128,7 +128,7 @@ class Audit(Measure):
 
 
 class Summary(Measure):
-    """`findings -> findings`: what is worked out from the findings of audits alone, of one model or of several."""
+    """`findings -> findings`: computed from the findings of audits alone, of one model or of several."""
 
     reads: ClassVar[tuple[str, ...]]
     """Names of the audits whose findings it needs, all of them."""

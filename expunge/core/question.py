@@ -6,6 +6,7 @@ package of yours, and one method, marked `@answers(Kind)`, of each model that ca
 
 from __future__ import annotations
 
+import math
 from abc import ABC
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -117,7 +118,7 @@ class HiddenStates(RowQuestion[Hidden]):
 
     def block(self, depth: int) -> int:
         """Number of the block in a model of `depth` blocks. Raises `UsageRefused` where there is no such block."""
-        number = int(self.layer * depth) if isinstance(self.layer, float) else self.layer
+        number = math.floor(self.layer * depth) if isinstance(self.layer, float) else self.layer
         if not 0 <= number < depth:
             raise UsageRefused(
                 f"The `layer` must be a block number from 0 to {depth - 1}, or a share of the depth below 1.0. "

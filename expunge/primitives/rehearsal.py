@@ -6,11 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from expunge.core.model import Network
-    from expunge.core.request import Request
+from typing import Any
 
 
 @dataclass
@@ -23,8 +19,9 @@ class Rehearsal:
     """How many passes of the run each pass from now on stands for."""
     before: float = 1.0
     """The same for passes through the original model."""
-    opened: Callable[[Network, Request], AbstractContextManager[Network]] | None = None
-    """The network as gradients are taken of it, for a network whose weights have sizes and no contents; None: the
+    opened: Callable[[Any, Any], AbstractContextManager[Any]] | None = None
+    """`(network, request)` to the network as gradients are taken of it, for one whose weights have sizes and no
+    contents; None: the
     network itself, with the parameters that move in the rehearsal."""
     shared: bool = False
     """Whether several processes hold a part each of the weights that move and read a part each of a step."""

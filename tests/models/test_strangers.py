@@ -269,12 +269,25 @@ def test_what_it_said_is_found_again_by_a_later_run_and_never_by_another_model(n
 
 def test_a_guard_with_other_settings_is_another_model(tmp_path: Path):
     request, store = text_request(), AnswerStore(tmp_path / "answers.sqlite")
-    guard = Guarding()(llama(), request)
+    network = llama()
+    guard = Guarding()(network, request)
     assert isinstance(guard, Swaps)
+    assert guard.fingerprint() != network.fingerprint()
     for refusal in ("I cannot say.", "Ask somebody else."):
         cached = CachedModel(replace(guard, refusal=refusal), store)
         assert cached.ask(Text(3), request.forget) == [refusal] * len(request.forget)
         assert cached.recalled == 0
+
+
+def test_what_is_found_again_carries_the_weights_of_its_examples(tmp_path: Path):
+    network, store = llama(), AnswerStore(tmp_path / "answers.sqlite")
+    examples = [replace(e, weight=float(k + 1)) for k, e in enumerate(text_request().forget)]
+    first, again = (CachedModel(network, store).ask(LogProbabilities(), examples) for _ in range(2))
+    expected = weights_of(examples)
+    assert expected is not None
+    for reply in (first, again):
+        assert reply.weights is not None
+        assert torch.equal(reply.weights.cpu(), expected.cpu())
 
 
 @STRANGER
