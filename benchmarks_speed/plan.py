@@ -39,7 +39,7 @@ from expunge.models.open import open_network
 from expunge.notation.parse import parse
 from expunge.plan.machine import Machine
 from expunge.plan.paper import on_paper
-from expunge.plan.plan import Plan, planned
+from expunge.plan.plan import Plan, make_plan
 from expunge.run.prepare import Inputs
 
 PAGE = Path(__file__).parent.parent / "docs" / "scale.md"
@@ -82,7 +82,7 @@ def on_devices(name: str, adapter: str, processes: int, activations: str = "kept
     }
     method = parse(f"Finetune(adapter={adapter}, steps=250, activations='{activations}', stop=Stop(level=None))")
     where = Machine("cuda", processes, 80e9, hold="cut")
-    return planned(paper, method, Request(**sets), (parse("Loss()"),), where)
+    return make_plan(paper, method, Request(**sets), (parse("Loss()"),), where)
 
 
 def paper_rows() -> Iterator[list[str]]:

@@ -63,7 +63,7 @@ def _line(paper: Paper, network: Network, back: bool) -> Line:
     for call in calls:
         with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(back):
             states = read_blank(network, call, paper.shape)
-            if back:
+            if back and states.requires_grad:  # not where the output matrix alone moves
                 states.backward(torch.empty_like(states))
         network.module.zero_grad(set_to_none=True)
         counted.append(counter.get_total_flops())
@@ -98,6 +98,6 @@ def _pass(paper: Paper, call: Layout, opened: Opened | None, count: int | None) 
         live = within.enter_context(AllAllocations(known))
         states = read_blank(adapted, call, paper.shape)
         kept = live.alive["all"]
-        if opened:
+        if states.requires_grad:
             states.backward(torch.empty_like(states))
         return kept, live.peak["all"], live.largest

@@ -298,8 +298,11 @@ def _refusal(found: Plan) -> str:
     def fits(method: Method, machine: Machine) -> bool:
         same = machine.dtype == found.machine.dtype
         paper = found.paper if same else found.paper.at(DTYPES[str(machine.dtype)])
+        other = replace(found, paper=paper, method=method, machine=machine)
+        shared = ("audit", "trial", "costs") if method is found.method else ("audit",)
+        vars(other).update({name: vars(found)[name] for name in shared if same})  # what asks nothing of the machine
         try:
-            return replace(found, paper=paper, method=method, machine=machine).short != "memory"
+            return other.short != "memory"
         except Refusal:  # a setting that this architecture does not take
             return False
 
