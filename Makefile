@@ -20,15 +20,16 @@ install: .venv/installed
 demo: .venv/model
 	$(BIN)/expunge demo
 
+# One process for each core, one thread in each: the models of tests are too small for more.
 test: install
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
 check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python tools/docs.py --check
-	$(BIN)/python -m pytest
+	$(MAKE) test
 
 docs: install
 	$(BIN)/python tools/docs.py

@@ -1,6 +1,10 @@
 """Who may import whom, held by reading the imports; and the house rules that a machine can hold."""
 
 import ast
+import re
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -117,6 +121,24 @@ def test_no_imports_go_round_in_a_circle():
 
     for module in MODULES:
         visit(module, ())
+
+
+def test_a_module_that_imports_peft_can_be_the_first_that_is_imported():
+    """Importing peft registers ours, and so imports modules that may be half loaded. One process for each, by fork."""
+    first = [module for module, path in MODULES.items() if re.search(r"^(from|import) peft", path.read_text(), re.M)]
+    assert len(first) > 4
+    script = """
+        import importlib, os, sys, transformers
+        for name in sys.argv[1:]:
+            child = os.fork()
+            if not child:
+                importlib.import_module(name)
+                os._exit(0)
+            if os.waitpid(child, 0)[1]:
+                sys.exit(name)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script), *first], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("path", sorted(p for p in ROOT.rglob("__init__.py") if p.parent != ROOT), ids=str)

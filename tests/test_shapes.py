@@ -3,7 +3,6 @@
 import importlib
 import pkgutil
 
-import peft  # noqa: F401  what registers with it comes once it is there
 import pytest
 import torch
 from jaxtyping import Bool, Float, Int

@@ -18,7 +18,7 @@ from peft.utils import register_peft_method
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from expunge.adapters._bounded_experts import BoundedExperts
+from expunge.adapters import _bounded_experts as experts  # half loaded where it is what imports peft first
 from expunge.adapters._fold import Start, bounded_linear
 from expunge.adapters._layers import is_fused
 from expunge.adapters._maps import Form, check
@@ -188,14 +188,14 @@ class BoundedModel(BaseTuner):
         **_: Any,
     ) -> None:
         config = cast(BoundedConfig, peft_config)
-        if isinstance(target, BoundedLayer | BoundedExperts):
+        if isinstance(target, BoundedLayer | experts.BoundedExperts):
             target.update_layer(adapter_name, config)
             return
-        new: BoundedLayer | BoundedExperts
+        new: BoundedLayer | experts.BoundedExperts
         if isinstance(target, (nn.Linear, Conv1D)):
             new = BoundedLayer(target, adapter_name, config)
         elif is_fused(target):
-            new = BoundedExperts(target, adapter_name, config)
+            new = experts.BoundedExperts(target, adapter_name, config)
         else:
             raise TypeError(f"{current_key} is a {type(target).__name__}; bounded adapters take linear layers.")
         if adapter_name not in self.active_adapters:
@@ -203,7 +203,7 @@ class BoundedModel(BaseTuner):
         self._replace_module(parent, target_name, new, target)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        if isinstance(child, BoundedExperts):  # experts have no `weight`, which peft would copy
+        if isinstance(child, experts.BoundedExperts):  # experts have no `weight`, which peft would copy
             setattr(parent, child_name, new_module)
         else:
             super()._replace_module(parent, child_name, new_module, child)

@@ -53,17 +53,17 @@ def test_the_first_steps_losses_are_those_of_the_examples_that_it_read():
 @pytest.mark.parametrize(
     ("adapter", "moving"),
     [
-        (Bounded(), {"mlp"}),
-        (LoRA(targets="attention"), {"attention"}),
-        (Bounded(targets="all"), {"mlp", "attention"}),
-        (Full(), {"mlp", "attention", "other"}),
+        (Bounded(), ["mlp"]),
+        (LoRA(targets="attention"), ["attention"]),
+        (Bounded(targets="all"), ["attention", "mlp"]),
+        (Full(), ["attention", "mlp", "other"]),
     ],
     ids=repr,
 )
-def test_gradients_are_told_by_the_part_of_the_network_that_moves(adapter: Adapter, moving: set[str]):
+def test_gradients_are_told_by_the_part_of_the_network_that_moves(adapter: Adapter, moving: list[str]):
     _, events = run(adapter=adapter, steps=3)
     for event in events.of(Step):
-        assert {kind for kind, size in event.gradient.items() if size > 0} == moving
+        assert sorted(kind for kind, size in event.gradient.items() if size > 0) == moving
 
 
 def test_the_norm_told_is_that_before_clipping():
