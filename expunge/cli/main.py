@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -29,12 +29,15 @@ from expunge.cli.options import (
     present,
     spread_options,
 )
+from expunge.cli.signals import Interrupts, heed_signals, ignore_signals
 from expunge.errors import THRESHOLDS_MISSED, EnvironmentRefused, Refusal, UsageRefused
+from expunge.runtime.atomic_files import refuse_full_disk
 
 if TYPE_CHECKING:
     from expunge.run.job import Job
 
 INTERRUPTED = 130
+UNFIT = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.EIO, errno.EMFILE)
 STARTED = time.monotonic()
 """What a run's clock counts from: it includes the seconds in which torch is loaded."""
 
@@ -250,7 +253,11 @@ def _do(verb: str, job: Job, show_text: bool, device: str) -> None:
             report_smaller_batches(progress.say),
         ):
             do = {"forget": jobs.forget, "audit": jobs.audit}[verb]
-            made = do(replace(job, show_text=show_text, device=own, line=line), progress)
+            try:
+                made = do(replace(job, show_text=show_text, device=own, line=line), progress)
+            finally:
+                if (job.out / "MANIFEST.json").is_file():
+                    Interrupts.left = f"the result is in {job.out}"
         if is_main():
             progress.summary(made, job.out)
     if not made.is_met:
@@ -264,7 +271,7 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # a line for each of five tries, before ours says what is wrong
     os.environ.setdefault("TQDM_DISABLE", "1")  # the bars of libraries below; ours is not of that kind
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up and end with 130, as on Ctrl-C
+    heed_signals()
     debug = bool(os.environ.get("EXPUNGE_DEBUG"))
     sys.exit(_run_guarded(lambda: app(standalone_mode=False), debug))
 
@@ -274,38 +281,66 @@ def _run_guarded(run: Callable[[], object], debug: bool) -> int:
         code = run()
         if code == INTERRUPTED:  # what typer makes of Ctrl-C
             raise KeyboardInterrupt
+        ignore_signals()
         return code if isinstance(code, int) else 0
     except (KeyboardInterrupt, typer.Abort):
-        _say("expunge: interrupted; no result was written.")
-        return INTERRUPTED
-    except Refusal as error:
+        return _end_interrupted()
+    except BaseException as error:
+        ignore_signals()
+        if Interrupts.asked and not debug:  # a library made something else of it
+            return _end_interrupted()
         if debug:
             raise
+        return _tell(error)
+
+
+def _end_interrupted() -> int:
+    ignore_signals()
+    _say(f"expunge: interrupted; {Interrupts.left}.")
+    return INTERRUPTED
+
+
+def _tell(error: BaseException) -> int:
+    """Say in one line why the run ends; its exit code. A traceback can hold text that was to be forgotten."""
+    if isinstance(error, SystemExit):
+        raise error
+    if isinstance(error, Refusal):
         _say(error.line())
         return error.code
-    except Exception as error:  # the last line of defence: a traceback can hold text that was to be forgotten
-        if hasattr(error, "show") and hasattr(error, "exit_code"):  # the parser's own: a wrong option or argument
-            said = error.format_message() if hasattr(error, "format_message") else str(error)
-            if said:  # nothing was asked at all, and the help that was printed says it all
-                _say(UsageRefused(said).line())
-            return int(error.exit_code)
-        if debug:
-            raise
-        if _out_of_memory(error):
-            _say(_no_room().line())
-            return EnvironmentRefused.code
-        where = error.__traceback__
-        while where is not None and where.tb_next is not None:
-            where = where.tb_next
-        place = f"{Path(where.tb_frame.f_code.co_filename).name}:{where.tb_lineno}" if where else "?"
-        _say(
-            f"expunge: E1-unexpected: {type(error).__name__} in {place}. This is a fault of expunge: please report it "
-            f"with the traceback that EXPUNGE_DEBUG=1 prints (it may quote your data)."
-        )
-        return 1
+    refusal = _environment(error)
+    if refusal:
+        _say(refusal.line())
+        return refusal.code
+    if hasattr(error, "show") and hasattr(error, "exit_code"):  # the parser's own: a wrong option or argument
+        said = error.format_message() if hasattr(error, "format_message") else str(error)
+        if said:  # nothing was asked at all, and the help that was printed says it all
+            _say(UsageRefused(said).line())
+        return int(error.exit_code)
+    where = error.__traceback__
+    while where is not None and where.tb_next is not None:
+        where = where.tb_next
+    place = f"{Path(where.tb_frame.f_code.co_filename).name}:{where.tb_lineno}" if where else "?"
+    _say(
+        f"expunge: E1-unexpected: {type(error).__name__} in {place}. This is a fault of expunge: please report it "
+        f"with the traceback that EXPUNGE_DEBUG=1 prints (it may quote your data)."
+    )
+    return 1
 
 
-def _out_of_memory(error: Exception) -> bool:
+def _environment(error: BaseException) -> EnvironmentRefused | None:
+    """What the machine lacks: memory, room on a disk, leave to write. None where the error is of another kind."""
+    if _out_of_memory(error):
+        return _no_room()
+    try:
+        refuse_full_disk(error, Path.cwd())
+    except EnvironmentRefused as full:
+        return full
+    if isinstance(error, OSError) and error.errno in UNFIT and isinstance(error.filename, str):
+        return EnvironmentRefused(f"{error.filename}: {error.strerror}. Nothing was written there.")
+    return None
+
+
+def _out_of_memory(error: BaseException) -> bool:
     if "torch" not in sys.modules:
         return isinstance(error, MemoryError)
     from expunge.primitives.out_of_memory import is_out_of_memory
