@@ -104,7 +104,8 @@ class Progress:
         if report.verdict:
             console.print()
             for rule in report.verdict.rules:
-                console.print(f"{'met    ' if rule.met else 'NOT MET'}  {rule.rule}  {_outcome(rule)}", soft_wrap=True)
+                mark = "met    " if rule.met else "OPEN   " if rule.few else "NOT MET"
+                console.print(f"{mark}  {rule.rule}  {_outcome(rule)}", soft_wrap=True, markup=False)
         said = outcome(report)
         console.print(f"\n{said.words}.", soft_wrap=True)
         if said.outside:

@@ -95,8 +95,10 @@ class Loop:
 
     def check(self, step: int, keeper: BestStep) -> str:
         """Compute the losses between two steps. Returns the reason to stop, or an empty string."""
+        growth = self.growth() if step and keeper.max_growth is not None else 0.0
         try:
-            return keeper.check(step, ask_parts_together(self.adapted.inner, self.now), self.moving, self.tell)
+            model = ask_parts_together(self.adapted.inner, self.now)
+            return keeper.check(step, model, self.moving, self.tell, growth)
         except RunFailed as error:
             error.last_good = self.adapted if step else None
             raise
@@ -131,6 +133,18 @@ class Loop:
         """The change of each adapted layer so far."""
         self.gather()
         return self.adapted.changes()
+
+    def growth(self) -> float:
+        """Length of the weights' change so far, in lengths of all weights of the original."""
+        with torch.no_grad():
+            lengths = [float(torch.linalg.vector_norm(delta)) for _, delta in self.changes()]
+        return math.hypot(*lengths) / self.length
+
+    @cached_property
+    def length(self) -> float:
+        """Euclidean norm of all weights of the original."""
+        lengths = (float(torch.linalg.vector_norm(p.detach())) for p in self.before.module.parameters())
+        return math.hypot(*lengths) or 1.0
 
     def gradient(self, step: int, sets: Mapping[str, Batch]) -> dict[str, float]:
         """A step's gradient and losses, in as many micro-batches as memory requires."""

@@ -105,6 +105,12 @@ class Run:
     parts: int | None = None
     """In how many parts steps were read at last, where memory ran out."""
     saved: Saved | None = None
+    changed: int | None = None
+    """Numbers of the written model that differ from the original's; None where the two have other shapes or none."""
+    retain_rise: float | None = None
+    """Nats by which the written model's retain loss exceeds the original's; None without a retain set."""
+    degenerate_rise: float | None = None
+    """Rise of the share of texts, of those on sets that should stay, that are empty or one phrase over and over."""
 
 
 @dataclass(frozen=True)
