@@ -335,7 +335,6 @@ def test_a_machine_that_nothing_fits_into_is_said_to_be_too_small(expunge, model
 @pytest.mark.parametrize(
     ("wrong", "code", "slug", "said"),
     [
-        (["--dtype", "bfloat16"], 2, "usage", "Give --device cuda"),
         (["--dtype", "int3", "--device", "cuda"], 2, "usage", "Allowed: float32"),
         (["--device", "tpu"], 2, "usage", "cpu and cuda"),
         (["--processes", "0"], 2, "usage", "from 1"),

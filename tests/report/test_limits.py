@@ -9,6 +9,7 @@ from expunge.audits.loss import Loss
 from expunge.core.audit import Audit
 from expunge.core.question import HiddenStates
 from expunge.report.limits import limits
+from expunge.report.report import Saved
 from tests.families import text_request
 
 
@@ -31,6 +32,9 @@ def test_what_holds_of_a_family_is_said_in_its_own_words():
 
 
 def test_a_model_that_was_read_back_is_named_by_its_format():
-    said = limits(text_request(), (), [Loss()], referenced=False, saved="bfloat16 safetensors")
+    said = limits(
+        text_request(), (), [Loss()], referenced=False, saved=Saved(True, 0.0, 3.0, "bfloat16 safetensors", 0.02)
+    )
     assert any(limit.startswith("The folder audited is bfloat16 safetensors, read back from disk.") for limit in said)
-    assert not any("read back" in limit for limit in limits(text_request(), (), [Loss()], False, ""))
+    assert not any("read back" in limit for limit in limits(text_request(), (), [Loss()], False, None))
+    assert any("changed class scores by up to 0.02; the run changed them by up to 3." in limit for limit in said)
