@@ -180,7 +180,7 @@ class Plan:
     @cached_property
     def disk(self) -> dict[str, float]:
         """Bytes that a run writes; tokenizer and report are small."""
-        written = self.trial[1] * (self.paper.written or self.paper.stored).itemsize / self.paper.dtype.itemsize
+        written = float(self.paper.parameters * (self.paper.written or self.paper.stored).itemsize)
         return {"model": written, "adapter": float(self.trial[2] * self.costs[1] * FLOAT)}
 
     @cached_property
