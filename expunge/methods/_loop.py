@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ from expunge.runtime.sharding import shard, silent_reference
 from expunge.train.accumulation import Accumulation
 from expunge.train.batches import Batches
 from expunge.train.best_step import BestStep
-from expunge.train.checkpoint import Checkpoints, facts
+from expunge.train.checkpoint import Checkpoints, facts, refuse_misfits
 from expunge.train.norms import Norms
 
 if TYPE_CHECKING:
@@ -236,6 +236,20 @@ class Loop:
         assert self.checkpoints
         tensors = self.tensors(keeper)
         done, state, passed = self.checkpoints.read(self.facts, tensors)
+        with refuse_misfits(self.checkpoints.folder / f"step-{done:06}"):
+            self.restore(done, tensors, state, keeper)
+        for text in passed:
+            self.on_event(Note(f"Passed over: {text}"))
+        for line in state["events"]:
+            self.tell(event_from_json(line))
+        for step in range(1, done + 1):
+            self.reread(step, draw.sets(), tuple(state["reads"]["before"]))
+        self.reads = {name: tuple(sets) for name, sets in state["reads"].items()}
+        return done
+
+    def restore(self, done: int, tensors: Mapping[str, Tensor], state: Any, keeper: BestStep) -> None:
+        """Everything as it was after the step `done`."""
+        [event_from_json(line) for line in state["events"]]
         for name, parameter in self.moving.items():
             self.optimizer.state[parameter] = {
                 "step": torch.tensor(float(done)),
@@ -246,19 +260,17 @@ class Loop:
         torch.set_rng_state(tensors["rng"])
         self.norms.directions = {key[10:]: t for key, t in tensors.items() if key.startswith("direction.")}
         keeper.take(state["keeper"])
-        self.run.memory = state["memory"]
+        self.run.memory = {
+            key: {of: float(value) for of, value in each.items()} for key, each in state["memory"].items()
+        }
         for numbers in () if is_main() else self.run.memory.values():
             if isinstance(numbers, dict) and "sum" in numbers:
                 numbers["sum"] = 0.0
-        for text in passed:
-            self.on_event(Note(f"Passed over: {text}"))
-        for line in state["events"]:
-            self.tell(event_from_json(line))
-        self.parts = Accumulation([(first, parts) for first, parts in state["parts"]])
-        for step in range(1, done + 1):
-            self.reread(step, draw.sets(), tuple(state["reads"]["before"]))
-        self.reads = {name: tuple(sets) for name, sets in state["reads"].items()}
-        return done
+        self.parts = Accumulation([(int(first), int(parts)) for first, parts in state["parts"]])
+        if not all(
+            isinstance(sets, list) and set(sets) <= set(self.request.sets()) for sets in state["reads"].values()
+        ):
+            raise ValueError("reads")
 
     def reread(self, step: int, sets: Mapping[str, Batch], reads: tuple[str, ...]) -> None:
         """Fill the original model's cache in the same batches as the interrupted run did.

@@ -40,6 +40,12 @@ def loss(model: Model, examples: Batch) -> float:
     return float(mean_over(losses(model, examples), examples))
 
 
+def _number(value: Any) -> float | None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise TypeError("a number")
+    return value
+
+
 @dataclass
 class BestStep:
     """The best step so far and its weights.
@@ -131,8 +137,9 @@ class BestStep:
 
     def take(self, numbers: Mapping[str, Any]) -> None:
         """Restore what `numbers` returned."""
-        for name, value in numbers.items():
-            setattr(self, name, tuple(value) if isinstance(value, list) else value)
+        for name in NUMBERS:
+            value = numbers[name]
+            setattr(self, name, tuple(map(_number, value)) if isinstance(value, list) else _number(value))
 
     def end(self, stopped: str, steps: int, groups: BlockGroups | None) -> Ended:
         """The event of the end of a run: the best step's losses, and whether they meet the run's criterion."""
