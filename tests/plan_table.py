@@ -26,7 +26,7 @@ from expunge.notation.parse import parse
 from expunge.plan.machine import Machine
 from expunge.plan.paper import on_paper
 from expunge.plan.plan import make_plan
-from tests.architectures import CAUSAL, build
+from tests.architectures import CAUSAL, build, tiny
 
 PAGE = Path(__file__).parents[1] / "docs" / "scale.md"
 START, END = "<!-- architectures:start -->", "<!-- architectures:end -->"
@@ -59,11 +59,10 @@ def check(name: str) -> str:
     """
     try:
         module = build(name)
-        config = module.config
         Finetune().adapter.insert(LanguageModel.of(module, None), REQUEST)
     except (ImportError, Refusal) as error:
         return f"{SAYS_SO}: {str(error).partition(': ')[2] or error}"
-    paper = on_paper(name, config, None, torch.float32, "cpu", None)
+    paper = on_paper(name, tiny(name), None, torch.float32, "cpu", None)
     plan = make_plan(paper, Finetune(steps=2), REQUEST, (parse("Loss()"),), Machine(memory=1e12))
     total, peak = plan.flops["total"], plan.peak
     assert 0 < total < math.inf, total
