@@ -74,7 +74,7 @@ def stored_of(source: Source, config: Any) -> Stored:
     files = weight_files(Path(source.name)) if source.local and not source.gguf else []
     if source.dtype or not files:
         shard = max((_size(header(path)) for path in files), default=0) if len(files) > 1 else 0
-        return Stored(getattr(torch, source.dtype) if source.dtype else _configured(source, config), shard=shard)
+        return Stored(getattr(torch, source.dtype) if source.dtype else _read_dtype(source, config), shard=shard)
     headers = [header(path) for path in files]
     most = stored_dtype(source, config)
     others = {
@@ -96,7 +96,7 @@ def stored_dtype(source: Source, config: Any) -> torch.dtype:
             counts[tensor["dtype"]] = counts.get(tensor["dtype"], 0) + end - start
     if counts:
         return DTYPES.get(max(counts, key=counts.__getitem__), torch.bfloat16)
-    return _configured(source, config)
+    return _read_dtype(source, config)
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -114,7 +114,7 @@ def types_in(folder: Path) -> set[str]:
     return {str(DTYPES.get(tensor["dtype"], tensor["dtype"])).removeprefix("torch.") for tensor in tensors}
 
 
-def _configured(source: Source, config: Any) -> torch.dtype:
+def _read_dtype(source: Source, config: Any) -> torch.dtype:
     named = getattr(config, "dtype", None)
     return named if isinstance(named, torch.dtype) and not source.gguf else torch.float32
 
