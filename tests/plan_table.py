@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 import transformers
 
+from expunge.core.question import LogProbabilities
 from expunge.core.request import Request
 from expunge.data.text import Passage
 from expunge.errors import Refusal
@@ -59,8 +60,10 @@ def check(name: str) -> str:
     """
     try:
         module = build(name)
-        Finetune().adapter.insert(LanguageModel.of(module, None), REQUEST)
-    except (ImportError, Refusal) as error:
+        network = LanguageModel.of(module, None)
+        Finetune().adapter.insert(network, REQUEST)
+        network.ask(LogProbabilities(), REQUEST.forget)
+    except (ImportError, Refusal, ValueError) as error:
         return f"{SAYS_SO}: {str(error).partition(': ')[2] or error}"
     paper = on_paper(name, tiny(name), None, torch.float32, "cpu", None)
     plan = make_plan(paper, Finetune(steps=2), REQUEST, (parse("Loss()"),), Machine(memory=1e12))
