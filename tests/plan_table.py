@@ -39,14 +39,8 @@ SAYS_SO = "refused by forget too"
 def texts(first: int, count: int) -> tuple[Passage, ...]:
     """Texts of 12 tokens and more, no two alike."""
     return tuple(
-        Passage(
-            f"{first + k}",
-            tuple((first + 7 * k + j) % 60 + 2 for j in range(12 + k)),
-            3,
-            f"q{first + k}",
-            f"a{first + k}",
-        )
-        for k in range(count)
+        Passage(f"{k}", tuple((8 * k + j) % 60 + 2 for j in range(12 + k - first)), 3, f"q{k}", f"a{k}")
+        for k in range(first, first + count)
     )
 
 
