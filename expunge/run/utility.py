@@ -15,7 +15,7 @@ from expunge.internals.changes import count_changed
 from expunge.models.language import LanguageModel
 from expunge.models.vision import ImageClassifier
 from expunge.report.record import networks
-from expunge.report.report import Run
+from expunge.report.run import Run
 from expunge.report.verdict import should_stay
 from expunge.runtime.cached_model import CachedModel
 from expunge.train.best_step import loss, sample
