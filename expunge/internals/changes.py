@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
+
 from expunge.core.model import Network
 from expunge.events import Change, Edited
 
@@ -21,13 +25,25 @@ def describe_change(network: Network, result: Network) -> Edited:
     return Edited(int(changed), int(count), square**0.5, changes)
 
 
-def count_changed(one: Network, other: Network) -> int | None:
-    """How many parameters of two networks differ as numbers, whatever their types; None where their shapes differ."""
-    pairs = list(zip(one.module.parameters(), other.module.parameters(), strict=False))
+def count_changed(one: Network, other: Network, written_in: Callable[[str], torch.dtype] | None = None) -> int | None:
+    """How many parameters of two networks differ as numbers, whatever their types; None where their shapes differ.
+
+    With `written_in`, the type that the other's file has for a parameter, both are rounded to it first: to be written
+    in another precision is no change.
+    """
+    pairs = list(zip(one.module.parameters(), other.module.named_parameters(), strict=False))
     shapes = [[p.shape for p in network.module.parameters()] for network in (one, other)]
     if shapes[0] != shapes[1]:
         return None
-    return sum(int((a.detach() != b.detach().to(a.device)).count_nonzero()) for a, b in pairs)
+    kinds = [written_in(name) if written_in else None for _, (name, _) in pairs]
+    return sum(
+        int((_in_type(a, kind) != _in_type(b.to(a.device), kind)).count_nonzero())
+        for (a, (_, b)), kind in zip(pairs, kinds, strict=True)
+    )
+
+
+def _in_type(weight: torch.Tensor, kind: torch.dtype | None) -> torch.Tensor:
+    return weight.detach() if kind is None else weight.detach().to(kind)
 
 
 def block_of(name: str) -> str:

@@ -35,6 +35,10 @@ class Stored:
     shard: int = 0
     """Bytes of the largest shard, which none written exceeds; 0: all in one file."""
 
+    def dtype_of(self, name: str) -> torch.dtype:
+        """The precision of a tensor."""
+        return self.others.get(name, self.dtype)
+
     def state(self, module: Any) -> dict[str, Tensor]:
         """The module's tensors in these precisions. Raises `ModelRefused` where a number is too large for its own."""
         made: dict[str, Tensor] = {}
@@ -42,7 +46,7 @@ class Stored:
         for name, tensor in module.state_dict().items():
             key = (tensor.data_ptr(), tensor.shape)
             if key not in cast or not tensor.numel():
-                wanted = self.others.get(name, self.dtype) if tensor.is_floating_point() else tensor.dtype
+                wanted = self.dtype_of(name) if tensor.is_floating_point() else tensor.dtype
                 cast[key] = tensor.detach().to(wanted)
                 if wanted != tensor.dtype and not torch.isfinite(cast[key]).all():
                     called = str(wanted).removeprefix("torch.")

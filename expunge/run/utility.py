@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+
+import torch
 
 from expunge.core.model import Model, Network
 from expunge.core.question import LogProbabilities, Text
 from expunge.core.request import Request
 from expunge.internals.changes import count_changed
+from expunge.models.language import LanguageModel
+from expunge.models.vision import ImageClassifier
 from expunge.report.record import networks
-from expunge.report.report import Run
+from expunge.report.run import Run
 from expunge.report.verdict import should_stay
 from expunge.runtime.cached_model import CachedModel
 from expunge.train.best_step import loss, sample
@@ -56,7 +61,14 @@ def count_differences(one: Model, other: Model) -> int | None:
     pairs = list(zip(networks(one), networks(other), strict=False))
     if not (isinstance(one, Network) and isinstance(other, Network)):
         return 0 if one.fingerprint() == other.fingerprint() else None
-    return sum(count for a, b in pairs if (count := count_changed(a, b)) is not None) if pairs else None
+    counts = [count_changed(a, b, _written_in(b)) for a, b in pairs]
+    return sum(count for count in counts if count is not None) if pairs else None
+
+
+def _written_in(network: Network) -> Callable[[str], torch.dtype] | None:
+    """The precision that the network's file has for each parameter."""
+    stored = network.stored if isinstance(network, LanguageModel | ImageClassifier) else None
+    return None if stored is None else stored.dtype_of
 
 
 def is_degenerate(text: str) -> bool:

@@ -17,6 +17,7 @@ from expunge.models.open import open_model
 from expunge.models.source import Source
 from expunge.models.stored import Stored, stored_of, types_in, weight_files
 from expunge.run.compare import compare
+from expunge.run.utility import count_differences
 from tests.families import WORDS, llama, text_request, vit
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -149,6 +150,18 @@ def _moved(module: torch.nn.Module) -> torch.nn.Module:
         for parameter in module.parameters():
             parameter.data = parameter + 0.03 * torch.randn_like(parameter)
     return module
+
+
+def test_to_be_written_in_another_precision_is_no_change(tmp_path: Path):
+    """A method that did nothing must not pass because its result was rounded."""
+    network = open_model(folder_of(tmp_path / "in"), dtype="bfloat16")
+    network.save(tmp_path / "out")
+    written = open_model(tmp_path / "out")
+    assert not torch.equal(written.module.lm_head.weight, network.module.lm_head.weight)
+    assert count_differences(network, written) == 0
+    with torch.no_grad():
+        written.module.lm_head.weight[0, :3] += 1
+    assert count_differences(network, written) == 3
 
 
 # Weights that the configuration does not name
