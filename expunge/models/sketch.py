@@ -71,7 +71,7 @@ def reads_images(config: Any, name: str) -> bool:
 
 def narrow(name: str, config: Any, words: Any) -> LanguageModel | ImageClassifier:
     """A narrow network; of an image classifier whose widths depend on one another in a way of its own, one as it is."""
-    images, small = reads_images(config, name), copy.deepcopy(config)
+    images, small = reads_images(config, name), _without_layers_of_their_own(config)
     for part in {id(part): part for part in (small, small.get_text_config())}.values():
         for key, value in NARROW.items():
             if was := getattr(part, key, None):
@@ -94,6 +94,15 @@ def narrow(name: str, config: Any, words: Any) -> LanguageModel | ImageClassifie
             except Exception:  # each architecture checks its widths in its own way, some only when they are used
                 continue
     raise ModelRefused(f"{name}: no small network of this architecture could be made to count with.")
+
+
+def _without_layers_of_their_own(config: Any) -> Any:
+    """A copy whose layers are all alike: what differs from layer to layer cannot be set for all."""
+    settings = config.to_dict()
+    for part in (settings, *(value for value in settings.values() if isinstance(value, dict))):
+        for layer in (part.pop("per_layer_config", None) or {}).values():
+            part.update({key: value for key, value in layer.items() if key in NARROW})
+    return type(config).from_dict(settings) if settings != config.to_dict() else copy.deepcopy(config)
 
 
 def read_blank(network: Any, layout: Layout, image: tuple[int, ...]) -> Tensor:
