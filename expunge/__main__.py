@@ -1,5 +1,5 @@
 """`python -m expunge`."""
 
-from expunge.cli.main import main
+from expunge.cli.start import main
 
 main()

@@ -9,7 +9,10 @@ class Refusal(Exception):
 
     def line(self) -> str:
         """The line that the command prints."""
-        return f"expunge: E{self.code}-{self.slug}: {' '.join(str(self).split())}"
+        said = " ".join(str(self).split())
+        # A file's name, or a text of a library, may hold what moves a terminal's cursor or changes its colours.
+        shown = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in said)
+        return f"expunge: E{self.code}-{self.slug}: {shown}"
 
 
 class UsageRefused(Refusal):

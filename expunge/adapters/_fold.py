@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from importlib.util import find_spec
 from types import ModuleType
@@ -51,8 +52,8 @@ def bounded_linear(
     """The adapted layer's output. Gradients reach x, a and b; the weight, the bias and the start are frozen.
 
     The update of `start`, the initial factors, is subtracted: with `a` and `b` equal to them the output is that of W,
-    to
-    the bit.
+    to the bit. Under autocast the product has its type, as that of a plain linear layer; W + update is rounded to it
+    once, after the sum.
     """
     output: Tensor = _Folded.apply(  # type: ignore[no-untyped-call]
         x, weight, bias, a, b, form, *(start or (None, None))
@@ -60,12 +61,26 @@ def bounded_linear(
     return output
 
 
-def fold(weight: Tensor, a: Tensor, b: Tensor, form: Form, start: Start | None = None) -> Tensor:
-    """`W + update`, in W's precision."""
+def autocast_type(weight: Tensor) -> torch.dtype | None:
+    """The type that autocast computes the product with a weight in; None where it is off or leaves the weight alone."""
+    device = weight.device.type
+    applies = weight.dtype != torch.float64 and torch.amp.is_autocast_available(device)
+    return torch.get_autocast_dtype(device) if applies and torch.is_autocast_enabled(device) else None
+
+
+def literally(device: str) -> AbstractContextManager[None]:
+    """Every product in the types that it is given, also where `backward` is called under autocast."""
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+
+
+def fold(
+    weight: Tensor, a: Tensor, b: Tensor, form: Form, start: Start | None = None, into: torch.dtype | None = None
+) -> Tensor:
+    """`W + update`, in W's precision or that of `into`."""
     delta = form.delta(a, b)
     if start is not None:
         delta.sub_(form.delta(*start))
-    return delta.add_(weight).to(weight.dtype)
+    return delta.add_(weight).to(into or weight.dtype)
 
 
 def kernels(x: Tensor, weight: Tensor, a: Tensor, b: Tensor, form: Form) -> ModuleType | None:
@@ -132,13 +147,17 @@ class _Folded(torch.autograd.Function):
     ) -> Tensor:
         start = None if start_a is None or start_b is None else (start_a, start_b)
         ctx.save_for_backward(x, weight, a, b, *(start or ()))
-        ctx.form, ctx.kernels = form, kernels(x, weight, a, b, form)
+        cast = autocast_type(weight)
+        ctx.form, ctx.kernels, ctx.precision = form, kernels(x, weight, a, b, form), cast or weight.dtype
         if ctx.kernels is not None:
             return linear(x, _by(ctx.kernels, weight, a, b, form, start), bias)
-        parts = [
-            linear(x, fold(weight[rows], a, b[rows], form, _rows(start, rows)), None if bias is None else bias[rows])
-            for rows in _blocks(weight)
-        ]
+        if cast is not None:
+            x, bias = x.to(cast), None if bias is None else bias.to(cast)
+        with literally(weight.device.type):
+            parts = [
+                linear(x, _fold_rows(ctx, weight, a, b, start, rows), None if bias is None else bias[rows])
+                for rows in _blocks(weight)
+            ]
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
     @staticmethod
@@ -147,8 +166,8 @@ class _Folded(torch.autograd.Function):
         x, weight, a, b, *began = ctx.saved_tensors
         start = tuple(began) or None
         form: Form = ctx.form
-        # Under autocast they have two types; otherwise nothing is converted.
-        flat_x, flat_dy = (t.reshape(-1, t.shape[-1]).to(weight.dtype) for t in (x, dy))
+        # Under autocast all three types may differ; otherwise nothing is converted.
+        flat_x, flat_dy = (t.reshape(-1, t.shape[-1]).to(ctx.precision) for t in (x, dy))
         dx: Tensor | None = None
         if ctx.kernels is not None:
             if ctx.needs_input_grad[0]:
@@ -157,14 +176,20 @@ class _Folded(torch.autograd.Function):
             return dx, None, None, da, db, None, None, None
         wide = width(b)
         da, db = torch.zeros_like(a, dtype=wide), torch.empty_like(b, dtype=wide)
-        for rows in _blocks(weight):
-            if ctx.needs_input_grad[0]:
-                part = flat_dy[:, rows] @ fold(weight[rows], a, b[rows], form, _rows(start, rows))
-                dx = part if dx is None else dx.to(wide).add_(part)  # a sum of many loses digits in bfloat16
-            slope = MAPS[form.map].slope(form.phase(a, b[rows])).mul_(form.scale * form.omega)
-            # d loss / d (B A) = scale * omega * slope(phase) * (dY^T X), entry by entry
-            slope.mul_(flat_dy[:, rows].T @ flat_x)
-            torch.mm(slope, a.to(wide).T, out=db[rows])
-            torch.addmm(da, b[rows].to(wide).T, slope, out=da)
+        with literally(weight.device.type):
+            for rows in _blocks(weight):
+                if ctx.needs_input_grad[0]:
+                    part = flat_dy[:, rows] @ _fold_rows(ctx, weight, a, b, start, rows)
+                    dx = part if dx is None else dx.to(wide).add_(part)  # a sum of many loses digits in bfloat16
+                slope = MAPS[form.map].slope(form.phase(a, b[rows])).mul_(form.scale * form.omega)
+                # d loss / d (B A) = scale * omega * slope(phase) * (dY^T X), entry by entry
+                slope.mul_(flat_dy[:, rows].T @ flat_x)
+                torch.mm(slope, a.to(wide).T, out=db[rows])
+                torch.addmm(da, b[rows].to(wide).T, slope, out=da)
         dx = dx if dx is None else dx.to(x.dtype).view_as(x)
         return dx, None, None, da.to(a.dtype), db.to(b.dtype), None, None, None
+
+
+def _fold_rows(ctx: Any, weight: Tensor, a: Tensor, b: Tensor, start: Start | None, rows: slice) -> Tensor:
+    """Some rows of `W + update`, in the product's precision."""
+    return fold(weight[rows], a, b[rows], ctx.form, _rows(start, rows), ctx.precision)

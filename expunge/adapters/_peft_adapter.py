@@ -15,6 +15,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from expunge.adapters._bounded_experts import BoundedExperts
 from expunge.adapters._layers import Targets, choose_layers, stacks
 from expunge.core.adapter import Adapter
+from expunge.runtime.atomic_files import open_to_readers
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -77,5 +78,5 @@ class PeftAdapter(Adapter):
         module: Any = self.portable(adapted).module
         module.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
         for path in folder.iterdir():
-            path.chmod(0o644)  # safetensors writes a temporary file that only its owner may read
+            open_to_readers(path)  # safetensors writes a temporary file that only its owner may read
         (folder / "README.md").unlink(missing_ok=True)  # peft's model card is an empty template

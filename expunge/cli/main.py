@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -25,16 +25,20 @@ from expunge.cli.options import (
     Model,
     Out,
     Sets,
+    Texts,
     Training,
     present,
     spread_options,
 )
+from expunge.cli.signals import Interrupts, heed_signals, ignore_signals
 from expunge.errors import THRESHOLDS_MISSED, EnvironmentRefused, Refusal, UsageRefused
+from expunge.runtime.atomic_files import refuse_full_disk
 
 if TYPE_CHECKING:
     from expunge.run.job import Job
 
 INTERRUPTED = 130
+UNFIT = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.EIO, errno.EMFILE)
 STARTED = time.monotonic()
 """What a run's clock counts from: it includes the seconds in which torch is loaded."""
 
@@ -60,6 +64,7 @@ def forget(
     model: Model,
     sets: Sets,
     images: Images,
+    texts: Texts,
     training: Training,
     judging: Judging,
     keeping: Keeping,
@@ -69,7 +74,7 @@ def forget(
     hold: Hold = "whole",
 ) -> None:
     """Make MODEL forget, audit it before and after, and write model, adapter, steps and report to a new folder."""
-    job = _job(model, sets, audits, out, images, training, judging, keeping, hold)
+    job = _job(model, sets, audits, out, images, texts, training, judging, keeping, hold)
     _do("forget", job, judging.show_text, device)
 
 
@@ -81,6 +86,7 @@ def audit(
     model: Model,
     sets: Sets,
     images: Images,
+    texts: Texts,
     judging: Judging,
     audits: Audits = None,
     out: Out = Path("audited"),
@@ -88,7 +94,7 @@ def audit(
     hold: Hold = "whole",
 ) -> None:
     """Audit MODEL as it is, and write a report to a new folder."""
-    _do("audit", _job(model, sets, audits, out, images, judging=judging, hold=hold), judging.show_text, device)
+    _do("audit", _job(model, sets, audits, out, images, texts, judging=judging, hold=hold), judging.show_text, device)
 
 
 @app.command(epilog="Example:\n\nexpunge report forgotten another-run --out comparison.html")
@@ -148,6 +154,7 @@ def plan(
     model: Model,
     sets: Sets,
     images: Images,
+    texts: Texts,
     training: Training,
     devices: Devices,
     audits: Audits = None,
@@ -156,7 +163,7 @@ def plan(
 ) -> None:
     """Say what `forget` with the same options will cost: tokens, FLOPs, memory, disk, time. Runs and loads nothing."""
     devices.check()
-    job = _job(model, sets, audits, out, images, training, hold=devices.hold)
+    job = _job(model, sets, audits, out, images, texts, training, hold=devices.hold)
     from expunge.cli.plan_table import say
     from expunge.plan.machine import Machine
 
@@ -188,6 +195,7 @@ def _job(
     audits: str | None,
     out: Path,
     images: Images | None = None,
+    texts: Texts | None = None,
     training: Training | None = None,
     judging: Judging | None = None,
     keeping: Keeping | None = None,
@@ -197,19 +205,29 @@ def _job(
     from expunge.notation.parse import check_names
 
     images, training = images or Images(), training or Training()
+    texts = texts or Texts()
     judging, keeping = judging or Judging(), keeping or Keeping()
     check_names(f"{training.method}, {audits}" if audits else training.method)
     sets.check()
     present("--stand-in", training.stand_in)
-    probes = sets.probes()
+    probes, template = sets.probes(), texts.template()
     _starting(model)
+    from expunge.data.text import Reading
     from expunge.run.job import Job
     from expunge.run.prepare import Inputs
 
+    reading = Reading(texts.system, template, texts.block_size)
     files = (sets.forget, sets.retain, sets.holdout, training.stand_in)
     return Job(
         model=model,
-        inputs=Inputs(*files, probes=probes, only_class=images.forget_class, only_ids=images.forget_ids),
+        inputs=Inputs(
+            *files,
+            probes=probes,
+            only_class=images.forget_class,
+            only_ids=images.forget_ids,
+            reading=reading,
+            keep_duplicates=texts.keep_duplicates,
+        ),
         out=out,
         method=training.method,
         audits=audits,
@@ -250,7 +268,11 @@ def _do(verb: str, job: Job, show_text: bool, device: str) -> None:
             report_smaller_batches(progress.say),
         ):
             do = {"forget": jobs.forget, "audit": jobs.audit}[verb]
-            made = do(replace(job, show_text=show_text, device=own, line=line), progress)
+            try:
+                made = do(replace(job, show_text=show_text, device=own, line=line), progress)
+            finally:
+                if (job.out / "MANIFEST.json").is_file():
+                    Interrupts.left = f"the result is in {job.out}"
         if is_main():
             progress.summary(made, job.out)
     if not made.is_met:
@@ -264,7 +286,7 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # a line for each of five tries, before ours says what is wrong
     os.environ.setdefault("TQDM_DISABLE", "1")  # the bars of libraries below; ours is not of that kind
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up and end with 130, as on Ctrl-C
+    heed_signals()
     debug = bool(os.environ.get("EXPUNGE_DEBUG"))
     sys.exit(_run_guarded(lambda: app(standalone_mode=False), debug))
 
@@ -274,38 +296,66 @@ def _run_guarded(run: Callable[[], object], debug: bool) -> int:
         code = run()
         if code == INTERRUPTED:  # what typer makes of Ctrl-C
             raise KeyboardInterrupt
+        ignore_signals()
         return code if isinstance(code, int) else 0
     except (KeyboardInterrupt, typer.Abort):
-        _say("expunge: interrupted; no result was written.")
-        return INTERRUPTED
-    except Refusal as error:
+        return _end_interrupted()
+    except BaseException as error:
+        ignore_signals()
+        if Interrupts.asked and not debug:  # a library made something else of it
+            return _end_interrupted()
         if debug:
             raise
+        return _tell(error)
+
+
+def _end_interrupted() -> int:
+    ignore_signals()
+    _say(f"expunge: interrupted; {Interrupts.left}.")
+    return INTERRUPTED
+
+
+def _tell(error: BaseException) -> int:
+    """Say in one line why the run ends; its exit code. A traceback can hold text that was to be forgotten."""
+    if isinstance(error, SystemExit):
+        raise error
+    if isinstance(error, Refusal):
         _say(error.line())
         return error.code
-    except Exception as error:  # the last line of defence: a traceback can hold text that was to be forgotten
-        if hasattr(error, "show") and hasattr(error, "exit_code"):  # the parser's own: a wrong option or argument
-            said = error.format_message() if hasattr(error, "format_message") else str(error)
-            if said:  # nothing was asked at all, and the help that was printed says it all
-                _say(UsageRefused(said).line())
-            return int(error.exit_code)
-        if debug:
-            raise
-        if _out_of_memory(error):
-            _say(_no_room().line())
-            return EnvironmentRefused.code
-        where = error.__traceback__
-        while where is not None and where.tb_next is not None:
-            where = where.tb_next
-        place = f"{Path(where.tb_frame.f_code.co_filename).name}:{where.tb_lineno}" if where else "?"
-        _say(
-            f"expunge: E1-unexpected: {type(error).__name__} in {place}. This is a fault of expunge: please report it "
-            f"with the traceback that EXPUNGE_DEBUG=1 prints (it may quote your data)."
-        )
-        return 1
+    refusal = _environment(error)
+    if refusal:
+        _say(refusal.line())
+        return refusal.code
+    if hasattr(error, "show") and hasattr(error, "exit_code"):  # the parser's own: a wrong option or argument
+        said = error.format_message() if hasattr(error, "format_message") else str(error)
+        if said:  # nothing was asked at all, and the help that was printed says it all
+            _say(UsageRefused(said).line())
+        return int(error.exit_code)
+    where = error.__traceback__
+    while where is not None and where.tb_next is not None:
+        where = where.tb_next
+    place = f"{Path(where.tb_frame.f_code.co_filename).name}:{where.tb_lineno}" if where else "?"
+    _say(
+        f"expunge: E1-unexpected: {type(error).__name__} in {place}. This is a fault of expunge: please report it "
+        f"with the traceback that EXPUNGE_DEBUG=1 prints (it may quote your data)."
+    )
+    return 1
 
 
-def _out_of_memory(error: Exception) -> bool:
+def _environment(error: BaseException) -> EnvironmentRefused | None:
+    """What the machine lacks: memory, room on a disk, leave to write. None where the error is of another kind."""
+    if _out_of_memory(error):
+        return _no_room()
+    try:
+        refuse_full_disk(error, Path.cwd())
+    except EnvironmentRefused as full:
+        return full
+    if isinstance(error, OSError) and error.errno in UNFIT and isinstance(error.filename, str):
+        return EnvironmentRefused(f"{error.filename}: {error.strerror}. Nothing was written there.")
+    return None
+
+
+def _out_of_memory(error: BaseException) -> bool:
     if "torch" not in sys.modules:
         return isinstance(error, MemoryError)
     from expunge.primitives.out_of_memory import is_out_of_memory

@@ -11,13 +11,14 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
+from rich.text import Text
 
 from expunge.core.audit import Finding
 from expunge.events import Checked, Edited, Ended, Event, Note, Started, Step
 from expunge.report.html import any_of, by_set, outcome, rows_of
 from expunge.report.report import Report
 from expunge.report.verdict import Outcome
-from expunge.report.words import number
+from expunge.report.words import number, visible
 
 
 class Progress:
@@ -61,7 +62,9 @@ class Progress:
                 pass
 
     def say(self, text: str) -> None:
-        self.console.print(f"[dim]{time.monotonic() - self.start:6.1f} s[/dim]  {text}", soft_wrap=True)
+        shown = Text(f"{time.monotonic() - self.start:6.1f} s", style="dim")
+        shown.append(f"  {visible(' '.join(text.split()))}", style="not dim")
+        self.console.print(shown, soft_wrap=True)
 
     def _start(self, event: Started) -> None:
         self.say(
@@ -104,14 +107,13 @@ class Progress:
         if report.verdict:
             console.print()
             for rule in report.verdict.rules:
-                console.print(f"{'met    ' if rule.met else 'NOT MET'}  {rule.rule}  {_outcome(rule)}", soft_wrap=True)
+                mark = "met    " if rule.met else "OPEN   " if rule.few else "NOT MET"
+                console.print(f"{mark}  {rule.rule}  {_outcome(rule)}", soft_wrap=True, markup=False)
         said = outcome(report)
-        console.print(f"\n{said.words}.", soft_wrap=True)
-        if said.outside:
-            console.print(f"{said.outside}.", soft_wrap=True)
-        console.print(f"Report: {out / 'report.html'}", soft_wrap=True)
-        if (out / "model").is_dir():
-            console.print(f"Model:  {out / 'model'}", soft_wrap=True)
+        lines = [f"\n{said.words}.", f"{said.outside}." if said.outside else "", f"Report: {out / 'report.html'}"]
+        lines += [f"Model:  {out / 'model'}"] if (out / "model").is_dir() else []
+        for line in filter(None, lines):
+            console.print(line, soft_wrap=True, markup=False)  # a path may hold brackets
 
 
 def _table(findings: Sequence[Finding]) -> Table:

@@ -21,6 +21,15 @@ def describe_change(network: Network, result: Network) -> Edited:
     return Edited(int(changed), int(count), square**0.5, changes)
 
 
+def count_changed(one: Network, other: Network) -> int | None:
+    """How many parameters of two networks differ as numbers, whatever their types; None where their shapes differ."""
+    pairs = list(zip(one.module.parameters(), other.module.parameters(), strict=False))
+    shapes = [[p.shape for p in network.module.parameters()] for network in (one, other)]
+    if shapes[0] != shapes[1]:
+        return None
+    return sum(int((a.detach() != b.detach().to(a.device)).count_nonzero()) for a, b in pairs)
+
+
 def block_of(name: str) -> str:
     """The block that a parameter belongs to: its name up to the first number; without one, but for the last word."""
     parts = name.split(".")

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ from expunge.runtime.sharding import shard, silent_reference
 from expunge.train.accumulation import Accumulation
 from expunge.train.batches import Batches
 from expunge.train.best_step import BestStep
-from expunge.train.checkpoint import Checkpoints, facts
+from expunge.train.checkpoint import Checkpoints, facts, refuse_misfits
 from expunge.train.norms import Norms
 
 if TYPE_CHECKING:
@@ -95,8 +95,10 @@ class Loop:
 
     def check(self, step: int, keeper: BestStep) -> str:
         """Compute the losses between two steps. Returns the reason to stop, or an empty string."""
+        growth = self.growth() if step and keeper.max_growth is not None else 0.0
         try:
-            return keeper.check(step, ask_parts_together(self.adapted.inner, self.now), self.moving, self.tell)
+            model = ask_parts_together(self.adapted.inner, self.now)
+            return keeper.check(step, model, self.moving, self.tell, growth)
         except RunFailed as error:
             error.last_good = self.adapted if step else None
             raise
@@ -131,6 +133,18 @@ class Loop:
         """The change of each adapted layer so far."""
         self.gather()
         return self.adapted.changes()
+
+    def growth(self) -> float:
+        """Length of the weights' change so far, in lengths of all weights of the original."""
+        with torch.no_grad():
+            lengths = [float(torch.linalg.vector_norm(delta)) for _, delta in self.changes()]
+        return math.hypot(*lengths) / self.length
+
+    @cached_property
+    def length(self) -> float:
+        """Euclidean norm of all weights of the original."""
+        lengths = (float(torch.linalg.vector_norm(p.detach())) for p in self.before.module.parameters())
+        return math.hypot(*lengths) or 1.0
 
     def gradient(self, step: int, sets: Mapping[str, Batch]) -> dict[str, float]:
         """A step's gradient and losses, in as many micro-batches as memory requires."""
@@ -222,6 +236,20 @@ class Loop:
         assert self.checkpoints
         tensors = self.tensors(keeper)
         done, state, passed = self.checkpoints.read(self.facts, tensors)
+        with refuse_misfits(self.checkpoints.folder / f"step-{done:06}"):
+            self.restore(done, tensors, state, keeper)
+        for text in passed:
+            self.on_event(Note(f"Passed over: {text}"))
+        for line in state["events"]:
+            self.tell(event_from_json(line))
+        for step in range(1, done + 1):
+            self.reread(step, draw.sets(), tuple(state["reads"]["before"]))
+        self.reads = {name: tuple(sets) for name, sets in state["reads"].items()}
+        return done
+
+    def restore(self, done: int, tensors: Mapping[str, Tensor], state: Any, keeper: BestStep) -> None:
+        """Everything as it was after the step `done`."""
+        [event_from_json(line) for line in state["events"]]
         for name, parameter in self.moving.items():
             self.optimizer.state[parameter] = {
                 "step": torch.tensor(float(done)),
@@ -232,19 +260,17 @@ class Loop:
         torch.set_rng_state(tensors["rng"])
         self.norms.directions = {key[10:]: t for key, t in tensors.items() if key.startswith("direction.")}
         keeper.take(state["keeper"])
-        self.run.memory = state["memory"]
+        self.run.memory = {
+            key: {of: float(value) for of, value in each.items()} for key, each in state["memory"].items()
+        }
         for numbers in () if is_main() else self.run.memory.values():
             if isinstance(numbers, dict) and "sum" in numbers:
                 numbers["sum"] = 0.0
-        for text in passed:
-            self.on_event(Note(f"Passed over: {text}"))
-        for line in state["events"]:
-            self.tell(event_from_json(line))
-        self.parts = Accumulation([(first, parts) for first, parts in state["parts"]])
-        for step in range(1, done + 1):
-            self.reread(step, draw.sets(), tuple(state["reads"]["before"]))
-        self.reads = {name: tuple(sets) for name, sets in state["reads"].items()}
-        return done
+        self.parts = Accumulation([(int(first), int(parts)) for first, parts in state["parts"]])
+        if not all(
+            isinstance(sets, list) and set(sets) <= set(self.request.sets()) for sets in state["reads"].values()
+        ):
+            raise ValueError("reads")
 
     def reread(self, step: int, sets: Mapping[str, Batch], reads: tuple[str, ...]) -> None:
         """Fill the original model's cache in the same batches as the interrupted run did.

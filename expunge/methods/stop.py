@@ -27,6 +27,11 @@ class Stop:
     """Mean shortfall of the forget examples that still passes, in nats; an example beyond the level has none."""
     max_retain_increase: float | None = 0.1
     """By how many nats the retain loss may rise; None: without a limit."""
+    max_forget_loss: float | None = 50.0
+    """Mean loss of the forget examples, in nats a row, beyond which the run has run away and ends with the best step
+    before: guessing among all words costs about 12. None: without a limit."""
+    max_growth: float | None = 3.0
+    """The same for the length of the weights' change, in lengths of all weights. None: without a limit."""
     every: int = 5
     """Steps between two checks. Each reads at most 64 examples of either set, without gradients."""
 
@@ -37,6 +42,10 @@ class Stop:
             raise UsageRefused(f"Stop: slack must be at least 0. Got {self.slack!r}.")
         if self.every < 1:
             raise UsageRefused(f"Stop: every must be at least 1. Got {self.every!r}.")
+        for name in ("max_forget_loss", "max_growth"):
+            limit = getattr(self, name)
+            if limit is not None and not 0 < limit < math.inf:
+                raise UsageRefused(f"Stop: {name} must be None or above 0. Got {limit!r}.")
         if self.max_retain_increase is not None and not 0 <= self.max_retain_increase < math.inf:
             raise UsageRefused(
                 f"Stop: max_retain_increase must be None or at least 0. Got {self.max_retain_increase!r}."
@@ -53,5 +62,12 @@ class Stop:
                 "The model's loss on the holdout set is NaN or infinite, so it is no level. Check the model's weights."
             )
         return BestStep(
-            level, self.slack, source, self.max_retain_increase, sample(request.forget), sample(request.retain)
+            level,
+            self.slack,
+            source,
+            self.max_retain_increase,
+            sample(request.forget),
+            sample(request.retain),
+            max_forget_loss=self.max_forget_loss,
+            max_growth=self.max_growth,
         )

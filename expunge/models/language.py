@@ -28,6 +28,7 @@ from expunge.models.tree_attention import most_on
 from expunge.models.writing import write
 from expunge.primitives.class_scores import Head
 from expunge.primitives.out_of_memory import in_fitting_batches
+from expunge.runtime.atomic_files import open_to_readers
 
 if TYPE_CHECKING:
     from expunge.core.model import Batch
@@ -206,7 +207,7 @@ class LanguageModel(Network):
             self.module.config.use_cache = False
         self.tokenizer.save_pretrained(folder)
         for path in folder.iterdir():
-            path.chmod(0o644)  # safetensors writes a temporary file that only its owner may read
+            open_to_readers(path)  # safetensors writes a temporary file that only its owner may read
 
     def _read(self, sequences: Sequence[Sequence[int]], firsts: Sequence[int]) -> tuple[Tensor, Tensor, Head | None]:
         """Last hidden states (or class scores) of some positions, the index among them for each labelled row, and the

@@ -20,6 +20,7 @@ from expunge.models._family import Family
 from expunge.models.hidden import UpToBlock
 from expunge.models.prefix_tree import Layout
 from expunge.models.source import Source, config_of, config_text, load_module, refuse_adapted
+from expunge.runtime.atomic_files import open_to_readers
 
 if TYPE_CHECKING:
     from expunge.core.model import Batch
@@ -112,6 +113,8 @@ class ImageClassifier(Network):
     def save(self, folder: Path) -> None:
         refuse_adapted(self.module).save_pretrained(folder, safe_serialization=True)
         self.processor.save_pretrained(folder)
+        for path in folder.iterdir():
+            open_to_readers(path)  # safetensors writes a temporary file that only its owner may read
 
 
 def load_processor(source: Source) -> Any:

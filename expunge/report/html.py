@@ -108,6 +108,8 @@ def _headline(report: Report) -> Headline:
     missed = sum(not rule.met for rule in rules)
     if not rules:
         return Headline("No thresholds were set", "open")
+    if missed and all(rule.met or rule.few for rule in rules):
+        return Headline("Inconclusive: one record is too few to tell", "open")
     if missed:
         were = "threshold was" if len(rules) == 1 else "thresholds were"
         return Headline(f"{missed} of {len(rules)} {were} not met", "missed")
@@ -115,6 +117,8 @@ def _headline(report: Report) -> Headline:
         return Headline("Within every threshold", "met")
     if not any(rule.rule.startswith("forget") for rule in rules):
         return Headline("Changed, but no threshold asks whether it forgot", "open")
+    if report.verdict and report.verdict.unjudged:
+        return Headline(f"Forgotten within every threshold. {report.verdict.unjudged}", "open")
     return Headline("Forgotten within every threshold", "met")
 
 
@@ -189,6 +193,8 @@ def rules_of(report: Report) -> list[Judged]:
 def _result(rule: Outcome) -> str:
     if not (finite(rule.value) and finite(rule.bound)):
         return "met" if rule.met else "not met: not measured"
+    if rule.few:
+        return "open: asked of one record alone"
     off = round(abs(rule.value - rule.bound), 9)
     gap = f"{off:.2g}" if off < 100 else short(off)
     return f"met, {gap} to spare" if rule.met else f"not met, by {gap}"

@@ -10,6 +10,9 @@ from expunge.report import compare, html
 from expunge.report.report import PAGE, REPORT, Report
 from expunge.runtime.atomic_files import MANIFEST, check_manifest, renew_manifest, write_text
 
+MARK = b'<meta name="generator" content="expunge'
+"""What stands near the top of each page that we write."""
+
 
 def write_page(folders: list[Path], out: Path | None, tell: Callable[[str], object] = print) -> Path:
     """One run's page, or the comparison of several; returns where it was written. Refuses a folder that was changed."""
@@ -18,13 +21,39 @@ def write_page(folders: list[Path], out: Path | None, tell: Callable[[str], obje
     runs = [(folder.resolve().name, Report.read(folder)) for folder in folders]
     alone = len(runs) == 1
     target = out or (folders[0] / PAGE if alone else Path("comparison.html"))
-    if target.is_dir() or not target.parent.is_dir():
-        raise UsageRefused(f"--out {target}: give the name of a file in a folder that is there.")
+    if out or not alone:
+        check_page(target)
     write_text(target, html.render(runs[0][1]) if alone else compare.render(runs))
     for folder in folders:
         if target.resolve() == (folder / PAGE).resolve():
             renew_manifest(folder, PAGE)
     return target
+
+
+def check_page(target: Path) -> None:
+    """Refuse to write over anything but a page of ours."""
+    if not str(target).isprintable():
+        raise UsageRefused(
+            f"--out {ascii(str(target))[:80]}: line breaks and control characters are no part of a name."
+        )
+    try:
+        if target.is_dir() or not target.parent.is_dir():
+            raise UsageRefused(f"--out {target}: give the name of a file in a folder that is there.")
+        if target.is_symlink():
+            raise UsageRefused(f"--out {target} is a link, which would be replaced. Give another name.")
+        if target.exists() and not _is_page(target):
+            raise UsageRefused(f"--out {target}: there is a file that is no page of expunge. Give another name.")
+    except OSError as error:
+        raise UsageRefused(
+            f"--out {str(target)[:80]}: {error.strerror or 'not a usable path'}. Give another."
+        ) from error
+
+
+def _is_page(path: Path) -> bool:
+    if not path.is_file():  # a pipe or a device, which reading could wait for
+        return False
+    with path.open("rb") as file:
+        return MARK in file.read(4096)
 
 
 def check_folder(folder: Path, tell: Callable[[str], object]) -> None:

@@ -10,11 +10,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from expunge.core.audit import BOTH, Audit, Finding, Summary
-from expunge.core.request import Request
+from expunge.core.request import Request, should_be_gone
 from expunge.errors import UsageRefused
 
 if TYPE_CHECKING:
     from expunge.report.report import Run
+
+FEW = 2
+"""Records that a rule must have been asked of: of one alone nothing can be said with any confidence."""
+MOVED = 1e-4
+"""Change of a class score that rounding alone does not make."""
+HALF = math.log(2)
+"""Nats by which the loss rises where every token is half as likely as before."""
+DEGENERATE = 0.1
+"""Rise of the share of degenerate texts that passes."""
 
 RULE = re.compile(r"\s*([\w -]+?)\s*\.\s*(\w+)\s*(<=|>=|<|>)\s*(.+?)\s*")
 
@@ -27,6 +36,8 @@ class Outcome:
     value: float | None
     bound: float | None
     met: bool
+    few: bool = False
+    """Whether it was asked of one record alone, and so is neither met nor missed."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +46,8 @@ class Verdict:
 
     met: bool
     rules: tuple[Outcome, ...]
+    unjudged: str = ""
+    """What no rule looked at, though a verdict should: what the model is still good for."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +94,7 @@ class Rule:
         if math.isclose(difference, 0.0, abs_tol=1e-9):  # 0.95 - 0.05 is not 0.9 in binary
             difference = 0.0
         met = {"<=": difference <= 0, ">=": difference >= 0, "<": difference < 0, ">": difference > 0}[self.sign]
-        return Outcome(self.text, after.value, bound, met)
+        return Outcome(self.text, after.value, bound, met and after.n >= FEW, after.n < FEW)
 
 
 def check_rules(rules: Sequence[Rule], audits: Sequence[Audit], summaries: Sequence[Summary], request: Request) -> None:
@@ -97,10 +110,22 @@ def check_rules(rules: Sequence[Rule], audits: Sequence[Audit], summaries: Seque
             raise UsageRefused(f"--require '{rule.text}' could never be measured: {lacks[0]}.")
 
 
-def judge(rules: Sequence[Rule], findings: Sequence[Finding], run: Run) -> Verdict:
-    """The run's own criterion, that it changed something, and the rules asked for."""
+def judge(rules: Sequence[Rule], findings: Sequence[Finding], run: Run, records: int = FEW) -> Verdict:
+    """The run's own criterion, that it changed something, that something stayed, and the rules asked for.
+
+    `records` is the number of records that were to be forgotten.
+    """
     outcomes = [*criterion(run), *(rule.read(findings) for rule in rules)]
-    return Verdict(all(outcome.met for outcome in outcomes), tuple(outcomes))
+    if records < FEW:
+        said = "records to forget >= 2 (one alone shows too little)"
+        outcomes.append(Outcome(said, float(records), float(FEW), False, few=True))
+    asked = any(should_stay(rule.set) for rule in rules)
+    stayed = [] if asked else floor(run)
+    unjudged = (
+        "" if asked or stayed or _has_budget(run) else "What it is still good for was not measured: give --retain"
+    )
+    outcomes += stayed
+    return Verdict(all(outcome.met for outcome in outcomes), tuple(outcomes), unjudged)
 
 
 def judge_audit(rules: Sequence[Rule], findings: Sequence[Finding]) -> Verdict | None:
@@ -110,14 +135,36 @@ def judge_audit(rules: Sequence[Rule], findings: Sequence[Finding]) -> Verdict |
     return Verdict(all(outcome.met for outcome in outcomes), outcomes) if outcomes else None
 
 
+def should_stay(where: str) -> bool:
+    """Whether a model is expected to know a set as well as before."""
+    return not should_be_gone(where) and where not in (BOTH, "stand_in")
+
+
+def floor(run: Run) -> list[Outcome]:
+    """What has to have stayed where no rule asks for more: a model that lost everything did not forget one thing."""
+    made = []
+    if run.retain_rise is not None and not _has_budget(run):
+        rule = "rise of the retain loss <= ln 2 (a token half as likely; no threshold asks for more)"
+        made.append(Outcome(rule, run.retain_rise, HALF, run.retain_rise <= HALF))
+    if run.degenerate_rise is not None:
+        rule = "rise of the share of empty or repeating texts, where they should stay <= 0.1"
+        made.append(Outcome(rule, run.degenerate_rise, DEGENERATE, run.degenerate_rise <= DEGENERATE))
+    return made
+
+
+def _has_budget(run: Run) -> bool:
+    """Whether the run kept to a limit of its own for the retain loss."""
+    limit = run.started.max_retain_increase if run.started else None
+    return limit is not None and run.ended is not None and run.ended.kept_rise is not None
+
+
 def criterion(run: Run) -> list[Outcome]:
-    """What the run aimed at, as outcomes."""
+    """What the run aimed at, as outcomes, and that the model is another one than before."""
+    made = changes(run)
     if run.ended is None or run.started is None:  # a method without steps
-        changed = run.edited.changed if run.edited else None
-        said = "numbers of the model changed >= 1 (something changed)"
-        return [] if changed is None else [Outcome(said, float(changed), 1.0, changed >= 1)]
+        return made
     aim, ended = run.started, run.ended
-    made = [Outcome("kept step >= 1 (something changed)", float(ended.kept_step), 1.0, ended.kept_step >= 1)]
+    made.insert(0, Outcome("kept step >= 1", float(ended.kept_step), 1.0, ended.kept_step >= 1))
     if aim.level is not None:
         of = "that of the holdout set" if aim.level_source == "holdout" else "as given"
         rule = f"forget examples short of {aim.level:.2f} nats ({of}), on average <= slack"
@@ -125,6 +172,21 @@ def criterion(run: Run) -> list[Outcome]:
     if aim.max_retain_increase is not None and ended.kept_rise is not None:
         rule = "rise of the retain loss <= budget (nats)"
         made.append(Outcome(rule, ended.kept_rise, aim.max_retain_increase, ended.kept_rise <= aim.max_retain_increase))
+    return made
+
+
+def changes(run: Run) -> list[Outcome]:
+    """That the weights as they were written differ from the original's, and that this can be seen in its answers."""
+    changed = run.edited.changed if run.changed is None and run.edited else run.changed
+    moved = run.saved.max_logit_change if run.changed is not None and run.saved else None
+    made = []
+    if changed is not None:
+        rule = "numbers of the model changed >= 1 (something changed)"
+        made.append(Outcome(rule, float(changed), 1.0, changed >= 1))
+    if moved is not None:
+        made.append(
+            Outcome(f"largest change of a score >= {MOVED:g} (its answers changed)", moved, MOVED, moved >= MOVED)
+        )
     return made
 
 

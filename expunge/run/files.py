@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 from pathlib import Path
@@ -11,6 +12,10 @@ from expunge.core.model import Model
 from expunge.errors import EnvironmentRefused, UsageRefused
 from expunge.report.record import networks
 from expunge.report.report import save_adapter
+from expunge.runtime.atomic_files import SUFFIXES, whole_folder
+
+LONGEST_NAME = 255
+"""Bytes of a file's name at most, on the file systems in use."""
 
 
 def check_out(out: Path, model: str) -> None:
@@ -22,6 +27,15 @@ def check_out(out: Path, model: str) -> None:
 
 
 def _check_out(out: Path, model: str) -> None:
+    if not str(out).isprintable():
+        raise UsageRefused(f"--out {ascii(str(out))[:80]}: line breaks and control characters are no part of a name.")
+    if out.is_symlink():
+        raise UsageRefused(f"--out {out} is a link, which would be replaced. Give the folder that it leads to.")
+    if len(os.fsencode(out.name)) + SUFFIXES > LONGEST_NAME:
+        raise UsageRefused(
+            f"--out {out.name[:40]}...: the name has {len(os.fsencode(out.name))} bytes, and names beside it, such as "
+            f"those of checkpoints, must fit {LONGEST_NAME}. Give one of at most {LONGEST_NAME - SUFFIXES}."
+        )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageRefused(f"{out} is not empty. Give a new folder with --out; nothing is ever written over.")
     if len(model) < 256 and Path(model).is_dir() and out.resolve().is_relative_to(Path(model).resolve()):
@@ -48,8 +62,13 @@ def form_of(model: Model) -> str:
 
 
 def keep_failed(folder: Path, adapted: Adapted, steps: Path) -> None:
-    """Keep the last good adapter and the steps of a run that failed."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    adapted.save_adapter(folder / "adapter")
-    shutil.copy(steps, folder / "steps.jsonl")
+    """Keep the last good adapter and the steps of a run that failed, in a folder that was not there."""
+    with whole_folder(folder) as inside:
+        adapted.save_adapter(inside / "adapter")
+        shutil.copy(steps, inside / "steps.jsonl")
+
+
+def failed_folder(out: Path) -> Path:
+    """Where a failed run of `out` keeps what is left of it: beside it, under a name that nothing has."""
+    names = (f"{out.name}.failed{'' if n == 1 else f'-{n}'}" for n in itertools.count(1))
+    return next(path for path in map(out.with_name, names) if not os.path.lexists(path))

@@ -21,7 +21,7 @@ from expunge.report.verdict import Rule
 from expunge.run import unlearn
 from expunge.run.choose import audits_of, method_of
 from expunge.run.families import family_name
-from expunge.run.files import check_out, form_of, keep_failed, save
+from expunge.run.files import check_out, failed_folder, form_of, keep_failed, save
 from expunge.run.prepare import Inputs
 from expunge.run.recorder import Recorder
 from expunge.run.unlearn import Clock, Result, Task
@@ -90,6 +90,9 @@ class Job:
             request = records.request(model)
         for repeat in request.repeats:
             on_event(Note(f"Warning: {repeat}"))
+        for name, intake in request.intakes.items():
+            for line in intake.lines(name):
+                on_event(Note(line))
         return Task(
             model=model,
             request=request,
@@ -181,7 +184,7 @@ def _train(job: Job, task: Task, method: Method, recorder: Recorder) -> Model:
         adapted, steps = error.last_good, recorder.path
         if not isinstance(adapted, Adapted) or steps is None:
             raise
-        kept = job.out.with_name(f"{job.out.name}.failed")
+        kept = Path(broadcast(lambda: str(failed_folder(job.out))))
         broadcast(lambda: keep_failed(kept, adapted, steps))
         if checkpoints:
             checkpoints.remove()  # they would lead to the same step

@@ -26,6 +26,7 @@ from expunge.report.verdict import Rule, check_rules, judge, judge_audit
 from expunge.run.choose import audits_of, method_of, summaries_of
 from expunge.run.families import family_name, limits_of, unit_of
 from expunge.run.recorder import Recorder
+from expunge.run.utility import utility, with_utility
 from expunge.runtime.cached_model import CachedModel
 from expunge.runtime.parallel_model import give_back, shared_store
 
@@ -142,18 +143,20 @@ def forget(task: Task, method: Method, change: Callable[[OnEvent], Result], reco
     recorder, before = recorder or Recorder(task.on_event), task.ask(task.model)
     with task.clock.part("audit before"):
         findings = examine(before, task, "before")
+        useful = utility(before, task.request)
     give_back(before.inner)
     findings += examine_reference(task)
     result = change(recorder)
-    after = task.ask(result.model)
+    pair, after = (task.model, result.model), task.ask(result.model)
     with task.clock.part("audit after"):
         findings += examine(after, task, "after")
-    findings, run = complete(task, findings), recorder.run(result.saved)
+        run = with_utility(recorder.run(result.saved), pair, useful, utility(after, task.request))
+    findings = complete(task, findings)
     return replace(
         assemble(task, findings, (before, after), run, recorder.size),
         method=write(method),
         result=after.fingerprint(),
-        verdict=judge(task.rules, findings, run),
+        verdict=judge(task.rules, findings, run, len(task.request.forget)),
         steps=tuple(recorder.steps),
         model=result.model,
         adapted=result.adapted,

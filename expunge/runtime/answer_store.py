@@ -22,11 +22,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from expunge.errors import EnvironmentRefused
+
 LIMIT = 2 << 30
 """Largest size in bytes; the least recently used entries are deleted first."""
 
 PLACE = "EXPUNGE_CACHE"
 """Environment variable with the cache folder, or `off`. Unset: the command uses a cache, the library does not."""
+
+OURS = 0x6578706E
+"""What SQLite's header has for an application in a file of ours ("expn")."""
+HEADER = b"SQLite format 3\0"
 
 TABLE = "CREATE TABLE IF NOT EXISTS entries (name BLOB PRIMARY KEY, value BLOB, mark BLOB, bytes INTEGER, used REAL)"
 
@@ -86,15 +92,35 @@ class AnswerStore:
         except (sqlite3.Error, OSError):
             return 0, 0
 
+    def is_ours(self) -> bool:
+        """Whether the file is a cache that expunge made, damaged or not; also where there is none, or an empty one."""
+        try:
+            with self.path.open("rb") as file:
+                head = file.read(72)
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
+        return not head or (head.startswith(HEADER) and int.from_bytes(head[68:72], "big") == OURS)
+
     def clear(self) -> None:
-        """Remove the file."""
+        """Remove the file. Raises `EnvironmentRefused` where it is not one of ours."""
+        if not self.is_ours():
+            raise EnvironmentRefused(
+                f"{self.path} is no cache of expunge, so it is not removed. Move it, or set {PLACE} to another folder."
+            )
         for suffix in ("", "-wal", "-shm"):
             self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
 
     def _open(self) -> sqlite3.Connection:
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not self.is_ours():
+            raise sqlite3.DatabaseError(f"{self.path} is another program's")
+        new = not self.path.exists() or not self.path.stat().st_size
         base = sqlite3.connect(self.path, timeout=5)
         try:
+            if new:  # before there is a log beside the file, which could be lost with a process
+                base.execute(f"PRAGMA application_id = {OURS}")
             base.execute("PRAGMA journal_mode = WAL")
             base.execute("PRAGMA synchronous = NORMAL")
             base.execute(TABLE)

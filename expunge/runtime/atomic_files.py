@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
+import platform
+import re
+import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import filelock
 
 from expunge.errors import EnvironmentRefused, ModelRefused
 
@@ -102,17 +105,19 @@ def renew_manifest(folder: Path, name: str) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically: a reader sees either the old file or the new one."""
-    with tempfile.NamedTemporaryFile("wb", dir=path.parent, delete=False) as file:
-        scratch = Path(file.name)
-        try:
+    sweep(path)
+    scratch = scratch_name(path)
+    try:
+        with scratch.open("xb") as file:
             file.write(text.encode())
             file.flush()
             os.fsync(file.fileno())
-            scratch.chmod(0o644)
-            os.replace(scratch, path)
-        except BaseException:
+        os.replace(scratch, path)
+    except BaseException as error:
+        with suppress(OSError):
             scratch.unlink(missing_ok=True)
-            raise
+        refuse_full_disk(error, path.parent)
+        raise
 
 
 def check_room(tensors: Iterable[Tensor], out: Path) -> None:
@@ -131,36 +136,151 @@ def whole_folder(target: Path) -> Iterator[Path]:
     An empty folder at `target` is replaced; the caller has refused anything else there.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.tmp-", dir=target.parent))
+    sweep(target)
+    scratch = scratch_name(target)
+    scratch.mkdir(mode=0o700)
     try:
         yield scratch
-        scratch.chmod(0o755)
+        open_to_readers(scratch)
         if target.exists():
             target.rmdir()
         os.replace(scratch, target)
-    except OSError as error:
-        if error.errno in (28, 122):  # no space left, quota exceeded
-            free = shutil.disk_usage(target.parent).free
-            raise EnvironmentRefused(f"The disk of {target.parent} is full ({free / 1e6:.0f} MB free).") from error
+    except Exception as error:
+        refuse_full_disk(error, target.parent)
         raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+# Scratch names, disks that are full, and who may read
+
+
+def scratch_name(target: Path) -> Path:
+    """A name beside `target` for what is written before it takes its place; it says which process writes it."""
+    return target.with_name(f"{_scratch_prefix(target)}{os.getpid()}-{secrets.token_hex(4)}")
+
+
+def sweep(target: Path) -> None:
+    """Remove what processes of this machine that are gone, killed at work, left beside `target` under scratch names."""
+    name = re.compile(rf"{re.escape(_scratch_prefix(target))}(\d+)-[0-9a-f]{{8}}")
+    for path in target.parent.iterdir():
+        match = name.fullmatch(path.name)
+        if match and not _is_alive(int(match[1])):
+            remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder; what cannot be removed stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def _scratch_prefix(target: Path) -> str:
+    # Other machines may write to the same disk, and their processes have numbers of their own.
+    host = hashlib.sha256(platform.node().encode()).hexdigest()[:6]
+    return f".{target.name}.tmp-{host}-"
+
+
+SUFFIXES = len(".checkpoints") + len(".tmp-012345-4194304-01234567")
+"""Letters that the names of what lies beside a result have beyond its own."""
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def open_to_readers(path: Path) -> None:
+    """Let read what the user's umask lets read: libraries write with a mode of their own."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
+
+
+def refuse_full_disk(error: BaseException, place: Path) -> None:
+    """Raise `EnvironmentRefused` where `error`, or what caused it, is a disk without room. Else do nothing."""
+    if is_disk_full(error):
+        with suppress(OSError):
+            place = next(p for p in (place.absolute(), *place.absolute().parents) if p.is_dir())
+        free = shutil.disk_usage(place).free
+        raise EnvironmentRefused(
+            f"The disk of {place} is full ({free / 1e6:.0f} MB free), or a limit on a file's size is reached. "
+            f"Make room, or give another --out."
+        ) from error
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error, or what caused it, is that there is no space left, no quota, or a limit on a file's size.
+
+    safetensors and torch say so in their texts alone.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in FULL:
+            return True
+        if re.search(rf"os error ({'|'.join(map(str, FULL))})\b|No space left on device", str(seen)[:2000]):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 @contextmanager
 def lock(out: Path) -> Iterator[None]:
-    """Allow one run at a time for each output folder."""
+    """Allow one run at a time for each output folder. The system frees the lock of a process that is gone.
+
+    Raises `EnvironmentRefused` that says who holds it.
+    """
     out.parent.mkdir(parents=True, exist_ok=True)
-    path = out.parent / f".{out.name}.lock"
-    file_lock = filelock.FileLock(path, timeout=0)
-    try:
-        file_lock.acquire()
-    except filelock.Timeout as error:
+    path = out.with_name(f".{out.name}.lock")
+    file = _acquire(path)
+    if file is None:
         raise EnvironmentRefused(
-            f"{out}: another run writes to it (lock {path}). Wait for it, or give another --out."
-        ) from error
+            f"{out}: another run writes to it ({_holder(path)}; lock {path}). Wait for it, or give another --out."
+        )
     try:
+        since = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        os.write(file, f"process {os.getpid()} on {platform.node()}, since {since}\n".encode())
         yield
     finally:
-        path.unlink(missing_ok=True)
-        file_lock.release()
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+        os.close(file)
+
+
+def _acquire(path: Path) -> int | None:
+    """The locked file; None where another process has it."""
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(file), os.stat(path)):
+                os.ftruncate(file, 0)
+                return file
+        except BlockingIOError:
+            os.close(file)
+            return None
+        except FileNotFoundError:  # whoever had it removed it while it was opened here
+            pass
+        except BaseException:
+            os.close(file)
+            raise
+        os.close(file)
+
+
+def _holder(path: Path) -> str:
+    try:
+        said = path.read_text(encoding="utf-8", errors="replace").strip()[:200]
+    except OSError:
+        said = ""
+    return said or "it does not say which"

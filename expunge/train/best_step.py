@@ -19,6 +19,10 @@ CHECKED = 64
 """Most examples of a set in a check, evenly spaced."""
 
 
+NUMBERS = ("retain_at_start", "forget_at_start", "best", "best_step", "best_losses")
+"""Fields of a run's state that a checkpoint holds beside the best weights."""
+
+
 def sample(examples: Batch) -> Batch:
     """At most 64 examples, evenly spaced."""
     stride = max(1, math.ceil(len(examples) / CHECKED))
@@ -34,6 +38,12 @@ def losses(model: Model, examples: Batch) -> Tensor:
 def loss(model: Model, examples: Batch) -> float:
     """Mean of the examples' losses, in nats."""
     return float(mean_over(losses(model, examples), examples))
+
+
+def _number(value: Any) -> float | None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise TypeError("a number")
+    return value
 
 
 @dataclass
@@ -55,23 +65,34 @@ class BestStep:
     best_step: int = 0
     best_losses: tuple[float, float | None, float] = (math.nan, None, math.nan)
     state: dict[str, Tensor] = field(default_factory=dict)
+    max_forget_loss: float | None = None
+    max_growth: float | None = None
+    forget_at_start: float = math.nan
 
     def start(self, layers: int, trainable: int, parameters: int, steps: int) -> Started:
         """The event of the start of a run."""
         limit = self.max_retain_increase if self.retain else None
         return Started(layers, trainable, parameters, steps, self.level, self.slack, self.source, limit)
 
-    def check(self, step: int, adapted: Network, moving: Mapping[str, nn.Parameter], on_event: OnEvent) -> str:
-        """Compute the losses and keep the weights if they are the best. The reason to stop, or an empty string."""
+    def check(
+        self, step: int, adapted: Network, moving: Mapping[str, nn.Parameter], on_event: OnEvent, growth: float = 0.0
+    ) -> str:
+        """Compute the losses and keep the weights if they are the best. The reason to stop, or an empty string.
+
+        `growth` is the length of the weights' change so far, in lengths of the weights. What has run away is not kept.
+        """
         each = losses(adapted, self.forget)
         forget = float(mean_over(each, self.forget))
         retain = loss(adapted, self.retain) if self.retain else None
         if not math.isfinite(forget) or not math.isfinite(retain or 0.0):
             self.fail(step, "forget" if not math.isfinite(forget) else "retain", moving)
-        if step == 0 and retain is not None:
-            self.retain_at_start = retain
+        if step == 0:
+            self.retain_at_start, self.forget_at_start = math.nan if retain is None else retain, forget
         shortfall = float(mean_over((self.level - each).clamp(min=0), self.forget)) if self.level is not None else 0.0
         on_event(Checked(step, forget, retain, self.level, shortfall))
+        away = self.run_away(forget, growth)
+        if away:
+            return away
         missing = max(0.0, shortfall - self.slack)
         over = self.excess(retain)
         rank = (missing + over, retain if retain is not None else -float(step))
@@ -83,6 +104,14 @@ class BestStep:
             return f"the forget examples fall {shortfall:.2f} nats short of {self.level:.2f} ({self.source})"
         if self.level is None and over > 0:
             return f"the retain loss rose by more than {self.max_retain_increase} nats"
+        return ""
+
+    def run_away(self, forget: float, growth: float) -> str:
+        """Why the run has run away: a loss beyond any that forgetting needs, or weights that grow without end."""
+        if self.max_forget_loss is not None and forget > max(self.max_forget_loss, self.forget_at_start):
+            return f"the forget loss ran away: {forget:.1f} nats, more than {self.max_forget_loss:g}"
+        if self.max_growth is not None and growth > self.max_growth:
+            return f"the weights ran away: their change is {growth:.1f} times as long as they are"
         return ""
 
     def excess(self, retain: float | None) -> float:
@@ -104,12 +133,13 @@ class BestStep:
 
     def numbers(self) -> dict[str, object]:
         """The rest of its state, for a checkpoint."""
-        return {name: getattr(self, name) for name in ("retain_at_start", "best", "best_step", "best_losses")}
+        return {name: getattr(self, name) for name in NUMBERS}
 
     def take(self, numbers: Mapping[str, Any]) -> None:
         """Restore what `numbers` returned."""
-        for name, value in numbers.items():
-            setattr(self, name, tuple(value) if isinstance(value, list) else value)
+        for name in NUMBERS:
+            value = numbers[name]
+            setattr(self, name, tuple(map(_number, value)) if isinstance(value, list) else _number(value))
 
     def end(self, stopped: str, steps: int, groups: BlockGroups | None) -> Ended:
         """The event of the end of a run: the best step's losses, and whether they meet the run's criterion."""

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
+import re
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +22,23 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from expunge.core.model import Network
 from expunge.core.request import Request
-from expunge.errors import ModelRefused, UsageRefused
-from expunge.runtime.atomic_files import check_manifest, whole_folder, write_manifest, write_text
+from expunge.errors import ModelRefused, Refusal, UsageRefused
+from expunge.primitives.out_of_memory import is_out_of_memory
+from expunge.runtime.atomic_files import (
+    check_manifest,
+    is_disk_full,
+    remove,
+    scratch_name,
+    whole_folder,
+    write_manifest,
+    write_text,
+)
 from expunge.runtime.processes import barrier, broadcast, is_main, shared_folder, world_size
 
 KEPT = 2
@@ -54,6 +64,8 @@ class Checkpoints:
     def check(self) -> None:
         """Refuse to resume without a checkpoint, and to start over the checkpoints of an unfinished run."""
         there = bool(self.steps())
+        for path in self._scratch():
+            remove(path)  # a run was killed while it wrote or removed these
         if self.resume and not there:
             raise UsageRefused(f"{self.folder} has no checkpoint to resume from. Leave out --resume.")
         if there and not self.resume:
@@ -63,8 +75,9 @@ class Checkpoints:
 
     def steps(self) -> list[Path]:
         """The checkpoints, newest first."""
-        found = self.folder.glob("step-*") if self.folder.is_dir() else ()
-        return sorted((path for path in found if path.name[5:].isdigit()), key=lambda p: int(p.name[5:]), reverse=True)
+        found = self.folder.iterdir() if self.folder.is_dir() else ()
+        ours = (path for path in found if re.fullmatch(r"step-[0-9]{6,18}", path.name) and path.is_dir())
+        return sorted(ours, key=lambda path: int(path.name[5:]), reverse=True)
 
     def compare(self, method: object, network: Network, request: Request) -> None:
         """Refuse early to resume another run.
@@ -83,14 +96,14 @@ class Checkpoints:
         """Write the state after `step`; `facts` are what the run depends on."""
         with shared_folder(whole_folder(self.folder / f"step-{step:06}")) as folder:
             writer = HuggingFaceStorageWriter(path=str(folder), save_distributed=True)
-            with _quiet():
+            with _quiet(), _unwrap_errors():
                 state_dict_saver.save(dict(tensors), storage_writer=writer, no_dist=world_size() == 1)
             barrier()
             if is_main():
                 write_text(folder / STATE, json.dumps(state))
                 write_manifest(folder, step=step, processes=world_size(), run=dict(facts))
         for old in self.steps()[KEPT:] if is_main() else ():
-            shutil.rmtree(old)
+            _discard(old)
 
     def read(self, facts: Mapping[str, str], tensors: dict[str, Tensor]) -> tuple[int, Any, list[str]]:
         """Fill `tensors` from the newest complete checkpoint. Returns its step, its state, and why newer ones were
@@ -101,17 +114,29 @@ class Checkpoints:
         name, manifest, passed = broadcast(lambda: self._newest())
         _match(self.folder / name, manifest, facts)
         reader = HuggingFaceStorageReader(path=str(self.folder / name))
-        for key, there in reader.read_metadata().state_dict_metadata.items():
-            if isinstance(there, TensorStorageMetadata):
-                tensors.setdefault(key, torch.empty(there.size, dtype=there.properties.dtype))
-        with _quiet():
-            state_dict_loader.load(tensors, storage_reader=reader, no_dist=world_size() == 1)
-        return int(manifest["step"]), json.loads((self.folder / name / STATE).read_text(encoding="utf-8")), passed
+        with refuse_misfits(self.folder / name):
+            for key, there in reader.read_metadata().state_dict_metadata.items():
+                if isinstance(there, TensorStorageMetadata):
+                    if key in tensors and tensors[key].dtype != there.properties.dtype:
+                        raise TypeError(key)
+                    tensors.setdefault(key, torch.empty(there.size, dtype=there.properties.dtype))
+            with _quiet(), _unwrap_errors():
+                state_dict_loader.load(tensors, storage_reader=reader, no_dist=world_size() == 1)
+            state = json.loads((self.folder / name / STATE).read_text(encoding="utf-8"))
+            return int(manifest["step"]), state, passed
 
     def remove(self) -> None:
-        """Remove the folder after the run has ended."""
+        """Remove the checkpoints after the run has ended; files in the folder that are not ours stay."""
         if is_main():
-            shutil.rmtree(self.folder, ignore_errors=True)
+            for path in (*self.steps(), *self._scratch()):
+                _discard(path)
+            with suppress(OSError):
+                self.folder.rmdir()
+
+    def _scratch(self) -> list[Path]:
+        """What is left of checkpoints: begun by a process that is gone, or half removed, or found damaged."""
+        names = re.compile(r"\.step-\d{6,}\.tmp-[0-9a-f-]+|step-\d{6,}\.torn-\d+")
+        return [p for p in self.folder.iterdir() if names.fullmatch(p.name)] if self.folder.is_dir() else []
 
     def _newest(self) -> tuple[str, dict[str, Any], list[str]]:
         passed: list[str] = []
@@ -153,6 +178,41 @@ def facts(method: object, network: Network, request: Request) -> dict[str, str]:
         for example in examples:
             digest.update(example.input_digest())  # in order, which the batches depend on
     return {"method": repr(method), "model": network.fingerprint(), "data": digest.hexdigest()}
+
+
+def _discard(checkpoint: Path) -> None:
+    """Remove a checkpoint so that, killed half-way, it has no name by which it could be taken for a whole one."""
+    scratch = scratch_name(checkpoint)
+    with suppress(OSError):
+        checkpoint.rename(scratch)
+        remove(scratch)
+
+
+@contextmanager
+def refuse_misfits(checkpoint: Path) -> Iterator[None]:
+    """Refuse a checkpoint whose manifest fits but whose content does not: somebody wrote both."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, OSError) as error:
+        if is_disk_full(error) or is_out_of_memory(error):
+            raise
+        raise ModelRefused(
+            f"{checkpoint} does not hold the state of this run ({type(error).__name__}), though its manifest fits it. "
+            f"Remove it to go on from the one before, or start again in another --out."
+        ) from error
+
+
+@contextmanager
+def _unwrap_errors() -> Iterator[None]:
+    """Errors of torch's checkpoints as they were raised: it wraps even Ctrl-C, in a class that is no `Exception`."""
+    try:
+        yield
+    except CheckpointException as wrapped:
+        errors = [error for error, _ in wrapped.failures.values()]
+        for error in errors:
+            if isinstance(error, KeyboardInterrupt | SystemExit | Refusal):
+                raise error from None
+        raise errors[0] from None
 
 
 def _match(folder: Path, manifest: Mapping[str, Any], facts: Mapping[str, str]) -> None:

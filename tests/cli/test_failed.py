@@ -120,3 +120,24 @@ def test_where_one_record_is_too_large_a_run_ends_with_7(expunge, model: Path, f
     said = expunge("audit", model, *files.options, "--audits=Loss", "--out", tmp_path / "out", program=str(program))
     assert "Out of memory on cpu with record " in refused(said, 7, "environment")
     assert not (tmp_path / "out").exists()
+
+
+FULL = """
+import resource
+from expunge.cli import main as cli
+
+resource.setrlimit(resource.RLIMIT_FSIZE, ({most}, resource.RLIM_INFINITY))
+cli.main()
+"""
+
+
+@pytest.mark.parametrize(("every", "most"), [(2, 20_000), (0, 60_000)], ids=["checkpoint", "model"])
+def test_a_disk_that_fills_up_ends_a_run_with_7_and_nothing_half_written(
+    every: int, most: int, expunge, model: Path, files: Files, tmp_path: Path
+):  # S03
+    program = tmp_path / "full.py"
+    program.write_text(FULL.format(most=most))
+    asked = ["forget", model, *files.options, "--method", METHOD, "--audits=Loss", "--checkpoint-every", every]
+    said = expunge(*asked, "--out", tmp_path / "out", program=str(program))
+    assert "is full (" in refused(said, 7, "environment")
+    assert below(tmp_path) == ["full.py"] + ["out.checkpoints"] * (every > 0)  # empty: the first was not whole

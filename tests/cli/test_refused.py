@@ -1,15 +1,20 @@
 """What the command refuses: one line, an exit code of its own, and nothing written."""
 
 import json
+import os
 from pathlib import Path
 
-import filelock
 import pytest
 from PIL import Image
 from transformers import AutoModelForCausalLM
 
-from expunge.runtime.atomic_files import folder_digest
+from expunge.errors import UsageRefused
+from expunge.report import html
+from expunge.report.pages import check_page
+from expunge.run.files import check_out
+from expunge.runtime.atomic_files import folder_digest, lock, write_text
 from tests.cli.commands import CANARY, Files, below, plain, refused, rows, write
+from tests.report.reports import audited
 
 
 @pytest.mark.parametrize(
@@ -177,10 +182,10 @@ def test_the_model_s_folder_is_never_written_to(expunge, model: Path, files: Fil
 
 
 def test_a_second_run_on_one_folder_is_refused_at_once(expunge, model: Path, files: Files, tmp_path: Path):  # C06
-    with filelock.FileLock(tmp_path / ".out.lock"):
+    with lock(tmp_path / "out"):
         said = expunge("forget", model, f"--forget={files.forget}", "--out", tmp_path / "out")
-        assert "another run writes to it" in refused(said, 7, "environment")
-    assert not (tmp_path / "out").exists()
+        assert f"another run writes to it (process {os.getpid()} on " in refused(said, 7, "environment")
+    assert below(tmp_path) == []
 
 
 def test_images_for_a_language_model_are_refused(expunge, model: Path, files: Files, tmp_path: Path):
@@ -227,3 +232,44 @@ def test_a_refusal_is_the_one_line_that_is_told(model: Path, tmp_path: Path):
     said = plain("forget", model, f"--forget={empty}", "--out", tmp_path / "out")
     told = "holds no records, so there is nothing to read. Give at least one."
     assert said.stderr == f"expunge: E3-data: {empty}: {told}\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("link", "is a link, which would be replaced"),
+        ("astray", "is a link, which would be replaced"),
+        ("o" * 230, "the name has 230 bytes"),
+        ("o" * 300, "File name too long"),
+        ("a\nb", "line breaks and control characters are no part of a name"),
+        ("a\x1b[31mb", "line breaks and control characters are no part of a name"),
+    ],
+)
+def test_a_name_that_no_result_can_have_is_refused_before_the_work(name: str, said: str, tmp_path: Path):  # S04
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    (tmp_path / "astray").symlink_to(tmp_path / "nothing")
+    with pytest.raises(UsageRefused, match=said) as caught:
+        check_out(tmp_path / name, "model")
+    assert caught.value.line().isprintable()
+    assert below(tmp_path) == ["astray", "empty", "link"]
+
+
+def test_a_name_with_brackets_and_spaces_is_shown_as_it_is(expunge, model: Path, files: Files, tmp_path: Path):
+    out = tmp_path / "[red] out [/dim]"
+    said = expunge("audit", model, f"--forget={files.forget}", "--audits=Loss", "--out", out)
+    assert said.code == 0, said.err
+    assert f"Report: {out / 'report.html'}\n" in said.out
+
+
+def test_a_page_is_written_over_a_page_and_over_nothing_else(tmp_path: Path):
+    write_text(tmp_path / "page.html", html.render(audited()))
+    check_page(tmp_path / "page.html")
+    check_page(tmp_path / "new.html")
+    (tmp_path / "model.safetensors").write_bytes(bytes(9))
+    (tmp_path / "empty").write_bytes(b"")
+    (tmp_path / "link").symlink_to(tmp_path / "page.html")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("model.safetensors", "empty", "link", "pipe", ".", "none/page.html", "a\nb", "o" * 300):
+        with pytest.raises(UsageRefused):
+            check_page(tmp_path / name)

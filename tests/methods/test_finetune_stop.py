@@ -5,12 +5,13 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
+from expunge.adapters.full import Full
 from expunge.audits.loss import Loss
 from expunge.core.objective import Objective, Scalar
 from expunge.core.request import Request
 from expunge.core.view import View
 from expunge.errors import UsageRefused
-from expunge.events import Checked, Ended, Started
+from expunge.events import Checked, Ended, Started, Step
 from expunge.methods.stop import Stop
 from expunge.objectives.ascent import Ascent
 from expunge.objectives.hinged_ascent import HingedAscent
@@ -135,3 +136,46 @@ def test_a_check_reads_at_most_64_examples_evenly_spread():
 def test_a_criterion_that_means_nothing_is_refused(wrong):
     with pytest.raises(UsageRefused, match=f"Stop: {next(iter(wrong))} must be"):
         Stop(**wrong)
+
+
+# Runs that run away
+
+
+def test_a_loss_beyond_any_that_forgetting_needs_ends_the_run_with_the_step_before():  # R03
+    free = Stop(level=None, max_retain_increase=None, every=2)
+    _, all_steps = run(objective=Ascent(), steps=12, stop=free)
+    losses = {event.step: event.forget for event in all_steps.of(Checked)}
+    between = (losses[4] + losses[6]) / 2
+    adapted, events = run(objective=Ascent(), steps=12, stop=replace(free, max_forget_loss=between))
+    [end] = events.of(Ended)
+    assert (end.steps, end.kept_step, end.kept_forget) == (6, 4, losses[4])
+    assert end.stopped == f"the forget loss ran away: {losses[6]:.1f} nats, more than {between:g}"
+    until, _ = run(objective=Ascent(), steps=4)
+    assert equal(numbers(adapted), numbers(until))
+    # A model whose loss is beyond the limit as it is given is not blamed for it.
+    _, events = run(objective=Ascent(), steps=2, stop=replace(free, max_forget_loss=0.01))
+    assert events.of(Ended)[0].kept_step == 0  # its loss rises from there, which is what the limit is for
+
+
+def test_weights_that_grow_without_end_end_the_run_with_the_step_before():  # R03
+    free = Stop(level=None, max_retain_increase=None, every=1, max_forget_loss=None)
+    settings = {"objective": Ascent(), "adapter": Full(), "steps": 6, "learning_rate": 0.3}
+    _, events = run(**settings, stop=replace(free, max_growth=None))
+    assert events.of(Ended)[0].kept_step == 6
+    adapted, events = run(**settings, stop=free)
+    [end] = events.of(Ended)
+    lengths = [event.delta["frobenius"] for event in events.of(Step)]
+    original = math.sqrt(sum(float(p.detach().square().sum()) for p in tiny().module.parameters()))
+    crossed = next(k for k, length in enumerate(lengths, start=1) if length > 3.0 * original)
+    assert (end.steps, end.kept_step) == (crossed, crossed - 1)
+    assert end.stopped == (
+        f"the weights ran away: their change is {lengths[crossed - 1] / original:.1f} times as long as they are"
+    )
+    assert all(bool(p.isfinite().all()) for p in numbers(adapted).values())
+
+
+@pytest.mark.parametrize("setting", ["max_forget_loss", "max_growth"])
+@pytest.mark.parametrize("limit", [0.0, -1.0, math.inf, math.nan])
+def test_a_limit_that_is_none_is_refused(setting: str, limit: float):
+    with pytest.raises(UsageRefused, match=f"{setting} must be None or above 0"):
+        Stop(**{setting: limit})

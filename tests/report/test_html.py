@@ -8,7 +8,7 @@ import pytest
 from expunge.events import Change, Edited
 from expunge.report import compare, html, words
 from expunge.report.report import Sample, Samples
-from expunge.report.verdict import Outcome
+from expunge.report.verdict import Outcome, Verdict
 from tests.report.reports import RUN, STEPS, Page, assert_inert, audited, finding, findings, report, verdict
 
 # The whole
@@ -93,6 +93,17 @@ def test_a_model_that_merely_changed_is_not_called_forgetful():
         assert said == html.Headline("Changed, but no threshold asks whether it forgot", "open")
     short = "forget examples short of 4.70 nats (that of the holdout set), on average <= slack"
     assert html.outcome(report(verdict=verdict(changed, Outcome(short, 0.0, 0.25, True)))).mark == "met"
+
+
+def test_one_record_and_a_verdict_that_nobody_asked_the_rest_of_are_left_open():
+    few = replace(Outcome("forget.B <= 1", 0.5, 1.0, False), few=True)
+    met = Outcome("kept step >= 1", 4.0, 1.0, True)
+    said = html.outcome(report(verdict=verdict(met, few)))
+    assert said == html.Headline("Inconclusive: one record is too few to tell", "open")
+    assert html.outcome(report(verdict=verdict(replace(met, met=False), few))).mark == "missed"
+    unasked = report(verdict=Verdict(True, (Outcome("forget.B <= 1", 0.5, 1.0, True),), "Nobody asked"))
+    assert html.outcome(unasked) == html.Headline("Forgotten within every threshold. Nobody asked", "open")
+    assert "open: asked of one record alone" in html.render(report(verdict=verdict(met, few)))
 
 
 def test_what_is_forgotten_but_not_as_if_never_seen_stands_under_the_verdict():

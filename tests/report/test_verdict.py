@@ -16,7 +16,7 @@ from expunge.core.request import Request
 from expunge.data.text import Passage
 from expunge.errors import UsageRefused
 from expunge.events import Edited, Ended, Started
-from expunge.report.report import Run
+from expunge.report.report import Run, Saved
 from expunge.report.verdict import Outcome, Rule, Verdict, check_rules, criterion, judge, judge_audit
 from expunge.summaries.forget_quality import ForgetQuality
 
@@ -159,6 +159,7 @@ def test_where_no_ideal_is_known_a_lost_answer_is_better_for_what_should_be_gone
         assert made.with_ideal(0.3).better == better
 
 
+UNJUDGED = "What it is still good for was not measured: give --retain"
 STARTED = Started(2, 10, 100, 20, 5.0, 0.25, "holdout", 0.1)
 
 
@@ -169,12 +170,12 @@ def ended(step: int, short: float, rise: float | None) -> Ended:
 def test_a_runs_own_criterion_by_hand():
     run = Run(STARTED, ended=ended(16, 0.25, 0.11))
     assert criterion(run) == [
-        Outcome("kept step >= 1 (something changed)", 16, 1, True),
+        Outcome("kept step >= 1", 16, 1, True),
         Outcome("forget examples short of 5.00 nats (that of the holdout set), on average <= slack", 0.25, 0.25, True),
         Outcome("rise of the retain loss <= budget (nats)", 0.11, 0.1, False),
     ]
     free = Run(replace(STARTED, level=None, max_retain_increase=None), ended=ended(0, 0.0, None))
-    assert criterion(free) == [Outcome("kept step >= 1 (something changed)", 0, 1, False)]
+    assert criterion(free) == [Outcome("kept step >= 1", 0, 1, False)]
     assert not judge([], [], free).met
 
 
@@ -182,8 +183,68 @@ def test_a_method_without_steps_must_have_changed_a_number():
     told = "numbers of the model changed >= 1 (something changed)"
     for changed, met in ((0, False), (1, True)):
         run = Run(edited=Edited(changed, 9, 0.0, {}))
-        assert judge([], [], run) == Verdict(met, (Outcome(told, changed, 1, met),))
-    assert judge([], [], Run()) == Verdict(True, ())  # a method that says nothing of itself
+        assert judge([], [], run) == Verdict(met, (Outcome(told, changed, 1, met),), UNJUDGED)
+    assert judge([], [], Run()) == Verdict(True, (), UNJUDGED)  # a method that says nothing of itself
+
+
+def saved(moved: float | None) -> Saved:
+    return Saved(True, 0.0, moved, "float32 safetensors")
+
+
+def test_a_step_that_moved_no_weight_changed_nothing():  # V06
+    run = Run(STARTED, ended=ended(16, 0.0, 0.0), saved=saved(0.0), changed=0)
+    outcomes = {outcome.rule: outcome for outcome in judge([], [], run).rules}
+    assert outcomes["kept step >= 1"].met
+    assert not outcomes["numbers of the model changed >= 1 (something changed)"].met
+    assert not judge([], [], run).met
+
+
+@pytest.mark.parametrize(("moved", "met"), [(0.0, False), (9.9e-5, False), (1e-4, True), (3.0, True), (None, True)])
+def test_weights_that_moved_by_less_than_rounding_changed_no_answer(moved: float | None, met: bool):  # V06
+    run = Run(STARTED, ended=ended(16, 0.0, 0.0), saved=saved(moved), changed=7)
+    assert judge([], [], run).met is met
+
+
+def test_what_was_saved_is_counted_not_what_an_edit_said_of_itself():
+    run = Run(edited=Edited(9, 9, 1.0, {}), saved=saved(1.0), changed=0)  # what it changed was lost in rounding
+    assert [(outcome.value, outcome.met) for outcome in criterion(run)][0] == (0.0, False)
+
+
+def test_a_verdict_says_that_utility_was_not_measured_or_holds_it_to_a_floor():
+    forgot = Rule.parse("forget.Choice <= 0.3")
+    free = Run(replace(STARTED, level=None, max_retain_increase=None), ended=ended(9, 0.0, None), changed=7)
+    blind = judge([forgot], FINDINGS, free)
+    assert (blind.met, blind.unjudged) == (True, UNJUDGED)
+    for rise, met in ((0.5, True), (math.log(2), True), (0.70, False), (600.0, False), (math.nan, False)):
+        seen = judge([forgot], FINDINGS, replace(free, retain_rise=rise))
+        assert (seen.met, seen.unjudged) == (met, "")
+    for rise, met in ((0.0, True), (0.1, True), (0.11, False), (1.0, False)):  # V04
+        assert judge([forgot], FINDINGS, replace(free, degenerate_rise=rise)).met is met
+
+
+def test_who_asks_for_what_should_stay_or_gives_a_budget_sets_the_floor_by_it():
+    own = Rule.parse("retain.Choice >= 0.8")
+    ruined = Run(edited=Edited(9, 9, 1.0, {}), retain_rise=5.0, degenerate_rise=1.0)
+    assert judge([own], FINDINGS, ruined).met
+    assert not judge([Rule.parse("retain.Choice >= 0.95")], FINDINGS, ruined).met
+    budget = Run(STARTED, ended=ended(16, 0.0, 0.05), retain_rise=0.05)
+    assert judge([], [], budget) == Verdict(True, tuple(criterion(budget)))
+    over = Run(replace(STARTED, max_retain_increase=9.0), ended=ended(16, 0.0, 5.0), retain_rise=5.0)
+    assert judge([], [], over).met  # a budget of 9 nats was asked for
+
+
+def test_one_record_alone_neither_meets_nor_misses_a_rule():  # V05
+    alone = [replace(found(0.0, "after"), n=1), replace(found(0.0, "before"), n=1)]
+    outcome = Rule.parse("forget.Choice <= 0.5").read(alone)
+    assert (outcome.met, outcome.few, outcome.value) == (False, True, 0.0)
+    two = Rule.parse("forget.Choice <= 0.5").read([replace(each, n=2) for each in alone])
+    assert (two.met, two.few) == (True, False)
+    run = Run(STARTED, ended=ended(16, 0.0, 0.0))
+    assert judge([], [], run, 2).met
+    assert [rule.rule for rule in judge([], [], run, 1).rules if rule.few] == [
+        "records to forget >= 2 (one alone shows too little)"
+    ]
+    assert not judge([], [], run, 1).met
 
 
 def test_an_audit_alone_is_judged_by_its_rules_and_only_by_them():

@@ -71,7 +71,13 @@ def test_a_report_says_what_was_done_to_what(made: Report):
     assert made.run.started.steps == made.run.ended.steps == 2
     assert made.run.saved.adapter
     assert made.run.saved.max_logit_difference < 1e-4 < made.run.saved.max_logit_change
-    assert [rule.rule for rule in made.verdict.rules] == ["kept step >= 1 (something changed)"]
+    assert [rule.rule for rule in made.verdict.rules] == [
+        "kept step >= 1",
+        "numbers of the model changed >= 1 (something changed)",
+        "largest change of a score >= 0.0001 (its answers changed)",
+        "rise of the retain loss <= ln 2 (a token half as likely; no threshold asks for more)",
+        "rise of the share of empty or repeating texts, where they should stay <= 0.1",
+    ]
 
 
 def test_texts_are_not_in_a_report(made: Report):

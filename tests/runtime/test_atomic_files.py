@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,8 +15,12 @@ from expunge.runtime.atomic_files import (
     check_inside,
     check_manifest,
     folder_digest,
+    is_disk_full,
+    lock,
     renew_manifest,
+    scratch_name,
     sha256,
+    sweep,
     whole_folder,
     write_manifest,
     write_text,
@@ -219,3 +225,74 @@ def test_a_file_written_over_is_entered_anew_and_no_other(tmp_path: Path):
     assert check_manifest(folder)["base"] == "abc"
     renew_manifest(tmp_path, "none")  # no manifest, so nothing to enter
     assert below(tmp_path) == ["m", f"m/{MANIFEST}", "m/a.bin", "m/deep", f"m/deep/{MANIFEST}"]
+
+
+# Who may read, what is left, and who is at work
+
+
+@pytest.mark.parametrize(
+    ("umask", "folder", "file"), [(0o022, 0o755, 0o644), (0o077, 0o700, 0o600), (0o002, 0o775, 0o664)]
+)
+def test_who_may_read_is_what_the_user_s_umask_says(umask: int, folder: int, file: int, tmp_path: Path):
+    was = os.umask(umask)
+    try:
+        with whole_folder(tmp_path / "out") as scratch:
+            write_text(scratch / "a", "1")
+    finally:
+        os.umask(was)
+    assert (tmp_path / "out").stat().st_mode & 0o777 == folder
+    assert (tmp_path / "out" / "a").stat().st_mode & 0o777 == file
+
+
+def test_what_a_killed_process_left_is_swept_and_nothing_else(tmp_path: Path):
+    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    mine = scratch_name(tmp_path / "out")
+    dead = mine.with_name(mine.name.replace(f"-{os.getpid()}-", f"-{int(gone.stdout)}-"))
+    # Another machine's, on a disk that both write to.
+    elsewhere = dead.with_name(".out.tmp-000000-" + dead.name.partition("-")[2].partition("-")[2])
+    others = (".out.tmp-mine", "out.tmp", f"{dead.name}.bak", dead.name.replace("out", "oat"))
+    foreign = [tmp_path / name for name in others]
+    for path in (mine, dead, elsewhere, *foreign):
+        path.mkdir()
+        (path / "a").write_text("1")
+    sweep(tmp_path / "out")
+    assert sorted(tmp_path.iterdir()) == sorted([mine, elsewhere, *foreign])
+    dead.write_text("the same of a file")
+    write_text(tmp_path / "out", "new")
+    assert not dead.exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "full"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), True),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), True),
+        (OSError(errno.EFBIG, "File too large"), True),
+        (RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"), True),
+        (RuntimeError("I/O error: File too large (os error 27)"), True),
+        (RuntimeError("os error 281"), False),
+        (OSError(errno.ENOENT, "No such file or directory"), False),
+        (ValueError("28"), False),
+    ],
+)
+def test_a_full_disk_is_known_however_a_library_says_it(error: Exception, full: bool, tmp_path: Path):  # S03
+    assert is_disk_full(error) is full
+    wrapped = ValueError("wrapped")
+    wrapped.__cause__ = error
+    assert is_disk_full(wrapped) is full
+    with pytest.raises(EnvironmentRefused if full else type(error)), whole_folder(tmp_path / "out"):
+        raise error
+    assert below(tmp_path) == []
+
+
+def test_a_lock_says_who_holds_it_and_outlives_nobody(tmp_path: Path):  # C06
+    path = tmp_path / ".out.lock"
+    path.write_text("left by a process that was killed")  # no lock: the system frees it
+    with lock(tmp_path / "out"):
+        assert path.read_text().startswith(f"process {os.getpid()} on ")
+        said = rf"\(process {os.getpid()} on .+, since 20\d\d-.+ UTC; lock .+\)"
+        with pytest.raises(EnvironmentRefused, match=said), lock(tmp_path / "out"):
+            raise AssertionError("two runs at a time")
+        with lock(tmp_path / "other"):
+            pass
+    assert below(tmp_path) == []

@@ -2,6 +2,7 @@
 
 import dataclasses
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from expunge.core.question import LogProbabilities, Scores, Text
 from expunge.data.text import Passage
+from expunge.errors import EnvironmentRefused
 from expunge.models.language import LanguageModel
 from expunge.runtime import cached_model
 from expunge.runtime.answer_store import AnswerStore
@@ -129,11 +131,11 @@ def test_a_damaged_entry_is_as_good_as_absent(network, store):
     assert asked(network, store) == 3
 
 
-def test_a_file_that_is_no_database_is_replaced_and_ends_no_run(network, store):
+def test_a_file_that_is_no_database_ends_no_run(network, store):
     store.path.write_bytes(b"not a database" * 100)
     assert asked(network, store) == 0
-    asked(network, store)
-    assert asked(network, store) == 3
+    assert asked(network, store) == 0  # nothing is kept, and nothing of whoever wrote it is lost
+    assert store.path.read_bytes() == b"not a database" * 100
 
 
 def test_a_folder_that_cannot_be_written_to_ends_no_run(network, tmp_path):
@@ -190,3 +192,34 @@ def test_class_scores_of_a_large_vocabulary_are_not_kept(network, store, monkeyp
     assert said.states.shape == (2, len(network.tokenizer))
     assert not model.replies.get(repr(Scores()))
     assert store.size() == (0, 0)
+
+
+@pytest.mark.parametrize("kind", ["text", "database", "folder"])
+def test_a_file_of_another_program_in_the_cache_s_place_is_left_alone(kind: str, tmp_path: Path):
+    path = tmp_path / "answers.sqlite"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "text":
+        path.write_text("somebody's notes, and rather long ones at that: " + "x" * 200)
+    else:
+        with closing(sqlite3.connect(path)) as base, base:
+            base.execute("CREATE TABLE entries (mine TEXT)")
+    was = path.read_bytes() if path.is_file() else b""
+    store = AnswerStore(path)
+    store.put({b"a": {"x": torch.ones(2)}})
+    assert (store.get([b"a"]), store.size()) == ({}, (0, 0))
+    with pytest.raises(EnvironmentRefused, match="is no cache of expunge, so it is not removed"):
+        store.clear()
+    assert (path.read_bytes() if path.is_file() else b"") == was
+    assert [each.name for each in tmp_path.iterdir()] == ["answers.sqlite"]
+
+
+def test_a_damaged_cache_of_ours_is_made_anew(tmp_path: Path):  # V02
+    store = AnswerStore(tmp_path / "answers.sqlite")
+    store.put({b"a": {"x": torch.ones(2)}})
+    content = bytearray(store.path.read_bytes())
+    content[100:] = bytes(len(content) - 100)
+    store.path.write_bytes(content)
+    store.get([b"a"])
+    store.put({b"b": {"x": torch.ones(3)}})
+    assert torch.equal(store.get([b"b"])[b"b"]["x"], torch.ones(3))
