@@ -57,7 +57,16 @@ class Paper:
     @cached_property
     def blocks(self) -> int:
         """Repeated blocks; 1 where there are none."""
-        return len(every_block(self.network.module)) or 1
+        return len(self._blocks) or 1
+
+    @cached_property
+    def _blocks(self) -> dict[str, torch.nn.Module]:
+        return every_block(self.network.module)
+
+    @cached_property
+    def alike(self) -> bool:
+        """Whether all blocks are of one kind, so that two of them tell of all."""
+        return len({repr(block) for block in self._blocks.values()}) == 1
 
     @property
     def weights(self) -> float:

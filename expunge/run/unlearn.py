@@ -133,6 +133,7 @@ def in_memory(task: Task, method: Method, on_event: OnEvent) -> Result:
         changed = method(task.model, task.request, on_event)
     with task.clock.part("merge"):
         plain = changed.plain()
+        refuse_broken(plain)
         adapted = changed if isinstance(changed, Adapted) else None
         return Result(plain, compare(task.model, changed, plain, task.request), adapted)
 

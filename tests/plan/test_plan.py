@@ -26,7 +26,7 @@ from expunge.plan.plan import Plan, make_plan, plan
 from expunge.run.job import Job
 from expunge.run.prepare import Inputs
 
-NO_STOP = "stop=Stop(level=None, max_retain_increase=None, every=100)"
+NO_STOP = "stop=Stop(level=None, max_retain_increase=None, max_growth=None, every=100)"
 CANARY = "zanzibarlighthouse77"
 PLACES = ["Aldoria", "Brenn", "Corvane", "Dunmere", "Elsin", "Farrow", "Galt", "Hess", "Iver", "Jarn"]
 LLAMA = LlamaConfig(
