@@ -96,8 +96,8 @@ Every causal architecture of transformers {version}, as a tiny model with random
 in batches, are answered as by `model(input_ids)` one by one (to 1e-4), with the same gradients; greedy text is plain
 argmax, whatever the folder's `generation_config` asks for; what was forgotten and saved answers in plain transformers
 as it did in memory; and a model that sees what comes later, or draws its answers, is refused. `NAME:far` has its
-windows, chunks and selections at 40 tokens instead of 8, beyond what the probe at loading sees; other settings are named
-in the script.
+windows, chunks and selections at 40 tokens instead of 8, beyond what the probe at loading sees; other settings are
+named in the script.
 
 **{total} rows, {read} read, {refused} refused, {unbuilt} not built, {wrong} wrong.**
 
