@@ -8,6 +8,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -30,6 +31,7 @@ from expunge.cli.options import (
     present,
     spread_options,
 )
+from expunge.cli.quiet import ask_for_quiet, quiet_libraries
 from expunge.cli.signals import Interrupts, heed_signals, ignore_signals
 from expunge.errors import THRESHOLDS_MISSED, EnvironmentRefused, Refusal, UsageRefused
 from expunge.runtime.atomic_files import refuse_full_disk
@@ -209,6 +211,7 @@ def _job(
     judging, keeping = judging or Judging(), keeping or Keeping()
     check_names(f"{training.method}, {audits}" if audits else training.method)
     sets.check()
+    keeping.check()
     present("--stand-in", training.stand_in)
     probes, template = sets.probes(), texts.template()
     _starting(model)
@@ -236,6 +239,7 @@ def _job(
         require=tuple(judging.require or ()),
         checkpoint_every=keeping.checkpoint_every,
         resume=keeping.resume,
+        dtype=keeping.dtype,
         hold=cast(Any, hold),  # it refuses others
     )
 
@@ -281,14 +285,12 @@ def _do(verb: str, job: Job, show_text: bool, device: str) -> None:
 
 def main() -> None:
     """Run the command; every refusal is one line and an exit code of its own."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # a line for each of five tries, before ours says what is wrong
-    os.environ.setdefault("TQDM_DISABLE", "1")  # the bars of libraries below; ours is not of that kind
     heed_signals()
+    ask_for_quiet()
     debug = bool(os.environ.get("EXPUNGE_DEBUG"))
-    sys.exit(_run_guarded(lambda: app(standalone_mode=False), debug))
+    with nullcontext() if debug else quiet_libraries():
+        code = _run_guarded(lambda: app(standalone_mode=False), debug)
+    sys.exit(code)
 
 
 def _run_guarded(run: Callable[[], object], debug: bool) -> int:

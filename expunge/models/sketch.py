@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from expunge.core.model import Batch
 from expunge.core.predictions import Rows
-from expunge.errors import ModelRefused
+from expunge.errors import ModelRefused, Refusal
 from expunge.internals.blocks import every_block
 from expunge.internals.examples import Tokenized
 from expunge.internals.mixtures import experts_of
@@ -51,13 +51,10 @@ SPECIAL = ("pad_token_id", "bos_token_id", "eos_token_id")
 def sketch(config: Any, dtype: torch.dtype, count: int | None = None) -> nn.Module:
     """The network that a configuration describes, on the meta device; of `count` blocks where that is given."""
     config = copy.deepcopy(config)
-    text = config.get_text_config()
-    if count is not None:
-        if kinds := vars(text).get("layer_types"):
-            text.layer_types = list(kinds)[:count]
-        text.num_hidden_layers = count
     config.use_cache = False
     try:
+        if count is not None:
+            _cut(config.get_text_config(), count)
         with torch.device("meta"):
             module = _auto(config).from_config(config, dtype=dtype)
     except Exception as error:  # a configuration is a stranger's, and each class checks it in its own way
@@ -67,6 +64,12 @@ def sketch(config: Any, dtype: torch.dtype, count: int | None = None) -> nn.Modu
         module.set_experts_implementation("batched_mm")  # what groups tokens refuses float32 on the meta device
     with_trees(module)
     return module.requires_grad_(False).eval()  # type: ignore[no-any-return]
+
+
+def _cut(text: Any, count: int) -> None:
+    if kinds := vars(text).get("layer_types"):
+        text.layer_types = list(kinds)[:count]
+    text.num_hidden_layers = count
 
 
 def _auto(config: Any) -> Any:
@@ -152,7 +155,22 @@ def _parts(config: Any) -> Iterator[Any]:
 
 
 def read_blank(network: Any, layout: Layout, image: tuple[int, ...]) -> Tensor:
-    """A pass over tokens or images without meaning: class scores, or what the output matrix reads."""
+    """A pass over tokens or images without meaning: class scores, or what the output matrix reads.
+
+    Raises `ModelRefused` where the pass depends on what is in its tensors.
+    """
+    try:
+        return _read_blank(network, layout, image)
+    except Refusal:
+        raise
+    except Exception as error:  # an architecture's own, from anywhere in it
+        raise ModelRefused(
+            f"{type(network.module).__name__}: what a pass costs depends on what it reads ({type(error).__name__}), so "
+            f"no plan can be made of it. `expunge forget` may run nonetheless."
+        ) from error
+
+
+def _read_blank(network: Any, layout: Layout, image: tuple[int, ...]) -> Tensor:
     weights = next(network.module.parameters())
     if image:
         pixels = torch.zeros(layout.trees, *image, dtype=weights.dtype, device=weights.device)

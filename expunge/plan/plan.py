@@ -180,7 +180,8 @@ class Plan:
     @cached_property
     def disk(self) -> dict[str, float]:
         """Bytes that a run writes; tokenizer and report are small."""
-        return {"model": self.trial[1], "adapter": float(self.trial[2] * self.costs[1] * FLOAT)}
+        written = float(self.paper.parameters * (self.paper.written or self.paper.stored).itemsize)
+        return {"model": written, "adapter": float(self.trial[2] * self.costs[1] * FLOAT)}
 
     @cached_property
     def phases(self) -> dict[str, dict[str, float]]:

@@ -93,6 +93,9 @@ class Saved:
     """Largest difference of a score from the original model's."""
     format: str
     """Of the weights; empty where nothing was written."""
+    max_logit_rounding: float | None = None
+    """Largest difference of a score that rounding the merged weights to that format made; None where none was
+    written."""
 
 
 @dataclass(frozen=True)

@@ -221,7 +221,9 @@ def test_a_half_precision_model_is_trained_in_a_copy_of_twice_the_size(request_)
     paper = on_paper("tiny", LLAMA, None, torch.float32, "cpu", None).at(torch.bfloat16)
     for method, size in ((f"Finetune(adapter=Full(), steps=2, {NO_STOP})", 4), ("SSD()", 2)):
         made = make_plan(paper, parse(method), request_, (parse("Loss()"),), Machine("cuda", memory=1e12))
-        assert made.disk["model"] == size * paper.parameters
+        assert made.trial[1] == size * paper.parameters
+        assert made.disk["model"] == 4 * paper.parameters  # as the file has it
+        assert replace(made, paper=replace(paper, written=torch.float16)).disk["model"] == 2 * paper.parameters
 
 
 def test_more_processes_hold_a_part_each_of_what_can_be_cut(model, files):
@@ -335,7 +337,6 @@ def test_a_machine_that_nothing_fits_into_is_said_to_be_too_small(expunge, model
 @pytest.mark.parametrize(
     ("wrong", "code", "slug", "said"),
     [
-        (["--dtype", "bfloat16"], 2, "usage", "Give --device cuda"),
         (["--dtype", "int3", "--device", "cuda"], 2, "usage", "Allowed: float32"),
         (["--device", "tpu"], 2, "usage", "cpu and cuda"),
         (["--processes", "0"], 2, "usage", "from 1"),

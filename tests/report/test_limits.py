@@ -10,6 +10,7 @@ from expunge.core.audit import Audit
 from expunge.core.question import HiddenStates
 from expunge.core.request import Request
 from expunge.report.limits import limits
+from expunge.report.report import Saved
 from tests.families import passages, text_request
 
 
@@ -32,9 +33,12 @@ def test_what_holds_of_a_family_is_said_in_its_own_words():
 
 
 def test_a_model_that_was_read_back_is_named_by_its_format():
-    said = limits(text_request(), (), [Loss()], referenced=False, saved="bfloat16 safetensors")
+    said = limits(
+        text_request(), (), [Loss()], referenced=False, saved=Saved(True, 0.0, 3.0, "bfloat16 safetensors", 0.02)
+    )
     assert any(limit.startswith("The folder audited is bfloat16 safetensors, read back from disk.") for limit in said)
-    assert not any("read back" in limit for limit in limits(text_request(), (), [Loss()], False, ""))
+    assert not any("read back" in limit for limit in limits(text_request(), (), [Loss()], False, None))
+    assert any("changed class scores by up to 0.02; the run changed them by up to 3." in limit for limit in said)
 
 
 def sized(forget: int, retain: int = 0, holdout: int = 0) -> Request:
@@ -59,10 +63,10 @@ def sized(forget: int, retain: int = 0, holdout: int = 0) -> Request:
     ],
 )
 def test_what_a_request_lacks_is_said(given: Request, said: str):
-    assert sum(limit.startswith(said) for limit in limits(given, (), [Loss()], referenced=True, saved="")) == 1
+    assert sum(limit.startswith(said) for limit in limits(given, (), [Loss()], referenced=True, saved=None)) == 1
 
 
 @pytest.mark.parametrize("word", ["Few examples", "No holdout", "No retain", "The forget set is more", "No retrained"])
 def test_what_a_request_has_is_not_missed(word: str):
     """30 records in each set, 30 of 100 to be forgotten."""
-    assert not any(limit.startswith(word) for limit in limits(sized(30, 70, 30), (), [Loss()], True, ""))
+    assert not any(limit.startswith(word) for limit in limits(sized(30, 70, 30), (), [Loss()], True, None))
