@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from expunge.core.audit import Audit
 from expunge.core.question import HiddenStates
 from expunge.core.request import Request
-from expunge.report.report import Saved
+from expunge.report.run import Saved
 
 SMALL = 30
 BLURRED = {

@@ -12,7 +12,7 @@ from expunge.core.model import Model
 from expunge.core.question import Scores
 from expunge.core.request import Example, Request
 from expunge.primitives.out_of_memory import in_fitting_batches
-from expunge.report.report import Saved
+from expunge.report.run import Saved
 
 MOST = 8
 """Examples at most."""

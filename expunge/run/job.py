@@ -17,7 +17,8 @@ from expunge.models.open import open_model
 from expunge.models.source import say_left_out
 from expunge.notation.typed_json import from_json, to_json
 from expunge.report.record import networks
-from expunge.report.report import STEPS, Report, Saved
+from expunge.report.report import STEPS, Report
+from expunge.report.run import Saved
 from expunge.report.verdict import Rule
 from expunge.run import unlearn
 from expunge.run.choose import audits_of, method_of

@@ -20,7 +20,8 @@ from expunge.events import Note, OnEvent, ignore_event
 from expunge.notation.parse import write
 from expunge.report import record
 from expunge.report.limits import limits
-from expunge.report.report import SCHEMA, Report, Run, Saved
+from expunge.report.report import SCHEMA, Report
+from expunge.report.run import Run, Saved
 from expunge.report.verdict import Rule, check_rules, judge, judge_audit
 from expunge.run.choose import audits_of, method_of, summaries_of
 from expunge.run.compare import compare

@@ -14,6 +14,7 @@ from expunge.cli.plan_table import facts
 from expunge.core.question import Scores
 from expunge.core.request import Request
 from expunge.data.text import encode, load
+from expunge.errors import DataRefused
 from expunge.models.language import LanguageModel
 from expunge.models.prefix_tree import Layout, Piece
 from expunge.models.tree_attention import with_trees
@@ -381,6 +382,13 @@ def test_time_grows_with_flops_from_what_little_work_takes(request_):
     made = {size: size for size in (1, 4, 16, 64)}
     assert _pace(1000, made, lambda size: 5.0 + 2.0 * size, float) == 5 + 2 * 1000
 
+    def takes_more_than_four(size: int) -> float:
+        if size <= 4:
+            raise DataRefused("too few")
+        return 5.0 + 2.0 * size
+
+    assert _pace(1000, made, takes_more_than_four, float) == 5 + 2 * 1000
+
 
 def test_the_machines_own_pace_gives_seconds_for_each_part_of_a_run(expunge, model, files, tmp_path):
     method = "Finetune(steps=4, batch=2, retain_batch=2)"
@@ -396,6 +404,11 @@ def test_the_machines_own_pace_gives_seconds_for_each_part_of_a_run(expunge, mod
     assert "output matrix" in shown.out
     assert CANARY not in shown.out + shown.err + said.out
     assert not (tmp_path / "out").exists()
+
+
+def test_an_attack_that_takes_more_examples_than_the_smallest_piece_has_is_timed(model, files):
+    method = "Relearn(steps=2, items=3, learn=Finetune(objective=RetainNLL(), adapter=Full(), steps=2))"
+    assert seconds(plan(job(model, files, method), Machine()))["forget"] > 0
 
 
 def test_a_rate_given_turns_flops_into_seconds(model, files):

@@ -10,7 +10,7 @@ from expunge.core.audit import Audit
 from expunge.core.question import HiddenStates
 from expunge.core.request import Request
 from expunge.report.limits import limits
-from expunge.report.report import Saved
+from expunge.report.run import Saved
 from tests.families import passages, text_request
 
 

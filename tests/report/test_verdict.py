@@ -16,7 +16,7 @@ from expunge.core.request import Request
 from expunge.data.text import Passage
 from expunge.errors import UsageRefused
 from expunge.events import Edited, Ended, Started
-from expunge.report.report import Run, Saved
+from expunge.report.run import Run, Saved
 from expunge.report.verdict import Outcome, Rule, Verdict, check_rules, criterion, judge, judge_audit
 from expunge.summaries.forget_quality import ForgetQuality
 
