@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from expunge.models.prefix_tree import Piece, pieces
@@ -132,7 +133,10 @@ def attend(
 def cut_of(ends: Tensor) -> Cut:
     """The pieces of the tree with these subtree ends."""
     if ends not in _cuts:
-        _cuts[ends] = Cut(pieces(ends.flatten().tolist(), most_on(ends.device.type)))
+        # A plan's tensors have no contents: where an architecture copied the mask, it stands for one sequence.
+        bare = ends.is_meta or isinstance(ends, FakeTensor)
+        known = [ends.numel()] * ends.numel() if bare else ends.flatten().tolist()
+        _cuts[ends] = Cut(pieces(known, most_on(ends.device.type)))
     return _cuts[ends]  # type: ignore[no-any-return]
 
 
