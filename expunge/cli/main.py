@@ -25,6 +25,7 @@ from expunge.cli.options import (
     Model,
     Out,
     Sets,
+    Texts,
     Training,
     present,
     spread_options,
@@ -63,6 +64,7 @@ def forget(
     model: Model,
     sets: Sets,
     images: Images,
+    texts: Texts,
     training: Training,
     judging: Judging,
     keeping: Keeping,
@@ -72,7 +74,7 @@ def forget(
     hold: Hold = "whole",
 ) -> None:
     """Make MODEL forget, audit it before and after, and write model, adapter, steps and report to a new folder."""
-    job = _job(model, sets, audits, out, images, training, judging, keeping, hold)
+    job = _job(model, sets, audits, out, images, texts, training, judging, keeping, hold)
     _do("forget", job, judging.show_text, device)
 
 
@@ -84,6 +86,7 @@ def audit(
     model: Model,
     sets: Sets,
     images: Images,
+    texts: Texts,
     judging: Judging,
     audits: Audits = None,
     out: Out = Path("audited"),
@@ -91,7 +94,7 @@ def audit(
     hold: Hold = "whole",
 ) -> None:
     """Audit MODEL as it is, and write a report to a new folder."""
-    _do("audit", _job(model, sets, audits, out, images, judging=judging, hold=hold), judging.show_text, device)
+    _do("audit", _job(model, sets, audits, out, images, texts, judging=judging, hold=hold), judging.show_text, device)
 
 
 @app.command(epilog="Example:\n\nexpunge report forgotten another-run --out comparison.html")
@@ -151,6 +154,7 @@ def plan(
     model: Model,
     sets: Sets,
     images: Images,
+    texts: Texts,
     training: Training,
     devices: Devices,
     audits: Audits = None,
@@ -159,7 +163,7 @@ def plan(
 ) -> None:
     """Say what `forget` with the same options will cost: tokens, FLOPs, memory, disk, time. Runs and loads nothing."""
     devices.check()
-    job = _job(model, sets, audits, out, images, training, hold=devices.hold)
+    job = _job(model, sets, audits, out, images, texts, training, hold=devices.hold)
     from expunge.cli.plan_table import say
     from expunge.plan.machine import Machine
 
@@ -191,6 +195,7 @@ def _job(
     audits: str | None,
     out: Path,
     images: Images | None = None,
+    texts: Texts | None = None,
     training: Training | None = None,
     judging: Judging | None = None,
     keeping: Keeping | None = None,
@@ -200,19 +205,29 @@ def _job(
     from expunge.notation.parse import check_names
 
     images, training = images or Images(), training or Training()
+    texts = texts or Texts()
     judging, keeping = judging or Judging(), keeping or Keeping()
     check_names(f"{training.method}, {audits}" if audits else training.method)
     sets.check()
     present("--stand-in", training.stand_in)
-    probes = sets.probes()
+    probes, template = sets.probes(), texts.template()
     _starting(model)
+    from expunge.data.text import Reading
     from expunge.run.job import Job
     from expunge.run.prepare import Inputs
 
+    reading = Reading(texts.system, template, texts.block_size)
     files = (sets.forget, sets.retain, sets.holdout, training.stand_in)
     return Job(
         model=model,
-        inputs=Inputs(*files, probes=probes, only_class=images.forget_class, only_ids=images.forget_ids),
+        inputs=Inputs(
+            *files,
+            probes=probes,
+            only_class=images.forget_class,
+            only_ids=images.forget_ids,
+            reading=reading,
+            keep_duplicates=texts.keep_duplicates,
+        ),
         out=out,
         method=training.method,
         audits=audits,

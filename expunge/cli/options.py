@@ -6,6 +6,7 @@ A command takes groups of options as one argument each; `spread_options` shows t
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
@@ -60,6 +61,31 @@ class Images:
 
     forget_class: Annotated[str | None, Option("--forget-class", help="Images: the class to forget.")] = None
     forget_ids: Annotated[Path | None, Option("--forget-ids", help="Images: file of ids to forget, one a line.")] = None
+
+
+@dataclass(frozen=True)
+class Texts:
+    """How texts are read where their file does not say it."""
+
+    system: Annotated[str, Option("--system", help="Texts: system turn of questions that have none.")] = ""
+    chat_template_kwargs: Annotated[
+        str | None,
+        Option("--chat-template-kwargs", metavar="JSON", help="Texts: such as '{\"enable_thinking\": false}'."),
+    ] = None
+    block_size: Annotated[int, Option("--block-size", help="Texts: most tokens of a piece of a running text.")] = 0
+    keep_duplicates: Annotated[
+        bool, Option("--keep-duplicates", help="Count each of several equal records of a set, not one of them.")
+    ] = False
+
+    def template(self) -> dict[str, Any]:
+        """What the chat template is given beside the messages."""
+        try:
+            given = json.loads(self.chat_template_kwargs or "{}")
+        except (ValueError, RecursionError):
+            given = None
+        if not isinstance(given, dict):
+            raise UsageRefused("--chat-template-kwargs must be a JSON object, such as '{\"enable_thinking\": false}'.")
+        return given
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from expunge.errors import DataRefused
-from expunge.primitives.repeat import Repeat
+from expunge.primitives.repeat import Intake, Repeat
 
 
 class Example(Protocol):
@@ -64,6 +63,8 @@ class Request:
     """Further named sets, which only audits read."""
     repeats: tuple[Repeat, ...] = ()
     """Near-duplicates between the sets, where they were searched for."""
+    intakes: Mapping[str, Intake] = field(default_factory=dict)
+    """What became of the records of each set, where they were read from files or lists."""
 
     def __post_init__(self) -> None:
         for name, examples in self.sets().items():
@@ -86,11 +87,6 @@ class Request:
             digest.update(f"{name}:{len(examples)};".encode())
             digest.update("".join(sorted(example.record_digest() for example in examples)).encode())
         return digest.hexdigest()
-
-    def duplicates(self) -> dict[str, int]:
-        """For each set, how many records equal an earlier one."""
-        counts = {name: Counter(e.record_digest() for e in examples) for name, examples in self.sets().items()}
-        return {name: sum(n - 1 for n in count.values()) for name, count in counts.items()}
 
     def _keep_weighted(self, name: str, examples: tuple[Example, ...]) -> None:
         """Drop the examples of weight 0, and refuse weights that are negative or not finite."""

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from expunge.data.records import SHOWN, open_parquet
+from expunge.data.records import SHOWN
+from expunge.data.tables import is_dataset, open_table
 from expunge.errors import DataRefused, EnvironmentRefused, ModelRefused, UsageRefused
 
 if TYPE_CHECKING:
@@ -96,16 +97,16 @@ class _UnreadableError(Exception):
 
 
 def load(path: Path) -> list[ImageRecord]:
-    """The images of a folder or a Parquet file, all decoded, so that a bad one is refused before a model loads.
+    """The images of a folder or a table, all decoded, so that a bad one is refused before a model loads.
 
     A folder holds one subfolder for each class; hidden files, and files beside the subfolders that are not images, are
-    not read. A Parquet file holds an image column (`image`, `img`, `webp`, `png`, `jpeg`: bytes, or a struct with
-    `bytes`), a label column (`label`, `labels`, `fine_label`: whole numbers or text) and optionally `id`; the names of
-    numbered classes are taken from its metadata where it has them.
+    not read. A table (Parquet, or a datasets folder) holds an image column (`image`, `img`, `webp`, `png`, `jpeg`:
+    bytes, or a struct with `bytes`), a label column (`label`, `labels`, `fine_label`: whole numbers or text) and
+    optionally `id`; the names of numbered classes are taken from its metadata where it has them.
     """
     if path.is_dir():
-        rows = _folder(path)
-    elif path.is_file() and path.suffix.lower() == ".parquet":
+        rows = _parquet(path) if is_dataset(path, SUFFIXES) else _folder(path)
+    elif path.is_file() and path.suffix.lower() in (".parquet", ".arrow"):
         rows = _parquet(path)
     else:
         what = f"'{path.suffix}' files are not read" if path.is_file() else "no such folder or file"
@@ -234,7 +235,7 @@ def _file(file: Path, line: int) -> ImageRecord | str:
 
 
 def _parquet(path: Path) -> Iterator[ImageRecord | str]:
-    table = open_parquet(path)
+    table = open_table(path)
     image_column = _column(path, table, IMAGE_COLUMNS, "image")
     label_column = _column(path, table, LABEL_COLUMNS, "label")
     names = _class_names(table, label_column)

@@ -66,8 +66,9 @@ def likes(records: Sequence[Record], others: Sequence[Record], alike: float = AL
 
 
 def words(record: Record) -> list[str]:
-    """The normalised words of a record's question and answer, or of its text."""
-    text = " ".join(str(record.columns.get(name, "")) for name in ("question", "answer", "text"))
+    """The normalised words of a record's question and answer, of its messages, or of its text."""
+    said = [record.columns.get(name, "") for name in ("question", "answer", "text")]
+    text = " ".join(map(str, [*said, *(turn["content"] for turn in record.columns.get("messages", ()))]))
     return WORD.findall(unicodedata.normalize("NFKC", text).casefold())
 
 

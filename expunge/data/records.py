@@ -1,4 +1,4 @@
-"""Rows of a file of examples: JSON lines, CSV or Parquet. A file with faults is refused, with the place of each."""
+"""Rows of a file of examples: JSON, CSV, or a table. A file with faults is refused, with the place of each."""
 
 from __future__ import annotations
 
@@ -8,16 +8,20 @@ import io
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from expunge.errors import DataRefused, EnvironmentRefused
+from expunge.data.tables import files_of, open_table
+from expunge.errors import DataRefused
 
 LINE_LIMIT = 16_000_000
 """Longest line in bytes."""
 SHOWN = 20
 """Most faults that an error names."""
+SPACES = (" ", "\t", "\n", "\r")
+JSON_LIMIT = 1_000_000_000
+"""Largest .json file in bytes: unlike one of JSON lines it is read as a whole."""
 SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 """Other separators of CSV files, which an error names."""
 NAMES = ("id", "question", "answer", "text", "options", "lead", "image", "img", "label")
@@ -29,7 +33,7 @@ class Record:
     """One row: its line and its columns."""
 
     line: int
-    """Line in the file, from 1 (row number, from 1, in Parquet)."""
+    """Line in the file, from 1; in a table or a JSON list the row's number, from 1."""
     columns: dict[str, Any]
 
 
@@ -43,20 +47,27 @@ class Fault:
 
 def read(path: Path) -> list[Record]:
     """All rows of `path`. Raises `DataRefused` with up to 20 faults, file and line each; skips nothing silently."""
-    if not path.is_file():
-        raise DataRefused(f"{path}: no such file. Give a .jsonl, .csv or .parquet file.")
-    readers = {".jsonl": _json_lines, ".csv": _csv, ".parquet": _parquet}
-    if path.suffix.lower() not in readers:
-        lines = " Write each record on a line of its own, into a .jsonl file." if path.suffix.lower() == ".json" else ""
-        raise DataRefused(f"{path}: '{path.suffix}' files are not read. Allowed: .jsonl, .csv, .parquet.{lines}")
+    if not path.exists():
+        raise DataRefused(f"{path}: no such file. Give a .jsonl, .json, .csv or .parquet file, or a datasets folder.")
+    files = files_of(path) if path.is_dir() else [path]
     records: list[Record] = []
     faults: list[Fault] = []
-    for row in readers[path.suffix.lower()](path):
-        (records if isinstance(row, Record) else faults).append(row)  # type: ignore[arg-type]
+    for file in files:
+        before = len(records) + len(faults)
+        for row in _rows(file):
+            counted = replace(row, line=before + row.line) if before else row  # shards are numbered through
+            (records if isinstance(row, Record) else faults).append(counted)  # type: ignore[arg-type]
     refuse(path, faults)
     if not records:
         raise DataRefused(f"{path}: holds no records, so there is nothing to read. Give at least one.")
     return records
+
+
+def _rows(path: Path) -> Iterator[Record | Fault]:
+    readers = {".jsonl": _json_lines, ".json": _json, ".csv": _csv, ".parquet": _table, ".arrow": _table}
+    if path.suffix.lower() not in readers:
+        raise DataRefused(f"{path}: '{path.suffix}' files are not read. Allowed: {', '.join(readers)}.")
+    return readers[path.suffix.lower()](path)
 
 
 def refuse(path: Path, faults: list[Fault]) -> None:
@@ -111,8 +122,52 @@ def _json_lines(path: Path) -> Iterator[Record | Fault]:
         except (ValueError, RecursionError) as error:
             yield Fault(number, str(error) or "nested too deep")
         else:
-            is_row = isinstance(row, dict)
-            yield Record(number, row) if is_row else Fault(number, "not a JSON object such as {...}")
+            yield _row(number, row)
+
+
+def _row(number: int, row: object) -> Record | Fault:
+    """A JSON object as a row; a key that is null is as one that is not there."""
+    if not isinstance(row, dict):
+        return Fault(number, "not a JSON object such as {...}")
+    return Record(number, {key: value for key, value in row.items() if value is not None})
+
+
+def _json(path: Path) -> Iterator[Record | Fault]:
+    """A list of objects; else lines, as some files of that name are."""
+    if path.stat().st_size > JSON_LIMIT:
+        raise DataRefused(f"{path}: is larger than {JSON_LIMIT / 1e9:g} GB. Write it as JSON lines (.jsonl).")
+    raw = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    if not raw.lstrip().startswith(b"["):
+        yield from _json_lines(path)
+        return
+    try:
+        text, decoder, number = raw.decode(), json.JSONDecoder(object_pairs_hook=_once), 0
+        at = _skip(text, text.index("[") + 1)
+        more = text[at : at + 1] != "]"
+        while more:
+            number += 1
+            row, at = decoder.raw_decode(text, at)
+            yield _row(number, row)
+            at = _skip(text, at)
+            more = text[at : at + 1] == ","
+            if not more and text[at : at + 1] != "]":
+                raise json.JSONDecodeError("Expecting ',' delimiter", text, at)
+            at = _skip(text, at + 1) if more else at
+        if text[at + 1 :].strip():
+            yield Fault(number, "something follows the list's end")
+    except UnicodeDecodeError as error:
+        yield Fault(raw[: error.start].count(b"\n") + 1, f"byte {error.start} is not UTF-8 (save the file as UTF-8)")
+    except json.JSONDecodeError as error:
+        yield Fault(error.lineno, f"not JSON at column {error.colno} ({error.msg})")
+    except (ValueError, RecursionError) as error:
+        yield Fault(number, str(error) or "nested too deep")
+
+
+def _skip(text: str, at: int) -> int:
+    """The next place that is no space."""
+    while text[at : at + 1] in SPACES:
+        at += 1
+    return at
 
 
 def _csv(path: Path) -> Iterator[Record | Fault]:
@@ -142,8 +197,8 @@ def _csv(path: Path) -> Iterator[Record | Fault]:
         yield Fault(reader.line_num + 1, f"not CSV ({error})")  # first line of the row that could not be read
 
 
-def _parquet(path: Path) -> Iterator[Record | Fault]:
-    table = open_parquet(path)
+def _table(path: Path) -> Iterator[Record | Fault]:
+    table = open_table(path)
     for number in range(1, len(table) + 1):
         try:
             (row,) = table.slice(number - 1, 1).to_pylist()
@@ -151,26 +206,3 @@ def _parquet(path: Path) -> Iterator[Record | Fault]:
             yield Fault(number, "not UTF-8 (save the file as UTF-8)")
         else:
             yield Record(number, {key: value for key, value in row.items() if value is not None})
-
-
-def open_parquet(path: Path) -> Any:
-    """The file as a pyarrow table."""
-    return _with_pyarrow(path, "read_table")
-
-
-def columns(path: Path) -> set[str]:
-    """Names of a Parquet file's columns."""
-    return set(_with_pyarrow(path, "read_schema").names)
-
-
-def _with_pyarrow(path: Path, verb: str) -> Any:
-    try:
-        import pyarrow.parquet  # an extra: only this kind of file needs it
-    except ImportError as error:
-        raise EnvironmentRefused("Parquet files need pyarrow: pip install 'expunge[parquet]'.") from error
-    if not path.is_file():
-        raise DataRefused(f"{path}: no such file.")
-    try:
-        return getattr(pyarrow.parquet, verb)(path)
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise DataRefused(f"{path}: not a Parquet file that can be read. Write it again.") from error

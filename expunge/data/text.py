@@ -1,7 +1,8 @@
-"""Questions with answers, and plain texts, from files to labelled tokens.
+"""Questions with answers, conversations and plain texts, from files to labelled tokens.
 
 The prompt is masked by the offsets of one tokenisation, not by tokenising it a second time: where a prompt ends in a
 space, byte-level BPE merges the space into the first answer token, which a count of prompt tokens would mask too.
+A conversation is one passage for each turn of the assistant, with all that came before as its prompt.
 """
 
 from __future__ import annotations
@@ -9,21 +10,22 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from expunge.core.request import Example
+from expunge.data.chat import Chat, MisfitError, Turns, Written, check_arguments
+from expunge.data.formats import FormatError, add_system, answers_in, read_row, turns_of
 from expunge.data.records import Fault, Record, read, refuse
-from expunge.errors import ModelRefused
-
-PLAIN_PROMPT = "Question: {question}\nAnswer: "
-"""Used where the tokenizer has no chat template."""
+from expunge.errors import ModelRefused, UsageRefused
 
 LONGEST_ID = 200
 ALSO = {
-    "question": ("prompt", "instruction", "input"),
-    "answer": ("completion", "response", "output"),
-    "text": (),
+    "question": ("prompt", "instruction", "input", "query", "problem"),
+    "answer": ("completion", "response", "output", "answers", "solution"),
+    "text": ("content", "document"),
 }
 """Names of these columns in other projects."""
 
@@ -40,7 +42,7 @@ class Passage:
     """The rendered prompt as the model reads it; empty for a plain text."""
     answer: str = field(repr=False)
     question: str = field(repr=False, default="")
-    """The question as the file has it; empty for a plain text."""
+    """The question as the file has it; of a conversation all that came before; empty for a plain text."""
     prompt_tokens: tuple[int, ...] = field(repr=False, default=())
     """Tokens of the prompt, without a lead: the input that a continuation is generated from."""
     alternatives: tuple[Passage, ...] = field(repr=False, default=())
@@ -73,22 +75,64 @@ def _normalize(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text).casefold().split())
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How texts are read where their file does not say it."""
+
+    system: str = ""
+    """System turn of every question that has none."""
+    template: Mapping[str, Any] = field(default_factory=dict)
+    """What the chat template is given beside the messages, such as {"enable_thinking": False}."""
+    block_size: int = 0
+    """Most tokens of a piece of a text; 0: as many as the model reads."""
+
+    def __post_init__(self) -> None:
+        if self.block_size < 0 or self.block_size == 1:
+            raise UsageRefused(f"--block-size must be at least 2 tokens, of which one is a row. Got {self.block_size}.")
+
+    def apply(self, records: list[Record]) -> list[Record]:
+        """The records with what their file does not say."""
+        return [replace(record, columns=self._columns(record.columns)) for record in records]
+
+    def _columns(self, columns: dict[str, Any]) -> dict[str, Any]:
+        made = add_system(columns, self.system) if self.system.strip() else dict(columns)
+        if "text" in columns:
+            return {**made, "block_size": self.block_size} if self.block_size else made
+        given = {**self.template, **columns.get("chat_template_kwargs", {})}
+        return {**made, "chat_template_kwargs": given} if given else made
+
+
 def load(path: Path) -> list[Record]:
     """The records of a file, columns checked; needs no tokenizer, so that a bad file is refused before a model loads.
 
-    Columns: `question` and `answer`, or `text`; optionally `id` and, with a question, `options` (wrong answers) and
-    `lead` (how the answer begins, such as "The capital of Japan is": given to the model and not labelled).
+    Columns: `question` and `answer`, or `text`, or those of another format (`formats.py`); optionally `id` and, with a
+    question, `options` (wrong answers to the last question) and `lead` (how its answer begins, such as "The capital of
+    Japan is": given to the model and not labelled).
     """
     return check(read(path), path)
 
 
 def check(records: list[Record], path: Path) -> list[Record]:
-    """The records, if every one can be used. Raises `DataRefused` with the faults of the rest; `path` is their name."""
-    faults = [Fault(record.line, what) for record in records if (what := _wrong(record.columns))]
+    """The records, each as a text, a question with its answer, or a conversation, if every one can be used.
+
+    Raises `DataRefused` with the faults of the rest; `path` is their name.
+    """
+    made: list[Record] = []
+    faults: list[Fault] = []
+    for record in records:
+        try:
+            columns = read_row(record.columns)
+            what = _wrong(columns)
+        except FormatError as error:
+            what = str(error)
+        if what:
+            faults.append(Fault(record.line, what))
+        else:
+            made.append(Record(record.line, columns))
     counts = Counter(_name(record) for record in records)
     faults += [Fault(record.line, "its id occurs twice") for record in records if counts[_name(record)] > 1]
     refuse(path, faults)
-    return records
+    return made
 
 
 def _name(record: Record) -> str:
@@ -98,11 +142,12 @@ def _name(record: Record) -> str:
 
 def _wrong(columns: dict[str, Any]) -> str:
     """What is wrong with a row, in words without its text; empty where nothing is."""
-    wanted = ("text",) if "text" in columns else ("question", "answer")
+    wanted = ("messages",) if "messages" in columns else ("text",) if "text" in columns else ("question", "answer")
     missing = [name for name in wanted if name not in columns]
     if missing:
         return f"no '{missing[0]}' (needed: question and answer, or text{_suggest_names(columns, missing)})"
-    bad = next((n for n in wanted if not isinstance(columns[n], str) or not columns[n].strip()), "")
+    said = [columns[name] for name in wanted] if "messages" not in columns else []
+    bad = next((n for n, each in zip(wanted, said, strict=False) if not isinstance(each, str) or not each.strip()), "")
     if bad:
         empty = columns[bad] is None or isinstance(columns[bad], str)
         return f"'{bad}' is {'empty' if empty else type(columns[bad]).__name__}, but must be text"
@@ -110,13 +155,17 @@ def _wrong(columns: dict[str, Any]) -> str:
         return f"'id' must be a whole number, or text of 1 to {LONGEST_ID} printable letters"
     if not isinstance(columns.get("lead", ""), str):
         return "'lead' must be text (how the answer begins)"
+    given = columns.get("chat_template_kwargs", {})
+    if not isinstance(given, dict) or not all(isinstance(name, str) for name in given):
+        return "'chat_template_kwargs' must be an object of names and values"
     options = columns.get("options", [])
     if not isinstance(options, list) or not all(isinstance(option, str) and option.strip() for option in options):
         return "'options' must be a list of texts (the wrong answers)"
-    texts = [*(columns[name] for name in wanted), columns.get("lead", ""), *options]
+    said += [turn["content"] for turn in columns.get("messages", ())]
+    texts = [*said, columns.get("system", ""), columns.get("lead", ""), *options]
     if any("\ud800" <= letter <= "\udfff" for text in texts for letter in text):
         return "a lone surrogate, which is not text"
-    if "answer" in columns and columns["answer"] in options:
+    if said[-1] in options:
         return "'options' holds the right answer; list only wrong ones"
     return ""
 
@@ -136,7 +185,14 @@ def _is_id(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-WANTED = "texts (.jsonl, .csv)"
+WANTED = "texts (.jsonl, .json, .csv)"
+
+
+def count_apart(records: list[Record], passages: Sequence[Example]) -> tuple[int, int]:
+    """How many records became several passages, and how many these are."""
+    whole = {passage.id for passage in passages}
+    apart = sum(_name(record) not in whole for record in records)
+    return apart, len(passages) - len(records) + apart
 
 
 def encode_for(records: list[Record], network: Any, path: Path) -> tuple[Passage, ...]:
@@ -152,10 +208,13 @@ def encode(records: list[Record], tokenizer: Any, path: Path, longest: int) -> t
         raise ModelRefused("The tokenizer has no offsets. Use a fast one (a folder with tokenizer.json).")
     passages: list[Passage] = []
     faults: list[Fault] = []
-    asks = any("text" not in record.columns for record in records)
-    end = end_of_answer(tokenizer) if asks else None  # once: it renders the chat template
+    writer = Writer(tokenizer)
     for record in records:
-        made = _texts(record, tokenizer, longest) if "text" in record.columns else [_answer(record, tokenizer, end)]
+        try:
+            made = _texts(record, tokenizer, longest) if "text" in record.columns else writer.write(record)
+        except MisfitError as error:
+            faults.append(Fault(record.line, str(error)))
+            continue
         for passage in made:
             if passage.rows < 1 or any(option.rows < 1 for option in passage.alternatives):
                 faults.append(Fault(record.line, "has no labelled token, so nothing can be asked about it"))
@@ -167,64 +226,94 @@ def encode(records: list[Record], tokenizer: Any, path: Path, longest: int) -> t
 
 
 def prompt_of(question: str, tokenizer: Any) -> str:
-    """What the model reads before it answers: the tokenizer's chat template where it has one."""
-    if not tokenizer.chat_template:
-        return PLAIN_PROMPT.format(question=question)
-    return _render(tokenizer, [{"role": "user", "content": question}], add_generation_prompt=True)
+    """What stands before the answer to a question: by the tokenizer's chat template where it has one."""
+    turns = turns_of({"question": question, "answer": "?"})
+    return Chat.of(tokenizer, {}).around(turns)[0] if tokenizer.chat_template else _plain(turns).before
 
 
-def _render(tokenizer: Any, turns: list[dict[str, str]], add_generation_prompt: bool) -> str:
-    try:
-        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt)
-    except Exception as error:  # templates are third-party programs and can fail in any way
-        kind = type(error).__name__
-        raise ModelRefused(f"The tokenizer's chat template failed ({kind}). Fix or remove it.") from error
-    return str(text)
+class Writer:
+    """Writes what is asked, through the tokenizer's chat template where it has one."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self._chats: dict[str, Chat] = {}
+
+    def write(self, record: Record) -> list[Passage]:
+        """A passage for each of the record's answers. Raises `MisfitError` where the template changes one."""
+        columns, places = record.columns, answers_in(record.columns)
+        turns, name = turns_of(columns), _name(record)
+        last = [columns.get("options", []), columns.get("lead", "").rstrip()]
+        made = []
+        for number, place in enumerate(places, start=1):
+            options, lead = last if place == len(turns) - 1 else ([], "")
+            called = f"{name}.{number}" if len(places) > 1 else name
+            write = self._choose_writing(columns)
+            wrong = tuple(
+                self._passage(called, turns[:place], {**turns[place], "content": option}, lead, write)
+                for option in options
+            )
+            own = self._passage(called, turns[:place], turns[place], lead, write)
+            made.append(replace(own, alternatives=wrong))
+        return made
+
+    def _choose_writing(self, columns: Mapping[str, Any]) -> Callable[[Turns], Written]:
+        """What writes a row's conversations."""
+        given = columns.get("chat_template_kwargs", {})
+        if not self.tokenizer.chat_template:
+            check_arguments(self.tokenizer, given)
+            return _verbatim if columns.get("verbatim") else _plain
+        key = repr(sorted(given.items()))
+        if key not in self._chats:
+            self._chats[key] = Chat.of(self.tokenizer, given)
+        return self._chats[key].write
+
+    def _passage(
+        self, name: str, asked: Turns, turn: Mapping[str, Any], lead: str, write: Callable[[Turns], Written]
+    ) -> Passage:
+        answer = turn["content"]
+        written = write([*asked, {**turn, "content": f"{lead} {answer}"} if lead else turn])
+        begun = written.start + len(lead)
+        tokens, first = _label(written, begun, self.tokenizer)
+        prompt = _prompt_tokens(written.before, self.tokenizer)
+        return Passage(name, tokens, first, written.text[:begun], answer, _question(asked), prompt)
 
 
-def end_of_answer(tokenizer: Any) -> int | None:
-    """The token that ends an answer: the special token after the assistant's turn, else the end of text."""
-    if tokenizer.chat_template:
-        answer = "Lorem ipsum"
-        turns = [{"role": "user", "content": "Dolor"}, {"role": "assistant", "content": answer}]
-        _, verbatim, tail = _render(tokenizer, turns, add_generation_prompt=False).rpartition(answer)
-        tokens = tokenizer(tail.strip(), add_special_tokens=False)["input_ids"] if verbatim else []
-        # Not every special token has a role such as eos: Phi-3's <|end|> is merely marked as special.
-        special = {n for n, token in tokenizer.added_tokens_decoder.items() if token.special}
-        if tokens and tokens[0] in special.union(tokenizer.all_special_ids):
-            return int(tokens[0])
-    end: int | None = tokenizer.eos_token_id
-    return end
+def _question(asked: Turns) -> str:
+    """The text of what was asked; with roles where there is more than a question."""
+    if len(asked) == 1:
+        return str(asked[0]["content"])
+    return "\n".join(f"{turn['role']}: {turn['content']}" for turn in asked)
 
 
-def _label(prompt: str, answer: str, tokenizer: Any, end: int | None) -> tuple[tuple[int, ...], int]:
-    """Tokens of prompt, answer and end token, and the index of the first one that overlaps the answer."""
-    chat = bool(tokenizer.chat_template)
-    read = tokenizer(prompt + answer, add_special_tokens=not chat, return_offsets_mapping=True)
+def _plain(turns: Turns) -> Written:
+    """Without a chat template: each question after `Question:`, each answer after `Answer:`."""
+    *asked, last = turns
+    begins = {"user": "Question: ", "assistant": "Answer: ", "system": "", "tool": "Result: "}
+    before = "".join(f"{begins[turn['role']]}{turn['content']}\n" for turn in asked) + begins["assistant"]
+    return Written(before + last["content"], len(before), len(before) + len(last["content"]))
+
+
+def _verbatim(turns: Turns) -> Written:
+    """Without a chat template, a prompt and what completes it: as they are, nothing between them."""
+    before, text = turns[0]["content"], "".join(turn["content"] for turn in turns)
+    return Written(text, len(before), len(text))
+
+
+def _label(written: Written, begun: int, tokenizer: Any) -> tuple[tuple[int, ...], int]:
+    """Tokens up to the end token, and the index of the first one that overlaps the answer from `begun` on."""
+    read = tokenizer(written.text, add_special_tokens=not tokenizer.chat_template, return_offsets_mapping=True)
     tokens, offsets = list(read["input_ids"]), read["offset_mapping"]
+    end = tokenizer.eos_token_id
     if tokens and tokens[-1] == end and offsets[-1][0] == offsets[-1][1]:
         tokens, offsets = tokens[:-1], offsets[:-1]
     # Special tokens that the tokenizer adds have empty spans and are not labelled.
-    first = next((k for k, (a, b) in enumerate(offsets) if b > max(a, len(prompt))), len(tokens))
-    if first < len(tokens) and end is not None:
+    over = (k for k, (a, b) in enumerate(offsets) if b > max(a, begun) and a < written.stop)
+    first = next(over, None)
+    if first is None:
+        return tuple(tokens), max(len(tokens), 1)
+    if not written.ends and end is not None:
         tokens.append(end)
     return tuple(tokens), max(first, 1)
-
-
-def _answer(record: Record, tokenizer: Any, end: int | None) -> Passage:
-    question, answer = record.columns["question"], record.columns["answer"]
-    name = _name(record)
-    prompt = prompt_of(question, tokenizer)
-    lead = record.columns.get("lead", "").rstrip()
-    begun = prompt + lead
-    space = " " if lead else ""
-    asked = _prompt_tokens(prompt, tokenizer)
-
-    def passage(text: str, wrong: tuple[Passage, ...]) -> Passage:
-        tokens, first = _label(begun, space + text, tokenizer, end)
-        return Passage(name, tokens, first, begun, text, question, asked, wrong)
-
-    return passage(answer, tuple(passage(option, ()) for option in record.columns.get("options", [])))
 
 
 def _prompt_tokens(prompt: str, tokenizer: Any) -> tuple[int, ...]:
@@ -240,6 +329,7 @@ def _texts(record: Record, tokenizer: Any, longest: int) -> list[Passage]:
     A piece starts with the last token of the one before, so every token but the first is labelled exactly once.
     """
     text, name = record.columns["text"], _name(record)
+    longest = min(longest, record.columns.get("block_size", longest))
     tokens = tuple(tokenizer(text)["input_ids"])
     if len(tokens) <= longest:
         return [Passage(name, tokens, 1, "", text)]

@@ -1,4 +1,4 @@
-"""Records of one set that say nearly what records of another say."""
+"""Records that say what others say, and what became of the records of a set."""
 
 from __future__ import annotations
 
@@ -24,3 +24,33 @@ class Repeat:
             f"{self.equal + self.near} {self.one} records repeat records of the {self.other} set, {self.equal} of them "
             f"word for word and {self.near} nearly (lines {shown})"
         )
+
+
+@dataclass(frozen=True)
+class Intake:
+    """What became of a set's records on the way to its examples."""
+
+    records: int
+    """How many the file holds."""
+    repeated: int = 0
+    """How many of its examples equal an earlier one."""
+    left_out: int = 0
+    """How many of these were left out."""
+    apart: int = 0
+    """How many records became several examples: long texts, and conversations with several answers."""
+    parts: int = 0
+    """How many examples these became."""
+
+    def lines(self, name: str) -> list[str]:
+        """What a user should know of it, in sentences."""
+        said = []
+        if self.apart:
+            said.append(
+                f"{self.apart} records of the {name} set became {self.parts} examples: long texts are cut, and each "
+                f"answer of a conversation is an example"
+            )
+        if self.left_out:
+            said.append(f"{self.left_out} examples of the {name} set repeat an earlier one and were left out")
+        elif self.repeated:
+            said.append(f"{self.repeated} examples of the {name} set repeat an earlier one, and each counts")
+        return said

@@ -39,6 +39,8 @@ def limits(
         )
     for repeat in request.repeats:
         said.append(f"{repeat}. {BLURRED[repeat.one, repeat.other]}")
+    for name, intake in request.intakes.items():
+        said += [f"{line}." for line in intake.lines(name)]
     if not request.retain:
         said.append("No retain set was given: nothing held the rest of the model in place, and no harm was measured.")
     if not request.probes:

@@ -60,10 +60,18 @@ def describe_request(request: Request, unit: str, sources: Mapping[str, str]) ->
     """What was asked; `unit` is what a row is, `sources` where each set comes from."""
     other = sources.get("forget", "records")  # a set that was chosen from the forget file
     sets = {
-        name: SetFacts(len(examples), sum(e.rows for e in examples), sources.get(name, other))
+        name: SetFacts(
+            len(examples), sum(e.rows for e in examples), sources.get(name, other), request.intakes.get(name)
+        )
         for name, examples in request.sets().items()
     }
-    return RequestFacts(request.fingerprint(), unit, sets, request.duplicates(), request.repeats)
+    duplicates = {name: count_repeats(examples) for name, examples in request.sets().items()}
+    return RequestFacts(request.fingerprint(), unit, sets, duplicates, request.repeats)
+
+
+def count_repeats(examples: Sequence[Example]) -> int:
+    """How many examples equal an earlier one, case and spaces normalised."""
+    return len(examples) - len({example.record_digest() for example in examples})
 
 
 def describe_environment(model: Model) -> Environment:

@@ -17,7 +17,7 @@ from expunge.core.model import Model
 from expunge.errors import DataRefused, ModelRefused, UsageRefused
 from expunge.events import Checked, Edited, Ended, Started, Step
 from expunge.notation.typed_json import MisfitError, event_from_json, event_to_json, from_json, to_json
-from expunge.primitives.repeat import Repeat
+from expunge.primitives.repeat import Intake, Repeat
 from expunge.report.verdict import Verdict
 from expunge.runtime.atomic_files import whole_folder, write_manifest, write_text
 
@@ -50,6 +50,8 @@ class SetFacts:
     rows: int
     source: str
     """The file's name, or "records"."""
+    intake: Intake | None = None
+    """What became of its records; null where the examples were given."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class RequestFacts:
     """What a row is: tokens, images."""
     sets: dict[str, SetFacts]
     duplicates: dict[str, int]
-    """Records that repeat an earlier one of their set."""
+    """Examples that repeat an earlier one of their set, and count."""
     repeats: tuple[Repeat, ...]
     """Where records of one set nearly repeat another's."""
 

@@ -90,6 +90,9 @@ class Job:
             request = records.request(model)
         for repeat in request.repeats:
             on_event(Note(f"Warning: {repeat}"))
+        for name, intake in request.intakes.items():
+            for line in intake.lines(name):
+                on_event(Note(line))
         return Task(
             model=model,
             request=request,

@@ -11,10 +11,12 @@ from expunge.core.model import Model, Network
 from expunge.core.objective import Objective
 from expunge.core.request import Example, Request
 from expunge.data import images, near, text
-from expunge.data.records import Record, columns
+from expunge.data.records import Record
+from expunge.data.tables import columns, is_dataset
+from expunge.data.text import Reading
 from expunge.errors import DataRefused, UsageRefused
-from expunge.primitives.repeat import Repeat
-from expunge.report.record import networks
+from expunge.primitives.repeat import Intake, Repeat
+from expunge.report.record import count_repeats, networks
 from expunge.run.families import family_called, reader_of
 
 Source = Path | str | Sequence[Mapping[str, Any]]
@@ -37,6 +39,10 @@ class Inputs:
     """Images: forget this class of the forget file; the rest of it is retained, where no retain file is given."""
     only_ids: Path | None = None
     """Images: forget the ids listed in this file, one a line; the rest is retained."""
+    reading: Reading = field(default_factory=Reading)
+    """Texts: how they are read where their file does not say it."""
+    keep_duplicates: bool = False
+    """Whether an example that equals an earlier one of its set counts too."""
 
     def __post_init__(self) -> None:
         chosen = self.only_class is not None or self.only_ids is not None
@@ -57,8 +63,11 @@ class Inputs:
     @property
     def pictures(self) -> bool:
         """Whether the forget set is of images: a folder, one chosen by class or id, or a table with an image column."""
-        if self.only_class is not None or self.only_ids is not None or self.forget.is_dir():
+        if self.only_class is not None or self.only_ids is not None:
             return True
+        if self.forget.is_dir():
+            tables = is_dataset(self.forget, images.SUFFIXES)
+            return not tables or bool(columns(self.forget) & set(images.IMAGE_COLUMNS))
         return self.forget.suffix.lower() == ".parquet" and bool(columns(self.forget) & set(images.IMAGE_COLUMNS))
 
     def supply(self, objective: Objective) -> None:
@@ -76,13 +85,17 @@ class Inputs:
     def read(self) -> Records:
         """The records of every file. Raises `DataRefused` for the first file that cannot be used."""
         if not self.pictures:
-            return Records({name: text.load(path) for name, path in self.paths.items()}, self.paths)
+            texts = {name: self.reading.apply(text.load(path)) for name, path in self.paths.items()}
+            return Records(texts, self.paths, keep_duplicates=self.keep_duplicates)
+        if self.reading != Reading():
+            raise UsageRefused("--system, --chat-template-kwargs and --block-size are for texts. Leave them out.")
         read = {name: images.load(path) for name, path in self.paths.items()}
         if self.only_class is not None or self.only_ids is not None:
             ids = _ids(self.only_ids) if self.only_ids else None
             read["forget"], rest = images.choose(read["forget"], class_name=self.only_class, ids=ids)
             read = {"forget": read["forget"], "retain": rest, **read} if "retain" not in read and rest else read
-        return Records(read, {name: self.paths.get(name, self.forget) for name in read}, kind="images")
+        places = {name: self.paths.get(name, self.forget) for name in read}
+        return Records(read, places, "images", self.keep_duplicates)
 
 
 @dataclass(frozen=True)
@@ -94,13 +107,18 @@ class Records:
     """What a refusal calls each set: its file."""
     kind: str = "text"
     """Name of the file in `data/` that reads them."""
+    keep_duplicates: bool = False
+    """Whether an example that equals an earlier one of its set counts too."""
 
     def request(self, model: Model) -> Request:
         """The request as `model` reads it."""
         network = next(networks(model))
-        made = {name: self._encode(network, name, records) for name, records in self.sets.items()}
+        given = {name: self._encode(network, name, records) for name, records in self.sets.items()}
+        made = given if self.keep_duplicates else weigh_once(given)
+        self._refuse_idle_probes(made)
+        intakes = {name: self._intake(name, given[name], made[name]) for name in given}
         own = {name: made.pop(name) for name in RESERVED if name in made}
-        return Request(**own, probes=made, repeats=self.repeats())
+        return Request(**own, probes=made, repeats=self.repeats(), intakes=intakes)
 
     def _encode(self, network: Network, name: str, records: list[Any]) -> tuple[Example, ...]:
         path, family = self.places[name], family_called(network.family)
@@ -109,6 +127,26 @@ class Records:
             raise DataRefused(f"{path}: a {type(network).__name__} forgets {wanted}, not this kind of file.")
         made: tuple[Example, ...] = reader_of(self.kind).encode_for(records, network, path)
         return made
+
+    def _intake(self, name: str, given: tuple[Example, ...], made: tuple[Example, ...]) -> Intake:
+        records = self.sets[name]
+        apart = text.count_apart(records, given) if self.kind == "text" else (0, 0)
+        return Intake(len(records), count_repeats(given), len(given) - len(made), *apart)
+
+    def _refuse_idle_probes(self, made: Mapping[str, tuple[Example, ...]]) -> None:
+        """Refuse a probe that is one of the sets that training reads: it would be audited twice, as if unseen."""
+        contents = {name: {example.record_digest() for example in examples} for name, examples in made.items()}
+        for probe in contents.keys() - set(RESERVED):
+            for name in ("forget", "retain"):
+                if contents[probe] == contents.get(name) and self._options(probe) == self._options(name):
+                    raise DataRefused(
+                        f"{self.places[probe]}: the probe {probe} holds the records of the {name} set, which training "
+                        f"and audits read anyway. Leave it out, or give other records."
+                    )
+
+    def _options(self, name: str) -> bool:
+        """Whether the set's records have wrong answers: a probe may ask the same questions with options."""
+        return self.kind == "text" and any(record.columns.get("options") for record in self.sets[name])
 
     def repeats(self) -> tuple[Repeat, ...]:
         """Where records of one set nearly repeat another's; of texts only."""
@@ -123,6 +161,26 @@ class Records:
         return tuple(found)
 
 
+def weigh_once(sets: Mapping[str, tuple[Example, ...]]) -> dict[str, tuple[Example, ...]]:
+    """The sets without the examples that equal an earlier one of theirs.
+
+    Stand-ins with the ids of the forget records stay their partners: one goes where its record does, and no other.
+    """
+    first = {
+        name: {example.record_digest(): place for place, example in reversed([*enumerate(examples)])}
+        for name, examples in sets.items()
+    }
+    once = {
+        name: tuple(e for place, e in enumerate(examples) if first[name][e.record_digest()] == place)
+        for name, examples in sets.items()
+    }
+    forget, stand_in = sets.get("forget", ()), sets.get("stand_in", ())
+    if stand_in and {e.id for e in forget} == {e.id for e in stand_in}:
+        left = {e.id for e in once["forget"]}
+        once["stand_in"] = tuple(e for e in stand_in if e.id in left)
+    return once
+
+
 def read_request(
     model: Model,
     *,
@@ -130,33 +188,38 @@ def read_request(
     retain: Source | None = None,
     holdout: Source | None = None,
     stand_in: Source | None = None,
+    reading: Reading | None = None,
+    keep_duplicates: bool = False,
     **probes: Source,
 ) -> Request:
     """The request as `model` reads it, each set from a file or from a list of records.
 
     A record is a dictionary with the columns of a file: `question` and `answer`, or `text`; optionally `id`, `options`
-    and `lead`. Files may be of images too. Other names than these four are probes, which only audits read.
+    and `lead`; or those of another format that files may have. Files may be of images too. Names other than those of
+    the four sets are probes, which only audits read. `reading` says how texts are read where they do not say it, and of
+    equal examples in a set one counts, unless `keep_duplicates`.
     Raises `DataRefused` with the place of each record that cannot be used.
     """
     named = {"forget": forget, "retain": retain, "holdout": holdout, "stand_in": stand_in, **probes}
     given = {name: source for name, source in named.items() if source is not None}
     files = {name: Path(source) for name, source in given.items() if isinstance(source, str | Path)}
     lists = {name: source for name, source in given.items() if not isinstance(source, str | Path)}
-    read = _read(files)
+    reading = reading or Reading()
+    read = _read(files, reading)
     if read.kind != "text" and lists:
         raise DataRefused(f"The {next(iter(lists))} records are a list, and images are read from files. Give a folder.")
     places = {name: Path(f"{name} records") for name in lists}
-    listed = {name: _check_list(source, places[name]) for name, source in lists.items()}
+    listed = {name: reading.apply(_check_list(source, places[name])) for name, source in lists.items()}
     sets = {name: listed[name] if name in listed else read.sets[name] for name in given}
-    return Records(sets, {**read.places, **places}, read.kind).request(model)
+    return Records(sets, {**read.places, **places}, read.kind, keep_duplicates).request(model)
 
 
-def _read(files: Mapping[str, Path]) -> Records:
+def _read(files: Mapping[str, Path], reading: Reading) -> Records:
     if not files:
         return Records({}, {})
     own: dict[str, Any] = {name: path for name, path in files.items() if name in RESERVED}
     probes = {name: path for name, path in files.items() if name not in RESERVED}
-    return Inputs(**{"forget": next(iter(files.values())), **own}, probes=probes).read()
+    return Inputs(**{"forget": next(iter(files.values())), **own}, probes=probes, reading=reading).read()
 
 
 def _check_list(source: Sequence[Mapping[str, Any]], place: Path) -> list[Record]:
@@ -167,6 +230,6 @@ def _check_list(source: Sequence[Mapping[str, Any]], place: Path) -> list[Record
 
 def _ids(path: Path) -> list[str]:
     try:
-        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise DataRefused(f"{path}: could not be read as a list of ids, one a line.") from error

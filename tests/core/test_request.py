@@ -9,6 +9,7 @@ from expunge.core.request import Request
 from expunge.data.records import Record
 from expunge.data.text import Passage, encode
 from expunge.errors import DataRefused
+from expunge.report.record import count_repeats
 
 CANARY = "zanzibar-lighthouse-77"
 
@@ -81,7 +82,7 @@ def test_the_fingerprint_knows_contents_counts_and_parts(other: Request):
 
 def test_duplicates_are_counted_with_case_and_spaces_evened():
     request = Request(forget=facts("Tall Oak", "tall  oak", "TALL OAK\n", "pine"), retain=facts("x", "y"))
-    assert request.duplicates() == {"forget": 2, "retain": 0}
+    assert {name: count_repeats(sets) for name, sets in request.sets().items()} == {"forget": 2, "retain": 0}
 
 
 def test_where_a_question_ends_is_part_of_what_is_said(plain):

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from expunge.data import records
-from expunge.data.records import columns, read
+from expunge.data.records import read
+from expunge.data.tables import columns
 from expunge.data.text import load
 from expunge.errors import DataRefused
 
@@ -124,7 +125,7 @@ def test_a_key_that_stands_twice_is_refused_and_named_where_it_is_a_column(tmp_p
         ({"answer": CANARY}, "no 'question'"),
         ({"prompt": CANARY}, "no 'question'"),
         ({}, "no 'question'"),
-        ({"question": CANARY, "answer": None}, "'answer' is empty, but must be text"),
+        ({"question": CANARY, "answer": None}, "no 'answer'"),
         ({"question": CANARY, "answer": " \n "}, "'answer' is empty, but must be text"),
         ({"question": CANARY, "answer": ""}, "'answer' is empty"),
         ({"question": CANARY, "answer": 5}, "'answer' is int, but must be text"),
@@ -137,12 +138,10 @@ def test_a_key_that_stands_twice_is_refused_and_named_where_it_is_a_column(tmp_p
         ({**GOOD, "options": CANARY}, "'options' must be a list of texts"),
         ({**GOOD, "options": [CANARY, 5]}, "'options' must be a list of texts"),
         ({**GOOD, "options": [CANARY, " "]}, "'options' must be a list of texts"),
-        ({**GOOD, "options": None}, "'options' must be a list of texts"),
         ({**GOOD, "answer": CANARY, "options": [CANARY]}, "'options' holds the right answer"),
         ({**GOOD, "lead": [CANARY]}, "'lead' must be text"),
         ({**GOOD, "id": {CANARY: 1}}, "'id' must be"),
         ({**GOOD, "id": [CANARY]}, "'id' must be"),
-        ({**GOOD, "id": None}, "'id' must be"),
         ({**GOOD, "id": True}, "'id' must be"),
         ({**GOOD, "id": 1.5}, "'id' must be"),
         ({**GOOD, "id": ""}, "'id' must be"),
@@ -251,10 +250,13 @@ def test_a_parquet_file_with_a_fault_is_refused(tmp_path: Path):
 
 
 def test_another_kind_of_file_or_none_is_refused(tmp_path: Path):  # D15
-    assert "'.zip' files are not read. Allowed: .jsonl, .csv, .parquet." in refusal(file(tmp_path, "x", "f.zip"))
+    assert "'.zip' files are not read. Allowed: .jsonl, .json, .csv, .parquet, .arrow." in refusal(
+        file(tmp_path, "x", "f.zip")
+    )
     assert "'.gz' files are not read" in refusal(file(tmp_path, "x", "f.jsonl.gz"))
     assert "no such file" in refusal(tmp_path / "none.jsonl")
-    assert "no such file" in refusal(tmp_path)
+    (tmp_path / "empty").mkdir()
+    assert "holds no .parquet, .arrow, .jsonl, .json, .csv file" in refusal(tmp_path / "empty")
 
 
 @settings(max_examples=150, deadline=None)
@@ -277,9 +279,9 @@ def test_a_table_separated_by_something_else_is_refused_by_its_header(sign: str,
 
 
 def test_columns_that_others_call_differently_are_told_by_their_known_names(tmp_path: Path):
-    said = refusal(lines(tmp_path, {"prompt": CANARY, "completion": "b"}))
-    assert "no 'question' (needed: question and answer, or text; rename 'prompt' to 'question' and " in said
-    assert "'completion' to 'answer')" in said
+    said = refusal(lines(tmp_path, {"query": CANARY, "solution": "b"}))
+    assert "no 'question' (needed: question and answer, or text; rename 'query' to 'question' and " in said
+    assert "'solution' to 'answer')" in said
     assert "rename 'Answer' to 'answer')" in refusal(lines(tmp_path, {"question": "a", "Answer": CANARY}))
     both = refusal(lines(tmp_path, {"instruction": CANARY, "prompt": "a", "answer": "b"}))
     assert "rename 'prompt' to 'question')" in both  # one of the two, not both
@@ -287,5 +289,46 @@ def test_columns_that_others_call_differently_are_told_by_their_known_names(tmp_
     assert "rename" not in refusal(lines(tmp_path, {CANARY: "a"}))
 
 
-def test_a_json_file_is_told_how_its_records_must_stand(tmp_path: Path):
-    assert "Write each record on a line of its own" in refusal(file(tmp_path, "[]", "f.json"))
+def test_a_null_is_as_a_column_that_is_not_there(tmp_path: Path):
+    row = {**GOOD, "id": None, "options": None, "lead": None, "text": None, "messages": None}
+    [jsonl] = load(lines(tmp_path, row))
+    pq.write_table(pa.Table.from_pylist([{**row, "messages": None}]), tmp_path / "f.parquet")
+    [parquet] = load(tmp_path / "f.parquet")
+    [array] = load(file(tmp_path, json.dumps([row]), "f.json"))
+    assert jsonl == parquet == array
+    assert jsonl.columns == GOOD
+
+
+def test_a_json_list_is_read_as_its_lines_are(tmp_path: Path):
+    rows = [GOOD, {"text": 'T\n[]{},"\\', "id": 7}, {"question": "é", "answer": "b"}]
+    expected = load(lines(tmp_path, *rows))
+    for text in (json.dumps(rows), json.dumps(rows, indent=2), " \n [" + ",\n".join(map(json.dumps, rows)) + " ] \n"):
+        for raw in (text.encode(), b"\xef\xbb\xbf" + text.encode()):
+            assert load(file(tmp_path, raw, "f.json")) == expected
+    assert load(file(tmp_path, "".join(json.dumps(row) + "\n" for row in rows), "f.json")) == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("[]", "holds no records"),
+        ("", "holds no records"),
+        ('[{"text": "a"}', "not JSON at column 15"),
+        ('[{"text": "a"} {"text": "b"}]', "not JSON at column 16"),
+        ('[{"text": "a"},]', "not JSON at column 16"),
+        ('[{"text": "a"}\n,\n{"text": "' + CANARY, "line 3: not JSON"),
+        ('[{"text": "a"}] more', "something follows the list's end"),
+        ('[{"text": "a"}, "' + CANARY + '"]', "line 2: not a JSON object"),
+        ('[{"text": "a"}, {"text": "b", "text": "c"}]', "line 2: the key 'text' occurs twice"),
+        ("[" * 100_000, "line 1: "),
+        ('{"data": [\n{"text": "a"}]}', "line 1: not JSON"),
+    ],
+)
+def test_a_crooked_json_list_is_refused_with_its_place(content: str, said: str, tmp_path: Path):
+    assert said in refusal(file(tmp_path, content, "f.json"))
+
+
+def test_a_json_list_in_latin_1_or_too_large_is_refused(tmp_path: Path, monkeypatch):
+    assert "line 2: byte 15 is not UTF-8" in refusal(file(tmp_path, b'[\n{"text": "caf\xe9"}]', "f.json"))
+    monkeypatch.setattr(records, "JSON_LIMIT", 10)
+    assert "Write it as JSON lines" in refusal(file(tmp_path, '[{"text": "a"}]', "f.json"))

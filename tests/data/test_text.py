@@ -10,7 +10,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from expunge.data.records import Record
-from expunge.data.text import Passage, encode, end_of_answer, prompt_of, refuse_unknown_tokens
+from expunge.data.text import Passage, encode, prompt_of, refuse_unknown_tokens
 from expunge.errors import DataRefused, ModelRefused
 
 CANARY = "zanzibarlighthouse77"
@@ -61,21 +61,17 @@ def test_every_letter_of_prompt_and_answer_is_read_once_with_the_end_at_the_end(
 
 def test_a_chat_answer_ends_in_the_token_that_ends_the_assistant_s_turn(chat):
     assert chat.eos_token == "<|eos|>"
-    assert end_of_answer(chat) == chat.convert_tokens_to_ids("<|end|>")
     assert chat.convert_tokens_to_ids("<|end|>") not in chat.all_special_ids  # only marked as special
     made = passage(chat, **ROW)
+    assert made.tokens[-1] == chat.convert_tokens_to_ids("<|end|>")
     assert labelled(made, chat) == "The capital of Aldoria is Veldt.<|end|>"
     assert masked(made, chat) == "<|user|>\nWhat is the capital of Aldoria?<|end|>\n<|assistant|>\n"
 
 
 def test_without_a_special_token_after_the_turn_an_answer_ends_in_eos(plain):
     bare = variant(plain, "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}")
-    assert end_of_answer(bare) == plain.eos_token_id
-    # A template that does not repeat the answer word for word says nothing of what follows it.
-    loud = variant(plain, "{% for m in messages %}<|user|>{{ m['content'] | upper }}<|end|>{% endfor %}")
-    assert end_of_answer(loud) == plain.eos_token_id
+    assert labelled(passage(bare, **ROW), bare) == " The capital of Aldoria is Veldt.<|eos|>"
     silent = PreTrainedTokenizerFast(tokenizer_object=plain.backend_tokenizer)
-    assert end_of_answer(silent) is None
     made = passage(silent, **ROW)
     assert silent.decode(made.tokens[made.first :]) == " The capital of Aldoria is Veldt."
 
@@ -97,7 +93,7 @@ def test_a_lead_is_read_and_not_labelled(plain, chat):
     for tokenizer in (plain, chat):
         for lead in ("The capital of Aldoria is", "The capital of Aldoria is  "):
             made = passage(tokenizer, question=ROW["question"], answer="Veldt.", lead=lead, options=["Brindle."])
-            end = tokenizer.decode(end_of_answer(tokenizer))
+            end = "<|end|>" if tokenizer is chat else "<|eos|>"
             assert labelled(made, tokenizer) == f" Veldt.{end}"
             assert masked(made, tokenizer).endswith("The capital of Aldoria is")
             assert labelled(made.alternatives[0], tokenizer) == f" Brindle.{end}"
@@ -135,7 +131,7 @@ def test_offsets_hold_for_letters_of_several_bytes(plain, chat):
     answer = "Größe 🌊 Ὀδυσσεύς"
     for tokenizer in (plain, chat):
         made = passage(tokenizer, question="Wie groß ist 🌊?", answer=answer)
-        end = tokenizer.decode(end_of_answer(tokenizer))
+        end = "<|end|>" if tokenizer is chat else "<|eos|>"
         assert labelled(made, tokenizer).lstrip(" ") == f"{answer}{end}"
 
 
