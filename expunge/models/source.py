@@ -216,6 +216,14 @@ def stored_dtype(source: Source, config: Any) -> Any:
     return named if isinstance(named, torch.dtype) else torch.float32
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; raises `ValueError` where a key stands in it twice, of which readers take one or the other."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise ValueError
+    return made
+
+
 def _header(path: Path) -> dict[str, Any]:
     """The names, types and places of a safetensors file's tensors."""
     try:
@@ -223,7 +231,7 @@ def _header(path: Path) -> dict[str, Any]:
             length = int.from_bytes(file.read(8), "little")
             if not 0 < length <= LONGEST_HEADER:
                 raise ValueError
-            header = json.loads(file.read(length))
+            header = json.loads(file.read(length), object_pairs_hook=_once)
             tensors = {name: tensor for name, tensor in header.items() if name != "__metadata__"}
             if not all(len(t["data_offsets"]) == 2 and isinstance(t["dtype"], str) for t in tensors.values()):
                 raise ValueError
