@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from expunge import _peft_hook
 
 if TYPE_CHECKING:
+    from expunge.adapters._adapter_files import load_adapter
     from expunge.adapters.bounded import Bounded
     from expunge.adapters.full import Full
     from expunge.adapters.lora import LoRA
@@ -60,6 +61,7 @@ _HOME = {
     "WhiteBoxAudit": "audits._kinds",
     "Wrapper": "core.model",
     "answers": "core.model",
+    "load_adapter": "adapters._adapter_files",
     "open_model": "models.open",
     "parse": "notation.parse",
     "read_request": "run.prepare",
@@ -94,6 +96,7 @@ __all__ = [
     "WhiteBoxAudit",
     "Wrapper",
     "answers",
+    "load_adapter",
     "open_model",
     "parse",
     "read_request",

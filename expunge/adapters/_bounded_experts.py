@@ -12,16 +12,17 @@ the first step the answers are the base model's: to the bit where that goes expe
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn.functional import linear
 
 from expunge.adapters._fold import bounded_linear, fold
-from expunge.adapters._maps import Form
+from expunge.adapters._maps import Form, initialise
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -30,15 +31,20 @@ if TYPE_CHECKING:
 
 
 class BoundedExperts(nn.Module, BaseTunerLayer):
-    """The experts of one block with an update of each; merged, they are the plain experts again."""
+    """The experts of one block with an update of each; merged, they are the plain experts again.
+
+    An adapter has factors for both matrices, or for the one that peft's `target_parameters` names.
+    """
 
     adapter_layer_names = ("bounded_A", "bounded_B")
     other_param_names = ("bounded_form",)
 
-    def __init__(self, base_layer: nn.Module, adapter_name: str, config: BoundedConfig) -> None:
+    def __init__(
+        self, base_layer: nn.Module, adapter_name: str, config: BoundedConfig, among: Collection[str] | None = None
+    ) -> None:
         super().__init__()
         self.base_layer: Any = base_layer
-        self.matrices = ("gate_up_proj" if base_layer.has_gate else "up_proj", "down_proj")
+        self.matrices = matrices_of(base_layer)
         self.bounded_A = nn.ModuleDict()
         self.bounded_B = nn.ModuleDict()
         self.bounded_form: dict[str, dict[str, Form]] = {}
@@ -47,35 +53,45 @@ class BoundedExperts(nn.Module, BaseTunerLayer):
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self._active_adapter = adapter_name
-        self.update_layer(adapter_name, config)
+        self.update_layer(adapter_name, config, among)
 
-    def update_layer(self, adapter_name: str, config: BoundedConfig) -> None:
-        """Add an adapter, in float32 at least; the update starts at 0."""
-        a, b, forms = {}, {}, {}
-        for which in self.matrices:
+    def update_layer(self, adapter_name: str, config: BoundedConfig, among: Collection[str] | None = None) -> None:
+        """Add an adapter of the matrices `among` (None: both), in float32 at least; its update starts at 0."""
+        if adapter_name not in self.bounded_A:
+            self.bounded_A[adapter_name], self.bounded_B[adapter_name] = nn.ParameterDict(), nn.ParameterDict()
+        forms = self.bounded_form.setdefault(adapter_name, {})
+        into_a, into_b = self._dicts(adapter_name)
+        for which in self.matrices if among is None else among:
             weight = self._weight(which)
             (count, out, width), place = weight.shape, weight.device
             wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
-            factor = torch.empty(count * config.r, width, dtype=wide, device=place)
-            nn.init.kaiming_uniform_(factor, a=5**0.5)  # experts stacked as rows: each is initialised as a layer is
-            a[which] = nn.Parameter(factor.view(count, config.r, width))
-            b[which] = nn.Parameter(torch.zeros(count, out, config.r, dtype=wide, device=place))
+            # experts stacked as rows: each is initialised as a layer is
+            rows = torch.empty(count * config.r, width, dtype=wide, device=place)
+            columns = torch.empty(count * out, config.r, dtype=wide, device=place)
+            initialise(rows, columns, config.init_weights)
+            into_a[which] = nn.Parameter(rows.view(count, config.r, width))
+            into_b[which] = nn.Parameter(columns.view(count, out, config.r))
             forms[which] = Form.of(config.map, config.r, config.alpha, config.omega, config.gain, width)
-        self.bounded_A[adapter_name], self.bounded_B[adapter_name] = nn.ParameterDict(a), nn.ParameterDict(b)
-        self.bounded_form[adapter_name] = forms
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def adapts(self, name: str, which: str) -> bool:
+        """Whether an adapter has factors for one of the matrices."""
+        return name in self.bounded_A and which in self._dicts(name)[0]
 
     def factors(self, name: str, which: str) -> tuple[Float[Tensor, "experts r in"], Float[Tensor, "experts out r"]]:
         """A and B of one of the matrices, of all experts."""
-        a: Any = self.bounded_A[name]
-        b: Any = self.bounded_B[name]
+        a, b = self._dicts(name)
         return a[which], b[which]
+
+    def _dicts(self, name: str) -> tuple[Any, Any]:
+        return self.bounded_A[name], self.bounded_B[name]
 
     def changes(self) -> Iterator[tuple[str, Float[Tensor, "out in"]]]:
         """Each expert's matrix, as `name[expert]`, and what the active adapters add to it; one at a time."""
         for which in self.matrices:
-            for expert in range(len(self._weight(which))):
-                deltas = [self._delta(name, which, expert) for name in self._active()]
+            names = [name for name in self.active_adapters if self.adapts(name, which)]
+            for expert in range(len(self._weight(which)) if names else 0):
+                deltas = [self._delta(name, which, expert) for name in names]
                 yield f"{which}[{expert}]", sum(deltas[1:], deltas[0])
 
     def merge(self, safe_merge: bool = True, adapter_names: list[str] | None = None) -> None:
@@ -83,7 +99,7 @@ class BoundedExperts(nn.Module, BaseTunerLayer):
         for name in check_adapters_to_merge(self, adapter_names):
             if name not in self.bounded_A:
                 continue
-            merged = {which: self._merge_experts(name, which) for which in self.matrices}
+            merged = {which: self._merge_experts(name, which) for which in self.matrices if self.adapts(name, which)}
             for which, new in merged.items():
                 parameter = getattr(self.base_layer, which)
                 self.unmerged.setdefault(which, parameter.data)
@@ -132,6 +148,10 @@ class BoundedExperts(nn.Module, BaseTunerLayer):
     def _active(self) -> list[str]:
         return [name for name in self.active_adapters if name in self.bounded_A]
 
+    def originals(self) -> dict[str, Tensor]:
+        """The base's tensors that a merge replaced, by name."""
+        return self.unmerged
+
     def _weight(self, which: str) -> Float[Tensor, "experts out in"]:
         weight: Tensor = getattr(self.base_layer, which)
         return weight.transpose(1, 2) if self.base_layer.is_transposed else weight
@@ -148,17 +168,27 @@ class BoundedExperts(nn.Module, BaseTunerLayer):
 
     def _through(self, which: str, rows: Tensor, sizes: dict[int, int], active: list[str]) -> Tensor:
         """The rows, sorted by expert, times the matrix of each expert."""
-        name, *others = active
-        weight, form = self._weight(which), self.bounded_form[name][which]
+        weight = self._weight(which)
         bias = getattr(self.base_layer, f"{which}_bias") if self.base_layer.has_bias else None
-        a, b = (factor.unbind() for factor in self.factors(name, which))
-        made = []
+        known = {
+            name: tuple(zip(*(factor.unbind() for factor in self.factors(name, which)), strict=True))
+            for name in active
+            if self.adapts(name, which)
+        }
+        made: list[Tensor | None] = []
         for expert, part in zip(sizes, rows.split(list(sizes.values())), strict=True):
-            own = weight[expert]
-            for other in others:
-                own = own + self._delta(other, which, expert).to(own.dtype)
-            made.append(bounded_linear(part, own, None if bias is None else bias[expert], a[expert], b[expert], form))
-        return torch.cat(made)
+            own, shift = weight[expert], None if bias is None else bias[expert]
+            if not known:
+                made.append(linear(part, own, shift))
+                continue
+            total: Tensor | None = None
+            for name, factors in known.items():
+                a, b = factors[expert]
+                update = bounded_linear(part, own, shift, a, b, self.bounded_form[name][which])
+                total = update if total is None else total + update
+                own, shift = torch.zeros_like(own), None  # of further adapters the update alone is added
+            made.append(total)
+        return torch.cat([part for part in made if part is not None])
 
     def _delta(self, name: str, which: str, expert: int) -> Float[Tensor, "out in"]:
         a, b = self.factors(name, which)
@@ -174,3 +204,8 @@ class BoundedExperts(nn.Module, BaseTunerLayer):
         if not torch.isfinite(new).all():
             raise ValueError(f"The adapter {name} holds NaN or Inf and was not merged.")
         return new
+
+
+def matrices_of(experts: Any) -> tuple[str, str]:
+    """Names of the two tensors of fused experts."""
+    return ("gate_up_proj" if experts.has_gate else "up_proj", "down_proj")

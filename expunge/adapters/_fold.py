@@ -155,7 +155,7 @@ class _Folded(torch.autograd.Function):
             x, bias = x.to(cast), None if bias is None else bias.to(cast)
         with literally(weight.device.type):
             parts = [
-                linear(x, _folded(ctx, weight, a, b, start, rows), None if bias is None else bias[rows])
+                linear(x, _fold_rows(ctx, weight, a, b, start, rows), None if bias is None else bias[rows])
                 for rows in _blocks(weight)
             ]
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
@@ -179,7 +179,7 @@ class _Folded(torch.autograd.Function):
         with literally(weight.device.type):
             for rows in _blocks(weight):
                 if ctx.needs_input_grad[0]:
-                    part = flat_dy[:, rows] @ _folded(ctx, weight, a, b, start, rows)
+                    part = flat_dy[:, rows] @ _fold_rows(ctx, weight, a, b, start, rows)
                     dx = part if dx is None else dx.to(wide).add_(part)  # a sum of many loses digits in bfloat16
                 slope = MAPS[form.map].slope(form.phase(a, b[rows])).mul_(form.scale * form.omega)
                 # d loss / d (B A) = scale * omega * slope(phase) * (dY^T X), entry by entry
@@ -190,6 +190,6 @@ class _Folded(torch.autograd.Function):
         return dx, None, None, da.to(a.dtype), db.to(b.dtype), None, None, None
 
 
-def _folded(ctx: Any, weight: Tensor, a: Tensor, b: Tensor, start: Start | None, rows: slice) -> Tensor:
+def _fold_rows(ctx: Any, weight: Tensor, a: Tensor, b: Tensor, start: Start | None, rows: slice) -> Tensor:
     """Some rows of `W + update`, in the product's precision."""
     return fold(weight[rows], a, b[rows], ctx.form, _rows(start, rows), ctx.precision)

@@ -77,6 +77,22 @@ def width(factor: Tensor) -> torch.dtype:
     return torch.float64 if factor.dtype == torch.float64 else torch.float32
 
 
+def initialise(a: Tensor, b: Tensor, how: bool | str) -> None:
+    """Fill the factors A [r, in] and B [out, r]: B with 0, so that the update starts at 0, and A at random.
+
+    True: Kaiming-uniform (a = sqrt 5), "gaussian": of variance 1 / r^2, both as peft's LoRA has it; False: B at random
+    too, for tests of an adapter that does something.
+    """
+    if how == "gaussian":
+        torch.nn.init.normal_(a, std=1 / a.shape[0])
+    else:
+        torch.nn.init.kaiming_uniform_(a, a=5**0.5)
+    if how is False:
+        torch.nn.init.kaiming_uniform_(b, a=5**0.5)
+    else:
+        torch.nn.init.zeros_(b)
+
+
 def check(map: str, rank: int, alpha: float, omega: float, gain: float | None, who: str = "Bounded") -> None:
     """Refuse invalid settings, all of them in one message."""
     wrong = []

@@ -25,7 +25,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
 from expunge.adapters._bounded_experts import BoundedExperts
-from expunge.adapters._bounded_peft import BoundedLayer
+from expunge.adapters._bounded_linear import BoundedLinear
 from expunge.adapters._peft_adapter import quiet
 from expunge.adapters._relative_fisher import factors, is_transposed, row_weights
 from expunge.adapters.bounded import Bounded
@@ -104,7 +104,7 @@ class Fila(Adapter):
 
 def _slope(part: Any) -> float:
     """Slope of the update at B A = 0."""
-    if isinstance(part, BoundedLayer):
+    if isinstance(part, BoundedLinear):
         form = part.bounded_form[NOW]
         return form.scale * form.omega
     return float(part.scaling[NOW])
@@ -113,7 +113,7 @@ def _slope(part: Any) -> float:
 def _initialise(part: Any, a: Tensor, b: Tensor) -> None:
     """Set the factors; directions beyond the weight's own rank keep the adapter's initial values."""
     few = len(a)
-    bounded = isinstance(part, BoundedLayer)
+    bounded = isinstance(part, BoundedLinear)
     now_a, now_b = (part.bounded_A[NOW], part.bounded_B[NOW]) if bounded else (_lora(part, NOW))
     with torch.no_grad():
         now_a[:few].copy_(a)

@@ -20,7 +20,8 @@ from peft.tuners.lora.layer import LoraLayer, ParamWrapper
 from torch import Tensor, nn
 
 from expunge.adapters._bounded_experts import BoundedExperts
-from expunge.adapters._bounded_peft import BoundedConfig, BoundedLayer
+from expunge.adapters._bounded_linear import BoundedLinear
+from expunge.adapters._bounded_peft import BoundedConfig
 from expunge.adapters._layers import Targets
 from expunge.adapters._maps import check
 from expunge.adapters._peft_adapter import PeftAdapter, quiet
@@ -100,7 +101,7 @@ def _factors(module: nn.Module) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
         name = peft_name.removeprefix("base_model.model.")
         if isinstance(part, BoundedExperts):
             yield from ((f"{name}.{which}", part.factors(NAME, which)) for which in part.matrices)
-        elif isinstance(part, BoundedLayer):
+        elif isinstance(part, BoundedLinear):
             yield name, (part.bounded_A[NAME], part.bounded_B[NAME])
 
 

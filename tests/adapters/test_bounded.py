@@ -11,7 +11,8 @@ from peft import PeftModel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
-from expunge.adapters._bounded_peft import BoundedConfig, BoundedLayer
+from expunge.adapters._bounded_linear import BoundedLinear
+from expunge.adapters._bounded_peft import BoundedConfig
 from expunge.adapters._fold import bounded_linear
 from expunge.adapters._maps import MAPS, Form
 from expunge.adapters.bounded import Bounded
@@ -196,7 +197,7 @@ def test_merge_and_unmerge_are_exact(config):
     assert torch.allclose(logits(adapted), apart, atol=1e-5)
     adapted.module.unmerge_adapter()
     for name, part in adapted.module.named_modules():
-        if isinstance(part, BoundedLayer):
+        if isinstance(part, BoundedLinear):
             weight = part.get_base_layer().weight
             assert torch.equal(weight, before[f"{name.removeprefix('base_model.model.')}.weight"])
     assert torch.equal(logits(adapted), apart)

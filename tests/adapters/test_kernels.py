@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from expunge.adapters import _fold as fold
-from expunge.adapters._bounded_peft import BoundedLayer
+from expunge.adapters._bounded_linear import BoundedLinear
 from expunge.adapters._fold import bounded_linear
 from expunge.adapters._maps import MAPS, Form
 from expunge.adapters.bounded import Bounded
@@ -212,7 +212,7 @@ def test_a_checkpointed_model_gets_the_same_gradients_to_the_bit_and_runs_its_la
     saving.module.train()
     calls = []
     for part in saving.module.modules():
-        if isinstance(part, BoundedLayer):
+        if isinstance(part, BoundedLinear):
             part.register_forward_pre_hook(lambda *_: calls.append(1))
     right, got = gradients(plain), gradients(saving)
     assert len(calls) == 2 * 2 * 3  # twice, two blocks, three MLP layers each
