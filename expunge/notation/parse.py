@@ -138,6 +138,17 @@ def foreign(reference: str) -> object:
 
 def parse(text: str) -> Any:
     """The object that `text` describes. Raises `UsageRefused` where it says anything but names, values, + and *."""
+    tree, references = syntax(text)
+    try:
+        made = _Reader(references).read(tree.body)
+        repr(made)  # what has no `repr` cannot be reported, such as too long a sum
+        return made
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise _unreadable(text) from error
+
+
+def syntax(text: str) -> tuple[ast.Expression, dict[str, str]]:
+    """The text's syntax, and what each name stands for that is in the place of a `package.module:Class`."""
     refuse_long(text)
     pieces = re.split(QUOTED, text)
     references: dict[str, str] = {}
@@ -152,14 +163,15 @@ def parse(text: str) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SyntaxWarning)  # an odd escape in a quoted text
             warnings.simplefilter("ignore", DeprecationWarning)
-            tree = ast.parse("".join(pieces).strip().replace("\n", " "), mode="eval")
-        made = _Reader(references).read(tree.body)
-        repr(made)  # what has no `repr` cannot be reported, such as too long a sum
-        return made
+            return ast.parse("".join(pieces).strip().replace("\n", " "), mode="eval"), references
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        shown = ascii(text)[1:-1] if not text.isprintable() else text
-        shown = shown if len(shown) <= LONGEST_QUOTE else f"{shown[:LONGEST_QUOTE]}..."
-        raise UsageRefused(f"'{shown}' could not be read: write it like NPO(beta=0.1) + 2.0 * RetainKL().") from error
+        raise _unreadable(text) from error
+
+
+def _unreadable(text: str) -> UsageRefused:
+    shown = ascii(text)[1:-1] if not text.isprintable() else text
+    shown = shown if len(shown) <= LONGEST_QUOTE else f"{shown[:LONGEST_QUOTE]}..."
+    return UsageRefused(f"'{shown}' could not be read: write it like NPO(beta=0.1) + 2.0 * RetainKL().")
 
 
 def refuse_long(text: str) -> None:
