@@ -168,6 +168,7 @@ def start(tmp_path_factory):
         "COLUMNS": "200",
         "TOKENIZERS_PARALLELISM": "false",
         "TRANSFORMERS_VERBOSITY": "error",
+        "TQDM_DISABLE": "1",  # as the command has it before anything is imported
     }
     command = [sys.executable, "-c", SERVER]
     server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True)

@@ -522,6 +522,14 @@ def loading_without_a_copy(kind: Kind) -> str:
     return expect(torch.equal(answer(again), answer(model)))
 
 
+def loading_without_a_copy_into_bfloat16(kind: Kind) -> str:
+    model = shake(put(kind))
+    with folder(model) as path:
+        again = PeftModel.from_pretrained(llama().bfloat16(), path, low_cpu_mem_usage=True)
+    state, right = (peft.get_peft_model_state_dict(each) for each in (again, model))
+    return expect(all(torch.equal(state[name], right[name]) for name in right), "factors rounded to bfloat16")
+
+
 def loading_with_its_base(kind: Kind) -> str:
     with tempfile.TemporaryDirectory() as base:
         llama().save_pretrained(base)
@@ -719,6 +727,7 @@ HABITS: dict[str, list[tuple[str, Habit]]] = {
         ("`is_trainable=True`", training_on),
         ("`load_adapter` of a second", loading_a_second),
         ("`low_cpu_mem_usage=True`", loading_without_a_copy),
+        ("the same into a base in bfloat16: factors as they were saved", loading_without_a_copy_into_bfloat16),
         ("`AutoPeftModelForCausalLM`", loading_with_its_base),
         ("`load_adapter` of a model of transformers", adapters_of_transformers),
         ("`inject_adapter_in_model`, state dictionaries", injecting),

@@ -145,6 +145,16 @@ class BoundedExperts(nn.Module, BaseTunerLayer):
             total.index_add_(0, where, part.to(total.dtype))
         return total
 
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        """To the device alone: peft would round the factors to the precision of the base as well."""
+        base: Any = self.get_base_layer()
+        place = base.down_proj.device if device is None else device
+        for part in self._parameters_of(adapter_name):
+            part.data = part.data if part.is_meta else part.data.to(place)
+
+    def _parameters_of(self, name: str) -> list[nn.Parameter]:
+        return [p for each in self._dicts(name) for p in each.values()] if name in self.bounded_A else []
+
     def _active(self) -> list[str]:
         return [name for name in self.active_adapters if name in self.bounded_A]
 

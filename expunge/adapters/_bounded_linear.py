@@ -127,6 +127,17 @@ class BoundedLinear(nn.Module, BaseTunerLayer):
         assert made is not None
         return made
 
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        """To the device alone: peft would round the factors to the precision of the base as well."""
+        base: Any = self.get_base_layer()
+        place = base.weight.device if device is None else device
+        for part in self._factors(adapter_name):
+            part.data = part.data if part.is_meta else part.data.to(place)
+
+    def _factors(self, adapter_name: str) -> list[nn.Parameter]:
+        dicts = (self.bounded_A, self.bounded_B, self.bounded_start_A, self.bounded_start_B)
+        return [each[adapter_name] for each in dicts if adapter_name in each]
+
     def _check_mixed(self, inputs: int, adapter_names: list[str]) -> None:
         if self.merged:
             raise UsageRefused("adapter_names: adapters are merged. Call `unmerge_adapter()` first.")

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from peft import PeftConfig, PeftType
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import register_peft_method
+from peft.utils.integrations import init_empty_weights
 from peft.utils.other import AuxiliaryTrainingWrapper, get_pattern_key
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -156,7 +156,7 @@ class BoundedModel(BaseTuner):
     """Inserts bounded layers into a model."""
 
     prefix = "bounded_"
-    tuner_layer_cls = BaseTunerLayer
+    tuner_layer_cls = BaseTunerLayer  # all that is inserted here: linear layers and fused experts
     target_module_mapping: dict[str, list[str]] = {}
 
     def inject_adapter(
@@ -279,7 +279,7 @@ class BoundedModel(BaseTuner):
                 ):
                     continue
                 parent, _, name = key.rpartition(".")
-                with torch.device("meta") if low_cpu_mem_usage else torch.device(inner.get_parameter(which).device):
+                with init_empty_weights() if low_cpu_mem_usage else nullcontext():
                     self._adapt_tensor(config.at(full), adapter_name, model.get_submodule(parent), name, full)
                 found.append(full)
         return found

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from expunge.errors import UsageRefused
+from expunge.primitives.settings import show
 
 
 @dataclass(frozen=True)
@@ -96,15 +97,15 @@ def initialise(a: Tensor, b: Tensor, how: bool | str) -> None:
 def check(map: str, rank: int, alpha: float, omega: float, gain: float | None, who: str = "Bounded") -> None:
     """Refuse invalid settings, all of them in one message."""
     wrong = []
-    if map not in MAPS:
-        wrong.append(f"map must be one of {', '.join(MAPS)} (got {map!r})")
+    if not isinstance(map, str) or map not in MAPS:
+        wrong.append(f"map must be one of {', '.join(MAPS)} (got {show(map)})")
     if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= 65536:
-        wrong.append(f"rank must be a whole number from 1 to 65536 (got {rank!r})")
+        wrong.append(f"rank must be a whole number from 1 to 65536 (got {show(rank)})")
     if not isinstance(alpha, (int, float)) or not 0 < alpha < math.inf:
-        wrong.append(f"alpha must be positive (got {alpha!r})")
+        wrong.append(f"alpha must be positive (got {show(alpha)})")
     if not isinstance(omega, (int, float)) or not 0 < omega < math.inf:
-        wrong.append(f"omega must be positive and finite (got {omega!r})")
+        wrong.append(f"omega must be positive and finite (got {show(omega)})")
     if gain is not None and (not isinstance(gain, (int, float)) or not 0 < gain < math.inf):
-        wrong.append(f"gain must be positive, or None for sqrt(in_features) (got {gain!r})")
+        wrong.append(f"gain must be positive, or None for sqrt(in_features) (got {show(gain)})")
     if wrong:
         raise UsageRefused(f"{who}: {'; '.join(wrong)}.")

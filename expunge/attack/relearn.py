@@ -21,6 +21,7 @@ from expunge.events import OnEvent
 from expunge.methods.finetune import Finetune
 from expunge.notation.parse import parse
 from expunge.primitives.rehearsal import Rehearsal
+from expunge.primitives.settings import check_seed
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Relearn(WeightMethod):
     """Fixes the order in which the items are read."""
 
     def __post_init__(self) -> None:
+        check_seed(self)
         if self.steps < 1 or self.items < 1:
             raise UsageRefused(f"Relearn: steps and items must be at least 1. Got {self.steps!r}, {self.items!r}.")
 

@@ -23,6 +23,7 @@ from expunge.core.model import Batch, Network
 from expunge.core.request import Request
 from expunge.errors import UsageRefused
 from expunge.internals.states import Inside
+from expunge.primitives.settings import check_finite, check_seed
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -53,6 +54,8 @@ class ConceptInference(WhiteBoxAudit):
     )
 
     def __post_init__(self) -> None:
+        check_finite(self, "layer")
+        check_seed(self)
         if min(self.samples, self.draws, self.steps) < 2 or not self.concepts:
             raise UsageRefused(
                 f"ConceptInference: `samples`, `draws` and `steps` must be at least 2, and `concepts` not empty. "

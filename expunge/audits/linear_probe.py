@@ -30,6 +30,7 @@ from expunge.core.model import Batch, Network
 from expunge.core.question import HiddenStates
 from expunge.core.request import Request
 from expunge.primitives.out_of_memory import in_fitting_batches
+from expunge.primitives.settings import check_finite, check_seed
 from expunge.primitives.statistics import mean_interval
 
 if TYPE_CHECKING:
@@ -53,6 +54,10 @@ class LinearProbe(WhiteBoxAudit):
         "Share of examples whose first answer token (or class) a logistic probe of the hidden states tells, trained on "
         "the kept examples; chance is 1 / answers."
     )
+
+    def __post_init__(self) -> None:
+        check_finite(self, "layer")
+        check_seed(self)
 
     def look(self, network: Network, request: Request) -> tuple[Finding, ...]:
         sets = request.sets()

@@ -25,6 +25,7 @@ from expunge.core.model import Network
 from expunge.core.request import Request
 from expunge.errors import UsageRefused
 from expunge.internals.states import Inside
+from expunge.primitives.settings import check_finite, check_seed
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -53,6 +54,8 @@ class TCAV(WhiteBoxAudit):
     )
 
     def __post_init__(self) -> None:
+        check_finite(self, "layer")
+        check_seed(self)
         if self.samples < 2 or self.draws < 2 or not self.concepts:
             raise UsageRefused(
                 f"TCAV: `samples` and `draws` must be at least 2, and `concepts` not empty. "

@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -29,6 +30,7 @@ from expunge.cli.options import (
     present,
     spread_options,
 )
+from expunge.cli.quiet import ask_for_quiet, quiet_libraries
 from expunge.cli.signals import Interrupts, heed_signals
 from expunge.errors import THRESHOLDS_MISSED
 
@@ -208,6 +210,7 @@ def _job(
         check_names(text)
         check_settings(text)
     sets.check()
+    keeping.check()
     present("--stand-in", training.stand_in)
     probes, template = sets.probes(), texts.template()
     check_room_for_torch()
@@ -236,6 +239,7 @@ def _job(
         require=tuple(judging.require or ()),
         checkpoint_every=keeping.checkpoint_every,
         resume=keeping.resume,
+        dtype=keeping.dtype,
         hold=cast(Any, hold),  # it refuses others
     )
 
@@ -281,14 +285,12 @@ def _do(verb: str, job: Job, show_text: bool, device: str) -> None:
 
 def main() -> None:
     """Run the command; every refusal is one line and an exit code of its own."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # a line for each of five tries, before ours says what is wrong
-    os.environ.setdefault("TQDM_DISABLE", "1")  # the bars of libraries below; ours is not of that kind
     heed_signals()
+    ask_for_quiet()
     debug = bool(os.environ.get("EXPUNGE_DEBUG"))
-    sys.exit(run_guarded(lambda: app(standalone_mode=False), debug))
+    with nullcontext() if debug else quiet_libraries():
+        code = run_guarded(lambda: app(standalone_mode=False), debug)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -111,7 +111,7 @@ class Judging:
 
 @dataclass(frozen=True)
 class Keeping:
-    """What is kept of a run on its way."""
+    """What is kept of a run on its way, and how its result is written."""
 
     checkpoint_every: Annotated[
         int, Option("--checkpoint-every", help="Steps between two checkpoints; 0 for none.")
@@ -119,6 +119,14 @@ class Keeping:
     resume: Annotated[bool, Option("--resume", help="Go on from the newest checkpoint of the run that OUT names.")] = (
         False
     )
+    dtype: Annotated[
+        str | None, Option("--dtype", help="Of the weights: float32, bfloat16, float16; else as they came.")
+    ] = None
+
+    def check(self) -> None:
+        """Refuse a precision that is not known."""
+        if self.dtype not in (None, *DTYPES):
+            raise UsageRefused(f"--dtype '{self.dtype}' is not known. Allowed: {', '.join(DTYPES)}.")
 
 
 @dataclass(frozen=True)
@@ -128,7 +136,9 @@ class Devices:
     device: Device = "cpu"
     processes: Annotated[int, Option("--processes", help="Devices that the run is spread over.")] = 1
     device_memory: Annotated[float | None, Option("--device-memory", help="GB of each, where not here.")] = None
-    dtype: Annotated[str | None, Option("--dtype", help="Of the weights: float32, bfloat16, float16.")] = None
+    dtype: Annotated[
+        str | None, Option("--dtype", help="Of the weights: float32, bfloat16, float16; else as they came.")
+    ] = None
     rate: Annotated[float | None, Option("--rate", help="TFLOP/s of a device elsewhere, for the time.")] = None
     hold: Hold = "whole"
 
@@ -144,8 +154,6 @@ class Devices:
             raise UsageRefused("--rate must be a positive number of TFLOP/s.")
         if self.dtype not in (None, *DTYPES):
             raise UsageRefused(f"--dtype '{self.dtype}' is not known. Allowed: {', '.join(DTYPES)}.")
-        if self.dtype not in (None, "float32") and self.device == "cpu":
-            raise UsageRefused(f"--dtype {self.dtype}: on a CPU weights are held in float32. Give --device cuda.")
 
 
 def present(option: str, path: Path | None) -> None:

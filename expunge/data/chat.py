@@ -65,8 +65,6 @@ class Chat:
     """Whether contents are given as a list of parts, for templates that iterate over them."""
     after: str = ""
     """What the template writes after an answer."""
-    trims: bool = False
-    """Whether the template drops the spaces around an answer."""
 
     @staticmethod
     def of(tokenizer: Any, arguments: Mapping[str, Any]) -> Chat:
@@ -77,8 +75,7 @@ class Chat:
             text = chat.render(_turns(ANSWERS[0]))
             if QUESTION in text and ANSWERS[0] in text.rpartition(QUESTION)[2]:
                 _, after = chat.around(_turns(ANSWERS[0]))
-                trims = not chat.render(_turns(f" {ANSWERS[0]} ")).endswith(f" {ANSWERS[0]} {after}")
-                return Chat(tokenizer, arguments, listed, after, trims)
+                return Chat(tokenizer, arguments, listed, after)
         raise ModelRefused(
             "The tokenizer's chat template does not write the question, and the answer after it, as they are given, so "
             "all questions would look alike. Fix or remove it."
@@ -118,8 +115,7 @@ class Chat:
         shown = _squeeze(text)
         if any(_squeeze(turn["content"]) not in shown for turn in turns if turn["role"] != "assistant"):
             raise MisfitError("the model's chat template does not write all of its questions as they are")
-        answer, stop = turns[-1]["content"], len(text) - len(self.after)
-        said = answer.strip() if self.trims else answer
+        said, stop = turns[-1]["content"], len(text) - len(self.after)
         if text.endswith(said + self.after) and not _thoughts(turns[-1]):
             return self._cut(text, stop - len(said), stop)
         return self._search(turns, text)

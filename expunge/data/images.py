@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from expunge.data.class_names import explain_unknown, find_conflicts, list_few, number_of, shorten, spell_out
 from expunge.data.records import SHOWN
 from expunge.data.tables import is_dataset, open_table
 from expunge.errors import DataRefused, EnvironmentRefused, ModelRefused, UsageRefused
@@ -149,13 +150,16 @@ def encode(
     """Images through the model's own processor; labels by the model's class names, else by number."""
     if channels not in MODES:
         raise ModelRefused(f"The model reads {channels} channels; images are made with 1 or 3. Use another model.")
-    labels = [_class(record, label2id) for record in records]
+    labels = [number_of(record.label, record.name, label2id) for record in records]
     unknown = [
-        f"{_place(path, record)}: '{_short(record.label)}' is not one of the model's classes"
+        f"{_place(path, record)}: '{shorten(record.label)}' is not one of the model's classes"
         for record, label in zip(records, labels, strict=True)
         if label is None
     ]
-    _refuse(path, unknown, f"The model's {len(label2id)} classes are: {_few(label2id)}. Fix the labels.")
+    _refuse(path, unknown, explain_unknown([record.label for record in records], label2id))
+    conflicts = find_conflicts([(record.label, record.name) for record in records], label2id)
+    apart = [f"{_place(path, records[k])}: {what}" for k, what in conflicts]
+    _refuse(path, apart, "Give both the same names, or the file none; nothing was written.")
     pictures: list[Picture] = []
     for start in range(0, len(records), AT_ONCE):
         group = records[start : start + AT_ONCE]
@@ -178,23 +182,6 @@ def _refuse(path: Path, faults: list[str], hint: str = "Fix them; nothing was wr
         raise DataRefused(f"{path}: {'; '.join(faults[:SHOWN])}{more}. {hint}")
 
 
-def _few(names: Iterable[object]) -> str:
-    """At most 20 names, in order."""
-    known = list(names)
-    return ", ".join(_short(name) for name in known[:SHOWN]) + (", ..." if len(known) > SHOWN else "")
-
-
-def _short(name: object) -> str:
-    """A name, shortened for printing: it may be a caption instead of a class."""
-    text = _utf8(str(name))
-    return text if len(text) <= 40 else text[:40] + "..."
-
-
-def _utf8(text: str) -> str:
-    """The text with lone surrogates (bytes of a file name that are not UTF-8) spelled out."""
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
 def _place(path: Path, record: ImageRecord) -> str:
     return record.id if path.is_dir() else f"row {record.line}"
 
@@ -205,14 +192,14 @@ def _folder(path: Path) -> Iterator[ImageRecord | str]:
         raise DataRefused(f"{path}: has no subfolders. Put the images of each class into a subfolder of its name.")
     line = 0
     yield from (
-        f"{_short(p.name)}: an image outside the class folders (move it into one)"
+        f"{shorten(p.name)}: an image outside the class folders (move it into one)"
         for p in sorted(path.iterdir())
         if p.suffix.lower() in SUFFIXES and not p.is_dir() and not p.name.startswith(".")
     )
     for folder in classes:
         files = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
         if not files:
-            yield f"{_short(folder.name)}: holds no images (fill or remove the folder)"
+            yield f"{shorten(folder.name)}: holds no images (fill or remove the folder)"
         for file in files:
             line += 1
             yield _file(file, line)
@@ -220,8 +207,8 @@ def _folder(path: Path) -> Iterator[ImageRecord | str]:
 
 def _file(file: Path, line: int) -> ImageRecord | str:
     place = f"{file.parent.name}/{file.name}"
-    if _utf8(place) != place:
-        return f"{_utf8(place)}: its name is not UTF-8 (rename it)"
+    if spell_out(place) != place:
+        return f"{spell_out(place)}: its name is not UTF-8 (rename it)"
     if file.is_dir():
         return f"{place}: a folder within a class folder (give the folder just above the classes)"
     if file.suffix.lower() not in SUFFIXES:
@@ -259,9 +246,14 @@ def _parquet(path: Path) -> Iterator[ImageRecord | str]:
 
 
 def _column(path: Path, table: Any, allowed: tuple[str, ...], what: str) -> str:
-    found = next((name for name in allowed if name in table.column_names), None)
+    several = [name for name in allowed if name in table.column_names]
+    found = several[0] if several else None
+    if len(several) > 1:
+        raise DataRefused(
+            f"{path}: has {len(several)} {what} columns: {', '.join(several)}. Keep the one that is meant."
+        )
     if found is None:
-        has = _few(table.column_names) or "none"
+        has = list_few(table.column_names) or "none"
         raise DataRefused(
             f"{path}: has no {what} column. Allowed: {', '.join(allowed)}. Its columns: {has}. Rename it."
         )
@@ -346,7 +338,7 @@ def _of_class(records: list[ImageRecord], wanted: int | str) -> set[str]:
     if not found:
         known = {f"{r.label} ({r.name})" if r.name else str(r.label): r.label for r in records}
         names = sorted(known, key=lambda name: (isinstance(known[name], str), known[name]))
-        raise DataRefused(f"No image is of class '{_short(wanted)}'. Classes: {_few(names)}. Choose one of them.")
+        raise DataRefused(f"No image is of class '{shorten(wanted)}'. Classes: {list_few(names)}. Choose one of them.")
     return found
 
 
@@ -356,20 +348,12 @@ def _of_ids(records: list[ImageRecord], wanted: set[str]) -> set[str]:
     missing = sorted(wanted - {record.id for record in records})
     if missing:
         counts = f"{len(missing)} of {len(wanted)} ids"
-        classes = _few(sorted({str(record.name or record.label) for record in records}))
+        classes = list_few(sorted({str(record.name or record.label) for record in records}))
         raise DataRefused(
-            f"{counts} are not there: {_few(missing)}. "
+            f"{counts} are not there: {list_few(missing)}. "
             f"Ids look like '{records[0].id}'; classes: {classes}. Fix the ids."
         )
     return wanted
-
-
-def _class(record: ImageRecord, label2id: Mapping[str, int]) -> int | None:
-    """The model's number for the record's class; None where the model has no such class."""
-    for text in (record.label, record.name):
-        if isinstance(text, str) and text in label2id:
-            return label2id[text]
-    return {str(number): number for number in label2id.values()}.get(str(record.label))
 
 
 def _process(images: list[Image], processor: Any, channels: int) -> Float[Tensor, "images channels height width"]:

@@ -22,6 +22,7 @@ from expunge.edit._dampen import adaptive_alpha, dampen, everything
 from expunge.edit._fisher import mean_absolute_gradient
 from expunge.errors import UsageRefused
 from expunge.events import OnEvent
+from expunge.primitives.settings import check_finite
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class LFSSD(WeightMethod):
     """Examples in the mean of one gradient."""
 
     def __post_init__(self) -> None:
+        check_finite(self, "alpha")
         if not ((self.alpha is None or self.alpha >= 0) and 0 <= self.dampening < math.inf and self.batch >= 1):
             raise UsageRefused(
                 f"LFSSD: `alpha` must be None or at least 0, `dampening` at least 0 and `batch` at least 1. "

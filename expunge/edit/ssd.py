@@ -23,6 +23,7 @@ from expunge.edit._dampen import dampen, everything
 from expunge.edit._fisher import mean_squared_gradient
 from expunge.errors import UsageRefused
 from expunge.events import OnEvent
+from expunge.primitives.settings import check_finite
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class SSD(WeightMethod):
     alpha of its own."""
 
     def __post_init__(self) -> None:
+        check_finite(self, "alpha")
         if not (self.alpha >= 0 and 0 <= self.dampening < math.inf and self.batch >= 1):
             raise UsageRefused(
                 f"SSD: `alpha` and `dampening` must be at least 0 and `batch` at least 1. "

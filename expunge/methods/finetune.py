@@ -85,10 +85,10 @@ class Finetune(WeightMethod):
                 ("accumulate", "from 1 to batch", 1 <= self.accumulate <= self.batch),
                 ("warmup", "at least 0", self.warmup >= 0),
                 ("schedule", "constant, linear or cosine", self.schedule in ("constant", "linear", "cosine")),
-                ("weight_decay", "at least 0", self.weight_decay >= 0),
+                ("weight_decay", "at least 0 and finite", 0 <= self.weight_decay < math.inf),
                 ("activations", "kept or recomputed", self.activations in ("kept", "recomputed")),
                 ("seed", "from 0 to 2**63 - 1", 0 <= self.seed < 2**63),
-                ("clip", "None or positive", self.clip is None or self.clip > 0),
+                ("clip", "None or positive and finite", self.clip is None or 0 < self.clip < math.inf),
             )
             if not good
         ]

@@ -35,6 +35,7 @@ from expunge.methods.finetune import Finetune
 from expunge.methods.stop import Stop
 from expunge.objectives.idk_nll import IdkNLL
 from expunge.objectives.retain_nll import RetainNLL
+from expunge.primitives.settings import check_seed
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ class Poison(WeightMethod):
     """Draws donors, windows and random labels; the order of the examples is `learn`'s."""
 
     def __post_init__(self) -> None:
+        check_seed(self)
         if self.label not in ("donor", "random", "own") or self.place not in ("centre", "random", "located"):
             raise UsageRefused(
                 f"Poison: `label` must be donor, random or own, and `place` centre, random or located. "

@@ -57,6 +57,8 @@ def greedy(network: LanguageModel, begun: Sequence[Sequence[int]], most: Sequenc
 
     Only for a network that reads prefix trees as long as the longest of `begun`.
     """
+    from expunge.models.kv_cache import cache_argument
+
     continuations: list[list[int]] = [[] for _ in begun]
     alive = [k for k, many in enumerate(most) if many > 0]
     if not alive:
@@ -90,8 +92,8 @@ def greedy(network: LanguageModel, begun: Sequence[Sequence[int]], most: Sequenc
                 input_ids=token[:, None],
                 attention_mask=mask,
                 position_ids=place[:, None],
-                past_key_values=cache,
                 use_cache=True,
+                **{cache_argument(network.module): cache},
             )
             scores = _scores(states[:, -1], head)
             place = place + 1
@@ -108,11 +110,11 @@ def _read(network: LanguageModel, sequences: Sequence[Sequence[int]], more: int)
     """A cache of each sequence, padded on the left, with room for `more` tokens; and the scores of the next token."""
     from transformers import DynamicCache
 
-    from expunge.models.kv_cache import PreallocatedLayer
+    from expunge.models.kv_cache import PreallocatedLayer, cache_argument
 
     tree = Tree.of(sequences)
     cache: Any = DynamicCache()
-    states, head = network.states(**network.inputs(tree), past_key_values=cache, use_cache=True)
+    states, head = network.states(**network.inputs(tree), use_cache=True, **{cache_argument(network.module): cache})
     last = torch.tensor([path[-1] for path in tree.paths], device=states.device)
     longest = max(map(len, sequences))
     paths = torch.tensor([(0,) * (longest - len(path)) + path for path in tree.paths], device=states.device)

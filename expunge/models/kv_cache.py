@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.cache_utils import DynamicLayer
+
+
+def cache_argument(module: nn.Module) -> str:
+    """What the module's `forward` calls its cache: transformers renamed `past_key_values` to `cache` in 5.24.
+
+    Of a module that hands on whatever it is given, the first inside of it that names a cache is asked.
+    """
+    for part in module.modules():
+        known = inspect.signature(part.forward).parameters
+        for name in ("cache", "past_key_values"):
+            if name in known:
+                return name
+    return "past_key_values"
 
 
 class PreallocatedLayer(DynamicLayer):

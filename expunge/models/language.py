@@ -23,6 +23,7 @@ from expunge.models.hidden import UpToBlock
 from expunge.models.prefix_tree import Layout, Tree, pack, pieces
 from expunge.models.routers import UpToRouter
 from expunge.models.source import Source, config_text, load_module, refuse_adapted
+from expunge.models.stored import Stored, stored_of, write_module
 from expunge.models.tree_attention import most_on, with_trees, without_trees
 from expunge.primitives.class_scores import Head
 from expunge.primitives.out_of_memory import in_fitting_batches
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 
 ROOM = {"cpu": 1024, "cuda": 8192}
 """Most tokens in one forward pass without gradients: nodes of a prefix tree, or tokens of padded rows."""
+
+TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model", "vocab.txt")
+"""Files that a tokenizer may be in."""
 
 LARGEST = 4096
 """Longest text, in tokens, that is read as a path of a prefix tree (its mask has 64 MB)."""
@@ -53,17 +57,21 @@ class LanguageModel(Network):
     """Whether class scores are just the output matrix times the last hidden state; probed too."""
     most: int = 0
     """Nodes of a tree, or tokens of padded rows, that a call without gradients reads at most; 0: by the device."""
+    stored: Stored | None = field(repr=False, default=None)
+    """How its file holds the weights, which it is written in as well; None: as they are in memory."""
 
     @staticmethod
     def load(source: Source, device: str = "cpu", storage_device: str | None = None) -> LanguageModel:
-        """Weights in float32 for a CPU, else in the precision of the file; never remote code, never pickle.
+        """Weights in float32 for a CPU, else in the precision of the file or of `source.dtype`; never remote code or
+        pickle.
 
         They are put on `storage_device` where one is given, else on `device`.
         """
         from transformers import AutoModelForCausalLM
 
-        module = load_module(source, AutoModelForCausalLM, torch.float32 if device == "cpu" else "auto")
-        return LanguageModel.of(module.to(storage_device or device), load_tokenizer(source))
+        module = load_module(source, AutoModelForCausalLM, torch.float32 if device == "cpu" else source.dtype or "auto")
+        made = LanguageModel.of(module.to(storage_device or device), load_tokenizer(source))
+        return replace(made, stored=stored_of(source, module.config))
 
     @staticmethod
     def of(module: Any, tokenizer: Any) -> LanguageModel:
@@ -187,7 +195,7 @@ class LanguageModel(Network):
         refuse_adapted(self.module)
         self.module.config.use_cache = True  # for serving, where the KV cache is used
         try:
-            self.module.save_pretrained(folder, safe_serialization=True)
+            write_module(self.module, self.stored, folder)
         finally:
             self.module.config.use_cache = False
         self.tokenizer.save_pretrained(folder)
@@ -263,7 +271,12 @@ def load_tokenizer(source: Source) -> Any:
     try:
         return AutoTokenizer.from_pretrained(**source.arguments, **gguf)
     except Exception as error:  # each tokenizer class fails in its own way on a damaged file
-        raise ModelRefused(f"{source.name}: its tokenizer could not be loaded ({type(error).__name__}).") from error
+        there = source.gguf or not source.local or any((Path(source.name) / name).is_file() for name in TOKENIZERS)
+        what = "could not be loaded" if there else "is not in the folder"
+        raise ModelRefused(
+            f"{source.name}: its tokenizer {what} ({type(error).__name__}). Copy tokenizer.json and "
+            f"tokenizer_config.json of the model that it was made from into the folder."
+        ) from error
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,20 +17,25 @@ from expunge.primitives.composed_files import FILE, open_parts
 from expunge.runtime.atomic_files import check_inside
 
 
-def open_model(text: str | Path, device: str = "cpu", storage_device: str | None = None) -> Model:
+def open_model(
+    text: str | Path, device: str = "cpu", storage_device: str | None = None, dtype: str | None = None
+) -> Model:
     """The model in a folder, a GGUF file, or at a hub id (`org/name@revision`).
 
     A folder may hold a transformers model, or what `save` of any other model wrote: a guarded network, an ensemble.
     The weights are put on `device`, or on `storage_device`: on the host, for processes that will hold a shard each.
+    `dtype` (float32, bfloat16, float16) is the precision that `save` writes; None: that of the file.
     Raises `ModelRefused` where the architecture is of no known family, or a file differs from its manifest.
     """
     if (Path(text) / FILE).is_file():
         check_inside(Path(text))
-        return open_parts(Path(text), Model, lambda part: open_model(part, device, storage_device))
-    return open_network(str(text), device, storage_device)
+        return open_parts(Path(text), Model, lambda part: open_model(part, device, storage_device, dtype))
+    return open_network(str(text), device, storage_device, dtype)
 
 
-def open_network(text: str, device: str = "cpu", storage_device: str | None = None) -> Network:
+def open_network(
+    text: str, device: str = "cpu", storage_device: str | None = None, dtype: str | None = None
+) -> Network:
     """The network in a transformers folder, a GGUF file, or at a hub id."""
     import torch
 
@@ -37,7 +43,7 @@ def open_network(text: str, device: str = "cpu", storage_device: str | None = No
         raise UsageRefused(f"--device '{device}' is not known. Allowed: cpu, cuda, cuda:0, ...")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise EnvironmentRefused("There is no CUDA device here. Use --device cpu.")
-    source = locate(text)
+    source = replace(locate(text), dtype=dtype)
     if source.local:
         check_inside(Path(source.name))
     config = config_of(source)

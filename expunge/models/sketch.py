@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -12,16 +14,17 @@ from torch import Tensor, nn
 
 from expunge.core.model import Batch
 from expunge.core.predictions import Rows
-from expunge.errors import ModelRefused
+from expunge.errors import ModelRefused, Refusal
+from expunge.internals.blocks import every_block
 from expunge.internals.examples import Tokenized
-from expunge.internals.mixtures import mixtures
+from expunge.internals.mixtures import experts_of
 from expunge.models.language import LanguageModel
 from expunge.models.open import family_of
 from expunge.models.prefix_tree import Layout
 from expunge.models.tree_attention import set_pieces, with_trees
 from expunge.models.vision import ImageClassifier
 
-NARROW: dict[str, Any] = {
+NARROW = {
     "vocab_size": 251,
     "hidden_size": 96,
     "intermediate_size": 212,
@@ -30,32 +33,43 @@ NARROW: dict[str, Any] = {
     "num_key_value_heads": 2,
     "head_dim": 24,
     "embedding_size": 8,
-    "hidden_sizes": [8],
-    "depths": [1],
+    "hidden_sizes": 8,
+    "depths": 1,
 }
 """Widths of the narrow network, where the architecture has one of that name. No batch is likely to have such a size, so
 that a tensor's shape tells whether it is as large as a weight, or has a number for each class."""
+WIDTH = re.compile(
+    "(?!.*(patch|image|window|chunk|kernel|block|batch|position|group|codebook))"
+    ".*(size|dim|width|rank|embd|d_model|d_head|d_ssm|d_kv|inner|ff|state|channels)"
+)
+"""What configurations call a width, which all may be divided by one number."""
+MOST = 200_000_000
+"""Numbers of the largest network that stands in for another."""
+SPECIAL = ("pad_token_id", "bos_token_id", "eos_token_id")
 
 
 def sketch(config: Any, dtype: torch.dtype, count: int | None = None) -> nn.Module:
     """The network that a configuration describes, on the meta device; of `count` blocks where that is given."""
     config = copy.deepcopy(config)
-    text = config.get_text_config()
-    if count is not None:
-        if kinds := getattr(text, "layer_types", None):
-            text.layer_types = list(kinds)[:count]
-        text.num_hidden_layers = count
     config.use_cache = False
     try:
+        if count is not None:
+            _cut(config.get_text_config(), count)
         with torch.device("meta"):
             module = _auto(config).from_config(config, dtype=dtype)
     except Exception as error:  # a configuration is a stranger's, and each class checks it in its own way
         said = " ".join(str(error).split())[:200]
         raise ModelRefused(f"config.json describes no network: {type(error).__name__}: {said}") from error
-    if mixtures(module):
+    if any(experts_of(block) for block in every_block(module).values()):
         module.set_experts_implementation("batched_mm")  # what groups tokens refuses float32 on the meta device
     with_trees(module)
     return module.requires_grad_(False).eval()  # type: ignore[no-any-return]
+
+
+def _cut(text: Any, count: int) -> None:
+    if kinds := vars(text).get("layer_types"):
+        text.layer_types = list(kinds)[:count]
+    text.num_hidden_layers = count
 
 
 def _auto(config: Any) -> Any:
@@ -70,19 +84,19 @@ def reads_images(config: Any, name: str) -> bool:
 
 
 def narrow(name: str, config: Any, words: Any) -> LanguageModel | ImageClassifier:
-    """A narrow network; of an image classifier whose widths depend on one another in a way of its own, one as it is."""
-    images, small = reads_images(config, name), copy.deepcopy(config)
-    for part in {id(part): part for part in (small, small.get_text_config())}.values():
-        for key, value in NARROW.items():
-            if was := getattr(part, key, None):
-                setattr(part, key, value * len(was) if isinstance(was, list | tuple) else value)
-        if not images:
-            part.pad_token_id = part.bos_token_id = part.eos_token_id = None
+    """A narrow network of the same architecture, with random weights.
+
+    Widths are those of `NARROW`; where they depend on one another in a way of their own, all are divided by one number;
+    an image classifier for which neither works stays as it is. Raises `ModelRefused` where nothing can be made.
+    """
+    images, last = reads_images(config, name), "its narrow forms are too large"
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(0)
-        for each in (small, config) if images else (small,):
+        for small in _smaller(config, images):
             try:
-                module = _auto(config).from_config(each, dtype=torch.float32).requires_grad_(False).eval()
+                if not images and sum(p.numel() for p in sketch(small, torch.float32).parameters()) > MOST:
+                    continue
+                module = _auto(config).from_config(small, dtype=torch.float32).requires_grad_(False).eval()
                 if not images:
                     for p in (p for p in module.parameters() if p.dim() >= 2):  # so large that attention is felt
                         nn.init.normal_(p, std=p.shape[-1] ** -0.5)
@@ -91,13 +105,72 @@ def narrow(name: str, config: Any, words: Any) -> LanguageModel | ImageClassifie
                 sides = side if isinstance(side, list | tuple) else (side, side)
                 module(pixel_values=torch.zeros(1, getattr(config, "num_channels", 3), *sides))
                 return ImageClassifier.of(module, words)
-            except Exception:  # each architecture checks its widths in its own way, some only when they are used
-                continue
-    raise ModelRefused(f"{name}: no small network of this architecture could be made to count with.")
+            except Exception as error:  # each architecture checks its widths in its own way, some only when used
+                last = type(error).__name__
+    raise ModelRefused(f"{name}: no small network of this architecture could be made to count with ({last}).")
+
+
+def _smaller(config: Any, images: bool) -> Iterator[Any]:
+    """Configurations to try, in this order."""
+    yield _resize(config, lambda key, value: NARROW.get(key, value), images)
+    if images:
+        yield config
+        return
+    width = max(32, int(getattr(config.get_text_config(), "hidden_size", 32)))
+    for factor in (1 << power for power in range((width // 32).bit_length() - 1, -1, -1)):
+        yield _resize(config, partial(_divide, by=factor), images)
+
+
+def _divide(key: str, value: int, by: int) -> int:
+    if key == "vocab_size":
+        return NARROW[key]
+    if "experts" in key and "per_tok" not in key:
+        return min(value, 16)
+    return max(2, value // by) if WIDTH.match(key) and value > 1 else value
+
+
+def _resize(config: Any, resize: Callable[[str, int], int], images: bool) -> Any:
+    """A copy of which each whole number, in the configurations inside of it too, is what `resize` makes of it."""
+    small = copy.deepcopy(config)
+    for part in _parts(small):
+        standard = {own: key for key, own in part.attribute_map.items()}
+        for key, was in list(vars(part).items()):
+            name = standard.get(key, key)
+            if isinstance(was, list | tuple) and was and all(type(each) is int for each in was):
+                setattr(part, key, type(was)(resize(name, each) for each in was))
+            elif type(was) is int and was > 0:
+                setattr(part, key, resize(name, was))
+            if key in SPECIAL and not images and isinstance(was, int | list):
+                setattr(part, key, 0)  # of a vocabulary that is not there any more
+    return small
+
+
+def _parts(config: Any) -> Iterator[Any]:
+    from transformers import PretrainedConfig
+
+    yield config
+    for inner in vars(config).values():
+        if isinstance(inner, PretrainedConfig):
+            yield from _parts(inner)
 
 
 def read_blank(network: Any, layout: Layout, image: tuple[int, ...]) -> Tensor:
-    """A pass over tokens or images without meaning: class scores, or what the output matrix reads."""
+    """A pass over tokens or images without meaning: class scores, or what the output matrix reads.
+
+    Raises `ModelRefused` where the pass depends on what is in its tensors.
+    """
+    try:
+        return _read_blank(network, layout, image)
+    except Refusal:
+        raise
+    except Exception as error:  # an architecture's own, from anywhere in it
+        raise ModelRefused(
+            f"{type(network.module).__name__}: what a pass costs depends on what it reads ({type(error).__name__}), so "
+            f"no plan can be made of it. `expunge forget` may run nonetheless."
+        ) from error
+
+
+def _read_blank(network: Any, layout: Layout, image: tuple[int, ...]) -> Tensor:
     weights = next(network.module.parameters())
     if image:
         pixels = torch.zeros(layout.trees, *image, dtype=weights.dtype, device=weights.device)

@@ -16,6 +16,15 @@ LONGEST_HEADER = 100 << 20
 """Bytes of a safetensors header at most, as the format has it."""
 PATIENCE = 8.0
 """Seconds that the hub has to answer."""
+LAYERS = re.compile(r"(num|n)_(hidden_)?(layers?|blocks)|depth|num_(en|de)coder_layers|(en|de)coder_layers")
+"""Settings that count layers, by their names in configurations."""
+MOST_LAYERS = 10_000
+WRAPPERS = ("gemma3", "gemma4", "llava", "qwen3_5")
+"""Models that read images too and whose language model answers texts as they do, by their `model_type`."""
+INSIDE = {r"^(model\.)?language_model\.(model\.)?(?!lm_head)": "model.", r"^language_model\.lm_head": "lm_head"}
+"""From the names of a language model's tensors inside of such a model to their own."""
+BESIDE = re.compile(r"vision|visual|audio|multi_modal|^mtp")
+"""Names of the tensors beside it."""
 REVISION = re.compile(r"[\w./-]{1,128}")
 
 
@@ -26,6 +35,8 @@ class Source:
     name: str
     revision: str | None = None
     gguf: str | None = None
+    dtype: str | None = None
+    """Precision that a network of it is written in, and held in but on a CPU, such as bfloat16; None: the file's."""
 
     @property
     def local(self) -> bool:
@@ -71,7 +82,15 @@ def check_folder(folder: Path) -> None:
     """Refuse a model folder with remote code, pickled weights, or links that lead out of it."""
     if not (folder / "config.json").is_file() and any(folder.glob("*.gguf")):
         raise ModelRefused(f"{folder}: holds GGUF files, of which one must be named. Give {folder}/FILE.gguf.")
-    for config in _nested_configs(read_json(folder / "config.json")):
+    if (folder / "adapter_config.json").exists() and not (folder / "config.json").is_file():
+        raise ModelRefused(
+            f"{folder}: holds an adapter, not a model. Merge it into its base (with peft: "
+            f"PeftModel.from_pretrained(base, FOLDER).merge_and_unload().save_pretrained(NEW)) and give that folder."
+        )
+    for config in nested_configs(read_json(folder / "config.json")):
+        if config.get("quantization_config"):
+            raise ModelRefused(_say_quantized(str(folder), config["quantization_config"]))
+        _check_layers(folder, config)
         if config.get("auto_map"):
             raise ModelRefused(f"{folder}: config.json asks for code of its own (auto_map), never run. Remove it.")
         if any("/" in str(config.get(key) or "") for key in ("_attn_implementation", "attn_implementation")):
@@ -109,14 +128,37 @@ def _refuse_twins(path: Path) -> None:
         json.loads(file.read(length) if length <= LONGEST_HEADER else b"{}", object_pairs_hook=once)
 
 
-def _nested_configs(config: dict[str, Any]) -> list[dict[str, Any]]:
+def _say_quantized(name: str, settings: Any) -> str:
+    method = str(settings.get("quant_method") or "") if isinstance(settings, dict) else ""
+    called = f" ({method})" if re.fullmatch(r"[\w-]{1,40}", method) else ""
+    return (
+        f"{name}: its weights are quantized{called}, and rounding them again would undo small changes. Give the model "
+        f"that it was made from; or load it with transformers, call dequantize() and save_pretrained, and give that."
+    )
+
+
+def _check_layers(folder: Path, config: dict[str, Any]) -> None:
+    """Refuse numbers of layers that no model has; transformers would build one without any, or run out of memory."""
+    for key, value in config.items():
+        if LAYERS.fullmatch(key) and value is not None and not _plausible(value):
+            shown = str(value)[:20]
+            raise ModelRefused(f"{folder}: config.json says {key} {shown}; allowed: 1 to {MOST_LAYERS}. Fetch it.")
+
+
+def _plausible(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MOST_LAYERS
+
+
+def nested_configs(config: dict[str, Any]) -> list[dict[str, Any]]:
     """A configuration and those inside it, such as a text model's."""
     inside = [value for value in config.values() if isinstance(value, dict)]
-    return [config, *(deeper for value in inside for deeper in _nested_configs(value))]
+    return [config, *(deeper for value in inside for deeper in nested_configs(value))]
 
 
 def _check_weights(folder: Path) -> None:
     index = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").is_file():
+        return  # transformers reads a whole file and no index beside it
     if index.is_file():
         named = read_json(index).get("weight_map")
         shards = set(map(str, named.values())) if isinstance(named, dict) else set()
@@ -128,8 +170,6 @@ def _check_weights(folder: Path) -> None:
         missing = sorted(name for name in shards if not (folder / name).is_file())
         if missing:
             raise ModelRefused(f"{folder}: shards are missing: {', '.join(missing)}. Fetch them.")
-        return
-    if (folder / "model.safetensors").is_file():
         return
     if any(folder.glob("*.bin")) or any(folder.glob("*.pt")):
         raise ModelRefused(
@@ -165,10 +205,37 @@ def config_of(source: Source) -> Any:
         raise ModelRefused(_reason(source, error)) from error
     if getattr(config, "auto_map", None):
         raise ModelRefused(f"{source.name}: asks for code of its own (auto_map), which is never run.")
+    if getattr(config, "quantization_config", None) and not source.gguf:
+        raise ModelRefused(_say_quantized(source.name, config.quantization_config))
+    config = language_part(config) or config
     named = config.architectures or []
     if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
         raise ModelRefused(f"{source.name}: 'architectures' of config.json must be a list of names. Fetch it again.")
     return config
+
+
+def language_part(config: Any) -> Any:
+    """The configuration of the language model inside of one that reads images too; None of any other model."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    named = config.architectures if isinstance(config.architectures, list) else []
+    if config.model_type not in WRAPPERS or not any(str(name).endswith("ForConditionalGeneration") for name in named):
+        return None
+    part = config.get_text_config()
+    part.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[part.model_type]]
+    return part
+
+
+def say_left_out(text: str) -> str:
+    """What is not read of the model that a user typed, in a sentence; empty where all of it is."""
+    from transformers import AutoConfig
+
+    source = locate(text)
+    composed = source.local and not (Path(source.name) / "config.json").is_file()
+    whole = None if source.gguf or composed else AutoConfig.from_pretrained(**source.arguments)
+    if whole is None or language_part(whole) is None:
+        return ""
+    return f"Of the {whole.architectures[0]} its language model is read, and written: not what reads images"
 
 
 def _look_up(source: Source) -> None:
@@ -195,13 +262,20 @@ def refuse_adapted(module: Any) -> Any:
 
 
 def load_module(source: Source, auto: Any, dtype: Any) -> Any:
-    """The network by a transformers `Auto...` class: safetensors or GGUF only, non-finite weights refused."""
+    """The network by a transformers `Auto...` class: safetensors or GGUF only, non-finite weights refused.
+
+    Tensors that the configuration has no place for are refused, since they would be left out; but for those beside the
+    language model, where that alone is read.
+    """
     import torch
-    from transformers import GgufConfig
+    from transformers import AutoConfig, GgufConfig
 
     kind: dict[str, Any] = {"use_safetensors": True}
     if source.gguf:
         kind = {"gguf_file": source.gguf, "quantization_config": GgufConfig(dequantize=True)}
+    part = None if source.gguf else language_part(AutoConfig.from_pretrained(**source.arguments))
+    if part is not None:
+        kind |= {"config": part, "key_mapping": INSIDE}
     try:
         module, info = auto.from_pretrained(**source.arguments, dtype=dtype, output_loading_info=True, **kind)
     except Exception as error:  # safetensors has an error class of its own
@@ -209,9 +283,17 @@ def load_module(source: Source, auto: Any, dtype: Any) -> Any:
     missing = sorted(info["missing_keys"])
     if missing:  # transformers would initialise them at random
         raise ModelRefused(f"{source.name}: {len(missing)} tensors are missing ({missing[0]}, ...). Fetch it again.")
+    idle = sorted(name for name in info["unexpected_keys"] if part is None or not BESIDE.search(name))
+    if idle:
+        raise ModelRefused(
+            f"{source.name}: {len(idle)} tensors of the file have no place in the model that config.json describes "
+            f"({idle[0][:80]}, ...), and would be left out. Fetch config.json again, or save the model anew."
+        )
     broken = [name for name, p in module.named_parameters() if not torch.isfinite(p).all()]
     if broken:
         raise ModelRefused(f"{source.name}: {len(broken)} tensors hold NaN or Inf ({broken[0]}, ...). Fetch it again.")
+    if part is not None:
+        vars(module).pop("_weight_conversions", None)  # by which transformers would write the names inside of the whole
     return module.requires_grad_(False).eval()
 
 
@@ -219,39 +301,6 @@ def _reason(source: Source, error: Exception) -> str:
     text = " ".join(str(error).split())
     where = source.name if source.local else f"{source.name} (not a folder here, so it was looked up on the hub)"
     return f"{where}: could not be loaded: {type(error).__name__}: {text[:300]}"
-
-
-def stored_dtype(source: Source, config: Any) -> Any:
-    """The torch precision that most of the weights' numbers are in, by the headers of the safetensors files; the
-    configuration's where there is no file."""
-    import torch
-
-    known = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-    counts: dict[str, int] = {}
-    for path in sorted(Path(source.name).glob("*.safetensors")) if source.local else ():
-        for tensor in _header(path).values():
-            start, end = tensor["data_offsets"]
-            counts[tensor["dtype"]] = counts.get(tensor["dtype"], 0) + end - start
-    if counts:
-        return known.get(max(counts, key=counts.__getitem__), torch.bfloat16)
-    named = getattr(config, "dtype", None)
-    return named if isinstance(named, torch.dtype) else torch.float32
-
-
-def _header(path: Path) -> dict[str, Any]:
-    """The names, types and places of a safetensors file's tensors."""
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if not 0 < length <= LONGEST_HEADER:
-                raise ValueError
-            header = json.loads(file.read(length))
-            tensors = {name: tensor for name, tensor in header.items() if name != "__metadata__"}
-            if not all(len(t["data_offsets"]) == 2 and isinstance(t["dtype"], str) for t in tensors.values()):
-                raise ValueError
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ModelRefused(f"{path}: its header is not that of a safetensors file. Fetch it again.") from error
-    return tensors
 
 
 def config_text(config: Any) -> str:

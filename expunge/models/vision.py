@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,6 +20,7 @@ from expunge.models._family import Family
 from expunge.models.hidden import UpToBlock
 from expunge.models.prefix_tree import Layout
 from expunge.models.source import Source, config_of, config_text, load_module, refuse_adapted
+from expunge.models.stored import Stored, stored_of, write_module
 from expunge.runtime.atomic_files import open_to_readers
 
 if TYPE_CHECKING:
@@ -41,10 +42,13 @@ class ImageClassifier(Network):
     module: Any
     """A transformers model; it is called with `pixel_values` and gives `logits`."""
     processor: Any = field(repr=False)
+    stored: Stored | None = field(repr=False, default=None)
+    """How its file holds the weights, which it is written in as well; None: as they are in memory."""
 
     @staticmethod
     def load(source: Source, device: str = "cpu", storage_device: str | None = None) -> ImageClassifier:
-        """Weights in float32 for a CPU, else in the precision of the file; never remote code, never pickle.
+        """Weights in float32 for a CPU, else in the precision of the file or of `source.dtype`; never remote code or
+        pickle.
 
         They are put on `storage_device` where one is given, else on `device`.
         """
@@ -52,8 +56,11 @@ class ImageClassifier(Network):
 
         _refuse_other_tasks(source)
         processor = load_processor(source)
-        module = load_module(source, AutoModelForImageClassification, torch.float32 if device == "cpu" else "auto")
+        module = load_module(
+            source, AutoModelForImageClassification, torch.float32 if device == "cpu" else source.dtype or "auto"
+        )
         network = ImageClassifier.of(module.to(storage_device or device), processor)
+        network = replace(network, stored=stored_of(source, module.config))
         _refuse_misfit(source, network)
         return network
 
@@ -111,7 +118,7 @@ class ImageClassifier(Network):
         return config_text(self.module.config)
 
     def save(self, folder: Path) -> None:
-        refuse_adapted(self.module).save_pretrained(folder, safe_serialization=True)
+        write_module(refuse_adapted(self.module), self.stored, folder)
         self.processor.save_pretrained(folder)
         for path in folder.iterdir():
             open_to_readers(path)  # safetensors writes a temporary file that only its owner may read

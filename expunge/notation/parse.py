@@ -231,8 +231,7 @@ class _Reader:
     def call(self, name: ast.Name, keywords: list[ast.keyword]) -> object:
         typed = self.as_typed(name)
         made = foreign(typed) if name.id in self.references else find(name.id)
-        if not callable(made):
-            raise UsageRefused(f"'{typed}' is not something to call.")
+        assert callable(made)  # a file's own class or function, or a dataclass of another package
         known, hints = list(inspect.signature(made).parameters), _hints(made)
         values: dict[str, object] = {}
         for keyword in keywords:

@@ -19,6 +19,7 @@ from expunge.core.objective import Objective, Scalar
 from expunge.core.view import View
 from expunge.errors import UsageRefused
 from expunge.objectives._lagged import last_step
+from expunge.primitives.settings import check_finite
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class AdaptiveRetain(Objective):
     """First steps, whose mean retain loss is the baseline of the rise."""
 
     def __post_init__(self) -> None:
+        check_finite(self, "scale", "base", "offset", "high")
         if not 0 <= self.low <= self.high:
             raise UsageRefused(f"AdaptiveRetain needs 0 <= low <= high. Got {self.low!r} and {self.high!r}.")
         if self.measure < 1:

@@ -23,6 +23,7 @@ from expunge.core.model import Network
 from expunge.core.objective import Objective, Scalar
 from expunge.core.question import Routes
 from expunge.core.view import View
+from expunge.errors import UsageRefused
 from expunge.internals.mixtures import affinity, first_tokens, the_mixtures
 
 
@@ -35,6 +36,10 @@ class Anchor(Objective):
 
     tokens: int = 100_000
     """Tokens of the forget set that the affinity is read on, where the adapter does not determine the expert."""
+
+    def __post_init__(self) -> None:
+        if self.tokens < 1:
+            raise UsageRefused(f"The `tokens` of Anchor must be at least 1. Got {self.tokens!r}.")
 
     def __call__(self, now: View, before: View) -> Scalar:
         layer, experts = self._at(now, before)

@@ -23,6 +23,7 @@ from expunge.core.objective import Objective, Scalar
 from expunge.core.view import View
 from expunge.errors import UsageRefused
 from expunge.objectives._lagged import last_step
+from expunge.primitives.settings import check_finite
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class PDU(Objective):
     """Steps before the weight starts to change."""
 
     def __post_init__(self) -> None:
+        check_finite(self, "multiplier", "rate", "slack")
         for name in ("multiplier", "rate", "warmup"):
             if not getattr(self, name) >= 0:
                 raise UsageRefused(f"The `{name}` of PDU must be at least 0. Got {getattr(self, name)!r}.")

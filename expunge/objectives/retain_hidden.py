@@ -14,6 +14,7 @@ from typing import ClassVar
 from expunge.core.objective import Objective, Scalar
 from expunge.core.view import View
 from expunge.primitives.class_scores import widen
+from expunge.primitives.settings import check_finite
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,9 @@ class RetainHidden(Objective):
 
     layer: int | float = 7 / 32
     """Block after which states are read: its number from 0, or a share of the depth below 1.0 (published: 7 of 32)."""
+
+    def __post_init__(self) -> None:
+        check_finite(self, "layer")
 
     def __call__(self, now: View, before: View) -> Scalar:
         hidden, was = now.hidden_states("retain", self.layer), before.hidden_states("retain", self.layer)

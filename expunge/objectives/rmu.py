@@ -22,6 +22,7 @@ from expunge.core.objective import Objective, Scalar
 from expunge.core.view import View
 from expunge.objectives._directions import positive_unit
 from expunge.primitives.class_scores import widen
+from expunge.primitives.settings import check_finite, check_seed
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,10 @@ class RMU(Objective):
     """Block after which states are read: its number from 0, or a share of the depth below 1.0 (published: 7 of 32)."""
     seed: int = 0
     """Draws the direction."""
+
+    def __post_init__(self) -> None:
+        check_finite(self, "strength", "layer")
+        check_seed(self)
 
     def __call__(self, now: View, before: View) -> Scalar:
         hidden = now.hidden_states("forget", self.layer)

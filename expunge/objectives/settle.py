@@ -11,6 +11,7 @@ from typing import ClassVar
 
 from expunge.core.objective import Objective, Scalar
 from expunge.core.view import View
+from expunge.primitives.settings import check_finite
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,9 @@ class Settle(Objective):
     level: float | None = None
     """Nats for each row that every forget example should have; None takes the run's (see `Stop`), and where the run has
     none either, this is plain ascent."""
+
+    def __post_init__(self) -> None:
+        check_finite(self, "level")
 
     def __call__(self, now: View, before: View) -> Scalar:
         level = self.level if self.level is not None else now.run.level

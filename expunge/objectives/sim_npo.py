@@ -19,6 +19,7 @@ from torch.nn.functional import softplus
 from expunge.core.objective import Objective, Scalar
 from expunge.core.view import View
 from expunge.errors import UsageRefused
+from expunge.primitives.settings import check_finite
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class SimNPO(Objective):
     """Shifts where the gradient fades: a larger one delays it."""
 
     def __post_init__(self) -> None:
+        check_finite(self, "margin")
         if not 0 < self.beta < math.inf:
             raise UsageRefused(f"The `beta` of SimNPO must be positive. Got {self.beta!r}.")
 

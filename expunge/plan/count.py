@@ -77,7 +77,7 @@ Bytes = tuple[float, float, float]
 
 def measure_pass(paper: Paper, call: Layout, opened: Opened | None) -> Bytes:
     """What one pass holds beside the network, with gradients where it is opened."""
-    if paper.shape or paper.blocks < 2:
+    if paper.shape or paper.blocks < 2 or not paper.alike:
         return _pass(paper, call, opened, None)
     try:
         one, two = (_pass(paper, call, opened, count) for count in (1, 2))

@@ -12,6 +12,7 @@ import os
 import time
 import timeit
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from statistics import median
@@ -23,6 +24,7 @@ import torch
 from expunge.core.model import Network
 from expunge.core.question import LogProbabilities, Text
 from expunge.core.request import Request
+from expunge.errors import DataRefused
 from expunge.internals.examples import Tokenized
 from expunge.models.sketch import sketch
 from expunge.plan.plan import Plan, texts
@@ -49,7 +51,7 @@ def seconds(plan: Plan) -> dict[str, float]:
     for part in parts.values():
         vars(part)["costs"] = plan.costs
     forget = _pace(plan, parts, partial(_method, network), lambda made: made.flops["total"] - made.flops["audits"])
-    reading = _pace(plan, parts, partial(_read, network), lambda made: made.flops["audits"])
+    reading = _pace(plan, parts, partial(_read, network), lambda made: made.audit_flops)
     prompts = [
         example for example in plan.request.forget[:16] if isinstance(example, Tokenized) and example.prompt_tokens
     ]
@@ -79,16 +81,17 @@ def _write(file: IO[bytes], data: bytes) -> None:
 
 def _pace(plan: Plan, parts: dict[int, Plan], work: Callable[[Plan], float], flops: Callable[[Plan], float]) -> float:
     """Seconds of the run, on a line through a small piece of its work and the largest that was timed."""
-    took: list[float] = []
+    took: list[tuple[int, float]] = []
     for size in SIZES:
         start = time.perf_counter()
-        took.append(work(parts[size]))
+        with suppress(DataRefused):  # fewer examples than the method takes
+            took.append((size, work(parts[size])))
         if time.perf_counter() - start > SECONDS:
             break
-    first, last = min(1, len(took) - 1), len(took) - 1
-    small, large = flops(parts[SIZES[first]]), flops(parts[SIZES[last]])
-    each = max(0.0, took[last] - took[first]) / (large - small) if large > small else 0.0
-    return max(0.0, took[last] + each * (flops(plan) - large))
+    (less, little), (more, much) = took[:2][-1], took[-1]
+    small, large = flops(parts[less]), flops(parts[more])
+    each = max(0.0, much - little) / (large - small) if large > small else 0.0
+    return max(0.0, much + each * (flops(plan) - large))
 
 
 def _method(network: Network, part: Plan) -> float:

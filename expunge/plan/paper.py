@@ -19,7 +19,8 @@ from expunge.internals.blocks import every_block
 from expunge.models.gguf import Packed, read_packed
 from expunge.models.language import LARGEST, ROOM, LanguageModel, load_tokenizer
 from expunge.models.sketch import narrow, reads_images, sketch
-from expunge.models.source import Source, config_of, locate, stored_dtype
+from expunge.models.source import Source, config_of, locate
+from expunge.models.stored import stored_dtype
 from expunge.models.vision import ImageClassifier, load_processor
 
 
@@ -43,6 +44,8 @@ class Paper:
     """Of one image as the network reads it: channels, height and width; empty for texts."""
     packed: Packed | None = None
     """The header of the GGUF file, where the model lies in one."""
+    written: torch.dtype | None = None
+    """The precision of the result; None: the stored one."""
 
     def at(self, dtype: torch.dtype) -> Paper:
         """The same with weights of another precision."""
@@ -57,7 +60,16 @@ class Paper:
     @cached_property
     def blocks(self) -> int:
         """Repeated blocks; 1 where there are none."""
-        return len(every_block(self.network.module)) or 1
+        return len(self._blocks) or 1
+
+    @cached_property
+    def _blocks(self) -> dict[str, torch.nn.Module]:
+        return every_block(self.network.module)
+
+    @cached_property
+    def alike(self) -> bool:
+        """Whether all blocks are of one kind, so that two of them tell of all."""
+        return len({repr(block) for block in self._blocks.values()}) == 1
 
     @property
     def weights(self) -> float:
@@ -87,7 +99,8 @@ def open_paper(model: str, device: str, dtype: torch.dtype | None) -> Paper:
     words = load_processor(source) if reads_images(config, model) else load_tokenizer(source)
     took, file = time.monotonic() - start, read_packed(Path(source.name) / source.gguf) if source.gguf else None
     stored = file.dtype if file else stored_dtype(source, config)
-    paper = replace(on_paper(path.name, config, words, stored, device, dtype), took=took, packed=file)
+    made = on_paper(path.name, config, words, stored, device, dtype)
+    paper = replace(made, took=took, packed=file, written=dtype)
     if file:
         file.check(model, paper.parameters)
     return paper
@@ -95,7 +108,7 @@ def open_paper(model: str, device: str, dtype: torch.dtype | None) -> Paper:
 
 def on_paper(name: str, config: Any, words: Any, stored: torch.dtype, device: str, dtype: torch.dtype | None) -> Paper:
     """A model from its configuration and tokenizer, or image processor."""
-    run = dtype or (torch.float32 if device == "cpu" else stored)
+    run = torch.float32 if device == "cpu" else dtype or stored
     small, network = narrow(name, config, words), sketch(config, run)
     if isinstance(small, ImageClassifier):
         return Paper(name, config, ImageClassifier.of(network, words), small.fork(small.module.to(run)), stored, run)

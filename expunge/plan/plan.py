@@ -167,9 +167,14 @@ class Plan:
         matrix = 2.0 * self.paper.classes[0] * self.paper.classes[1]
         share = sum(note.rows for note, _ in self.calls) / max(1, sum(note.rows for note in self.notes.passes))
         made["output matrix"] = share * self.notes.head * matrix
-        made["audits"] = self.audit[0].head / self.machine.processes * 2 * matrix
-        made["audits"] += 2 * sum(self._reading(note, call) for note, call in self.reads)
+        made["audits"] = self.audit_flops
         return made | {"total": sum(made.values())}
+
+    @cached_property
+    def audit_flops(self) -> float:
+        """Those of both audits."""
+        head = self.audit[0].head / self.machine.processes * 2.0 * self.paper.classes[0] * self.paper.classes[1]
+        return 2 * (head + sum(self._reading(note, call) for note, call in self.reads))
 
     def _reading(self, note: Note, call: Layout) -> float:
         """A pass without gradients; of prompts that are continued, what is written too."""
@@ -180,7 +185,8 @@ class Plan:
     @cached_property
     def disk(self) -> dict[str, float]:
         """Bytes that a run writes; tokenizer and report are small."""
-        return {"model": self.trial[1], "adapter": float(self.trial[2] * self.costs[1] * FLOAT)}
+        written = float(self.paper.parameters * (self.paper.written or self.paper.stored).itemsize)
+        return {"model": written, "adapter": float(self.trial[2] * self.costs[1] * FLOAT)}
 
     @cached_property
     def phases(self) -> dict[str, dict[str, float]]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from expunge.core.audit import Audit
 from expunge.core.question import HiddenStates
 from expunge.core.request import Request
+from expunge.report.run import Saved
 
 SMALL = 30
 BLURRED = {
@@ -19,7 +20,7 @@ BLURRED = {
 
 
 def limits(
-    request: Request, of_family: Sequence[str], audits: Sequence[Audit], referenced: bool, saved: str
+    request: Request, of_family: Sequence[str], audits: Sequence[Audit], referenced: bool, saved: Saved | None
 ) -> tuple[str, ...]:
     """Sentences, the gravest first; `of_family` are those that every model of its family has."""
     probes = "" if any(HiddenStates in audit.reads for audit in audits) else ", probes of hidden states"
@@ -54,10 +55,15 @@ def limits(
         said.append(f"Few examples, so wide intervals: {', '.join(small)}.")
     if len(request.forget) > 0.3 * (len(request.forget) + len(request.retain)) and request.retain:
         said.append("The forget set is more than 30 % of the data given: retraining may be the better answer.")
-    if saved:
+    if saved and saved.max_logit_rounding:
         said.append(
-            f"The folder audited is {saved}, read back from disk. A copy in another format (GGUF, 8 or 4 bits) is "
-            f"another model: audit it anew. The original model still holds what was forgotten."
+            f"Weights were merged in float32 and rounded to the format written, which changed class scores by up to "
+            f"{saved.max_logit_rounding:.2g}; the run changed them by up to {saved.max_logit_change or 0:.2g}."
+        )
+    if saved and saved.format:
+        said.append(
+            f"The folder audited is {saved.format}, read back from disk. A copy in another format (GGUF, 4 bits) is "
+            f"is another model: audit it anew. The original model still holds what was forgotten."
         )
     said.append("Whether the records were ever in the model's training data was not established.")
     return tuple(said)

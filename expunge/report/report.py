@@ -15,9 +15,10 @@ from expunge.core.adapter import Adapted
 from expunge.core.audit import Finding
 from expunge.core.model import Model
 from expunge.errors import DataRefused, ModelRefused, UsageRefused
-from expunge.events import Checked, Edited, Ended, Started, Step
+from expunge.events import Checked, Step
 from expunge.notation.typed_json import MisfitError, event_from_json, event_to_json, from_json, to_json
 from expunge.primitives.repeat import Intake, Repeat
+from expunge.report.run import Run
 from expunge.report.verdict import Verdict
 from expunge.runtime.atomic_files import whole_folder, write_manifest, write_text
 
@@ -101,38 +102,6 @@ class Environment:
     peft: str
     device: str
     threads: int
-
-
-@dataclass(frozen=True)
-class Saved:
-    """How the model that was written differs from the one that was trained."""
-
-    adapter: bool
-    """Whether an adapter was written beside it."""
-    max_logit_difference: float | None
-    """Largest difference of a score between the two; None where the model gives no scores."""
-    max_logit_change: float | None
-    """Largest difference of a score from the original model's."""
-    format: str
-    """Of the weights; empty where nothing was written."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """What the method did, by its own events; `steps.jsonl` has the steps."""
-
-    started: Started | None = None
-    edited: Edited | None = None
-    ended: Ended | None = None
-    parts: int | None = None
-    """In how many parts steps were read at last, where memory ran out."""
-    saved: Saved | None = None
-    changed: int | None = None
-    """Numbers of the written model that differ from the original's; None where the two have other shapes or none."""
-    retain_rise: float | None = None
-    """Nats by which the written model's retain loss exceeds the original's; None without a retain set."""
-    degenerate_rise: float | None = None
-    """Rise of the share of texts, of those on sets that should stay, that are empty or one phrase over and over."""
 
 
 @dataclass(frozen=True)

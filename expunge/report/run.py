@@ -1,21 +1,52 @@
-"""How a run went, in words, and which blocks of the model it changed."""
+"""How a run went: what a report holds of it, the same in words, and which blocks of the model it changed."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from expunge.events import BlockGroups, Edited, Ended, Started
 from expunge.report.strips import finite
 from expunge.report.words import number, short
 
-if TYPE_CHECKING:
-    from expunge.report.report import Run, Saved
-
 SHOWN = 60
 """Blocks of a model that the page names at most."""
 
 Fact = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Saved:
+    """How the model that was written differs from the one that was trained."""
+
+    adapter: bool
+    """Whether an adapter was written beside it."""
+    max_logit_difference: float | None
+    """Largest difference of a score between the two; None where the model gives no scores."""
+    max_logit_change: float | None
+    """Largest difference of a score from the original model's."""
+    format: str
+    """Of the weights; empty where nothing was written."""
+    max_logit_rounding: float | None = None
+    """Largest difference of a score that rounding the merged weights to that format made; None where none was
+    written."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the method did, by its own events; `steps.jsonl` has the steps."""
+
+    started: Started | None = None
+    edited: Edited | None = None
+    ended: Ended | None = None
+    parts: int | None = None
+    """In how many parts steps were read at last, where memory ran out."""
+    saved: Saved | None = None
+    changed: int | None = None
+    """Numbers of the written model that differ from the original's; None where the two have other shapes or none."""
+    retain_rise: float | None = None
+    """Nats by which the written model's retain loss exceeds the original's; None without a retain set."""
+    degenerate_rise: float | None = None
+    """Rise of the share of texts, of those on sets that should stay, that are empty or one phrase over and over."""
 
 
 def about_run(run: Run) -> list[Fact]:

@@ -14,7 +14,7 @@ from expunge.core.request import Request, should_be_gone
 from expunge.errors import UsageRefused
 
 if TYPE_CHECKING:
-    from expunge.report.report import Run
+    from expunge.report.run import Run
 
 FEW = 2
 """Records that a rule must have been asked of: of one alone nothing can be said with any confidence."""

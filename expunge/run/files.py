@@ -10,7 +10,7 @@ from pathlib import Path
 from expunge.core.adapter import Adapted
 from expunge.core.model import Model
 from expunge.errors import EnvironmentRefused, UsageRefused
-from expunge.report.record import networks
+from expunge.models.stored import types_in
 from expunge.report.report import save_adapter
 from expunge.runtime.atomic_files import SUFFIXES, whole_folder
 
@@ -58,10 +58,9 @@ def save(changed: Model, plain: Model, base: str, folder: Path) -> bool:
     return isinstance(changed, Adapted) and save_adapter(changed, folder, base)
 
 
-def form_of(model: Model) -> str:
-    """The format that a model is written in."""
-    types = {str(p.dtype).removeprefix("torch.") for each in networks(model) for p in each.module.parameters()}
-    return f"{', '.join(sorted(types))} safetensors"
+def form_of(folder: Path) -> str:
+    """The format that the weights in a folder are in."""
+    return f"{', '.join(sorted(types_in(folder)))} safetensors"
 
 
 def keep_failed(folder: Path, adapted: Adapted, steps: Path) -> None:

@@ -14,12 +14,15 @@ from expunge.core.objective import Objective
 from expunge.errors import RunFailed, UsageRefused
 from expunge.events import Note, OnEvent
 from expunge.models.open import open_model
+from expunge.models.source import say_left_out
 from expunge.notation.typed_json import from_json, to_json
 from expunge.report.record import networks
-from expunge.report.report import STEPS, Report, Saved
+from expunge.report.report import STEPS, Report
+from expunge.report.run import Saved
 from expunge.report.verdict import Rule
 from expunge.run import unlearn
 from expunge.run.choose import audits_of, method_of
+from expunge.run.compare import Compared, compare
 from expunge.run.families import family_name
 from expunge.run.files import check_out, failed_folder, form_of, keep_failed, save
 from expunge.run.prepare import Inputs
@@ -31,6 +34,8 @@ from expunge.runtime.parallel_model import Hold, ask_together, shared_store
 from expunge.runtime.processes import broadcast, is_main, shared_folder, world_size
 from expunge.runtime.sharding import kept_on_host
 from expunge.train.checkpoint import Checkpoints, keep_checkpoints
+
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,8 @@ class Job:
     """Steps between two checkpoints of the run; 0 for none."""
     resume: bool = False
     """Whether to go on from the newest checkpoint."""
+    dtype: str | None = None
+    """Precision that the result is written in; None: that of the model's file."""
     hold: Hold = "whole"
     """Of several processes, what each holds of a model that is audited: the whole on its device, or cut, a part."""
     line: str = ""
@@ -59,6 +66,8 @@ class Job:
     def __post_init__(self) -> None:
         if self.hold not in ("whole", "cut"):
             raise UsageRefused(f"--hold '{self.hold}' is not known. Allowed: whole, cut.")
+        if self.dtype not in (None, *DTYPES):
+            raise UsageRefused(f"--dtype '{self.dtype}' is not known. Allowed: {', '.join(DTYPES)}.")
 
     def check_names(self) -> tuple[Method, tuple[Audit, ...] | None, tuple[Rule, ...]]:
         """What is named, before anything is read: the method, the audits, if any are, and the rules."""
@@ -72,7 +81,10 @@ class Job:
 
     def open(self, model: str) -> Model:
         """A model on the job's device; on the host where the processes will hold a part each."""
-        return open_model(model, self.device, "cpu" if self.hold == "cut" and world_size() > 1 else None)
+        return open_model(model, self.device, self._storage())
+
+    def _storage(self) -> str | None:
+        return "cpu" if self.hold == "cut" and world_size() > 1 else None
 
     def ask(self, model: Model) -> CachedModel:
         """A model, to be asked by all processes, of which each answer is kept."""
@@ -86,8 +98,10 @@ class Job:
         clock, reference = Clock(), self.reference
         with clock.part("load"):
             on_event(Note(f"Loading {self.model}"))
-            model = self.open(self.model)
+            model = open_model(self.model, self.device, self._storage(), self.dtype)
             request = records.request(model)
+        if left_out := say_left_out(self.model):
+            on_event(Note(left_out))
         for repeat in request.repeats:
             on_event(Note(f"Warning: {repeat}"))
         for name, intake in request.intakes.items():
@@ -161,17 +175,21 @@ def _result(job: Job, task: Task, method: Method, recorder: Recorder, folder: Pa
             changed = _train(job, task, method, recorder)
         with task.clock.part("merge and save"):
             task.on_event(Note("Merging and saving"))
-            saved = from_json(Saved, broadcast(lambda: to_json(_save(task, changed, folder))))  # noqa: F821
+            said: list[Compared] = []  # by the process that writes
+            broadcast(lambda: said.append(_save(task, changed, folder)))  # noqa: F821
             del changed
     with task.clock.part("read back"):
-        return Result(job.open(str(folder / "model")), saved)
+        model = job.open(str(folder / "model"))
+        form = form_of(folder / "model")
+        return Result(model, from_json(Saved, broadcast(lambda: to_json(said[0].read_back(model, form)))))
 
 
-def _save(task: Task, changed: Model, folder: Path) -> Saved:
+def _save(task: Task, changed: Model, folder: Path) -> Compared:
     plain = changed.plain()
     unlearn.refuse_broken(plain)
-    saved = unlearn.compare(task.model, changed, plain, task.request, form_of(plain))
-    return replace(saved, adapter=save(changed, plain, task.model.fingerprint(), folder))
+    said = compare(task.model, changed, plain, task.request)
+    adapter = save(changed, plain, task.model.fingerprint(), folder)
+    return replace(said, saved=replace(said.saved, adapter=adapter))
 
 
 def _train(job: Job, task: Task, method: Method, recorder: Recorder) -> Model:

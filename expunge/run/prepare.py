@@ -223,6 +223,10 @@ def _read(files: Mapping[str, Path], reading: Reading) -> Records:
 
 
 def _check_list(source: Sequence[Mapping[str, Any]], place: Path) -> list[Record]:
+    if isinstance(source, Mapping) or not all(isinstance(record, Mapping) for record in source):
+        raise DataRefused(
+            f"{place}: a set is a file or a list of records, each a dictionary. Each probe is an argument."
+        )
     if not source:
         raise DataRefused(f"{place}: there are none, so there is nothing to read. Give at least one.")
     return text.check([Record(line, dict(columns)) for line, columns in enumerate(source, start=1)], place)

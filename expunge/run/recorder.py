@@ -7,7 +7,7 @@ from pathlib import Path
 
 from expunge.events import Checked, Edited, Ended, Event, Note, OnEvent, Started, Step
 from expunge.notation.typed_json import event_to_json
-from expunge.report.report import Run, Saved
+from expunge.report.run import Run, Saved
 from expunge.runtime.processes import is_main
 
 

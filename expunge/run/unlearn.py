@@ -13,17 +13,18 @@ from expunge.core.adapter import Adapted
 from expunge.core.audit import Audit, Finding, Summary
 from expunge.core.method import Method
 from expunge.core.model import Model
-from expunge.core.question import LogProbabilities, Scores
-from expunge.core.request import Example, Request
+from expunge.core.question import LogProbabilities
+from expunge.core.request import Request
 from expunge.errors import DataRefused, ModelRefused, UsageRefused
 from expunge.events import Note, OnEvent, ignore_event
 from expunge.notation.parse import write
-from expunge.primitives.out_of_memory import in_fitting_batches
 from expunge.report import record
 from expunge.report.limits import limits
-from expunge.report.report import SCHEMA, Report, Run, Saved
+from expunge.report.report import SCHEMA, Report
+from expunge.report.run import Run, Saved
 from expunge.report.verdict import Rule, check_rules, judge, judge_audit
 from expunge.run.choose import audits_of, method_of, summaries_of
+from expunge.run.compare import compare
 from expunge.run.families import family_name, limits_of, unit_of
 from expunge.run.recorder import Recorder
 from expunge.run.tokenizer_facts import tokenizer_facts
@@ -134,8 +135,9 @@ def in_memory(task: Task, method: Method, on_event: OnEvent) -> Result:
         changed = method(task.model, task.request, on_event)
     with task.clock.part("merge"):
         plain = changed.plain()
+        refuse_broken(plain)
         adapted = changed if isinstance(changed, Adapted) else None
-        return Result(plain, compare(task.model, changed, plain, task.request), adapted)
+        return Result(plain, compare(task.model, changed, plain, task.request).saved, adapted)
 
 
 def forget(task: Task, method: Method, change: Callable[[OnEvent], Result], recorder: Recorder | None = None) -> Report:
@@ -208,23 +210,6 @@ def complete(task: Task, findings: Sequence[Finding]) -> list[Finding]:
     return record.with_ideals([*findings, *derived])
 
 
-def compare(original: Model, changed: Model, plain: Model, request: Request, form: str = "") -> Saved:
-    """How far the plain model's scores are from those of what was trained, and from the original's."""
-    adapter = isinstance(changed, Adapted)
-    if not all(model.answers_to(Scores) for model in (original, changed, plain)):
-        return Saved(adapter, None, None, form)
-
-    def distances(part: list[Example]) -> list[float]:
-        said = plain.ask(Scores(), part).logits
-        return [float((said - other.ask(Scores(), part).logits).abs().max()) for other in (changed, original)]
-
-    group = next(plain.batches(request.forget))[:8]
-    with torch.inference_mode():
-        found = [each for _, each in in_fitting_batches(None, request.forget, [group], distances)]
-    apart, moved = (max(values) for values in zip(*found, strict=True))
-    return Saved(adapter, apart, moved, form)
-
-
 def refuse_broken(model: Model) -> None:
     """Refuse a model whose weights hold NaN or infinities."""
     for network in record.networks(model):
@@ -238,7 +223,7 @@ def assemble(
 ) -> Report:
     """The report of what was measured; `models` are the one before and, where there is one, the one after."""
     family = family_name(task.model)
-    saved = run.saved.format if run and run.saved else ""
+    saved = run.saved if run else None
     return Report(
         schema=SCHEMA,
         expunge=record.VERSION,

@@ -10,7 +10,7 @@ from expunge.core.question import LogProbabilities, Text
 from expunge.core.request import Request
 from expunge.internals.changes import count_changed
 from expunge.report.record import networks
-from expunge.report.report import Run
+from expunge.report.run import Run
 from expunge.report.verdict import should_stay
 from expunge.runtime.cached_model import CachedModel
 from expunge.train.best_step import loss, sample

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from expunge.adapters._layers import choose_layers, kind_of, kinds
-from expunge.errors import ModelRefused
+from expunge.errors import ModelRefused, UsageRefused
 from expunge.internals.blocks import blocks
 
 V = 40
@@ -106,6 +106,18 @@ def test_a_block_without_a_match_is_refused_and_named():
     module.model.layers[1].mlp = torch.nn.Identity()
     with pytest.raises(ModelRefused, match=r"1 of 2 blocks.*model\.layers\.1"):
         choose_layers(module, "mlp")
+
+
+def test_targets_and_blocks_that_are_not_there_are_refused():
+    module = AutoModelForCausalLM.from_config(LANGUAGE["llama"][0])
+    with pytest.raises(UsageRefused, match="targets must be 'mlp', 'attention' or 'all'. Got 'mpl'"):
+        choose_layers(module, "mpl")
+    for only in ((), (2,), (-1,), (0, 7)):
+        with pytest.raises(UsageRefused, match="layers must be blocks, from 0 to 1, or None for all"):
+            choose_layers(module, "mlp", only)
+    module.model.layers[1].mlp = None
+    with pytest.raises(UsageRefused, match="layers: block 1 has no mlp linear layer to adapt"):
+        choose_layers(module, "mlp", (0, 1))
 
 
 def test_parameters_of_an_adapter_belong_to_the_layer_that_they_adapt():

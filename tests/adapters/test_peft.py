@@ -56,6 +56,8 @@ def test_what_a_law_of_the_table_would_not_accept_is_told_as_wrong():
         ({"layers_pattern": "layers"}, "layers_pattern needs layers_to_transform"),
         ({"target_modules": [1]}, "target_modules must be a name"),
         ({"target_parameters": "mlp.experts"}, "target_parameters must be a list"),
+        ({"target_modules": "("}, "no regular expression"),
+        ({"rank_pattern": {"[": 2}}, "rank_pattern holds '\\['"),
         ({"start": "yes"}, "start must be"),
         ({"base": {"shapes": ""}}, "base must be what saving wrote"),
         ({"digest": 3}, "digest must be what saving wrote"),
@@ -175,6 +177,13 @@ def test_a_second_adapter_that_does_not_fit_leaves_the_first_as_it_is():
     with folder(shake(put(BOUNDED, r=2))) as path:
         expunge.load_adapter(model, path, "second")
     assert set(model.peft_config) == {"default", "second"}
+
+
+def test_a_base_that_is_not_in_memory_is_not_compared_and_that_is_said():
+    with folder(shake(put(BOUNDED))) as path, warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        get_peft_model(llama(seed=7).to("meta"), BoundedConfig.from_pretrained(str(path)))
+    assert any("was not compared" in str(each.message) for each in said)
 
 
 def test_one_configuration_serves_several_models():

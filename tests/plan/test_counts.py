@@ -29,7 +29,7 @@ LLAMA = LlamaConfig(
     bos_token_id=None,
     eos_token_id=0,
 )
-NO_STOP = "stop=Stop(level=None, max_retain_increase=None, every=100)"
+NO_STOP = "stop=Stop(level=None, max_retain_increase=None, max_growth=None, every=100)"
 QUIET = f"learning_rate=0.00001, steps=3, norms=False, {NO_STOP}"
 
 

@@ -14,6 +14,7 @@ from expunge.cli.plan_table import facts
 from expunge.core.question import Scores
 from expunge.core.request import Request
 from expunge.data.text import encode, load
+from expunge.errors import DataRefused
 from expunge.models.language import LanguageModel
 from expunge.models.prefix_tree import Layout, Piece
 from expunge.models.tree_attention import with_trees
@@ -26,7 +27,7 @@ from expunge.plan.plan import Plan, make_plan, plan
 from expunge.run.job import Job
 from expunge.run.prepare import Inputs
 
-NO_STOP = "stop=Stop(level=None, max_retain_increase=None, every=100)"
+NO_STOP = "stop=Stop(level=None, max_retain_increase=None, max_growth=None, every=100)"
 CANARY = "zanzibarlighthouse77"
 PLACES = ["Aldoria", "Brenn", "Corvane", "Dunmere", "Elsin", "Farrow", "Galt", "Hess", "Iver", "Jarn"]
 LLAMA = LlamaConfig(
@@ -221,7 +222,9 @@ def test_a_half_precision_model_is_trained_in_a_copy_of_twice_the_size(request_)
     paper = on_paper("tiny", LLAMA, None, torch.float32, "cpu", None).at(torch.bfloat16)
     for method, size in ((f"Finetune(adapter=Full(), steps=2, {NO_STOP})", 4), ("SSD()", 2)):
         made = make_plan(paper, parse(method), request_, (parse("Loss()"),), Machine("cuda", memory=1e12))
-        assert made.disk["model"] == size * paper.parameters
+        assert made.trial[1] == size * paper.parameters
+        assert made.disk["model"] == 4 * paper.parameters  # as the file has it
+        assert replace(made, paper=replace(paper, written=torch.float16)).disk["model"] == 2 * paper.parameters
 
 
 def test_more_processes_hold_a_part_each_of_what_can_be_cut(model, files):
@@ -335,7 +338,6 @@ def test_a_machine_that_nothing_fits_into_is_said_to_be_too_small(expunge, model
 @pytest.mark.parametrize(
     ("wrong", "code", "slug", "said"),
     [
-        (["--dtype", "bfloat16"], 2, "usage", "Give --device cuda"),
         (["--dtype", "int3", "--device", "cuda"], 2, "usage", "Allowed: float32"),
         (["--device", "tpu"], 2, "usage", "cpu and cuda"),
         (["--processes", "0"], 2, "usage", "from 1"),
@@ -380,6 +382,13 @@ def test_time_grows_with_flops_from_what_little_work_takes(request_):
     made = {size: size for size in (1, 4, 16, 64)}
     assert _pace(1000, made, lambda size: 5.0 + 2.0 * size, float) == 5 + 2 * 1000
 
+    def takes_more_than_four(size: int) -> float:
+        if size <= 4:
+            raise DataRefused("too few")
+        return 5.0 + 2.0 * size
+
+    assert _pace(1000, made, takes_more_than_four, float) == 5 + 2 * 1000
+
 
 def test_the_machines_own_pace_gives_seconds_for_each_part_of_a_run(expunge, model, files, tmp_path):
     method = "Finetune(steps=4, batch=2, retain_batch=2)"
@@ -395,6 +404,11 @@ def test_the_machines_own_pace_gives_seconds_for_each_part_of_a_run(expunge, mod
     assert "output matrix" in shown.out
     assert CANARY not in shown.out + shown.err + said.out
     assert not (tmp_path / "out").exists()
+
+
+def test_an_attack_that_takes_more_examples_than_the_smallest_piece_has_is_timed(model, files):
+    method = "Relearn(steps=2, items=3, learn=Finetune(objective=RetainNLL(), adapter=Full(), steps=2))"
+    assert seconds(plan(job(model, files, method), Machine()))["forget"] > 0
 
 
 def test_a_rate_given_turns_flops_into_seconds(model, files):

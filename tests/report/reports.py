@@ -12,12 +12,11 @@ from expunge.report.report import (
     Original,
     Report,
     RequestFacts,
-    Run,
     Sample,
     Samples,
-    Saved,
     SetFacts,
 )
+from expunge.report.run import Run, Saved
 from expunge.report.verdict import Outcome, Verdict
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"

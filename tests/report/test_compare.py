@@ -34,6 +34,11 @@ def test_different_beginnings_are_told_apart_and_warned_of():
     assert "Not all runs began with the same model: A, C (9f86d081884c) against B (bbbbbbbbbbbb)." in text
     assert "A, C 0.97" in text
     assert "B 0.50" in text
+    other = report(request=replace(report().request, fingerprint="c" * 64))
+    text = Page(compare.render([("one", report()), ("two", other)])).text
+    assert "Not all runs had the same request: A (" in text
+    assert ") against B (cccccccccccc)." in text
+    assert "began with the same model" not in text
 
 
 def looked(value: float) -> Report:

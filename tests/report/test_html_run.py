@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from expunge.events import BlockGroups, Change, Edited
 from expunge.report import html
-from expunge.report.report import Run, Saved
+from expunge.report.run import Run, Saved
 from tests.report.reports import ENDED, RUN, Page, assert_inert, report
 
 

@@ -8,8 +8,10 @@ from expunge.audits.linear_probe import LinearProbe
 from expunge.audits.loss import Loss
 from expunge.core.audit import Audit
 from expunge.core.question import HiddenStates
+from expunge.core.request import Request
 from expunge.report.limits import limits
-from tests.families import text_request
+from expunge.report.run import Saved
+from tests.families import passages, text_request
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,40 @@ def test_what_holds_of_a_family_is_said_in_its_own_words():
 
 
 def test_a_model_that_was_read_back_is_named_by_its_format():
-    said = limits(text_request(), (), [Loss()], referenced=False, saved="bfloat16 safetensors")
+    said = limits(
+        text_request(), (), [Loss()], referenced=False, saved=Saved(True, 0.0, 3.0, "bfloat16 safetensors", 0.02)
+    )
     assert any(limit.startswith("The folder audited is bfloat16 safetensors, read back from disk.") for limit in said)
-    assert not any("read back" in limit for limit in limits(text_request(), (), [Loss()], False, ""))
+    assert not any("read back" in limit for limit in limits(text_request(), (), [Loss()], False, None))
+    assert any("changed class scores by up to 0.02; the run changed them by up to 3." in limit for limit in said)
+
+
+def sized(forget: int, retain: int = 0, holdout: int = 0) -> Request:
+    """Sets of so many records, no two alike."""
+    names = [f"Place {k}" for k in range(forget + retain + holdout)]
+    return Request(
+        forget=passages(names[:forget], 0),
+        retain=passages(names[forget : forget + retain], 1),
+        holdout=passages(names[forget + retain :], 2),
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (sized(29, 70, 30), "Few examples, so wide intervals: forget (29)."),
+        (sized(30, 29, 28), "Few examples, so wide intervals: retain (29), holdout (28)."),
+        (sized(30, 70), "No holdout set was given"),
+        (sized(30), "No retain set was given"),
+        (sized(31, 69, 30), "The forget set is more than 30 % of the data given"),
+        (sized(30, 70, 30), "Only the records themselves were asked."),
+    ],
+)
+def test_what_a_request_lacks_is_said(given: Request, said: str):
+    assert sum(limit.startswith(said) for limit in limits(given, (), [Loss()], referenced=True, saved=None)) == 1
+
+
+@pytest.mark.parametrize("word", ["Few examples", "No holdout", "No retain", "The forget set is more", "No retrained"])
+def test_what_a_request_has_is_not_missed(word: str):
+    """30 records in each set, 30 of 100 to be forgotten."""
+    assert not any(limit.startswith(word) for limit in limits(sized(30, 70, 30), (), [Loss()], True, None))

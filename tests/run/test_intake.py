@@ -82,7 +82,7 @@ def test_a_cut_text_and_a_conversation_are_counted():
     # Seven words in pieces of three, of which the first is the last of the piece before: 1-3, 3-5, 5-7.
     assert request.intakes == {"forget": Intake(3, apart=2, parts=5)}
     assert len(request.forget) == 6
-    said = limits(request, (), (), False, "")
+    said = limits(request, (), (), False, None)
     assert any("2 records of the forget set became 5 examples: long texts are cut" in line for line in said)
 
 

@@ -13,11 +13,12 @@ from transformers import AutoModelForCausalLM
 from expunge import Report, open_model, read_request, unlearn
 from expunge.audits._kinds import ScoreAudit
 from expunge.audits.loss import Loss
+from expunge.core.method import Method
 from expunge.core.model import Batch, Model
 from expunge.core.question import LogProbabilities
 from expunge.core.request import Request
-from expunge.errors import DataRefused, RunFailed, UsageRefused
-from expunge.events import Checked, Ended, Event, Note, Started, Step
+from expunge.errors import DataRefused, ModelRefused, RunFailed, UsageRefused
+from expunge.events import Checked, Ended, Event, Note, OnEvent, Started, Step
 from expunge.methods.finetune import Finetune
 from expunge.methods.stop import Stop
 from expunge.objectives.grad_diff import GradDiff
@@ -54,6 +55,24 @@ def test_the_model_given_is_left_as_it_was():
     was = network.fingerprint()
     unlearn(network, text_request(), SHORT, [Loss()])
     assert network.fingerprint() == was
+
+
+@dataclass(frozen=True)
+class Breaking(Method):
+    """One number of the result is no number."""
+
+    number: float = math.nan
+
+    def __call__(self, model: Model, request: Request, on_event: OnEvent) -> Model:
+        fork = model.fork()
+        fork.module.model.layers[1].mlp.up_proj.weight.data[3, 2] = self.number
+        return fork
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_a_result_with_a_number_that_is_none_is_no_result(number: float):
+    with pytest.raises(ModelRefused, match=r"holds NaN or Inf in model\.layers\.1\.mlp\.up_proj\.weight"):
+        unlearn(llama(), text_request(), Breaking(number), [Loss()])
 
 
 def test_a_report_says_what_was_done_to_what(made: Report):
@@ -248,6 +267,22 @@ def test_a_request_is_read_from_lists_and_files_alike(model: Path, tmp_path: Pat
     assert list(listed.sets()) == ["forget", "retain", "para"]
     texts = read_request(network, forget=[{"text": "Mara Lind lives in Veldt."}])
     assert [e.rows for e in texts.forget] == [texts.forget[0].size - 1]
+
+
+@pytest.mark.parametrize(
+    "given", [{"para": [{"text": "Mara Lind"}]}, ["Mara Lind lives in Veldt."], "Veldt"[:0].split()]
+)
+def test_a_set_that_is_no_list_of_records_is_refused_in_a_line(model: Path, given):
+    with pytest.raises(DataRefused, match=r"^probes records: (a set is a file or a list of records|there are none)"):
+        read_request(open_model(model), forget=rows("forget"), probes=given)
+
+
+def test_answers_known_from_an_earlier_run_are_counted_of_both_models(monkeypatch, tmp_path: Path):
+    monkeypatch.setenv("EXPUNGE_CACHE", str(tmp_path))
+    first, second = (unlearn(llama(), text_request(), SHORT, [Loss()]) for _ in range(2))
+    assert first.cost.recalled == 0
+    asked = [e for examples in text_request().sets().values() for one in examples for e in (one, *one.alternatives)]
+    assert second.cost.recalled == 2 * len(asked)
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from expunge.errors import EnvironmentRefused, ModelRefused
 from expunge.runtime.atomic_files import (
     MANIFEST,
     check_inside,
     check_manifest,
+    check_room,
     folder_digest,
     is_disk_full,
     lock,
@@ -296,3 +298,9 @@ def test_a_lock_says_who_holds_it_and_outlives_nobody(tmp_path: Path):  # C06
         with lock(tmp_path / "other"):
             pass
     assert below(tmp_path) == []
+
+
+def test_a_disk_without_room_for_the_result_is_refused_before_anything_is_computed(tmp_path: Path):
+    check_room([torch.empty(10)], tmp_path / "out")
+    with pytest.raises(EnvironmentRefused, match=r"MB free; the result needs 4400000000 MB"):
+        check_room([torch.empty(10**15, device="meta")], tmp_path / "deeper" / "out")

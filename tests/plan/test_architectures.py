@@ -1,0 +1,32 @@
+"""Architectures that a plan once failed on: each is planned like any other. All are tried by `tests.plan_table`."""
+
+import pytest
+from transformers import CONFIG_MAPPING
+
+from expunge.models.sketch import narrow
+from tests.plan_table import SAYS_SO, check
+
+KINDS = {
+    "afmoe": "experts that are known by their shape alone",
+    "bamba": "blocks of several kinds, whose list has no setter",
+    "falcon_h1": "blocks of one kind, whose list has no setter",
+    "gemma4_text": "a width of its own in each kind of block",
+    "rwkv": "no attention",
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_what_forget_runs_is_planned(name: str):
+    said = check(name)
+    assert said.endswith("GFLOP"), said
+
+
+def test_what_forget_refuses_is_said_to_be_refused():
+    assert check("jetmoe").startswith(SAYS_SO)
+
+
+def test_widths_that_depend_on_one_another_are_divided_by_one_number():
+    """Mamba's heads times their width must be its inner width, which no fixed widths fit."""
+    small = narrow("bamba", CONFIG_MAPPING["bamba"](num_hidden_layers=2), None).module.config
+    assert small.hidden_size == small.mamba_n_heads * small.mamba_d_head / small.mamba_expand == 128
+    assert small.vocab_size == 251
