@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from expunge.errors import ModelRefused, UsageRefused
-from expunge.runtime.limits import LETTERS, MEMORY, SECONDS, TakesTooMuchError, check_length, limited, try_apart
+from expunge.runtime.limits import LETTERS, MEMORY, SECONDS, TakesTooMuchError, check_length, set_limits, try_apart
 
 Turns = Sequence[Mapping[str, Any]]
 """Messages in their order, each with `role` and `content`; the last is the assistant's."""
@@ -89,7 +89,7 @@ class Chat:
         try:
             if not try_apart(str(self.tokenizer.chat_template)):
                 raise TakesTooMuchError
-            with limited():
+            with set_limits():
                 return check_length(str(self.tokenizer.apply_chat_template(given, tokenize=False, **self.arguments)))
         except (TakesTooMuchError, MemoryError) as error:
             raise ModelRefused(

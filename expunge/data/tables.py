@@ -137,7 +137,7 @@ def _refuse_bomb(path: Path) -> None:
     most, total = max(UNPACKED, RATIO * path.stat().st_size), 0
     with pyarrow.parquet.ParquetFile(path, read_dictionary=texts) as file:
         for batch in file.iter_batches():
-            total += sum(_unpacked(column) for column in batch.columns)
+            total += sum(_measure(column) for column in batch.columns)
             if total > most:
                 raise DataRefused(
                     f"{path}: has {path.stat().st_size / 1e6:.1f} MB and unpacks to more than {most / 1e9:.0f} GB. "
@@ -145,7 +145,7 @@ def _refuse_bomb(path: Path) -> None:
                 )
 
 
-def _unpacked(column: Any) -> int:
+def _measure(column: Any) -> int:
     """Bytes of a column without a dictionary."""
     import pyarrow
     from pyarrow import compute
@@ -158,9 +158,9 @@ def _unpacked(column: Any) -> int:
         counts, which = counted.field("counts"), counted.field("values")
         return int(compute.sum(compute.multiply(lengths.take(which), counts)).as_py() or 0) + int(column.indices.nbytes)
     if pyarrow.types.is_list(column.type) or pyarrow.types.is_large_list(column.type):
-        return int(column.offsets.nbytes) + _unpacked(column.flatten())
+        return int(column.offsets.nbytes) + _measure(column.flatten())
     if pyarrow.types.is_struct(column.type):
-        return sum(map(_unpacked, column.flatten()))
+        return sum(map(_measure, column.flatten()))
     return int(column.nbytes)
 
 

@@ -49,14 +49,14 @@ def _text(node: ast.stmt) -> str:
 def made_by(plugin: Plugin, root: Path = ROOT) -> tuple[ast.Module, ast.ClassDef | ast.FunctionDef]:
     """A plug-in's file, and in it the class or function that bears its name."""
     tree = ast.parse(_file(plugin.module, root).read_text(encoding="utf-8"))
-    return tree, _called(tree, plugin.name)
+    return tree, _find_named(tree, plugin.name)
 
 
 def _file(module: str, root: Path) -> Path:
     return root.parent.joinpath(*module.split(".")).with_suffix(".py")
 
 
-def _called(tree: ast.Module, name: str) -> ast.ClassDef | ast.FunctionDef:
+def _find_named(tree: ast.Module, name: str) -> ast.ClassDef | ast.FunctionDef:
     return next(n for n in tree.body if isinstance(n, ast.ClassDef | ast.FunctionDef) and n.name == name)
 
 
@@ -72,9 +72,9 @@ def _with_inherited(tree: ast.Module, made: ast.ClassDef | ast.FunctionDef, root
         home = next((n for n in tree.body if isinstance(n, ast.ImportFrom) and name in {a.name for a in n.names}), None)
         if home and str(home.module).startswith("expunge."):
             there = ast.parse(_file(str(home.module), root).read_text(encoding="utf-8"))
-            yield from _with_inherited(there, _called(there, name), root)
+            yield from _with_inherited(there, _find_named(there, name), root)
         elif name in {n.name for n in tree.body if isinstance(n, ast.ClassDef)}:
-            yield from _with_inherited(tree, _called(tree, name), root)
+            yield from _with_inherited(tree, _find_named(tree, name), root)
     yield from (setting.name for setting in settings(made))
 
 

@@ -24,7 +24,7 @@ class TakesTooMuchError(Exception):
 
 
 @contextmanager
-def limited(seconds: float = SECONDS, memory: int = MEMORY) -> Iterator[None]:
+def set_limits(seconds: float = SECONDS, memory: int = MEMORY) -> Iterator[None]:
     """Raise `TakesTooMuchError` where the block takes more processor time, `MemoryError` where it takes more memory.
 
     The time is noticed between two steps of Python: not within one long product of whole numbers (`try_apart` is).

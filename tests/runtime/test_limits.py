@@ -7,7 +7,7 @@ import pytest
 
 from expunge.data.chat import Chat
 from expunge.errors import ModelRefused
-from expunge.runtime.limits import TakesTooMuchError, limited, try_apart
+from expunge.runtime.limits import TakesTooMuchError, set_limits, try_apart
 from tests.conftest import CHAT
 
 LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
@@ -19,7 +19,7 @@ DOUBLE = "{% set n = namespace(x='xxxxxxxxxxxxxxxx') %}{% for a in range(60) %}{
 )
 def test_a_template_that_takes_too_much_is_refused(template: str, chat, monkeypatch):  # M13
     monkeypatch.setattr(chat, "chat_template", template + CHAT)
-    monkeypatch.setattr("expunge.data.chat.limited", lambda: limited(seconds=0.3, memory=1 << 28))
+    monkeypatch.setattr("expunge.data.chat.set_limits", lambda: set_limits(seconds=0.3, memory=1 << 28))
     monkeypatch.setattr("expunge.runtime.limits.SECONDS", 1.0)
     with pytest.raises(ModelRefused, match="chat template takes more than"):
         Chat.of(chat, {})
@@ -35,7 +35,7 @@ def test_a_template_within_its_limits_is_rendered_and_the_limits_are_gone(chat):
 
 def test_time_is_that_of_the_processor():
     def work() -> None:
-        with limited(seconds=0.05):
+        with set_limits(seconds=0.05):
             while True:
                 pass
 
