@@ -37,7 +37,7 @@ SIZES = {
     "backbone_hidden_size hidden_size_global mm_embed_dim output_proj_dims audio_embed_dim",
     24: "moe_intermediate_size shared_intermediate_size shared_expert_intermediate_size "
     "shared_experts_intermediate_size moe_shared_expert_intermediate_size",
-    16: "kv_lora_rank q_lora_rank o_lora_rank router_hidden_size num_centroids hc_lowrank loop_gate_rank "
+    16: "index_n_heads kv_lora_rank q_lora_rank o_lora_rank router_hidden_size num_centroids hc_lowrank loop_gate_rank "
     "state_size mamba_d_state ssm_state_size qk_head_dim mamba_headdim chunk_size mamba_chunk_size "
     "n_mels num_buckets window_size attention_window_size prompt_length position_bias_num_buckets "
     "pronunciation_embed_dim shape_embed_dim patch_size max_patches laurel_rank adapter_rank d_rel rel_extent "
@@ -49,7 +49,7 @@ SIZES = {
     "global_head_dim local_attn_chunk_length lsh_attn_chunk_length",
     4: "num_attention_heads n_head n_heads num_heads decoder_attention_heads encoder_attention_heads attention_heads "
     "num_encoder_attention_heads num_decoder_attention_heads swa_num_attention_heads linear_num_value_heads "
-    "linear_num_heads index_n_heads num_experts n_routed_experts num_local_experts moe_num_experts qk_rope_head_dim "
+    "linear_num_heads num_experts n_routed_experts num_local_experts moe_num_experts qk_rope_head_dim "
     "num_hidden_layers decoder_layers encoder_layers depth n_layer n_layers num_layers num_blocks num_decoder_layers",
     2: "num_key_value_heads num_kv_heads swa_num_key_value_heads linear_num_key_heads num_experts_per_tok "
     "num_experts_per_token moe_topk moe_k top_k_experts moe_top_k num_encoder_layers n_groups "
@@ -120,18 +120,19 @@ ODD: dict[str, dict[str, Any]] = {
 """What the names above do not say, by architecture or by the type of a part's configuration."""
 
 
-def tiny(kind: str) -> PretrainedConfig:
-    """The configuration of one architecture, small."""
-    return _small(CONFIG_MAPPING[kind], kind)
+def tiny(kind: str, **changes: Any) -> PretrainedConfig:
+    """The configuration of one architecture, small. `changes`: other sizes, or values that only this one has."""
+    return _small(CONFIG_MAPPING[kind], kind, changes)
 
 
-def build(kind: str, device: str = "cpu") -> nn.Module:
+def build(kind: str, device: str = "cpu", **changes: Any) -> nn.Module:
     """A tiny model of it with random weights (none on the meta device), which draws nothing at random in its pass."""
     torch.manual_seed(0)
+    config = tiny(kind, **changes)
     with torch.device(device):
         if kind in DECODERS:
-            return DECODERS[kind](tiny(kind).decoder).eval()
-        return AutoModelForCausalLM.from_config(tiny(kind)).eval()
+            return DECODERS[kind](config.decoder).eval()
+        return AutoModelForCausalLM.from_config(config).eval()
 
 
 def tokens(kind: str) -> Tensor:
@@ -139,11 +140,11 @@ def tokens(kind: str) -> Tensor:
     return torch.arange(1, 17)[None].repeat(4 if kind in DECODERS else 1, 1)
 
 
-def _small(config_class: type[PretrainedConfig], kind: str) -> PretrainedConfig:
+def _small(config_class: type[PretrainedConfig], kind: str, changes: dict[str, Any]) -> PretrainedConfig:
     odd = ODD.get(kind, {})
-    parts = {name: _small(part, part.model_type) for name, part in _parts(config_class, odd).items()}
+    parts = {name: _small(part, part.model_type, changes) for name, part in _parts(config_class, odd).items()}
     known = {field.name for field in dataclasses.fields(config_class)}
-    wanted = {name: size for name, size in SHAPE.items() if name in known}
+    wanted = {name: size for name, size in (SHAPE | changes).items() if name in known}
     if "kv_lora_rank" in known:  # keys and values are made for every head
         wanted["num_key_value_heads"] = wanted["num_attention_heads"]
     wanted |= parts | odd

@@ -32,8 +32,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from expunge.cli.listing import Setting, made_by, settings
 from expunge.notation.parse import FOLDERS, Plugin, plugins
+from expunge.notation.settings import Setting, made_by, settings
 from expunge.notation.typed_json import schema
 
 ROOT = Path(__file__).resolve().parent.parent

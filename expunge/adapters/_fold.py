@@ -70,7 +70,8 @@ def autocast_type(weight: Tensor) -> torch.dtype | None:
 
 def literally(device: str) -> AbstractContextManager[None]:
     """Every product in the types that it is given, also where `backward` is called under autocast."""
-    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+    in_force = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if in_force else nullcontext()
 
 
 def fold(

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from expunge.errors import ModelRefused, UsageRefused
-from expunge.internals.blocks import blocks, is_linear, mixers, within
+from expunge.internals.blocks import Blocks, blocks, every_block, is_linear, mixers, within
 from expunge.internals.mixtures import experts_of, routers
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -41,20 +41,33 @@ UNCALLED = re.compile(
 
 def kinds(module: nn.Module, part: str | None = None) -> dict[str, Kind]:
     """Every linear layer and fused experts of every block, by name: whether it is the MLP's or attention's."""
-    found: dict[str, Kind] = {}
-    for block_name, block in blocks(module, part).items():
-        apart = mixers(block)
-        for name, layer in block.named_modules():
-            if is_linear(layer):
-                found[f"{block_name}.{name}"] = "attention" if within(name, apart) else "mlp"
-    return found | dict.fromkeys(stacks(module, part), "mlp")
+    return _kinds_in(blocks(module, part))
+
+
+def kinds_in_every_tower(module: nn.Module) -> dict[str, Kind]:
+    """The same of the blocks of all towers."""
+    return _kinds_in(every_block(module))
 
 
 def stacks(module: nn.Module, part: str | None = None) -> dict[str, nn.Module]:
     """The fused experts of each block, whose matrices are slices of one tensor [experts, ...], by name."""
+    return _stacks_in(blocks(module, part))
+
+
+def _kinds_in(found: Blocks) -> dict[str, Kind]:
+    kinds: dict[str, Kind] = {}
+    for block_name, block in found.items():
+        apart = mixers(block)
+        for name, layer in block.named_modules():
+            if is_linear(layer):
+                kinds[f"{block_name}.{name}"] = "attention" if within(name, apart) else "mlp"
+    return kinds | dict.fromkeys(_stacks_in(found), "mlp")
+
+
+def _stacks_in(found: Blocks) -> dict[str, nn.Module]:
     return {
         f"{block_name}.{name}": experts
-        for block_name, block in blocks(module, part).items()
+        for block_name, block in found.items()
         for name, experts in experts_of(block).items()
     }
 

@@ -7,56 +7,14 @@ import difflib
 import inspect
 import textwrap
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import pairwise
-from pathlib import Path
 
 from expunge.errors import UsageRefused
-from expunge.notation.parse import FOLDERS, ROOT, Plugin, plugins, squash
+from expunge.notation.parse import FOLDERS, Plugin, plugins, squash
+from expunge.notation.settings import made_by, settings
 
 TITLES = {folder: folder for folder in FOLDERS}
 """What each plug-in folder is called, in the order of the list."""
 WIDTH = 100
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A field of a plug-in."""
-
-    name: str
-    default: str
-    """As its file has it; empty where it must be given."""
-    doc: str
-
-
-def settings(made: ast.ClassDef | ast.FunctionDef) -> list[Setting]:
-    """The fields of a dataclass with the string under each, or the arguments of a function."""
-    if isinstance(made, ast.FunctionDef):
-        names = [*made.args.posonlyargs, *made.args.args]
-        given = [None] * (len(names) - len(made.args.defaults)) + made.args.defaults
-        pairs = [*zip(names, given, strict=True), *zip(made.args.kwonlyargs, made.args.kw_defaults, strict=True)]
-        return [Setting(name.arg, ast.unparse(value) if value else "", "") for name, value in pairs]
-    found = []
-    for node, after in pairwise([*made.body, ast.Pass()]):
-        if isinstance(node, ast.AnnAssign) and "ClassVar" not in ast.unparse(node.annotation):
-            default = ast.unparse(node.value) if node.value else ""
-            found.append(Setting(ast.unparse(node.target), default, _text(after)))
-    return found
-
-
-def _text(node: ast.stmt) -> str:
-    """The string that a statement is; empty where it is none."""
-    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
-        return node.value.value
-    return ""
-
-
-def made_by(plugin: Plugin, root: Path = ROOT) -> tuple[ast.Module, ast.ClassDef | ast.FunctionDef]:
-    """A plug-in's file, and in it the class or function that bears its name."""
-    path = root.parent.joinpath(*plugin.module.split(".")).with_suffix(".py")
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    named = (n for n in tree.body if isinstance(n, ast.ClassDef | ast.FunctionDef) and n.name == plugin.name)
-    return tree, next(named)
 
 
 def nameable() -> list[str]:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shlex
 import sys
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -15,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from expunge import __version__
+from expunge.cli.ending import check_room_for_torch, run_guarded
 from expunge.cli.options import (
     Audits,
     Device,
@@ -32,15 +31,12 @@ from expunge.cli.options import (
     spread_options,
 )
 from expunge.cli.quiet import ask_for_quiet, quiet_libraries
-from expunge.cli.signals import Interrupts, heed_signals, ignore_signals
-from expunge.errors import THRESHOLDS_MISSED, EnvironmentRefused, Refusal, UsageRefused
-from expunge.runtime.atomic_files import refuse_full_disk
+from expunge.cli.signals import Interrupts, heed_signals
+from expunge.errors import THRESHOLDS_MISSED
 
 if TYPE_CHECKING:
     from expunge.run.job import Job
 
-INTERRUPTED = 130
-UNFIT = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.EIO, errno.EMFILE)
 STARTED = time.monotonic()
 """What a run's clock counts from: it includes the seconds in which torch is loaded."""
 
@@ -205,15 +201,19 @@ def _job(
 ) -> Job:
     """The job that the options ask for; names and files are looked at before anything is imported to do it."""
     from expunge.notation.parse import check_names
+    from expunge.notation.settings import check_settings
 
     images, training = images or Images(), training or Training()
     texts = texts or Texts()
     judging, keeping = judging or Judging(), keeping or Keeping()
-    check_names(f"{training.method}, {audits}" if audits else training.method)
+    for text in filter(None, (training.method, audits)):
+        check_names(text)
+        check_settings(text)
     sets.check()
     keeping.check()
     present("--stand-in", training.stand_in)
     probes, template = sets.probes(), texts.template()
+    check_room_for_torch()
     _starting(model)
     from expunge.data.text import Reading
     from expunge.run.job import Job
@@ -289,98 +289,8 @@ def main() -> None:
     ask_for_quiet()
     debug = bool(os.environ.get("EXPUNGE_DEBUG"))
     with nullcontext() if debug else quiet_libraries():
-        code = _run_guarded(lambda: app(standalone_mode=False), debug)
+        code = run_guarded(lambda: app(standalone_mode=False), debug)
     sys.exit(code)
-
-
-def _run_guarded(run: Callable[[], object], debug: bool) -> int:
-    try:
-        code = run()
-        if code == INTERRUPTED:  # what typer makes of Ctrl-C
-            raise KeyboardInterrupt
-        ignore_signals()
-        return code if isinstance(code, int) else 0
-    except (KeyboardInterrupt, typer.Abort):
-        return _end_interrupted()
-    except BaseException as error:
-        ignore_signals()
-        if Interrupts.asked and not debug:  # a library made something else of it
-            return _end_interrupted()
-        if debug:
-            raise
-        return _tell(error)
-
-
-def _end_interrupted() -> int:
-    ignore_signals()
-    _say(f"expunge: interrupted; {Interrupts.left}.")
-    return INTERRUPTED
-
-
-def _tell(error: BaseException) -> int:
-    """Say in one line why the run ends; its exit code. A traceback can hold text that was to be forgotten."""
-    if isinstance(error, SystemExit):
-        raise error
-    if isinstance(error, Refusal):
-        _say(error.line())
-        return error.code
-    refusal = _environment(error)
-    if refusal:
-        _say(refusal.line())
-        return refusal.code
-    if hasattr(error, "show") and hasattr(error, "exit_code"):  # the parser's own: a wrong option or argument
-        said = error.format_message() if hasattr(error, "format_message") else str(error)
-        if said:  # nothing was asked at all, and the help that was printed says it all
-            _say(UsageRefused(said).line())
-        return int(error.exit_code)
-    where = error.__traceback__
-    while where is not None and where.tb_next is not None:
-        where = where.tb_next
-    place = f"{Path(where.tb_frame.f_code.co_filename).name}:{where.tb_lineno}" if where else "?"
-    _say(
-        f"expunge: E1-unexpected: {type(error).__name__} in {place}. This is a fault of expunge: please report it "
-        f"with the traceback that EXPUNGE_DEBUG=1 prints (it may quote your data)."
-    )
-    return 1
-
-
-def _environment(error: BaseException) -> EnvironmentRefused | None:
-    """What the machine lacks: memory, room on a disk, leave to write. None where the error is of another kind."""
-    if _out_of_memory(error):
-        return _no_room()
-    try:
-        refuse_full_disk(error, Path.cwd())
-    except EnvironmentRefused as full:
-        return full
-    if isinstance(error, OSError) and error.errno in UNFIT and isinstance(error.filename, str):
-        return EnvironmentRefused(f"{error.filename}: {error.strerror}. Nothing was written there.")
-    return None
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    if "torch" not in sys.modules:
-        return isinstance(error, MemoryError)
-    from expunge.primitives.out_of_memory import is_out_of_memory
-
-    return is_out_of_memory(error)
-
-
-def _no_room() -> EnvironmentRefused:
-    return EnvironmentRefused(
-        "Out of memory, where nothing can be read in smaller parts. Give Finetune a larger accumulate or "
-        "activations='recomputed', or take more processes, another --device or a smaller model; `expunge plan` says "
-        "how much is needed."
-    )
-
-
-def _say(line: str) -> None:
-    """Print why the run ends; where torchrun started several processes, the first that ends says it for all."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        from expunge.runtime.processes import speaks_for_all
-
-        if not speaks_for_all():
-            return
-    typer.echo(line, err=True)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from expunge.errors import ModelRefused, UsageRefused
+from expunge.runtime.limits import LETTERS, MEMORY, SECONDS, TakesTooMuchError, check_length, set_limits, try_apart
 
 Turns = Sequence[Mapping[str, Any]]
 """Messages in their order, each with `role` and `content`; the last is the assistant's."""
@@ -86,7 +87,15 @@ class Chat:
         for turn in given if self.listed else ():
             turn["content"] = [{"type": "text", "text": turn["content"]}]
         try:
-            return str(self.tokenizer.apply_chat_template(given, tokenize=False, **self.arguments))
+            if not try_apart(str(self.tokenizer.chat_template)):
+                raise TakesTooMuchError
+            with set_limits():
+                return check_length(str(self.tokenizer.apply_chat_template(given, tokenize=False, **self.arguments)))
+        except (TakesTooMuchError, MemoryError) as error:
+            raise ModelRefused(
+                f"The tokenizer's chat template takes more than {SECONDS:g} s or {MEMORY >> 30} GB, or writes more "
+                f"than {LETTERS:,} letters. Fix or remove it."
+            ) from error
         except Exception as error:  # templates are third-party programs and can fail in any way
             kind = type(error).__name__
             raise ModelRefused(f"The tokenizer's chat template failed ({kind}). Fix or remove it.") from error

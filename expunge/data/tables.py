@@ -16,6 +16,10 @@ from typing import Any
 
 from expunge.errors import DataRefused, EnvironmentRefused
 
+UNPACKED = 1_000_000_000
+"""Bytes that any Parquet file may unpack to."""
+RATIO = 100
+"""Bytes that it may unpack to for each that it has, if those are more."""
 SUFFIXES = (".parquet", ".arrow", ".jsonl", ".json", ".csv")
 """Endings of files of records."""
 DICT, STATE = "dataset_dict.json", "state.json"
@@ -121,6 +125,45 @@ def _open(path: Path) -> Any:
     return _read(path, "read_table" if path.suffix.lower() != ".arrow" else "")
 
 
+def _refuse_bomb(path: Path) -> None:
+    """Refuse a Parquet file that unpacks to far more than it holds: one long text can stand for millions of rows.
+
+    Texts are read as numbers of a dictionary's entries, so that adding up their lengths unpacks nothing.
+    """
+    import pyarrow.parquet
+
+    schema = pyarrow.parquet.read_metadata(path).schema
+    texts = [schema.column(k).path for k in range(len(schema)) if schema.column(k).physical_type == "BYTE_ARRAY"]
+    most, total = max(UNPACKED, RATIO * path.stat().st_size), 0
+    with pyarrow.parquet.ParquetFile(path, read_dictionary=texts) as file:
+        for batch in file.iter_batches():
+            total += sum(_measure(column) for column in batch.columns)
+            if total > most:
+                raise DataRefused(
+                    f"{path}: has {path.stat().st_size / 1e6:.1f} MB and unpacks to more than {most / 1e9:.0f} GB. "
+                    f"Write its records as JSON lines (.jsonl), if that is what they are."
+                )
+
+
+def _measure(column: Any) -> int:
+    """Bytes of a column without a dictionary."""
+    import pyarrow
+    from pyarrow import compute
+
+    if pyarrow.types.is_dictionary(column.type):
+        if not len(column.dictionary):
+            return int(column.nbytes)
+        lengths = compute.cast(compute.binary_length(column.dictionary), "int64")
+        counted = compute.value_counts(column.indices.drop_null())
+        counts, which = counted.field("counts"), counted.field("values")
+        return int(compute.sum(compute.multiply(lengths.take(which), counts)).as_py() or 0) + int(column.indices.nbytes)
+    if pyarrow.types.is_list(column.type) or pyarrow.types.is_large_list(column.type):
+        return int(column.offsets.nbytes) + _measure(column.flatten())
+    if pyarrow.types.is_struct(column.type):
+        return sum(map(_measure, column.flatten()))
+    return int(column.nbytes)
+
+
 def _read(path: Path, verb: str) -> Any:
     """A Parquet file by pyarrow's function of that name; an Arrow file where there is none."""
     try:
@@ -131,6 +174,8 @@ def _read(path: Path, verb: str) -> Any:
         raise DataRefused(f"{path}: no such file.")
     kind = "Parquet" if verb else "Arrow"
     try:
+        if verb == "read_table":
+            _refuse_bomb(path)
         if verb:
             return getattr(pyarrow.parquet, verb)(path)
         with pyarrow.memory_map(str(path)) as file:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from expunge.adapters._layers import Kind, kind_of, kinds
+from expunge.adapters._layers import Kind, kind_of, kinds_in_every_tower
 from expunge.core.adapter import Adapted
 from expunge.core.model import Batch
 from expunge.core.predictions import Share
@@ -53,7 +53,7 @@ class Loop:
         # The original model does not change: it reads each example once, not once an epoch.
         self.known = cache_reference(self.before, self.reference, self.silenced)
         self.moving = self.now.trainable()
-        self.kinds: dict[str, Kind] = kinds(self.before.module)
+        self.kinds: dict[str, Kind] = kinds_in_every_tower(self.before.module)
         self.norms = Norms()
         self.run = Run(whole=self.request.sets())
         self.reads: dict[str, tuple[str, ...]] = {"now": (), "before": ()}

@@ -3,17 +3,20 @@
 Prefixes that sequences share are prefilled once, as a tree (see `prefix_tree.py`), and each sequence copies its keys
 and
 values from it into a preallocated cache. Finished sequences leave the batch. The token with the highest score is taken
-at each position: no sampling, no penalties, no forced tokens.
+at each position: no sampling, no penalties, no forced tokens, whatever the model's generation_config asks for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
 
+from expunge.models.configuration import largest
 from expunge.models.prefix_tree import Tree
 
 if TYPE_CHECKING:
@@ -44,18 +47,22 @@ def side_by_side(module: Any, longest: int) -> int:
 
 
 def cache_bytes(module: Any) -> int:
-    """Bytes of the keys and values of one token."""
-    text = module.config.get_text_config()
-    heads = int(text.num_attention_heads)
-    width = int(getattr(text, "head_dim", None) or text.hidden_size // heads)
-    number = 2 * int(text.num_hidden_layers) * int(getattr(text, "num_key_value_heads", None) or heads) * width
-    return number * int(module.get_input_embeddings().weight.element_size())
+    """Bytes of the keys and values of one token, by the configuration. A model without heads has a state instead, which
+    is counted as keys and values of its width."""
+    text = module.config.get_text_config(decoder=True)
+    heads = largest(text, "num_attention_heads") or 1
+    width = largest(text, "head_dim") or largest(text, "hidden_size") // heads
+    number = 2 * largest(text, "num_hidden_layers") * (largest(text, "num_key_value_heads") or heads) * width
+    return max(number, 1) * int(module.get_input_embeddings().weight.element_size())
 
 
-def greedy(network: LanguageModel, begun: Sequence[Sequence[int]], most: Sequence[int]) -> list[list[int]]:
+def greedy(
+    network: LanguageModel, begun: Sequence[Sequence[int]], most: Sequence[int], seen: list[Tensor] | None = None
+) -> list[list[int]]:
     """The continuation of each of `begun`, of at most `most` tokens each, up to and including an end token.
 
-    Only for a network that reads prefix trees as long as the longest of `begun`.
+    Only for a network that reads prefix trees as long as the longest of `begun`. With `seen` no token is an end, and
+    the scores at each place, [texts, classes], are added to it.
     """
     from expunge.models.kv_cache import cache_argument
 
@@ -63,7 +70,7 @@ def greedy(network: LanguageModel, begun: Sequence[Sequence[int]], most: Sequenc
     alive = [k for k, many in enumerate(most) if many > 0]
     if not alive:
         return continuations
-    stop = ends(network.module)
+    stop = ends(network.module) if seen is None else frozenset()
     with torch.inference_mode():
         cache, scores = _read(network, [begun[k] for k in alive], max(most))
         lengths = torch.tensor([len(begun[k]) for k in alive])
@@ -71,6 +78,8 @@ def greedy(network: LanguageModel, begun: Sequence[Sequence[int]], most: Sequenc
         place = lengths.to(network.device)
         while True:
             token = scores.argmax(-1)
+            if seen is not None:
+                seen.append(scores)
             for k, new in zip(alive, token.tolist(), strict=True):
                 continuations[k].append(new)
             stay = [
@@ -132,31 +141,63 @@ def _scores(states: Tensor, head: Head | None) -> Tensor:
     return states if head is None else head(states)
 
 
-def generate(network: LanguageModel, begun: Sequence[Sequence[int]], most: Sequence[int]) -> list[list[int]]:
-    """The same by transformers' `generate`, for architectures that cannot read prefix trees."""
+def generate(
+    network: LanguageModel, begun: Sequence[Sequence[int]], most: Sequence[int], seen: list[Tensor] | None = None
+) -> list[list[int]]:
+    """The same by transformers' `generate`, in rows that are padded on the left."""
     continuations: list[list[int]] = [[] for _ in begun]
     alive = [k for k, many in enumerate(most) if many > 0]
     if not alive:
         return continuations
-    stop = ends(network.module)
+    stop = ends(network.module) if seen is None else frozenset()
     width = max(len(begun[k]) for k in alive)
-    tokens = torch.full((len(alive), width), min(stop, default=0), dtype=torch.long)
+    tokens = torch.zeros(len(alive), width, dtype=torch.long)
     mask = torch.zeros_like(tokens)
     for row, k in enumerate(alive):
         tokens[row, width - len(begun[k]) :] = torch.tensor(begun[k])
         mask[row, width - len(begun[k]) :] = 1
-    with torch.inference_mode():
-        written = network.module.generate(
-            input_ids=tokens.to(network.device),
-            attention_mask=mask.to(network.device),
-            max_new_tokens=max(most[k] for k in alive),
-            do_sample=False,
-            num_beams=1,
-            repetition_penalty=1.0,
-            use_cache=True,
-            pad_token_id=min(stop, default=0),
-        )
-    for k, row in zip(alive, written[:, width:].tolist(), strict=True):
+    bare = GenerationConfig(
+        max_new_tokens=max(most[k] for k in alive),
+        do_sample=False,
+        use_cache=True,
+        eos_token_id=sorted(stop) or None,
+        pad_token_id=0,
+        output_logits=seen is not None,
+        return_dict_in_generate=True,
+    )
+    with torch.inference_mode(), _generation_config(network.module, bare):
+        made = network.module.generate(tokens.to(network.device), bare, attention_mask=mask.to(network.device))
+    if seen is not None:
+        seen.extend(made.logits)
+    for k, row in zip(alive, made.sequences[:, width:].tolist(), strict=True):
         end = next((place + 1 for place, token in enumerate(row) if token in stop), len(row))
         continuations[k] = row[: min(end, most[k])]
+    return continuations
+
+
+@contextmanager
+def _generation_config(module: Any, bare: GenerationConfig) -> Iterator[None]:
+    """Within the block the module has no other: from its own `generate` would take what `bare` leaves open, such as
+    penalties and forbidden words."""
+    own = module.generation_config
+    module.generation_config = bare
+    try:
+        yield
+    finally:
+        module.generation_config = own
+
+
+def spell(
+    network: LanguageModel, begun: Sequence[Sequence[int]], most: Sequence[int], seen: list[Tensor] | None = None
+) -> list[list[int]]:
+    """The same without any cache, one text after the other: right for every architecture, and slow."""
+    stop = ends(network.module)
+    continuations: list[list[int]] = []
+    with torch.inference_mode():
+        for own, many in zip(begun, most, strict=True):
+            new: list[int] = []
+            while len(new) < many and not (new and new[-1] in stop):
+                states, head = network.states(**network.row_inputs([[*own, *new]]))
+                new.append(int(_scores(states[0, -1:], head).argmax()))
+            continuations.append(new)
     return continuations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -11,20 +10,23 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from expunge.core.model import Network, answers
 from expunge.core.predictions import Hidden, Predictions, RouterScores, weights_of
 from expunge.core.question import HiddenStates, Routes, Scores, Text
-from expunge.errors import ModelRefused
+from expunge.errors import EnvironmentRefused, ModelRefused
 from expunge.internals.examples import Tokenized
 from expunge.models._family import Family
-from expunge.models.decoding import ends, generate, greedy, side_by_side
+from expunge.models.decoding import ends, side_by_side
 from expunge.models.hidden import UpToBlock
 from expunge.models.prefix_tree import Layout, Tree, pack, pieces
+from expunge.models.probe import ANY_LENGTH, probe
 from expunge.models.routers import UpToRouter
 from expunge.models.source import Source, config_text, load_module, refuse_adapted
 from expunge.models.stored import Stored, stored_of, write_module
-from expunge.models.tree_attention import most_on, with_trees, without_trees
+from expunge.models.tree_attention import most_on
+from expunge.models.writing import write
 from expunge.primitives.class_scores import Head
 from expunge.primitives.out_of_memory import in_fitting_batches
 from expunge.runtime.atomic_files import open_to_readers
@@ -57,6 +59,10 @@ class LanguageModel(Network):
     """Whether class scores are just the output matrix times the last hidden state; probed too."""
     most: int = 0
     """Nodes of a tree, or tokens of padded rows, that a call without gradients reads at most; 0: by the device."""
+    rows: int = ANY_LENGTH
+    """Longest sequence, in tokens, that is read in padded rows; longer ones are read alone. Probed too."""
+    nodes: int = ANY_LENGTH
+    """Most nodes of a tree; sequences that have more together are read in padded rows."""
     stored: Stored | None = field(repr=False, default=None)
     """How its file holds the weights, which it is written in as well; None: as they are in memory."""
 
@@ -70,15 +76,21 @@ class LanguageModel(Network):
         from transformers import AutoModelForCausalLM
 
         module = load_module(source, AutoModelForCausalLM, torch.float32 if device == "cpu" else source.dtype or "auto")
-        made = LanguageModel.of(module.to(storage_device or device), load_tokenizer(source))
+        tokenizer = load_tokenizer(source)
+        try:
+            made = LanguageModel.of(module.to(storage_device or device), tokenizer)
+        except ModelRefused as refusal:
+            raise ModelRefused(f"{source.name}: {refusal}") from refusal
         return replace(made, stored=stored_of(source, module.config))
 
     @staticmethod
     def of(module: Any, tokenizer: Any) -> LanguageModel:
-        """From a module and a tokenizer in memory."""
+        """From a module and a tokenizer in memory. Raises `ModelRefused` where it is no causal model of texts."""
         module.config.use_cache = False
-        headed = ends_in_head(module)
-        return LanguageModel(module, tokenizer, reads_trees(module), headed)
+        reads = probe(LanguageModel(module, None))
+        return LanguageModel(
+            module, tokenizer, min(reads.trees, LARGEST), ends_in_head(module), 0, reads.rows, reads.nodes
+        )
 
     @property
     def longest(self) -> int:
@@ -133,12 +145,17 @@ class LanguageModel(Network):
     def batches(self, examples: Batch) -> Iterator[list[int]]:
         sequences = _sequences(examples)
         most = self.most or ROOM.get(self.device.type, ROOM["cpu"])
-        if self.trees:
-            yield from pack(sequences, most)
-            return
+        inside = [k for k, sequence in enumerate(sequences) if len(sequence) <= self.trees]
+        for group in pack([sequences[k] for k in inside], min(most, self.nodes)):
+            yield [inside[k] for k in group]
+        yield from self._batches_of_rows(sequences, set(inside), most)
+
+    def _batches_of_rows(self, sequences: Sequence[Sequence[int]], inside: set[int], most: int) -> Iterator[list[int]]:
+        """Of those that are not inside of a tree: padded rows of about one length, and each that is read alone."""
         group: list[int] = []
-        for index in sorted(range(len(sequences)), key=lambda k: len(sequences[k])):
-            if group and (len(group) + 1) * len(sequences[index]) > most:
+        for index in sorted(set(range(len(sequences))) - inside, key=lambda k: len(sequences[k])):
+            size = len(sequences[index])
+            if group and ((len(group) + 1) * size > most or size > self.rows):
                 yield group
                 group = []
             group.append(index)
@@ -161,7 +178,6 @@ class LanguageModel(Network):
         order = sorted((k for k in range(len(prompts)) if left[k]), key=lambda k: len(begun_whole[k]))
         longest = max(map(len, begun_whole), default=0)
         side = side_by_side(self.module, longest + max_new_tokens)
-        write = greedy if self.trees and longest + max_new_tokens <= self.trees else generate
         groups = [order[start : start + side] for start in range(0, len(order), side)]
         place = {id(prompt): k for k, prompt in enumerate(prompts)}
 
@@ -205,17 +221,46 @@ class LanguageModel(Network):
     def _read(self, sequences: Sequence[Sequence[int]], firsts: Sequence[int]) -> tuple[Tensor, Tensor, Head | None]:
         """Last hidden states (or class scores) of some positions, the index among them for each labelled row, and the
         head."""
+        groups = self._passes(sequences)
+        if len(groups) == 1:
+            return self._read_pass(sequences, firsts)
+        if any(isinstance(part, FSDPModule) for part in self.module.modules()):
+            raise EnvironmentRefused(
+                f"{type(self.module).__name__} reads texts of more than {max(self.trees, self.rows)} tokens one at a "
+                f"time, which processes that share it cannot. Shorten them, or use one process."
+            )
+        parts: dict[int, Tensor] = {}
+        for group in groups:
+            own = [firsts[k] for k in group]
+            states, row, head = self._read_pass([sequences[k] for k in group], own)
+            sizes = [len(sequences[k]) - first for k, first in zip(group, own, strict=True)]
+            parts |= zip(group, states[row].split(sizes), strict=True)
+        together = torch.cat([parts[k] for k in range(len(sequences))])
+        return together, torch.arange(len(together), device=together.device), head
+
+    def _passes(self, sequences: Sequence[Sequence[int]]) -> list[list[int]]:
+        """The indices of the sequences that one forward pass reads, for each."""
+        most = max(self.trees, self.rows)
+        together = [k for k, sequence in enumerate(sequences) if len(sequence) <= most]
+        alone = [[k] for k, sequence in enumerate(sequences) if len(sequence) > most]
+        return [together, *alone] if together else alone
+
+    def _read_pass(
+        self, sequences: Sequence[Sequence[int]], firsts: Sequence[int]
+    ) -> tuple[Tensor, Tensor, Head | None]:
         if self.trees and max(map(len, sequences)) <= self.trees:
-            return self._read_tree(Tree.of(sequences), firsts)
+            tree = Tree.of(sequences)
+            if tree.tokens.numel() <= self.nodes:
+                return self._read_tree(tree, firsts)
         return self._read_padded(sequences, firsts)
 
     def layout(self, batch: Batch, device: str) -> Layout:
         """How one forward pass on a device of that kind would read a batch."""
         sequences = _sequences(batch)
         longest = max(map(len, sequences))
-        if not self.trees or longest > self.trees:
+        ends = Tree.of(sequences).ends.flatten().tolist() if longest <= self.trees else []
+        if not ends or len(ends) > self.nodes:
             return Layout(len(sequences), longest)
-        ends = Tree.of(sequences).ends.flatten().tolist()
         return Layout(1, len(ends), tuple(pieces(ends, most_on(device))))
 
     def inputs(self, tree: Tree) -> dict[str, Tensor]:
@@ -232,16 +277,34 @@ class LanguageModel(Network):
         states, head = self.states(**self.inputs(tree))
         return states[0, keep.to(self.device)], row.to(self.device), head
 
-    def _read_padded(
-        self, sequences: Sequence[Sequence[int]], firsts: Sequence[int]
-    ) -> tuple[Tensor, Tensor, Head | None]:
+    def read_tree(self, sequences: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Class scores (or last hidden states) of each sequence, read as a prefix tree: [tokens, classes] of each."""
+        tree = Tree.of(sequences)
+        states, _ = self.states(**self.inputs(tree))
+        return [states[0, list(path)] for path in tree.paths]
+
+    def read_rows(self, sequences: Sequence[Sequence[int]]) -> list[Tensor]:
+        """The same, read in padded rows."""
+        states, _ = self.states(**self.row_inputs(sequences))
+        return [states[row, : len(sequence)] for row, sequence in enumerate(sequences)]
+
+    def row_inputs(self, sequences: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+        """The module's arguments for reading rows that are padded on the right; a single one has no mask."""
         width = max(map(len, sequences))
         tokens = torch.zeros(len(sequences), width, dtype=torch.long)
         for row, sequence in enumerate(sequences):
             tokens[row, : len(sequence)] = torch.tensor(sequence)
+        if len(sequences) == 1:
+            return {"input_ids": tokens.to(self.device)}
         lengths = torch.tensor([len(sequence) for sequence in sequences])
         mask = (torch.arange(width)[None] < lengths[:, None]).long()
-        states, head = self.states(input_ids=tokens.to(self.device), attention_mask=mask.to(self.device))
+        return {"input_ids": tokens.to(self.device), "attention_mask": mask.to(self.device)}
+
+    def _read_padded(
+        self, sequences: Sequence[Sequence[int]], firsts: Sequence[int]
+    ) -> tuple[Tensor, Tensor, Head | None]:
+        width = max(map(len, sequences))
+        states, head = self.states(**self.row_inputs(sequences))
         at = [
             index * width + place
             for index, (sequence, first) in enumerate(zip(sequences, firsts, strict=True))
@@ -300,36 +363,6 @@ def ends_in_head(module: Any) -> bool:
         with _bypass(matrix):
             states = module(input_ids=tokens, use_cache=False).logits
         return states.shape[-1] == matrix.in_features and torch.equal(matrix(states).to(plain.dtype), plain)
-
-
-def reads_trees(module: Any) -> int:
-    """The longest sequence, in tokens, whose answers in a prefix tree equal those alone; 0 where a probe of three
-    sequences fails.
-
-    Architectures with their own attention function (Falcon's, GPT-Neo's local layers) are read in padded batches. The
-    tree's mask replaces that of sliding-window attention, so no path may be longer than a window.
-    """
-    text = module.config.get_text_config()
-    window = getattr(text, "sliding_window", None) or getattr(text, "window_size", None) or LARGEST
-    if "position_ids" not in inspect.signature(module.forward).parameters or not with_trees(module):
-        return 0
-    draw = torch.Generator().manual_seed(0)
-    stem, *tips = (torch.randint(text.vocab_size, (n,), generator=draw).tolist() for n in (5, 4, 3, 6))
-    sequences = [stem + tip for tip in tips]
-    probe = LanguageModel(module, None)
-    with torch.inference_mode():
-        try:
-            one, row, _ = probe._read_tree(Tree.of(sequences), [1, 1, 1])
-            other, place, _ = probe._read_padded(sequences, [1, 1, 1])
-        except (RuntimeError, ValueError, TypeError, IndexError):
-            without_trees(module)
-            return 0
-    a, b = one[row].float(), other[place].float()
-    scale = float((b - b.mean(-1, keepdim=True)).abs().max())
-    close = float((a - b).abs().max()) <= (1e-3 if one.dtype in (torch.float32, torch.float64) else 5e-2) * scale
-    if not close:
-        without_trees(module)
-    return min(int(window), LARGEST) if close else 0
 
 
 @dataclass(frozen=True)

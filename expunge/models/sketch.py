@@ -112,7 +112,7 @@ def narrow(name: str, config: Any, words: Any) -> LanguageModel | ImageClassifie
 
 def _smaller(config: Any, images: bool) -> Iterator[Any]:
     """Configurations to try, in this order."""
-    yield _resize(config, lambda key, value: NARROW.get(key, value), images)
+    yield _resize(config, lambda key, value: NARROW.get(_canonical(key), value), images)
     if images:
         yield config
         return
@@ -121,9 +121,14 @@ def _smaller(config: Any, images: bool) -> Iterator[Any]:
         yield _resize(config, partial(_divide, by=factor), images)
 
 
+def _canonical(key: str) -> str:
+    """A second embedding of the same tokens, such as Gemma's `vocab_size_per_layer_input`, has as many rows."""
+    return "vocab_size" if key.startswith("vocab_size") else key
+
+
 def _divide(key: str, value: int, by: int) -> int:
-    if key == "vocab_size":
-        return NARROW[key]
+    if _canonical(key) == "vocab_size":
+        return NARROW["vocab_size"]
     if "experts" in key and "per_tok" not in key:
         return min(value, 16)
     return max(2, value // by) if WIDTH.match(key) and value > 1 else value

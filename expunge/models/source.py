@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,10 @@ from typing import Any
 from expunge.errors import ModelRefused, UsageRefused
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
+LONGEST_HEADER = 100 << 20
+"""Bytes of a safetensors header at most, as the format has it."""
+PATIENCE = 8.0
+"""Seconds that the hub has to answer."""
 LAYERS = re.compile(r"(num|n)_(hidden_)?(layers?|blocks)|depth|num_(en|de)coder_layers|(en|de)coder_layers")
 """Settings that count layers, by their names in configurations."""
 MOST_LAYERS = 10_000
@@ -96,9 +101,31 @@ def check_folder(folder: Path) -> None:
     # A snapshot of the hub's own cache links to the blobs beside it.
     allowed = [folder.resolve(), *([cache.parent / "blobs"] if cache.name == "snapshots" else [])]
     for path in folder.rglob("*"):
-        if path.is_symlink() and not any(path.resolve().is_relative_to(place) for place in allowed):
+        if path.is_symlink() and not any(_target(path).is_relative_to(place) for place in allowed):
             raise ModelRefused(f"{path}: links to a file outside the model's folder. Copy the file in.")
     _check_weights(folder)
+    for path in sorted(folder.glob("*.safetensors")):
+        _refuse_twins(path)
+
+
+def _target(link: Path) -> Path:
+    try:
+        return link.resolve(strict=True)
+    except (OSError, RuntimeError) as error:
+        raise ModelRefused(f"{link}: is a link that leads to nothing, or to itself. Copy the file in.") from error
+
+
+def _refuse_twins(path: Path) -> None:
+    """Refuse weights with two tensors of one name: readers take one or the other. What else is wrong, they say."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(dict(pairs)) < len(pairs):
+            raise ModelRefused(f"{path}: its header names a tensor, or a part of one, twice. Fetch it again.")
+        return dict(pairs)
+
+    with path.open("rb") as file, suppress(ValueError, RecursionError, OverflowError):
+        length = int.from_bytes(file.read(8), "little")
+        json.loads(file.read(length) if length <= LONGEST_HEADER else b"{}", object_pairs_hook=once)
 
 
 def _say_quantized(name: str, settings: Any) -> str:
@@ -170,7 +197,7 @@ def config_of(source: Source) -> Any:
     from transformers import AutoConfig
 
     gguf = {"gguf_file": source.gguf} if source.gguf else {}
-    if not source.local and "/" not in source.name:
+    if not source.local:
         _look_up(source)
     try:
         config = AutoConfig.from_pretrained(**source.arguments, **gguf)
@@ -212,16 +239,13 @@ def say_left_out(text: str) -> str:
 
 
 def _look_up(source: Source) -> None:
-    """Look a name without a slash up on the hub once: it is likely to be a mistyped folder.
-
-    transformers would retry for half a minute.
-    """
+    """Look a name up on the hub once, for a few seconds: transformers would try again for half a minute."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 
     if isinstance(try_to_load_from_cache(source.name, "config.json", revision=source.revision), str):
         return
     try:
-        get_hf_file_metadata(hf_hub_url(source.name, "config.json", revision=source.revision))
+        get_hf_file_metadata(hf_hub_url(source.name, "config.json", revision=source.revision), timeout=PATIENCE)
     except Exception as error:  # network errors and HTTP errors alike
         raise ModelRefused(
             f"{source.name}: there is no such folder here, and the hub has no such model or was not reached "

@@ -2,11 +2,17 @@
 
 A row of N nodes has N^2 pairs, of which few are an ancestor and its descendant: with 40 records about one in 40. In
 pieces, attention costs about as much as for the records one by one. It is registered with transformers'
-`AttentionInterface` under a name of its own, and hands on any input that is not a tree to the original function.
+`AttentionInterface` and hands on any input that is not a tree to the original function.
+
+For SDPA it has the name of the original: some architectures ask whether their attention is called "sdpa" before they
+choose which keys are seen. Eager attention is a function of each architecture's own, which no name stands for. There it
+has a name of its own, and an architecture that compares names keeps the original.
 """
 
 from __future__ import annotations
 
+import inspect
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from expunge.models.prefix_tree import Piece, pieces
@@ -22,8 +29,11 @@ from expunge.models.prefix_tree import Piece, pieces
 MOST = {"cpu": 128, "cuda": 512}
 """Most nodes of a piece that can be split: a GPU computes one large square faster than many small ones."""
 
-NAMES = {"sdpa": "expunge_sdpa", "eager": "expunge_eager"}
-"""Names of attention implementations, and of their versions for trees."""
+EAGER = "expunge_eager"
+"""The name of eager attention that reads trees."""
+
+COMPARED = re.compile(r"_attn_implementation\W+(==|!=|in\b|not in\b)")
+"""In an architecture's source code: a branch that depends on the name of the attention function."""
 
 
 @dataclass(frozen=True)
@@ -42,37 +52,47 @@ copy of it the pieces are computed again."""
 
 def with_trees(module: Any) -> bool:
     """Let the attention of `module` read trees; False where the architecture has an attention function of its own."""
-    return _switch_attention(module, NAMES)
+    _register()
+    now = _attention(module)
+    if (
+        now == "eager"
+        and module._can_set_attn_implementation()
+        and not COMPARED.search(_source(type(module).__module__))
+    ):
+        module.set_attn_implementation(EAGER)
+    return _attention(module) in ("sdpa", EAGER) and bool(module._can_set_attn_implementation())
 
 
 def without_trees(module: Any) -> None:
     """Restore the original attention of `module`."""
-    _switch_attention(module, {ours: theirs for theirs, ours in NAMES.items()})
+    if _attention(module) == EAGER:
+        module.set_attn_implementation("eager")
 
 
-def _switch_attention(module: Any, names: dict[str, str]) -> bool:
-    _register()
-    now = getattr(module.config.get_text_config(), "_attn_implementation", None)
-    if now in names and module._can_set_attn_implementation():
-        module.set_attn_implementation(names[now])
-    return getattr(module.config.get_text_config(), "_attn_implementation", None) in NAMES.values()
+def _attention(module: Any) -> str | None:
+    return getattr(module.config.get_text_config(), "_attn_implementation", None)
+
+
+@cache
+def _source(module: str) -> str:
+    try:
+        return inspect.getsource(sys.modules[module])
+    except (OSError, TypeError):  # no file
+        return ""
 
 
 @cache
 def _register() -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import eager_mask, sdpa_mask
-
-    AttentionInterface.register(NAMES["sdpa"], _sdpa)
-    AttentionInterface.register(NAMES["eager"], _eager)
-    AttentionMaskInterface.register(NAMES["sdpa"], sdpa_mask)
-    AttentionMaskInterface.register(NAMES["eager"], eager_mask)
-
-
-def _sdpa(module: Any, *given: Any, **settings: Any) -> tuple[Tensor, Any]:
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.masking_utils import eager_mask
 
-    return attend(sdpa_attention_forward, True, module, *given, **settings)
+    def sdpa(module: Any, *given: Any, **settings: Any) -> tuple[Tensor, Any]:
+        return attend(sdpa_attention_forward, True, module, *given, **settings)
+
+    AttentionInterface.register("sdpa", sdpa)
+    AttentionInterface.register(EAGER, _eager)
+    AttentionMaskInterface.register(EAGER, eager_mask)
 
 
 def _eager(module: Any, *given: Any, **settings: Any) -> tuple[Tensor, Any]:
@@ -113,7 +133,10 @@ def attend(
 def cut_of(ends: Tensor) -> Cut:
     """The pieces of the tree with these subtree ends."""
     if ends not in _cuts:
-        _cuts[ends] = Cut(pieces(ends.flatten().tolist(), most_on(ends.device.type)))
+        # A plan's tensors have no contents: where an architecture copied the mask, it stands for one sequence.
+        bare = ends.is_meta or isinstance(ends, FakeTensor)
+        known = [ends.numel()] * ends.numel() if bare else ends.flatten().tolist()
+        _cuts[ends] = Cut(pieces(known, most_on(ends.device.type)))
     return _cuts[ends]  # type: ignore[no-any-return]
 
 

@@ -25,6 +25,12 @@ from expunge.errors import UsageRefused
 
 LONGEST_QUOTE = 200
 """Most characters of the input that an error repeats."""
+LONGEST_TEXT = 20_000
+"""Most characters of a text: what is longer is nobody's method, and takes long to read."""
+LONGEST_NAME = 100
+"""Most characters of a name that is compared with those of plug-ins."""
+LARGEST = 2**64
+"""Bound of whole numbers: beyond 1e308 they are no floats either."""
 
 FOLDERS = (
     *("adapters", "objectives", "methods", "edit", "exact", "guard", "attack"),
@@ -107,6 +113,8 @@ def find(name: str) -> object:
     for plugin in plugins():
         if squash(plugin.name) == squash(name):
             return getattr(importlib.import_module(plugin.module), plugin.name)
+    if len(name) > LONGEST_NAME:
+        raise UsageRefused(f"No plug-in is called '{name[:40]}...'. `expunge list` shows them all.")
     near = difflib.get_close_matches(squash(name), [squash(p.name) for p in plugins()], n=3, cutoff=0.4)
     names = [next(p.name for p in plugins() if squash(p.name) == n) for n in near]
     hint = f"Nearest: {', '.join(names)}." if names else "`expunge list` shows them all."
@@ -130,6 +138,18 @@ def foreign(reference: str) -> object:
 
 def parse(text: str) -> Any:
     """The object that `text` describes. Raises `UsageRefused` where it says anything but names, values, + and *."""
+    tree, references = syntax(text)
+    try:
+        made = _Reader(references).read(tree.body)
+        repr(made)  # what has no `repr` cannot be reported, such as too long a sum
+        return made
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise _unreadable(text) from error
+
+
+def syntax(text: str) -> tuple[ast.Expression, dict[str, str]]:
+    """The text's syntax, and what each name stands for that is in the place of a `package.module:Class`."""
+    refuse_long(text)
     pieces = re.split(QUOTED, text)
     references: dict[str, str] = {}
 
@@ -143,18 +163,26 @@ def parse(text: str) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SyntaxWarning)  # an odd escape in a quoted text
             warnings.simplefilter("ignore", DeprecationWarning)
-            tree = ast.parse("".join(pieces).strip().replace("\n", " "), mode="eval")
-        made = _Reader(references).read(tree.body)
-        repr(made)  # what has no `repr` cannot be reported, such as too long a sum
-        return made
+            return ast.parse("".join(pieces).strip().replace("\n", " "), mode="eval"), references
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        shown = ascii(text)[1:-1] if not text.isprintable() else text
-        shown = shown if len(shown) <= LONGEST_QUOTE else f"{shown[:LONGEST_QUOTE]}..."
-        raise UsageRefused(f"'{shown}' could not be read: write it like NPO(beta=0.1) + 2.0 * RetainKL().") from error
+        raise _unreadable(text) from error
+
+
+def _unreadable(text: str) -> UsageRefused:
+    shown = ascii(text)[1:-1] if not text.isprintable() else text
+    shown = shown if len(shown) <= LONGEST_QUOTE else f"{shown[:LONGEST_QUOTE]}..."
+    return UsageRefused(f"'{shown}' could not be read: write it like NPO(beta=0.1) + 2.0 * RetainKL().")
+
+
+def refuse_long(text: str) -> None:
+    """Refuse a text that is longer than any method."""
+    if len(text) > LONGEST_TEXT:
+        raise UsageRefused(f"A method or a list of audits may have {LONGEST_TEXT:,} characters. Got {len(text):,}.")
 
 
 def check_names(text: str) -> None:
     """Refuse a text that names no plug-in, importing none, so that a typo is answered at once."""
+    refuse_long(text)
     bare = re.sub(QUOTED, "", text)
     known = {squash(p.name) for p in plugins()}
     for name in re.findall(r"(?<![\w.:])([A-Za-z_]\w*)\s*(?=[(,+*]|$)", bare):
@@ -193,10 +221,9 @@ class _Reader:
         fit = numbers[0] == numbers[1] if added else any(numbers)
         if fit and not any(isinstance(side, (str, tuple)) for side in (one, other)):
             try:
-                if not added:
-                    return one * other
-                if hasattr(other, "__add__"):
-                    return one + other
+                made = one * other if not added else one + other if hasattr(other, "__add__") else None
+                if made is not None and _finite(made):
+                    return made
             except (TypeError, ValueError, OverflowError):
                 pass
         raise UsageRefused(f"'{self.as_typed(node)}' cannot be added or multiplied.")
@@ -231,8 +258,10 @@ class _Reader:
 
 
 def _finite(value: object) -> bool:
-    """Whether a literal is a value that `repr` writes back as a literal: 1e999 is read as inf."""
-    return not isinstance(value, float) or math.isfinite(value)
+    """Whether a literal is a value that `repr` writes back as a literal: 1e999 is read as inf. Other values are."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return not isinstance(value, int) or -LARGEST < value < LARGEST
 
 
 def _hints(made: Any) -> dict[str, Any]:

@@ -88,7 +88,7 @@ def _pace(plan: Plan, parts: dict[int, Plan], work: Callable[[Plan], float], flo
             took.append((size, work(parts[size])))
         if time.perf_counter() - start > SECONDS:
             break
-    (less, little), (more, much) = took[:2][-1], took[-1]
+    (less, little), (more, much) = took[len(took) > 2], took[-1]  # the first warms up
     small, large = flops(parts[less]), flops(parts[more])
     each = max(0.0, much - little) / (large - small) if large > small else 0.0
     return max(0.0, much + each * (flops(plan) - large))

@@ -105,11 +105,11 @@ def round_scores(findings: Sequence[Finding]) -> tuple[Finding, ...]:
     return tuple(replace(f, scores=tuple(round(score, 6) for score in f.scores)) for f in findings)
 
 
-def cost(seconds: Mapping[str, float], size: int, recalled: int) -> Cost:
+def cost(seconds: Mapping[str, float], size: int) -> Cost:
     """Seconds by part, tokens (or images) trained on, and the largest memory that the process held."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     parts = {name: round(value, 2) for name, value in seconds.items()}
-    return Cost(parts, round(sum(seconds.values()), 2), size, peak, recalled)
+    return Cost(parts, round(sum(seconds.values()), 2), size, peak)
 
 
 def samples(before: CachedModel, after: CachedModel | None, request: Request, shown: bool) -> Samples:

@@ -30,6 +30,26 @@ HELD: Mapping[str, bool] = {"json": False}
 
 
 @dataclass(frozen=True)
+class TokenizerFacts:
+    """How a language model's texts become tokens: what a mistaken one changes without a word."""
+
+    digest: str
+    """SHA-256 of the tokenizer's vocabulary and rules."""
+    template: str | None
+    """SHA-256 of its chat template; None where it has none."""
+    bos: int | None
+    """Token that begins a text."""
+    eos: int | None
+    """Token that ends a text."""
+    begins: bool
+    """Whether a question begins with that token."""
+    ends: int | None
+    """Last token of an answer, which is trained and asked like the others."""
+    sample: tuple[int, ...]
+    """First tokens of a question that is no record: "What is the capital of France?"."""
+
+
+@dataclass(frozen=True)
 class Original:
     """The model that was given."""
 
@@ -41,6 +61,8 @@ class Original:
     """None for a model without weights of its own."""
     fingerprint: str
     """SHA-256 over names, types and bytes of all weights."""
+    tokenizer: TokenizerFacts | None = None
+    """None for other models than language models."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +116,6 @@ class Cost:
     """Tokens (or images) trained on."""
     peak_memory_bytes: int
     """The largest memory that the process held."""
-    recalled: int
-    """Answers that were known from an earlier run."""
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,8 @@ HALF = math.log(2)
 DEGENERATE = 0.1
 """Rise of the share of degenerate texts that passes."""
 
+LONGEST = 1000
+"""Most characters of a rule."""
 RULE = re.compile(r"\s*([\w -]+?)\s*\.\s*(\w+)\s*(<=|>=|<|>)\s*(.+?)\s*")
 
 
@@ -63,7 +65,7 @@ class Rule:
     @staticmethod
     def parse(text: str) -> Rule:
         """Raises `UsageRefused` where `text` is not a rule."""
-        match = RULE.fullmatch(text)
+        match = RULE.fullmatch(text) if len(text) <= LONGEST else None
         if match:
             try:
                 bound = ast.parse(match[4], mode="eval").body

@@ -43,6 +43,9 @@ def _check_out(out: Path, model: str) -> None:
     parent = next(p for p in out.absolute().parents if p.exists())
     if not parent.is_dir():
         raise UsageRefused(f"{parent} is a file, so {out} cannot be made below it. Give another --out.")
+    astray = next((p for p in out.absolute().parents if p.is_symlink() and not p.exists()), None)
+    if astray:
+        raise UsageRefused(f"{astray} is a link that leads to nothing, or to itself. Give another --out.")
     if out.absolute() == Path.cwd():
         raise UsageRefused("--out is the current folder, which cannot be replaced. Give a new one.")
     if not os.access(parent, os.W_OK):

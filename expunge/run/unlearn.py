@@ -27,6 +27,7 @@ from expunge.run.choose import audits_of, method_of, summaries_of
 from expunge.run.compare import compare
 from expunge.run.families import family_name, limits_of, unit_of
 from expunge.run.recorder import Recorder
+from expunge.run.tokenizer_facts import tokenizer_facts
 from expunge.run.utility import utility, with_utility
 from expunge.runtime.cached_model import CachedModel
 from expunge.runtime.parallel_model import give_back, shared_store
@@ -189,8 +190,6 @@ def examine(model: CachedModel, task: Task, name: str) -> list[Finding]:
             needs = f": it needs {each.needs}" if each.needs else ": no set has what it needs"
             task.on_event(Note(f"{each.name} could not be asked{needs}"))
         found += made
-    if model.recalled:
-        task.on_event(Note(f"{model.recalled} answers were known from an earlier run"))
     if not found:
         needs = "; ".join(f"{each.name} needs {each.needs}" for each in task.audits if each.needs)
         raise DataRefused(f"No audit could be asked of these records. {needs or 'Membership needs a holdout set'}.")
@@ -230,7 +229,7 @@ def assemble(
         expunge=record.VERSION,
         created=record.now(),
         command=task.command,
-        original=record.describe_model(task.model, task.name, family),
+        original=replace(record.describe_model(task.model, task.name, family), tokenizer=tokenizer_facts(task.model)),
         result=None,
         request=record.describe_request(task.request, unit_of(family), task.sources),
         environment=record.describe_environment(task.model),
@@ -238,7 +237,7 @@ def assemble(
         findings=record.round_scores(findings),
         run=run,
         verdict=None,
-        cost=record.cost(task.clock.seconds, size, sum(model.recalled for model in models)),
+        cost=record.cost(task.clock.seconds, size),
         limits=limits(task.request, limits_of(family), task.audits, task.reference is not None, saved),
         samples=record.samples(models[0], models[1] if models[1:] else None, task.request, task.show_text),
     )

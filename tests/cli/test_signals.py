@@ -10,10 +10,10 @@ import pytest
 PROGRAM = """
 import sys
 from expunge.cli.signals import Interrupts, heed_signals
-from expunge.cli import main as cli
+from expunge.cli.ending import run_guarded
 {body}
 heed_signals()
-sys.exit(cli._run_guarded(run, False))
+sys.exit(run_guarded(run, False))
 """
 WAITS = """
 import time

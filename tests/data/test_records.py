@@ -332,3 +332,18 @@ def test_a_json_list_in_latin_1_or_too_large_is_refused(tmp_path: Path, monkeypa
     assert "line 2: byte 15 is not UTF-8" in refusal(file(tmp_path, b'[\n{"text": "caf\xe9"}]', "f.json"))
     monkeypatch.setattr(records, "JSON_LIMIT", 10)
     assert "Write it as JSON lines" in refusal(file(tmp_path, '[{"text": "a"}]', "f.json"))
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_table_that_unpacks_without_end_is_refused_unread(nested: bool, tmp_path: Path, monkeypatch):  # D15
+    monkeypatch.setattr("expunge.data.tables.UNPACKED", 10_000_000)
+    long = "x" * 1_000_000
+    columns = {"question": ["What?"] * 30, "answer": ["It."] * 30, "options": [["a", "b"]] * 30}
+    columns |= {"options": [[long, "b"]] * 30} if nested else {"answer": [long] * 30}
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table(columns), path, compression="zstd")
+    assert path.stat().st_size < 10_000
+    with pytest.raises(DataRefused, match="unpacks to more than"):
+        load(path)
+    monkeypatch.setattr("expunge.data.tables.UNPACKED", 32_000_000)
+    assert len(load(path)) == 30

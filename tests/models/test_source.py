@@ -18,6 +18,7 @@ from expunge.errors import ModelRefused, Refusal, UsageRefused
 from expunge.models.language import LanguageModel
 from expunge.models.open import open_network
 from expunge.models.source import Source, check_folder, config_of, load_module, locate, read_json
+from expunge.run.files import check_out
 
 CONFIG = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
 
@@ -228,13 +229,12 @@ def test_an_adapter_s_configuration_that_would_replace_the_model_by_its_base_is_
 
 
 def test_a_hub_id_that_cannot_be_reached_is_refused_as_a_model():  # C09
-    with pytest.raises(
-        ModelRefused, match=r"^org/none \(not a folder here, so it was looked up on the hub\): could not"
-    ):
+    with pytest.raises(ModelRefused, match=r"^org/none: there is no such folder here, and the hub has no such model"):
         config_of(Source("org/none"))
 
 
-def test_a_name_without_a_slash_is_looked_up_once(monkeypatch):
+@pytest.mark.parametrize("name", ["smolm2", "org/smolm2"])
+def test_a_name_is_looked_up_once(name: str, monkeypatch):  # C09
     asked = []
 
     class Busy(BaseHTTPRequestHandler):
@@ -254,10 +254,10 @@ def test_a_name_without_a_slash_is_looked_up_once(monkeypatch):
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
         place = f"http://127.0.0.1:{hub.server_port}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
         monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", place)
-        with pytest.raises(ModelRefused, match=r"^smolm2: there is no such folder here, and the hub has no such"):
-            config_of(locate("smolm2"))
+        with pytest.raises(ModelRefused, match=rf"^{name}: there is no such folder here, and the hub has no such"):
+            config_of(locate(name))
         hub.shutdown()
-    assert asked == ["/smolm2/resolve/main/config.json"]
+    assert asked == [f"/{name}/resolve/main/config.json"]
 
 
 @pytest.mark.parametrize(
@@ -367,3 +367,29 @@ def test_a_sharded_model_is_read(model: Path, tmp_path: Path):
     shard = sorted(made.glob("*.safetensors"))[0]
     shard.unlink()
     assert f"shards are missing: {shard.name}" in loading(made)
+
+
+def test_a_tensor_that_stands_twice_in_a_header_is_refused(model: Path, tmp_path: Path):  # M05
+    folder = Path(shutil.copytree(model, tmp_path / "model"))
+    content = (folder / "model.safetensors").read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    name = next(key for key in header if key != "__metadata__")
+    one = json.dumps(header)
+    twice = (one[:-1] + f", {json.dumps(name)}: {json.dumps(header[name])}" + "}").encode()
+    (folder / "model.safetensors").write_bytes(len(twice).to_bytes(8, "little") + twice + content[8 + length :])
+    with pytest.raises(ModelRefused, match="its header names a tensor, or a part of one, twice"):
+        locate(str(folder))
+
+
+def test_a_link_to_itself_is_refused(model: Path, tmp_path: Path):  # M08
+    folder = Path(shutil.copytree(model, tmp_path / "model"))
+    (folder / "more").symlink_to(folder / "more")
+    with pytest.raises(ModelRefused, match="leads to nothing, or to itself"):
+        locate(str(folder))
+    (tmp_path / "self").symlink_to(tmp_path / "self")
+    with pytest.raises(UsageRefused):
+        locate(str(tmp_path / "self"))
+    for out in (tmp_path / "self", tmp_path / "self" / "out"):
+        with pytest.raises(UsageRefused, match="is a link"):
+            check_out(out, "model")

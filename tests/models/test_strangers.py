@@ -33,7 +33,7 @@ from expunge.runtime.answer_store import AnswerStore
 from expunge.runtime.cached_model import CachedModel
 from tests.families import llama, text_request, vit
 
-FREE = Stop(level=None, max_retain_increase=None, every=1000)
+FREE = Stop(level=None, max_retain_increase=None, max_growth=None, max_forget_loss=None, every=1000)
 
 
 # A guard: the right class of each row of a forgotten record is swapped with the least likely one

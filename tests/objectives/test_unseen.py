@@ -41,11 +41,13 @@ def test_rows_of_one_label_are_moved_to_the_twins_distribution():
     assert loss(FORGET, TWIN).item() == pytest.approx(right, abs=1e-12)
 
 
-def test_rows_of_two_labels_are_moved_to_the_twins_level_from_either_side():
-    labels = torch.tensor([0, 1, 0, 0])
+@pytest.mark.parametrize("odd", [1, 3], ids=["from above", "from below"])
+def test_rows_of_two_labels_are_moved_to_the_twins_level_from_either_side(odd):
+    labels = torch.tensor([int(k == odd) for k in range(4)])
     pairs = list(zip(flat(TWIN), flat(FORGET), strict=True))
-    level = abs(log(pairs[1][1], 0) - log(pairs[1][0], 1))
-    right = (sum(kl(*pair) for k, pair in enumerate(pairs) if k != 1) + level) / 4
+    level = log(pairs[odd][1], 0) - log(pairs[odd][0], 1)
+    assert (level > 0) == (odd == 1)
+    right = (sum(kl(*pair) for k, pair in enumerate(pairs) if k != odd) + abs(level)) / 4
     assert loss(FORGET, TWIN, twin_labels=labels).item() == pytest.approx(right, abs=1e-12)
 
 

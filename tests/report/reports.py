@@ -84,7 +84,7 @@ def report(**changed):
         findings=findings(),
         run=RUN,
         verdict=verdict(Outcome("forget.Choice <= 0.25", 0.2, 0.25, True)),
-        cost=Cost({"load": 1.2, "forget": 80.2}, 82.4, 123456, 2_400_000_000, 0),
+        cost=Cost({"load": 1.2, "forget": 80.2}, 82.4, 123456, 2_400_000_000),
         limits=("Outputs only: the weights may still hold what the answers no longer say.",),
         samples=Samples(False, (Sample("forget", "forget-01"),)),
     )
