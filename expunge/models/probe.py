@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from expunge.errors import ModelRefused
-from expunge.models.configuration import lengths, places, selections
+from expunge.models.configuration import largest, lengths, places, selections
 from expunge.models.tree_attention import with_trees, without_trees
+from expunge.runtime.processes import barrier
 
 if TYPE_CHECKING:
     from expunge.models.language import LanguageModel
@@ -62,15 +63,17 @@ class Texts:
         config = module.config.get_text_config(decoder=True)
         limits, selection = lengths(config), min(selections(config), default=ANY_LENGTH)
         weight = module.get_input_embeddings().weight
-        most = NEAR.get(weight.device.type, NEAR["cpu"])
+        nearest = NEAR.get(weight.device.type, NEAR["cpu"])
         # Which of equally good keys are selected may depend on the width of the row, so nothing is beyond a selection.
-        near = [limit for limit in limits if limit <= most and limit < selection]
+        near = [limit for limit in limits if limit <= nearest and limit < selection]
         far = [limit for limit in limits if limit not in near]
         size = min(9, max(6, *limits[:1])) if limits else 9
         draw = torch.Generator().manual_seed(0)
         words = torch.randint(len(weight), (max([12, *near]) + 14,), generator=draw).tolist()
         first, second = tuple(words[:size]), (*words[: size - 4], *words[-2:])
-        long = (*words[: size - 2], *words[size + 2 : -4])[: far[0] if far else None]
+        ends = largest(config, "max_position_embeddings") or ANY_LENGTH  # learnt positions end there
+        most = min([ends, *far[:1]])
+        long = (*words[: size - 2], *words[size + 2 : -4])[:most]
         return Texts((first, second), long, tuple(near), tuple(far))
 
 
@@ -118,7 +121,10 @@ def answer(module: Any, text: Sequence[int]) -> Tensor:
     tokens = torch.tensor([text], device=module.get_input_embeddings().weight.device)
     try:
         scores = module(input_ids=tokens, use_cache=False).logits
+    except torch.OutOfMemoryError:
+        raise
     except FAILS as error:
+        barrier()  # where another process is lost, it is not the architecture that failed
         _refuse(module, f"does not read tokens alone ({type(error).__name__})")
     if scores is None or scores.shape[:2] != tokens.shape:
         _refuse(module, "does not score the next token at each position of a text")
@@ -129,6 +135,8 @@ def agree(read: Reading, texts: Sequence[Sequence[int]], alone: Sequence[Tensor]
     """Whether texts are answered together as each is alone."""
     try:
         together = read(texts)
+    except torch.OutOfMemoryError:
+        raise
     except FAILS:
         return False
     return all(close(ours, theirs) for ours, theirs in zip(together, alone, strict=False))

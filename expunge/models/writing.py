@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from expunge.models.decoding import ends, generate, greedy, spell
 from expunge.models.prefix_tree import pack
 from expunge.models.probe import ANY_LENGTH, FAILS, Texts, answer, close
+from expunge.runtime.processes import barrier
 
 if TYPE_CHECKING:
     from expunge.models.language import LanguageModel
@@ -86,6 +87,7 @@ def _scores_as_alone(network: LanguageModel, way: Way, begun: Sequence[tuple[int
     try:
         texts = way(network, begun, [TRIED] * len(begun), seen)
     except FAILS:
+        barrier()  # where another process is lost, what failed is not the way
         return False
     with torch.inference_mode():
         for row, (own, new) in enumerate(zip(begun, texts, strict=True)):

@@ -116,7 +116,7 @@ def test_a_run_that_outgrows_its_memory_goes_on_in_parts_and_its_report_says_so(
 
 def test_where_one_record_is_too_large_a_run_ends_with_7(expunge, model: Path, files: Files, tmp_path: Path):  # R04
     program = tmp_path / "narrow.py"
-    program.write_text(NARROW.format(room=12))
+    program.write_text(NARROW.format(room=75))
     said = expunge("audit", model, *files.options, "--audits=Loss", "--out", tmp_path / "out", program=str(program))
     assert "Out of memory on cpu with record " in refused(said, 7, "environment")
     assert not (tmp_path / "out").exists()

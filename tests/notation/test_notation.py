@@ -173,7 +173,7 @@ def test_what_is_not_a_name_a_literal_a_keyword_call_a_sum_or_a_product_is_refus
 @pytest.mark.parametrize(
     "text",
     ["NPO() + 3", "3 + NPO()", "NPO() * NPO()", "NPO() * 'x'", "NPO() + Bounded()", "None + 1", "'a' * 3", "(1,) * 3"]
-    + ["'a' + 'b'", f"1{'0' * 400} * NPO()"],
+    + ["'a' + 'b'"],
 )
 def test_a_sum_or_product_of_things_that_do_not_go_together_is_refused(text: str):
     with pytest.raises(UsageRefused, match=r"cannot be added or multiplied"):

@@ -76,7 +76,7 @@ def test_a_result_with_a_number_that_is_none_is_no_result(number: float):
 
 
 def test_a_report_says_what_was_done_to_what(made: Report):
-    assert made.original == Original(
+    assert replace(made.original, tokenizer=None) == Original(
         "LlamaForCausalLM", "language", "LlamaForCausalLM", made.original.parameters, llama().fingerprint()
     )
     assert made.method == repr(SHORT)
@@ -275,14 +275,6 @@ def test_a_request_is_read_from_lists_and_files_alike(model: Path, tmp_path: Pat
 def test_a_set_that_is_no_list_of_records_is_refused_in_a_line(model: Path, given):
     with pytest.raises(DataRefused, match=r"^probes records: (a set is a file or a list of records|there are none)"):
         read_request(open_model(model), forget=rows("forget"), probes=given)
-
-
-def test_answers_known_from_an_earlier_run_are_counted_of_both_models(monkeypatch, tmp_path: Path):
-    monkeypatch.setenv("EXPUNGE_CACHE", str(tmp_path))
-    first, second = (unlearn(llama(), text_request(), SHORT, [Loss()]) for _ in range(2))
-    assert first.cost.recalled == 0
-    asked = [e for examples in text_request().sets().values() for one in examples for e in (one, *one.alternatives)]
-    assert second.cost.recalled == 2 * len(asked)
 
 
 @pytest.mark.parametrize(
