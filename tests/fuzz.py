@@ -18,7 +18,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
@@ -44,10 +44,7 @@ class Tally:
 
     read: int = 0
     refused: int = 0
-    escapes: list[str] = None  # type: ignore[assignment]
-
-    def __post_init__(self) -> None:
-        self.escapes = []
+    escapes: list[str] = field(default_factory=list)
 
     def try_one(self, name: str, read: Callable[[], object]) -> None:
         begun = time.process_time()

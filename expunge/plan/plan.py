@@ -303,7 +303,10 @@ def _refusal(found: Plan) -> str:
 
     def fits(method: Method, machine: Machine) -> bool:
         same = machine.dtype == found.machine.dtype
-        paper = found.paper if same else found.paper.at(DTYPES[str(machine.dtype)])
+        number = found.paper.dtype if same else DTYPES[str(machine.dtype)]
+        if found.paper.parameters * number.itemsize / machine.processes > machine.room:
+            return False  # a share of the weights alone is too much: nothing has to be rehearsed to say so
+        paper = found.paper if same else found.paper.at(number)
         other = replace(found, paper=paper, method=method, machine=machine)
         shared = ("audit", "trial", "costs") if method is found.method else ("audit",)
         vars(other).update({name: vars(found)[name] for name in shared if same})  # what asks nothing of the machine

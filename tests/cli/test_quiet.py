@@ -22,7 +22,7 @@ def open_noisily(*given):
     from transformers.utils import logging as theirs
     warnings.simplefilter("always")
     warnings.warn("NOISE of warnings", DeprecationWarning)
-    logging.getLogger("some.library").error("NOISE without a handler")
+    logging.getLogger("another.package").error("NOISE without a handler")
     own_handler = logging.getLogger("some.other")
     own_handler.addHandler(logging.StreamHandler(sys.stderr))
     own_handler.error("NOISE with a handler")
