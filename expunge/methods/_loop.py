@@ -55,6 +55,7 @@ class Loop:
         self.moving = self.now.trainable()
         self.kinds: dict[str, Kind] = kinds_in_every_tower(self.before.module)
         self.norms = Norms()
+        self.delta: dict[str, float] = {}
         self.run = Run(whole=self.request.sets())
         self.reads: dict[str, tuple[str, ...]] = {"now": (), "before": ()}
         self.events: list[Event] = []
@@ -115,6 +116,7 @@ class Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
+        self.delta = self.norms.deltas(self.changes()) if self.plan.norms else {}
         self.tell(
             Step(
                 step=step,
@@ -122,7 +124,7 @@ class Loop:
                 forget=total.get("forget"),
                 retain=total.get("retain"),
                 gradient=gradient,
-                delta=self.norms.deltas(self.changes()) if self.plan.norms else {},
+                delta=dict(self.delta),
                 learning_rate=rate,
                 size=sum(e.size for batch in sets.values() for e in batch),
                 seconds=time.monotonic() - start,
@@ -136,9 +138,10 @@ class Loop:
 
     def growth(self) -> float:
         """Length of the weights' change so far, in lengths of all weights of the original."""
-        with torch.no_grad():
-            lengths = [float(torch.linalg.vector_norm(delta)) for _, delta in self.changes()]
-        return math.hypot(*lengths) / self.length
+        if "frobenius" not in self.delta:  # the step did not report it
+            with torch.no_grad():
+                self.delta["frobenius"] = math.hypot(*(float(delta.norm()) for _, delta in self.changes()))
+        return self.delta["frobenius"] / self.length
 
     @cached_property
     def length(self) -> float:

@@ -270,7 +270,7 @@ def load_module(source: Source, auto: Any, dtype: Any) -> Any:
     import torch
     from transformers import AutoConfig, GgufConfig
 
-    kind: dict[str, Any] = {"use_safetensors": True}
+    kind: dict[str, Any] = {"use_safetensors": True, "ignore_mismatched_sizes": True}  # refused below, by name
     if source.gguf:
         kind = {"gguf_file": source.gguf, "quantization_config": GgufConfig(dequantize=True)}
     part = None if source.gguf else language_part(AutoConfig.from_pretrained(**source.arguments))
@@ -280,6 +280,12 @@ def load_module(source: Source, auto: Any, dtype: Any) -> Any:
         module, info = auto.from_pretrained(**source.arguments, dtype=dtype, output_loading_info=True, **kind)
     except Exception as error:  # safetensors has an error class of its own
         raise ModelRefused(_reason(source, error)) from error
+    if misfits := sorted(info["mismatched_keys"]):
+        name, has, needs = misfits[0]
+        raise ModelRefused(
+            f"{source.name}: {len(misfits)} tensors have another shape than config.json says (first: {name[:80]}, "
+            f"{list(has)} for {list(needs)}). Fetch config.json and the weights again, from one place."
+        )
     missing = sorted(info["missing_keys"])
     if missing:  # transformers would initialise them at random
         raise ModelRefused(f"{source.name}: {len(missing)} tensors are missing ({missing[0]}, ...). Fetch it again.")

@@ -17,7 +17,7 @@ import torch
 
 from expunge.internals.blocks import every_block
 from expunge.models.gguf import Packed, read_packed
-from expunge.models.language import LARGEST, ROOM, LanguageModel, load_tokenizer
+from expunge.models.language import ROOM, LanguageModel, load_tokenizer
 from expunge.models.sketch import narrow, reads_images, sketch
 from expunge.models.source import Source, config_of, locate
 from expunge.models.stored import stored_dtype
@@ -112,7 +112,7 @@ def on_paper(name: str, config: Any, words: Any, stored: torch.dtype, device: st
     small, network = narrow(name, config, words), sketch(config, run)
     if isinstance(small, ImageClassifier):
         return Paper(name, config, ImageClassifier.of(network, words), small.fork(small.module.to(run)), stored, run)
-    window = int(getattr(config.get_text_config(), "sliding_window", None) or LARGEST)
-    whole = LanguageModel(network, words, min(window, LARGEST) if small.trees else 0, small.headed, ROOM[device])
+    # The narrow network was probed, and its configuration names the same lengths at which texts are read otherwise.
+    whole = LanguageModel(network, words, small.trees, small.headed, ROOM[device], small.rows, small.nodes)
     # What the narrow one is given is cut to one length.
     return Paper(name, config, whole, replace(small, module=small.module.to(run), trees=0), stored, run)
