@@ -26,7 +26,7 @@ from expunge.adapters import _fold as fold
 from expunge.adapters.bounded import Bounded
 from expunge.adapters.lora import LoRA
 from expunge.core.adapter import Adapter
-from expunge.core.model import Network
+from expunge.core.model import Model, Network
 from expunge.core.question import Scores
 from expunge.core.request import Request
 from expunge.data.text import Passage
@@ -167,17 +167,14 @@ def whole(records: int) -> None:
     request = Request(forget=made[:records], retain=made[records : 2 * records], holdout=made[2 * records :])
     method = parse("Finetune(stop=Stop(level=None))")
     audits = parse_list("Loss, Choice, LossMembership, MinK")
-    took = {}
-    before = timed(lambda: [audit(model, request) for audit in audits])
-    took["audits before"] = before
-    after: list[object] = []
-    took["60 steps of 8 + 16"] = timed(lambda: after.append(method(model, request)))
-    took["audits after"] = timed(lambda: [audit(after[0], request) for audit in audits])
     size = sum(each.size for each in made)
-    print(
-        f"1.2 B, 3 x {records} records ({size:,} tokens), 5 options each: "
-        + str({k: round(v, 1) for k, v in took.items()})
-    )
+    print(f"1.2 B, 3 x {records} records ({size:,} tokens), 5 options each", flush=True)
+    after: list[Model] = []
+    for audit in audits:
+        print(f"{audit.name} before: {timed(lambda: audit(model, request)):.1f} s", flush=True)  # noqa: B023
+    print(f"60 steps of 8 + 16: {timed(lambda: after.append(method(model, request))):.1f} s", flush=True)
+    for audit in audits:
+        print(f"{audit.name} after: {timed(lambda: audit(after[0], request)):.1f} s", flush=True)  # noqa: B023
     print(f"peak {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
 
 

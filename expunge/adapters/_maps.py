@@ -83,13 +83,17 @@ def initialise(a: Tensor, b: Tensor, how: bool | str) -> None:
 
     True: Kaiming-uniform (a = sqrt 5), "gaussian": of variance 1 / r^2, both as peft's LoRA has it; False: B at random
     too, for tests of an adapter that does something.
+
+    They are drawn on the CPU, so that a seed gives the same start on every device.
     """
+    drawn = torch.empty(a.shape, dtype=a.dtype)
     if how == "gaussian":
-        torch.nn.init.normal_(a, std=1 / a.shape[0])
+        torch.nn.init.normal_(drawn, std=1 / a.shape[0])
     else:
-        torch.nn.init.kaiming_uniform_(a, a=5**0.5)
+        torch.nn.init.kaiming_uniform_(drawn, a=5**0.5)
+    a.copy_(drawn)
     if how is False:
-        torch.nn.init.kaiming_uniform_(b, a=5**0.5)
+        b.copy_(torch.nn.init.kaiming_uniform_(torch.empty(b.shape, dtype=b.dtype), a=5**0.5))
     else:
         torch.nn.init.zeros_(b)
 
