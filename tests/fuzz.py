@@ -10,6 +10,7 @@ five seconds of a processor for one. `tests/test_fuzz.py` runs a few hundred of 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import random
 import shutil
@@ -130,7 +131,7 @@ def mutate(value: object, draw: random.Random) -> object:
         path = draw.choice(list(places(made)))
         if not path:
             if draw.random() < 0.1:
-                made = draw.choice(ODD)
+                made = copy.deepcopy(draw.choice(ODD))
             continue
         *above, last = path
         inside = made
@@ -144,7 +145,7 @@ def mutate(value: object, draw: random.Random) -> object:
             case 2 if isinstance(inside, list):
                 inside.insert(0, inside[last])
             case _:
-                inside[last] = draw.choice(ODD)
+                inside[last] = copy.deepcopy(draw.choice(ODD))  # what is put in may be changed in turn
     return made
 
 

@@ -132,6 +132,9 @@ def main() -> None:
     asked.add_argument("--end", type=int, default=40)
     asked.add_argument("--seed", type=int, default=0)
     given = asked.parse_args()
+    # A shell that starts this in the background has both ignored, and a run would leave them so.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     os.environ |= {"HF_HUB_OFFLINE": "1", "EXPUNGE_CACHE": "off", "COLUMNS": "200"}
     torch.set_num_threads(1)
     given.folder.mkdir(parents=True, exist_ok=True)
