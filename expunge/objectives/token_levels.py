@@ -1,0 +1,83 @@
+"""A level for each token (our own): the loss that it would have if the model had never seen it, held from either side.
+
+    loss = mean over the labelled rows of | level_row + log p_now(y | x) |
+
+A mean over an answer can be right while a few of its tokens are blown up, and an attacker who looks at the least likely
+tokens (Min-K) then tells the forgotten from the never seen without fail. So each token has a level of its own. Levels
+are losses of the holdout's tokens, which no model saw, under the model as it is now: those of tokens that are alike in
+what a model that does not know the text could go by (n-grams of the retain set, repetitions within the text, place),
+and among these one drawn by the token's own hash, so that levels are spread as the losses of unseen tokens are. Every
+`every` steps they are drawn anew, since the holdout's losses move with the training. See `primitives/unseen_losses.py`.
+
+Rows that are no tokens, such as images, are all alike. Without a holdout this is `Settle`: the run's level for an
+example's mean, or ascent where the run has none. Needs the forget set. Meant as removal.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, cast
+
+import numpy as np
+import torch
+
+from expunge.core.model import Batch
+from expunge.core.objective import Objective, Scalar
+from expunge.core.question import LogProbabilities
+from expunge.core.view import View
+from expunge.errors import UsageRefused
+from expunge.internals.examples import Tokenized
+from expunge.objectives.settle import Settle
+from expunge.primitives.unseen_losses import Estimate, Text
+
+SETS = ("forget", "holdout", "retain")
+
+
+@dataclass(frozen=True)
+class TokenLevels(Objective):
+    """Move each forget token's loss to that of unseen tokens like it."""
+
+    needs: ClassVar = ("forget",)
+    intention: ClassVar = "removal"
+
+    every: int = 10
+    """Steps after which the levels are drawn anew; each time the holdout set is read once."""
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise UsageRefused(f"The `every` of TokenLevels must be at least 1. Got {self.every!r}.")
+
+    def __call__(self, now: View, before: View) -> Scalar:
+        if not now.run.whole.get("holdout"):
+            return Settle()(now, before)
+        levels = self._levels(now)
+        losses = -now.forget.log_prob()
+        asked = [levels[example.input_digest()] for example in now.batch("forget")]
+        wanted = torch.cat(asked).to(losses) if now.forget.examples else losses.detach()
+        return now.forget.over_rows((losses - wanted).abs())
+
+    def _levels(self, now: View) -> dict[bytes, torch.Tensor]:
+        """The level of each row of each forget example."""
+        forget = now.run.whole["forget"]
+        memory = cast(dict[str, float], now.run.memory.setdefault(repr(self), {}))
+        step = now.run.step
+        if not memory or (step and (step - 1) % self.every == 0 and memory["step"] != step):
+            unseen = now.model.ask(LogProbabilities(), now.run.whole["holdout"]).log_probs
+            drawn = self._estimate(now).levels(-unseen.double().cpu().numpy())
+            memory |= {"step": step, **{str(row): float(level) for row, level in enumerate(drawn)}}
+        rows = torch.tensor([memory[str(row)] for row in range(len(memory) - 1)])
+        parts = rows.split([example.rows for example in forget])
+        return {example.input_digest(): part for example, part in zip(forget, parts, strict=True)}
+
+    def _estimate(self, now: View) -> Estimate:
+        """Made once for a run, from its examples alone."""
+        name = f"{self!r}, estimate"
+        if name not in now.run.memory:
+            now.run.memory[name] = _estimate_of(*(now.run.whole.get(each, ()) for each in SETS))
+        return cast(Estimate, now.run.memory[name])
+
+
+def _estimate_of(forget: Batch, holdout: Batch, retain: Batch) -> Estimate:
+    texts = [[Text(e.tokens, e.first) for e in each if isinstance(e, Tokenized)] for each in (forget, holdout, retain)]
+    if len(texts[0]) == len(forget) and len(texts[1]) == len(holdout):
+        return Estimate.of(*texts)
+    names = [f"{example.record_digest()} {row}" for example in forget for row in range(example.rows)]
+    return Estimate.alike(names, int(np.sum([example.rows for example in holdout])))

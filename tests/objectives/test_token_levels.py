@@ -1,0 +1,160 @@
+"""Token levels: the estimate by worked numbers and laws, the loss by hand, and a run that is resumed."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from expunge.adapters.full import Full
+from expunge.core.question import LogProbabilities
+from expunge.core.view import Run, View
+from expunge.errors import UsageRefused
+from expunge.notation.parse import parse
+from expunge.objectives.settle import Settle
+from expunge.objectives.token_levels import TokenLevels
+from expunge.primitives.unseen_losses import BACKED, Counts, Estimate, Text, describe, evenly, spread
+from tests.families import family_of, moved, picture_request
+
+KEPT = [Text((1, 2, 3, 2, 3), 0)]
+
+
+def test_a_surprise_is_the_share_after_the_last_tokens_backed_by_the_shorter_ending():
+    """Five tokens 1 2 3 2 3 of four words (0 to 3): 3 has 2 of 5; after 2 it has 2 of 2; after 1 2 one of one."""
+    one = (2 + BACKED / 4) / (5 + BACKED)
+    two = (2 + BACKED * one) / (2 + BACKED)
+    three = (1 + BACKED * two) / (1 + BACKED)
+    found = Counts(KEPT).surprise((1, 2), 3)
+    assert found == pytest.approx([-np.log(p) for p in (one, two, three, three)])
+
+
+def test_a_line_says_what_followed_the_same_ending_earlier_in_the_text():
+    line = describe([Text((5, 6, 7, 5, 6, 7), 5)], Counts(KEPT))[0]
+    assert line[4:].tolist() == [1, 1, 0, 0, 0, 1, 1]  # endings of 1 and 2, none of 3 and 5; place 0, said before, last
+    other = describe([Text((5, 6, 7, 5, 6, 8), 5)], Counts(KEPT))[0]
+    assert other[4:].tolist() == [-1, -1, 0, 0, 0, 0, 1]
+
+
+def texts(count: int, seed: int, low: int = 1) -> list[Text]:
+    draw = np.random.default_rng(seed)
+    return [Text(tuple(draw.integers(low, 60, 30).tolist()), 10) for _ in range(count)]
+
+
+def test_levels_follow_what_can_be_foretold_and_are_spread_as_the_losses_are():
+    """Where a loss is the token's rarity plus noise, the level of a token is its own rarity plus such noise."""
+    kept = [Text(tuple(np.random.default_rng(9).zipf(1.5, 4000).clip(max=59).tolist()), 0)]
+    unseen, seen = texts(60, 1), texts(40, 2)
+    made = Estimate.of(seen, unseen, kept)
+    noise = np.random.default_rng(3).normal(0, 1, len(made.unseen))
+    losses = made.unseen[:, 0] + noise
+    levels = made.levels(losses)
+    assert made.explained(losses) > 0.5
+    left = levels - made.seen[:, 0]
+    assert abs(left.mean()) < 0.15
+    assert left.std() == pytest.approx(1, abs=0.15)
+    hard = made.seen[:, 0] > np.median(made.seen[:, 0])
+    assert levels[hard].mean() - levels[~hard].mean() == pytest.approx(
+        made.seen[hard, 0].mean() - made.seen[~hard, 0].mean(), abs=0.3
+    )
+
+
+def test_where_nothing_can_be_foretold_levels_are_the_losses_themselves():
+    made = Estimate.alike([f"{k}" for k in range(200)], 50)
+    losses = np.arange(50.0)
+    found = np.sort(made.levels(losses))
+    assert np.array_equal(found, np.repeat(losses, 4))  # 200 draws, spread evenly, of 50 losses
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 5])
+def test_a_few_unseen_texts_are_enough_to_draw_from(count):
+    made = Estimate.of(texts(3, 1), texts(count, 2), KEPT)
+    losses = np.random.default_rng(0).random(20 * count)
+    assert set(made.levels(losses)) <= set(losses)
+
+
+def test_the_order_of_texts_changes_no_level():
+    unseen, seen = texts(12, 1), texts(6, 2)
+    losses = np.random.default_rng(0).random((12, 20))
+    plain = Estimate.of(seen, unseen, KEPT).levels(losses.ravel()).reshape(6, 20)
+    turned = Estimate.of(seen[::-1], unseen, KEPT).levels(losses.ravel()).reshape(6, 20)
+    assert np.array_equal(plain[::-1], turned)
+
+
+def test_draws_are_spread_evenly_and_do_not_depend_on_the_order():
+    names = [f"{k}" for k in range(100)]
+    draws = spread(names, np.zeros(100))
+    assert np.abs(np.sort(draws) - (np.arange(100) + 0.5) / 100).max() < 0.02
+    assert np.array_equal(spread(names[::-1], np.zeros(100)), draws[::-1])
+    assert np.array_equal(np.sort(evenly(names)), (np.arange(100) + 0.5) / 100)
+
+
+def views(kind: str, step: int = 1) -> tuple[View, View]:
+    before, request = family_of(kind)
+    now = moved(Full().insert(before, request))
+    run = Run(level=4.0, step=step, whole=request.sets())
+    sets = {"forget": request.forget}
+    return View(now, sets, run=run), View(before, sets, gradients=False, run=run)
+
+
+@pytest.mark.parametrize("kind", ["llama", "resnet"])
+def test_the_loss_is_the_mean_distance_from_levels_that_are_losses_of_the_holdout(kind):
+    now, before = views(kind)
+    value = TokenLevels()(now, before)
+    unseen = -now.model.ask(LogProbabilities(), now.run.whole["holdout"]).log_probs
+    kept = now.run.memory[repr(TokenLevels())]
+    levels = torch.tensor([kept[str(row)] for row in range(len(kept) - 1)])
+    assert all(torch.isclose(unseen, level, atol=1e-5).any() for level in levels)
+    losses = -now.model.ask(LogProbabilities(), now.run.whole["forget"]).log_probs
+    assert value.item() == pytest.approx((losses - levels).abs().mean().item(), abs=1e-5)
+
+
+def test_levels_stay_until_they_are_due_and_are_then_those_of_the_model_of_now():
+    now, before = views("llama")
+    objective = TokenLevels(every=10)
+    first = objective(now, before).item()
+    kept = dict(now.run.memory[repr(objective)])
+    with torch.no_grad():
+        now.model.module.get_output_embeddings().weight *= 1.5
+    again = View(now.model, now.sets, run=now.run)
+    again.run.step = 10
+    objective(again, before)
+    assert now.run.memory[repr(objective)] == kept
+    again.run.step = 11
+    assert objective(View(now.model, now.sets, run=now.run), before).item() != pytest.approx(first)
+    assert now.run.memory[repr(objective)] != kept
+    assert now.run.memory[repr(objective)]["step"] == 11
+
+
+def test_without_a_holdout_it_holds_the_mean_of_each_example_at_the_runs_level():
+    now, before = views("llama")
+    now.run.whole = {name: batch for name, batch in now.run.whole.items() if name != "holdout"}
+    assert TokenLevels()(now, before).item() == Settle()(now, before).item()
+
+
+def test_images_of_which_nothing_is_foretold_get_the_losses_of_unseen_images():
+    before, _ = family_of("resnet")
+    request = picture_request(12)
+    view = View(before, {"forget": request.forget}, run=Run(step=1, whole=request.sets()))
+    TokenLevels()(view, view)
+    kept = view.run.memory[repr(TokenLevels())]
+    unseen = -before.ask(LogProbabilities(), request.holdout).log_probs
+    assert sorted(kept[str(row)] for row in range(12)) == pytest.approx(sorted(unseen.tolist()), abs=1e-6)
+
+
+def test_a_run_moves_each_token_to_its_level():
+    before, request = family_of("llama")
+    stop = "stop=Stop(level=None, max_retain_increase=None, max_growth=None, every=1000)"
+    method = parse(f"Finetune(objective=TokenLevels(), adapter=Full(), learning_rate=0.01, steps=60, batch=6, {stop})")
+    after = method(before, request).plain()
+    run = Run(step=1, whole=request.sets())
+
+    def away(model) -> float:
+        view = View(model, {"forget": request.forget}, run=replace(run, memory={}))
+        return TokenLevels()(view, view).item()
+
+    assert away(after) < 0.3 * away(before)
+
+
+def test_a_setting_that_cannot_be_is_refused():
+    with pytest.raises(UsageRefused, match="every"):
+        TokenLevels(every=0)
