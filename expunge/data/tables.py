@@ -117,7 +117,7 @@ def _together(path: Path, tables: list[Any]) -> Any:
 
     try:
         return pyarrow.concat_tables(tables)
-    except pyarrow.ArrowInvalid as error:
+    except pyarrow.ArrowException as error:
         raise DataRefused(f"{path}: its files have different columns. Give one of them.") from error
 
 
@@ -180,7 +180,7 @@ def _read(path: Path, verb: str) -> Any:
             return getattr(pyarrow.parquet, verb)(path)
         with pyarrow.memory_map(str(path)) as file:
             return pyarrow.ipc.open_stream(file).read_all()
-    except (pyarrow.ArrowInvalid, OSError) as error:
+    except (pyarrow.ArrowException, OSError) as error:
         raise DataRefused(
             f"{path}: not {'an' if not verb else 'a'} {kind} file that can be read. Write it again."
         ) from error

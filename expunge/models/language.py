@@ -332,7 +332,9 @@ def load_tokenizer(source: Source) -> Any:
 
     gguf = {"gguf_file": source.gguf} if source.gguf else {}
     try:
-        return AutoTokenizer.from_pretrained(**source.arguments, **gguf)
+        made = AutoTokenizer.from_pretrained(**source.arguments, **gguf)
+        made("a")  # settings of a wrong type show when they are used
+        return made
     except Exception as error:  # each tokenizer class fails in its own way on a damaged file
         there = source.gguf or not source.local or any((Path(source.name) / name).is_file() for name in TOKENIZERS)
         what = "could not be loaded" if there else "is not in the folder"

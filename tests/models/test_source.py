@@ -352,6 +352,10 @@ def test_a_tied_output_matrix_is_not_missed(model: Path, tmp_path: Path):  # M23
 
 def test_a_tokenizer_that_is_torn_or_missing_is_refused(model: Path, tmp_path: Path):
     made = copied(model, tmp_path)
+    config = json.loads((made / "tokenizer_config.json").read_text())
+    for odd in ("512", [512], {}):  # what transformers looks at when a text is read, not when the file is
+        (made / "tokenizer_config.json").write_text(json.dumps({**config, "model_max_length": odd}))
+        assert "its tokenizer could not be loaded" in loading(made)
     (made / "tokenizer.json").write_text("{")
     assert "its tokenizer could not be loaded" in loading(made)
 
