@@ -117,6 +117,7 @@ PUBLISHED = [
     Trial("GSLoRA", "GSLoRA()", adapter="LoRA()", rate=3e-3),
 ]
 UNSEEN = "Unseen() + RetainNLL() + RetainKL()"
+LEVELS = "TokenLevels() + RetainNLL() + RetainKL()"
 ROOMY = "Bounded(rank=16, alpha=32.0, targets='all')"
 OURS = [
     Trial("Settle + NLL, bounded", "Settle(level=2.0) + RetainNLL()", adapter="Bounded()", rate=1e-3),
@@ -124,6 +125,7 @@ OURS = [
     Trial("Unseen, LoRA", UNSEEN, "twin", "LoRA(rank=16, alpha=32.0, targets='all')", 1e-3, 120),
     Trial("Unseen, tanh", UNSEEN, "twin", ROOMY.replace("(", "(map='tanh', "), 5e-4, 120),
     Trial("Unseen, sine", UNSEEN, "twin", ROOMY, 5e-4, 120),
+    Trial("TokenLevels, bounded", LEVELS, adapter="Bounded()", rate=1e-3, steps=120),
 ]
 TUNING = 0
 """The seed of the sweep."""
@@ -143,6 +145,7 @@ PROMISING = {
     "SatImp": ("SatImp(beta1=1.0, beta2=0.05) + RetainNLL()", "refusal"),
     "SimNPO": ("SimNPO(beta=2.5) + RetainNLL()", "refusal"),
     "Unseen": (UNSEEN, "twin"),
+    "TokenLevels": (LEVELS, "refusal"),
 }
 SWEEP = [
     Trial(f"{name}, {adapter}, {rate:g}, {steps}", objective, stand_in, adapter, rate, steps)

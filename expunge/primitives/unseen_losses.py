@@ -30,8 +30,8 @@ BACKED = 3.0
 TAILS = (1, 2, 3, 5)
 """Lengths of an ending that is looked for earlier in the same text."""
 FOLDS = 5
-NEAR = 80
-"""Unseen tokens, the nearest by estimate, whose losses are drawn from."""
+NEAR, FEWEST = 80, 10
+"""Most and fewest unseen tokens, the nearest by estimate, whose losses are drawn from; between them a sixteenth."""
 GOLDEN = (math.sqrt(5) - 1) / 2
 
 
@@ -121,7 +121,7 @@ class Estimate:
         there, here = self._estimates(losses)
         order = np.argsort(there, kind="stable")
         ordered, values = there[order], losses[order]
-        near = min(NEAR, max(10, len(values) // 4), len(values)) if self.unseen.shape[1] else len(values)
+        near = min(max(FEWEST, min(NEAR, len(values) // 16)), len(values)) if self.unseen.shape[1] else len(values)
         first = np.clip(np.searchsorted(ordered, here) - near // 2, 0, len(values) - near)
         around = np.sort(values[first[:, None] + np.arange(near)], axis=1)
         picked: Numbers = around[np.arange(len(here)), np.minimum((self.draws * near).astype(int), near - 1)]
