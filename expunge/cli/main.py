@@ -98,9 +98,11 @@ def audit(
 @app.command(epilog="Example:\n\nexpunge report forgotten another-run --out comparison.html")
 def report(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders that hold a report.json.")],
-    out: Annotated[Path | None, typer.Option("--out", help="HTML file to write.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="File to write: .html, or a table as .csv, .md or .tex.")
+    ] = None,
 ) -> None:
-    """Write one folder's report page again, or a comparison of several runs."""
+    """Write one folder's report page again, or a comparison of several runs; or their numbers as a table."""
     from expunge.report.pages import write_page
 
     typer.echo(f"Wrote {write_page(folders, out, lambda told: typer.echo(told, err=True))}")

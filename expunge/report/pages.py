@@ -8,14 +8,19 @@ from pathlib import Path
 from expunge.errors import UsageRefused
 from expunge.report import compare, html
 from expunge.report.report import PAGE, REPORT, Report
+from expunge.report.tables import MARKS, render_table
 from expunge.runtime.atomic_files import MANIFEST, check_manifest, renew_manifest, write_text
 
 MARK = b'<meta name="generator" content="expunge'
 """What stands near the top of each page that we write."""
+ENDINGS = (".html", ".htm", *MARKS)
 
 
 def write_page(folders: list[Path], out: Path | None, tell: Callable[[str], object] = print) -> Path:
-    """One run's page, or the comparison of several; returns where it was written. Refuses a folder that was changed."""
+    """One run's page, or the comparison of several, or their table where `out` ends in .csv, .md or .tex.
+
+    Returns where it was written. Refuses a folder that was changed.
+    """
     for folder in folders:
         check_folder(folder, tell)
     runs = [(folder.resolve().name, Report.read(folder)) for folder in folders]
@@ -23,6 +28,10 @@ def write_page(folders: list[Path], out: Path | None, tell: Callable[[str], obje
     target = out or (folders[0] / PAGE if alone else Path("comparison.html"))
     if out or not alone:
         check_page(target)
+    ending = target.suffix.lower()
+    if ending in MARKS:
+        write_text(target, render_table(runs, ending))
+        return target
     write_text(target, html.render(runs[0][1]) if alone else compare.render(runs))
     for folder in folders:
         if target.resolve() == (folder / PAGE).resolve():
@@ -31,7 +40,7 @@ def write_page(folders: list[Path], out: Path | None, tell: Callable[[str], obje
 
 
 def check_page(target: Path) -> None:
-    """Refuse to write over anything but a page of ours."""
+    """Refuse to write over anything but a page or a table of ours, and a name whose ending says nothing."""
     if not str(target).isprintable():
         raise UsageRefused(
             f"--out {ascii(str(target))[:80]}: line breaks and control characters are no part of a name."
@@ -39,10 +48,12 @@ def check_page(target: Path) -> None:
     try:
         if target.is_dir() or not target.parent.is_dir():
             raise UsageRefused(f"--out {target}: give the name of a file in a folder that is there.")
+        if target.suffix.lower() not in ENDINGS:
+            raise UsageRefused(f"--out {target}: the name must end in {', '.join(ENDINGS)}.")
         if target.is_symlink():
             raise UsageRefused(f"--out {target} is a link, which would be replaced. Give another name.")
         if target.exists() and not _is_page(target):
-            raise UsageRefused(f"--out {target}: there is a file that is no page of expunge. Give another name.")
+            raise UsageRefused(f"--out {target}: there is a file that expunge did not write. Give another name.")
     except OSError as error:
         raise UsageRefused(
             f"--out {str(target)[:80]}: {error.strerror or 'not a usable path'}. Give another."
@@ -53,7 +64,9 @@ def _is_page(path: Path) -> bool:
     if not path.is_file():  # a pipe or a device, which reading could wait for
         return False
     with path.open("rb") as file:
-        return MARK in file.read(4096)
+        begun = file.read(4096)
+    mark = MARKS.get(path.suffix.lower())
+    return MARK in begun if mark is None else begun.startswith(mark)
 
 
 def check_folder(folder: Path, tell: Callable[[str], object]) -> None:
