@@ -109,13 +109,13 @@ def _lacking(name: Name, asked: Asked) -> Iterator[str]:
         yield "Whether forgotten and never seen records can be told apart: give --holdout."
     if name == "unharmed" and not (request.retain or any(map(should_stay, request.probes))):
         yield "What should stay: give --retain, or a --probe."
-    left_out = [m.name for m in asked.left_out if m.standard is not None and _serves(name, m.standard)]
-    if left_out:
-        yield f"{', '.join(left_out)}: left out of --audits."
 
 
 def _besides(name: Name, asked: Asked) -> Iterator[str]:
     """What could be given for a fuller answer."""
+    left_out = [m.name for m in asked.left_out if m.standard is not None and _serves(name, m.standard)]
+    if left_out:
+        yield f"{', '.join(left_out)}: left out of --audits."
     probes = asked.request.probes
     if name == "unharmed" and asked.request.retain and not any(map(should_stay, probes)):
         yield "What the model knows besides the retain set, which training reads: give a --probe."
