@@ -142,7 +142,8 @@ class Told:
     asked: str
     reason: str
     rules: list[Judged]
-    unmeasured: tuple[str, ...]
+    further: tuple[str, ...]
+    """What was not measured, beyond what the reason says."""
 
 
 def answers_of(report: Report) -> list[Told]:
@@ -151,7 +152,8 @@ def answers_of(report: Report) -> list[Told]:
     for name, answer in report.verdict or ():
         rules = [Judged(rule, MARKS[rule.result], _result(rule), _off(rule)) for rule in answer.rules]
         rules.sort(key=lambda one: (one.outcome.condition, ("missed", "open", "met").index(one.mark)))
-        made.append(Told(name, answer.said, MARKS[answer.said], ASKED[name], answer.reason, rules, answer.unmeasured))
+        further = tuple(each for each in answer.unmeasured if each != answer.reason)
+        made.append(Told(name, answer.said, MARKS[answer.said], ASKED[name], answer.reason, rules, further))
     return made
 
 

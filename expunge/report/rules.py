@@ -150,10 +150,10 @@ class Row:
 
     def _unknown(self) -> str:
         why = self.ideals.unlike.get((self.measure.name, self.where), "")
-        holdout = self.ideals.findings.get((self.measure.name, "holdout", "after"))
-        needs = self.measure.needs if isinstance(self.measure, Audit) else ""
-        lacking = f"no holdout set{f' with {needs}' if needs else ''}" if holdout is None else "nothing to compare with"
-        return f"What a model that never saw it has is not known: {why or lacking}, and no reference model."
+        if not why and any(where == "holdout" for _, where, _ in self.ideals.findings):
+            needs = self.measure.needs if isinstance(self.measure, Audit) else ""
+            why = f"no record of the holdout set has what it needs{f' ({needs})' if needs else ''}"
+        return f"What a model that never saw it has is not known: {why or 'no holdout set'}, and no reference model."
 
     # As good as before
 

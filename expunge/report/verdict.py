@@ -65,7 +65,7 @@ def _answer(name: Name, outcomes: Sequence[Outcome], lacking: Sequence[str], bes
         worst = max(by["no"], key=_gravity)
         more = len(by["no"]) - 1
         also = f" {more} more rule{'s say' if more > 1 else ' says'} no." if more else ""
-        return Answer("no", f"{subject(worst)}: {worst.because}{also}", rules, unmeasured)
+        return Answer("no", f"{subject(worst)} – {worst.because}{also}", rules, unmeasured)
     if shown:
         return Answer("yes", YES[name].format(_list(shown)), rules, unmeasured)
     why = unmeasured[0] if unmeasured else f"Nothing was asked about {MEANT[name]}."

@@ -38,7 +38,7 @@ def test_min_k_that_tells_them_apart_without_fail_is_a_trace():
     made = verdict(good(both__MinK=apart(0.0), both__LossMembership=apart(0.65, 20)))
     assert said(made) == ("yes", "no", "yes")
     assert made.traceless.reason == (
-        "forget vs holdout.MinK: Told apart: 0 against 0.50 (no difference); the forgotten look less familiar."
+        "forget vs holdout.MinK – Told apart: 0 against 0.50 (no difference); the forgotten look less familiar."
     )
 
 
@@ -53,16 +53,16 @@ def test_what_was_forgotten_first_and_comes_back_with_a_second_request_is_not_fo
         "forget_first.Choice no better known than before, by more than 0.05",
         "forget_first.Loss no better known than before, by more than 0.69",
     }
-    assert "forget_first.Choice: It comes back: 0.95, where it was 0.75 before." in made.forgotten.reason
+    assert "forget_first.Choice – It comes back: 0.95, where it was 0.75 before." in made.forgotten.reason
 
 
 @pytest.mark.parametrize(
     ("changed", "because"),
     [
-        ({"forget__Choice": share(0.05)}, "forget.Choice: Over-forgotten, which betrays it: 0.05, where"),
-        ({"forget__Loss": around(16.8)}, "forget.Loss: Over-forgotten, which betrays it: 16.80, where a model that"),
-        ({"paraphrase__Choice": share(0.95)}, "paraphrase.Choice: Still known: 0.95, where a model that never saw it"),
-        ({"forget__Rouge": around(0.3)}, "forget.Rouge: Still known: 0.30"),
+        ({"forget__Choice": share(0.05)}, "forget.Choice – Over-forgotten, which betrays it: 0.05, where"),
+        ({"forget__Loss": around(16.8)}, "forget.Loss – Over-forgotten, which betrays it: 16.80, where a model that"),
+        ({"paraphrase__Choice": share(0.95)}, "paraphrase.Choice – Still known: 0.95, where a model that never saw it"),
+        ({"forget__Rouge": around(0.3)}, "forget.Rouge – Still known: 0.30"),
     ],
 )
 def test_what_is_known_too_well_or_too_little_is_not_forgotten(changed: dict, because: str):
@@ -76,23 +76,23 @@ def test_attack_prompts_that_are_as_likely_as_ever_are_not_forgotten():
     table = good() | {"forget_attack.Loss": {"before": around(2.2), "after": around(2.3)}}
     made = verdict(table)
     assert said(made) == ("no", "yes", "yes")
-    assert made.forgotten.reason.startswith("forget_attack.Loss: Still known: 2.30, where a model that never saw it")
+    assert made.forgotten.reason.startswith("forget_attack.Loss – Still known: 2.30, where a model that never saw it")
 
 
 def test_right_answers_that_it_did_not_write_before_are_not_forgotten():
     table = good() | {"forget.Rouge": {"before": around(0.05), "after": around(0.37)}}
     made = verdict(table)
     assert made.forgotten.said == "no"
-    assert made.forgotten.reason == "forget.Rouge: It comes back: 0.37, where it was 0.05 before."
+    assert made.forgotten.reason == "forget.Rouge – It comes back: 0.37, where it was 0.05 before."
 
 
 @pytest.mark.parametrize(
     ("changed", "because"),
     [
-        ({"neighbours__Loss": around(9.4)}, "neighbours.Loss: Harmed: it rose from 6.30 to 9.40."),
-        ({"neighbours__Choice": share(0.6)}, "neighbours.Choice: Harmed: it fell from 0.90 to 0.60."),
-        ({"retain__Rouge": around(0.7)}, "retain.Rouge: Harmed: it fell from 0.80 to 0.70."),
-        ({"neutral__Perplexity": around(23.0, 6)}, "neutral.Perplexity: Harmed: it rose from 19.90 to 22.88."),
+        ({"neighbours__Loss": around(9.4)}, "neighbours.Loss – Harmed: it rose from 6.30 to 9.40."),
+        ({"neighbours__Choice": share(0.6)}, "neighbours.Choice – Harmed: it fell from 0.90 to 0.60."),
+        ({"retain__Rouge": around(0.7)}, "retain.Rouge – Harmed: it fell from 0.80 to 0.70."),
+        ({"neutral__Perplexity": around(23.0, 6)}, "neutral.Perplexity – Harmed: it rose from 19.90 to 22.88."),
     ],
 )
 def test_one_destroyed_set_makes_it_harmed_whatever_the_others_say(changed: dict, because: str):
@@ -104,13 +104,13 @@ def test_one_destroyed_set_makes_it_harmed_whatever_the_others_say(changed: dict
 def test_a_holdout_set_that_it_no_longer_writes_anything_of_is_harm():
     table = good() | {"holdout.Rouge": {"before": around(0.12), "after": around(0.02)}}
     made = verdict(table)
-    assert (made.unharmed.said, made.unharmed.reason) == ("no", "holdout.Rouge: Harmed: it fell from 0.12 to 0.02.")
+    assert (made.unharmed.said, made.unharmed.reason) == ("no", "holdout.Rouge – Harmed: it fell from 0.12 to 0.02.")
 
 
 def test_the_gravest_no_is_the_reason_and_the_others_are_counted():
     made = verdict(good(neighbours__Loss=around(9.4), neighbours__Choice=share(0.8), retain__Loss=around(0.7)))
     # 3.1 nats are 9.8 tolerances of 5 % of 6.3; 0.1 is 5 of 0.02; 0.2 nats are 2 of 0.1
-    assert made.unharmed.reason == "neighbours.Loss: Harmed: it rose from 6.30 to 9.40. 2 more rules say no."
+    assert made.unharmed.reason == "neighbours.Loss – Harmed: it rose from 6.30 to 9.40. 2 more rules say no."
 
 
 # Laws
@@ -267,7 +267,7 @@ def test_without_holdout_or_reference_what_should_be_gone_is_not_measured_and_it
     assert said(made) == ("not measured", "not measured", "yes")
     assert made.forgotten.reason.startswith("How a model that never saw it answers: give --holdout")
     assert made.traceless.reason == "Whether forgotten and never seen records can be told apart: give --holdout."
-    assert any("no holdout set with options" in line for line in made.forgotten.unmeasured)
+    assert any("is not known: no holdout set, and no reference" in line for line in made.forgotten.unmeasured)
     assert made.met
 
 
@@ -431,3 +431,11 @@ def test_findings_without_scores_are_judged_by_their_own_intervals():
     made = [row(*of) for of in ((1.0, "before", "forget"), (0.8, "after", "forget"), (0.7, "after", "holdout"))]
     [outcome] = judge([], [*made, row(0.7, "before", "holdout")], Run(), asked(choice(1, 1, 1, 40))).forgotten.rules
     assert (outcome.result, outcome.low) == ("no", pytest.approx(0.1 - 0.03 * math.sqrt(2)))
+
+
+def test_a_holdout_set_that_lacks_what_an_audit_needs_is_said_to():
+    table = good()
+    del table["holdout.Choice"]
+    made = rule(verdict(table), "forget.Choice")
+    assert made.result == "not measured"
+    assert "no record of the holdout set has what it needs (options: wrong answers)" in made.because

@@ -72,7 +72,7 @@ def test_a_runs_own_criterion_by_hand():
     assert results(criterion(free)) == [("forgotten", "kept step >= 1", 0, 1, "no")]
     assert said(answers(run)) == ("not measured", "not measured", "no")
     assert said(answers(free)) == ("no", "not measured", "not measured")
-    assert answers(free).forgotten.reason == "kept step >= 1: Missed, whatever the audits say."
+    assert answers(free).forgotten.reason == "kept step >= 1 – Missed, whatever the audits say."
 
 
 def test_conditions_alone_show_nothing_and_one_that_is_missed_makes_it_no():
@@ -137,7 +137,7 @@ def test_what_a_user_asks_for_is_added_to_the_answer_that_it_serves():
     made = answers(Run(), "forget.Choice <= 0.25", "world.Choice >= before - 0.05", findings=findings)
     assert said(made) == ("yes", "not measured", "no")
     assert made.forgotten.reason == "As in a model that never saw it, which the model before is not: forget.Choice."
-    assert made.unharmed.reason == "world.Choice: Not as it was asked for."
+    assert made.unharmed.reason == "world.Choice – Not as it was asked for."
     kept = answers(Run(), "world.Choice >= 0.4", findings=findings)
     assert kept.unharmed.said == "yes"
     ruined = answers(Run(edited=Edited(9, 9, 1.0, {}), retain_rise=5.0), "world.Choice >= 0.4", findings=findings)
@@ -147,7 +147,7 @@ def test_what_a_user_asks_for_is_added_to_the_answer_that_it_serves():
 def test_what_a_user_asks_for_and_was_not_measured_is_a_no():
     made = answers(Run(), "forget.Rouge <= 0.5", findings=[found(0.2, "after")])
     assert (made.forgotten.said, made.met) == ("no", False)
-    assert made.forgotten.reason.startswith("forget.Rouge: Asked for, and not measured")
+    assert made.forgotten.reason.startswith("forget.Rouge – Asked for, and not measured")
 
 
 def test_an_audit_alone_is_judged_by_what_is_asked_for_and_only_by_that():
