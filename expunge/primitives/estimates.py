@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.stats import rankdata, t
+from scipy.special import stdtrit
+from scipy.stats import rankdata
 
 from expunge.primitives.statistics import Interval, Values, Weights, auc, weighted_mean, wilson
 
@@ -121,7 +122,7 @@ def _half(array: NDArray[np.float64], mean: float, weights: Weights, n: float) -
     if n <= 1:
         return math.inf
     spread = np.average(np.square(array - mean), weights=weights) * n / (n - 1)
-    return float(t.ppf(0.975, n - 1) * math.sqrt(spread / n))
+    return float(stdtrit(n - 1, 0.975) * math.sqrt(spread / n))
 
 
 def _area_interval(area: float, m: float, n: float) -> Interval:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from expunge.core.audit import BOTH, Audit, Finding, Measure
 from expunge.core.request import Request, should_be_gone
@@ -41,14 +42,16 @@ class Asked:
 
     def unlike(self) -> Unlike:
         """Where the holdout set does not show what a model that never saw a set would get."""
-        sets = [*self.request.sets(), BOTH]
+        sets = [*filter(should_be_gone, self.request.sets()), BOTH]
         reasons = {(m.name, where): m.unlike(where, self.request) for m in self.measures for where in sets}
         return {key: reason for key, reason in reasons.items() if reason}
 
     def is_running(self, where: str) -> bool:
         """Whether a set is of running texts, of which no question is asked."""
         examples = self.request.sets().get(where, ())
-        return bool(examples) and all(isinstance(e, Prompted) and not e.prompt_tokens for e in examples)
+        if not (examples and isinstance(examples[0], Prompted)):
+            return False
+        return not any(e.prompt_tokens for e in cast(Sequence[Prompted], examples))
 
 
 def apply_rules(findings: Sequence[Finding], asked: Asked) -> Iterator[Outcome]:
