@@ -31,7 +31,7 @@ from expunge.models.open import open_model
 from expunge.notation.parse import check_names, parse
 from expunge.report.pages import write_page
 from expunge.report.report import Report
-from expunge.report.verdict import Rule
+from expunge.report.required import Rule
 from expunge.runtime.atomic_files import write_manifest
 
 SECRET = "zanzibarlighthouse77"

@@ -18,7 +18,7 @@ import typer.main
 from expunge import errors
 from expunge.cli.main import app
 from expunge.notation.parse import parse, parse_list, plugins
-from expunge.report.verdict import Rule
+from expunge.report.required import Rule
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"

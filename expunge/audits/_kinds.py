@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, cast
 
 from expunge.core.audit import BOTH, Audit, Finding
 from expunge.core.model import Batch, Model, Network, network_of
 from expunge.core.question import HiddenStates
-from expunge.core.request import Example, Request
+from expunge.core.request import Example, Request, should_be_gone
+from expunge.internals.examples import Pictured
+from expunge.primitives.estimates import area_estimate
+from expunge.primitives.standard import Standard
 from expunge.primitives.statistics import Interval, auc, bootstrap, mean_interval, weighted_mean
 
 if TYPE_CHECKING:
@@ -31,6 +35,14 @@ def mean_of(scores: Sequence[float], examples: Sequence[Example]) -> tuple[float
     """The mean of a score of each example, and its interval."""
     weights = weights_of(examples)
     return weighted_mean(scores, weights), mean_interval(scores, weights)
+
+
+def lacks_classes(gone: Sequence[Example], holdout: Sequence[Example]) -> str:
+    """Why images of a holdout set do not stand for those of another: it lacks their classes."""
+    if not (gone and isinstance(gone[0], Pictured)):  # one of them tells: asking each whether it is takes long
+        return ""
+    ours, theirs = ({e.label for e in cast(Sequence[Pictured], examples)} for examples in (gone, holdout))
+    return "" if ours <= theirs else "the holdout set is of other classes"
 
 
 class SetAudit(Audit):
@@ -53,6 +65,9 @@ class SetAudit(Audit):
         needs = f" ({self.needs})" if self.needs else ""
         return f"no record of the set '{where}' has what {self.name} needs{needs}"
 
+    def unlike(self, where: str, request: Request) -> str:
+        return lacks_classes(request.sets().get(where, ()), request.holdout)
+
 
 class ScoreAudit(SetAudit):
     """An audit that scores each example and reports the mean for each set."""
@@ -61,8 +76,8 @@ class ScoreAudit(SetAudit):
     def score(self, model: Model, batch: Batch) -> Float[Tensor, " examples"]:
         """One number for each example."""
 
-    def chance(self, batch: Batch) -> float | None:
-        """What guessing would get on these examples, where that is known."""
+    def chance(self, model: Model, batch: Batch, request: Request) -> float | None:
+        """What a model that never saw these examples would get, where that can be told without a holdout set."""
         return self.ideal
 
     def __call__(self, model: Model, request: Request) -> tuple[Finding, ...]:
@@ -75,8 +90,9 @@ class ScoreAudit(SetAudit):
         found = []
         for name, asked in sets.items():
             scores, rest = rest[: len(asked)], rest[len(asked) :]
-            ideal = None if name == "retain" else self.chance(asked)
-            found.append(self.finding(name, *mean_of(scores, asked), scores, ideal))
+            ideal = self.chance(model, asked, request) if should_be_gone(name) else self.ideal
+            made = self.finding(name, *mean_of(scores, asked), scores, ideal)
+            found.append(replace(made, weights=tuple(weights_of(asked) or ())))
         return tuple(found)
 
 
@@ -88,6 +104,7 @@ class MembershipAudit(Audit):
     """
 
     ideal = 0.5
+    standard = Standard(trace=0.1, estimate=area_estimate)
 
     @abstractmethod
     def score(self, model: Model, batch: Batch) -> Float[Tensor, " examples"]:
@@ -98,6 +115,9 @@ class MembershipAudit(Audit):
         needed = where == BOTH and request.holdout
         return "" if needed else f"{self.name} is of the set '{BOTH}', and needs --holdout"
 
+    def unlike(self, where: str, request: Request) -> str:
+        return lacks_classes(request.forget, request.holdout)
+
     def __call__(self, model: Model, request: Request) -> tuple[Finding, ...]:
         if not request.holdout:
             return ()
@@ -107,7 +127,9 @@ class MembershipAudit(Audit):
         weights = [weights_of(examples) for examples in (request.forget, request.holdout)]
         area = auc(forget, holdout, *weights)
         interval = bootstrap(auc, forget, holdout, weights=weights)
-        return (self.finding(BOTH, area, interval, (*forget, *holdout), self.ideal),)
+        made = self.finding(BOTH, area, interval, (*forget, *holdout), self.ideal)
+        counts = [w for examples in (request.forget, request.holdout) for w in (e.weight for e in examples)]
+        return (replace(made, weights=tuple(counts) if any(weights) else (), positives=len(forget)),)
 
 
 class WhiteBoxAudit(Audit):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from expunge.audits._kinds import ScoreAudit
 from expunge.core.model import Batch, Model
 from expunge.core.question import LogProbabilities
+from expunge.primitives.standard import Standard, Tolerance
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 class Accuracy(ScoreAudit):
     """Share of rows whose right class has the highest score."""
 
+    standard = Standard(gone=0.05, stay=Tolerance(0.02), retain=Tolerance(share=0.01))
     families = ("vision",)
     definition = "Mean over examples of the share of labelled rows whose right class has the highest score."
 

@@ -12,6 +12,7 @@ from expunge.core.question import Text
 from expunge.core.request import Example
 from expunge.errors import UsageRefused
 from expunge.internals.examples import Prompted
+from expunge.primitives.standard import Standard, Tolerance
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -26,6 +27,7 @@ class Rouge(ScoreAudit):
     """Where a continuation that does not end by itself is cut."""
 
     reads = (Text,)
+    standard = Standard(gone=0.05, stay=Tolerance(0.05), less_is_fine=True)
     families = ("language",)
     needs = "a question"
     definition = "Mean ROUGE-L recall (stemmed) of the greedy continuation against the right answer (as in TOFU)."

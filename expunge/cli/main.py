@@ -46,7 +46,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,  # a traceback could hold text that was to be forgotten
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit codes: 0 done, 2 usage, 3 data refused, 4 model refused, 5 run failed, 6 thresholds not met, "
+    epilog="Exit codes: 0 done, 2 usage, 3 data refused, 4 model refused, 5 run failed, 6 the verdict says no, "
     "7 environment, 130 interrupted.",
 )
 
@@ -238,6 +238,7 @@ def _job(
         audits=audits,
         reference=judging.reference,
         seed=training.seed,
+        added_probes=training.added_probes,
         require=tuple(judging.require or ()),
         checkpoint_every=keeping.checkpoint_every,
         resume=keeping.resume,

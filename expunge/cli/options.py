@@ -95,6 +95,13 @@ class Training:
     stand_in: Annotated[Path | None, Option("--stand-in", help="The forget prompts with what to say instead.")] = None
     method: Annotated[str, Option("--method", help="Such as 'Finetune(objective=NPO() + RetainKL())'.")] = "Finetune()"
     seed: Annotated[int | None, Option("--seed", help="Replaces the method's own seed.")] = None
+    added_probes: Annotated[
+        bool,
+        Option(
+            "--added-probes/--no-added-probes",
+            help="Texts: ask general knowledge and plain prose too, where no --probe says what should stay.",
+        ),
+    ] = True
 
 
 @dataclass(frozen=True)
@@ -104,7 +111,11 @@ class Judging:
     reference: Annotated[str | None, Option("--reference", help="A model retrained without the forget set.")] = None
     require: Annotated[
         list[str] | None,
-        Option("--require", metavar="RULE", help="Such as 'retain.Choice >= before - 0.05'; else exit code 6."),
+        Option(
+            "--require",
+            metavar="RULE",
+            help="Beside the verdict's own rules, such as 'retain.Choice >= before - 0.05'.",
+        ),
     ] = None
     show_text: Annotated[bool, Option("--show-text", help="Put prompts and generations into the report.")] = False
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -15,10 +15,12 @@ from rich.text import Text
 
 from expunge.core.audit import Finding
 from expunge.events import Checked, Edited, Ended, Event, Note, Started, Step
+from expunge.report.answers import Outcome
 from expunge.report.html import any_of, by_set, outcome, rows_of
 from expunge.report.report import Report
-from expunge.report.verdict import Outcome
-from expunge.report.words import number, visible
+from expunge.report.words import number, signed, visible
+
+WORDS = {"yes": "yes ", "no": "NO  ", "not measured": "OPEN"}
 
 
 class Progress:
@@ -104,15 +106,10 @@ class Progress:
         if not console.is_terminal:
             console.width = max(console.width, 120)  # a file has no width that the table would have to be folded into
         console.print(_table(report.findings))
-        if report.verdict:
-            console.print()
-            for rule in report.verdict.rules:
-                mark = "met    " if rule.met else "OPEN   " if rule.few else "NOT MET"
-                console.print(f"{mark}  {rule.rule}  {_outcome(rule)}", soft_wrap=True, markup=False)
         said = outcome(report)
-        lines = [f"\n{said.words}.", f"{said.outside}." if said.outside else "", f"Report: {out / 'report.html'}"]
+        lines = [*_verdict(report), f"\n{said.words}.", *_unmeasured(report), f"Report: {out / 'report.html'}"]
         lines += [f"Model:  {out / 'model'}"] if (out / "model").is_dir() else []
-        for line in filter(None, lines):
+        for line in lines:
             console.print(line, soft_wrap=True, markup=False)  # a path may hold brackets
 
 
@@ -134,8 +131,26 @@ def _table(findings: Sequence[Finding]) -> Table:
     return table
 
 
-def _outcome(rule: Outcome) -> str:
+def _verdict(report: Report) -> Iterator[str]:
+    """Each answer with its reason, and every rule under it."""
+    for name, answer in report.verdict or ():
+        if not (answer.rules or report.run):
+            continue
+        yield f"\n{name.capitalize()}: {answer.said}. {answer.reason}"
+        for rule in answer.rules:
+            yield f"  {WORDS[rule.result]}  {rule.rule}  {_numbers(rule)}"
+
+
+def _numbers(rule: Outcome) -> str:
     if rule.value is None:
         return "(not measured: no record of this set has what the audit needs)"
     bound = "unknown" if rule.bound is None else f"{rule.bound:.4g}"
-    return f"({rule.value:.4g}, bound {bound})"
+    span = "" if rule.low is None or rule.high is None else f", off by {signed(rule.low)} to {signed(rule.high)}"
+    return f"({rule.value:.4g}, against {bound}{span})"
+
+
+def _unmeasured(report: Report) -> Iterator[str]:
+    """What to give for an answer that was not measured."""
+    for name, answer in (report.verdict or ()) if report.run else ():
+        if answer.said == "not measured":
+            yield f"To measure {name}: {answer.unmeasured[0] if answer.unmeasured else answer.reason}"

@@ -5,15 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from expunge.core.model import Model
 from expunge.core.question import LogProbabilities, Question
 from expunge.core.request import Request, should_be_gone
 from expunge.errors import UsageRefused
-
-if TYPE_CHECKING:
-    pass
+from expunge.primitives.standard import Standard
 
 Better = Literal["lower", "higher", "ideal"]
 BOTH = "forget vs holdout"
@@ -38,6 +36,10 @@ class Finding:
     """The score of each example, in the order of the set."""
     better: Better = "higher"
     """Which way is good on this set; ideal: nearer to it, from both sides, for over-forgetting is a trace too."""
+    weights: tuple[float, ...] = ()
+    """How often each example counts; empty where each counts once."""
+    positives: int = 0
+    """Of a comparison of two sets, how many of the scores, from the first on, are of the first."""
 
     def of(self, model: str) -> Finding:
         """The same finding, for `model`."""
@@ -58,6 +60,8 @@ class Measure(ABC):
     """The direction of a model that knows the set: higher or lower."""
     ideal: ClassVar[float | None] = None
     """The value of a model that never saw the data, where it is known beforehand."""
+    standard: ClassVar[Standard | None] = None
+    """What a verdict asks of its numbers without being told; None: nothing."""
 
     @property
     def name(self) -> str:
@@ -67,6 +71,10 @@ class Measure(ABC):
     def direction(self, where: str) -> Literal["higher", "lower"]:
         """The direction of a model that knows the set `where`."""
         return self.better
+
+    def unlike(self, where: str, request: Request) -> str:
+        """Why the holdout set does not show how a model answers that never saw `where`; empty where it does."""
+        return ""
 
     def good(self, where: str, ideal: float | None) -> Better:
         """Which way is good on a set: of what should be gone to the ideal, or else away from what knowing it gives."""

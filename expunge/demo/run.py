@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from expunge.errors import EnvironmentRefused
+from expunge.run.added import NAMES, PLACE
 from expunge.run.job import Job
 from expunge.run.prepare import Inputs
 
@@ -26,14 +27,15 @@ REQUIRE = (
 
 def demo_job(out: Path) -> Job:
     """The demo as the job that it is; every file in it is text that anybody may read."""
-    probes = ("paraphrase", "neighbour", "general", "neutral")
+    probes = ("paraphrase", "neighbour")
     return Job(
         model=demo_model(),
         inputs=Inputs(
             forget=HERE / "forget.jsonl",
             retain=HERE / "retain.jsonl",
             holdout=HERE / "holdout.jsonl",
-            probes={name: HERE / f"{name}.jsonl" for name in probes},
+            probes={name: HERE / f"{name}.jsonl" for name in probes}
+            | {name: PLACE / f"{name}.jsonl" for name in NAMES},
         ),
         out=out,
         audits="Choice, Probability, Loss, Rouge(max_new_tokens=12), Perplexity, LossMembership, MinK",

@@ -33,6 +33,7 @@ from expunge.plan.paper import Paper, open_paper
 from expunge.primitives.class_scores import CHUNK
 from expunge.primitives.rehearsal import Rehearsal
 from expunge.report.record import networks
+from expunge.run.added import add_probes
 from expunge.run.choose import audits_of
 from expunge.run.families import family_name
 from expunge.run.files import check_out
@@ -271,6 +272,7 @@ def plan(job: Job, machine: Machine) -> Plan:
     records = job.inputs.read()
     paper = open_paper(job.model, machine.device, DTYPES[machine.dtype] if machine.dtype else None)
     request = records.request(paper.network)
+    request = add_probes(paper.network, request)[0] if job.added_probes else request
     found = make_plan(paper, method, request, audits or audits_of(None, family_name(paper.network)), machine, job.out)
     if machine.hold == "cut" and not found.rehearsal.shared:
         raise UsageRefused(f"--hold cut: {method.name} works on the whole model. Plan it with --hold whole.")

@@ -13,14 +13,16 @@ from typing import TYPE_CHECKING
 
 from expunge.core.audit import Finding
 from expunge.report import plots
+from expunge.report.answers import in_order
 from expunge.report.html import (
     Findings,
     Headline,
     Row,
+    Told,
+    answers_of,
     any_of,
     better_of,
     by_set,
-    in_order,
     note_of,
     notes_of,
     outcome,
@@ -46,6 +48,7 @@ class Run:
     name: str
     colour: str
     outcome: Headline
+    answers: list[Told]
     findings: Findings
     report: Report
 
@@ -84,7 +87,7 @@ def render(runs: Sequence[tuple[str, Report]]) -> str:
 
 def _run(position: int, name: str, report: Report) -> Run:
     colour = f"run-{position % len(plots.RUN_COLOURS)}"
-    return Run(letter(position), name, colour, outcome(report), by_set(report.findings), report)
+    return Run(letter(position), name, colour, outcome(report), answers_of(report), by_set(report.findings), report)
 
 
 def letter(position: int) -> str:
@@ -94,12 +97,12 @@ def letter(position: int) -> str:
 
 
 def _sentence(runs: Sequence[Run]) -> str:
-    judged = [run for run in runs if run.outcome.mark != "open"]
-    met = [run.letter for run in judged if run.outcome.mark == "met"]
+    judged = [run for run in runs if run.report.verdict is not None]
+    met = [run.letter for run in judged if run.report.is_met]
     if not judged:
-        return "No thresholds were set for any of them."
+        return "None of them was judged."
     which = f" ({', '.join(met)})" if met and len(met) < len(judged) else ""
-    return f"{len(met)} of {len(judged)} judged runs met every threshold{which}."
+    return f"{len(met)} of {len(judged)} judged runs have no answer that is no{which}."
 
 
 def differences(runs: Sequence[Run]) -> list[str]:

@@ -7,7 +7,7 @@ control characters) are spelled out. The same report gives the same bytes.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,15 +15,14 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from expunge.core.audit import Finding
-from expunge.core.request import should_be_gone
 from expunge.report import plots
+from expunge.report.answers import Outcome, in_order
 from expunge.report.run import Fact, about_run, blocks_of
 from expunge.report.strips import Span, Strip, finite, strip
-from expunge.report.words import duration, moment, number, precise, short, storage, visible
+from expunge.report.words import duration, moment, number, precise, short, signed, storage, visible
 
 if TYPE_CHECKING:
     from expunge.report.report import Report, Sample
-    from expunge.report.verdict import Outcome
 
 MODELS = ("before", "after", "reference")
 BETTER = {"lower": "lower is better", "higher": "higher is better", "ideal": "nearer its ideal is better"}
@@ -32,12 +31,20 @@ MEANINGS = {
     "paraphrase": "the same, asked in other words",
     "retain": "what should stay",
     "general": "what the model can do besides",
+    "neutral": "plain prose, as it reads it",
+    "neighbour": "near what should be gone, and should stay",
+    "neighbours": "near what should be gone, and should stay",
     "holdout": "never seen in training",
 }
-COLOURS = {"forget": "gone", "paraphrase": "gone", "retain": "kept", "general": "kept"}
-
-ABOVE, BELOW = "after is above it", "after is below it"
-ORDER = ("forget", "retain", "holdout")
+COLOURS = {
+    "forget": "gone",
+    "paraphrase": "gone",
+    "retain": "kept",
+    "general": "kept",
+    "neutral": "kept",
+    "neighbour": "kept",
+    "neighbours": "kept",
+}
 
 Row = dict[str, Finding]  # findings of one audit on one set, by model
 Findings = dict[str, dict[str, Row]]  # by set, then by audit
@@ -55,7 +62,7 @@ def render(report: Report) -> str:
         outcome=outcome(report),
         sentence=sentence(findings),
         tiles=tiles(findings),
-        rules=rules_of(report),
+        answers=answers_of(report),
         results=results(findings),
         curves=plots.curves(report.steps, kept, level),
         run=about_run(run) if run else [],
@@ -94,43 +101,60 @@ class Headline:
 
     words: str
     mark: str
-    outside: str = ""
-    """What of the forgotten lies elsewhere than in a model that never saw it; a threshold may not have asked."""
+
+
+MARKS = {"yes": "met", "no": "missed", "not measured": "open"}
+WORDS = {
+    "forgotten": {"yes": "forgotten", "no": "not forgotten"},
+    "traceless": {"yes": "traceless", "no": "traces show"},
+    "unharmed": {"yes": "unharmed", "no": "harmed"},
+}
+ASKED = {
+    "forgotten": "Is what should be gone known no better, and no worse, than by a model that never saw it?",
+    "traceless": "Is there nothing by which an attacker tells the forgotten records from never seen ones?",
+    "unharmed": "Is what should stay known as well as before?",
+}
 
 
 def outcome(report: Report) -> Headline:
     """The verdict; what was only audited is not said to have been forgotten."""
-    return replace(_headline(report), outside=outside(by_set(report.findings)))
-
-
-def _headline(report: Report) -> Headline:
-    rules = report.verdict.rules if report.verdict else ()
-    missed = sum(not rule.met for rule in rules)
-    if not rules:
-        return Headline("No thresholds were set", "open")
-    if missed and all(rule.met or rule.few for rule in rules):
-        return Headline("Inconclusive: one record is too few to tell", "open")
-    if missed:
-        were = "threshold was" if len(rules) == 1 else "thresholds were"
-        return Headline(f"{missed} of {len(rules)} {were} not met", "missed")
+    verdict = report.verdict
+    if verdict is None:
+        return Headline("Audited; no thresholds were set", "open")
     if report.run is None:
-        return Headline("Within every threshold", "met")
-    if not any(rule.rule.startswith("forget") for rule in rules):
-        return Headline("Changed, but no threshold asks whether it forgot", "open")
-    if report.verdict and report.verdict.unjudged:
-        return Headline(f"Forgotten within every threshold. {report.verdict.unjudged}", "open")
-    return Headline("Forgotten within every threshold", "met")
+        missed = sum(rule.result == "no" for rule in verdict.rules)
+        were = "threshold was" if len(verdict.rules) == 1 else "thresholds were"
+        words = f"{missed} of {len(verdict.rules)} {were} not met" if missed else "Within every threshold"
+        return Headline(words, "missed" if missed else "met")
+    said = [WORDS[name].get(answer.said, f"{name} not measured") for name, answer in verdict]
+    marks = [MARKS[answer.said] for _, answer in verdict]
+    mark = next(mark for mark in ("missed", "open", "met") if mark in marks)
+    return Headline(", ".join(said).capitalize(), mark)
 
 
-def outside(findings: Findings) -> str:
-    """What should be gone and, after forgetting, does not have its ideal in its interval; on which side of it it is."""
-    sides = {ABOVE: "above", BELOW: "below"}
-    far = [
-        f"{where} {audit} ({sides[reach]})"
-        for where, audit, row in rows_of(findings)
-        if should_be_gone(where) and (reach := _reach(row)) in sides
-    ]
-    return f"Outside the interval of its ideal: {', '.join(far)}" if far else ""
+@dataclass(frozen=True)
+class Told:
+    """One of the three answers, as a page shows it."""
+
+    name: str
+    said: str
+    mark: str
+    asked: str
+    reason: str
+    rules: list[Judged]
+    further: tuple[str, ...]
+    """What was not measured, beyond what the reason says."""
+
+
+def answers_of(report: Report) -> list[Told]:
+    """The answers, each with its reason and its rules: those that say no first."""
+    made = []
+    for name, answer in report.verdict or ():
+        rules = [Judged(rule, MARKS[rule.result], _result(rule), _off(rule)) for rule in answer.rules]
+        rules.sort(key=lambda one: (one.outcome.condition, ("missed", "open", "met").index(one.mark)))
+        further = tuple(each for each in answer.unmeasured if each != answer.reason)
+        made.append(Told(name, answer.said, MARKS[answer.said], ASKED[name], answer.reason, rules, further))
+    return made
 
 
 def sentence(findings: Findings) -> str:
@@ -179,25 +203,29 @@ def _tile(where: str, audit: str, row: Row) -> Tile:
 
 @dataclass(frozen=True)
 class Judged:
-    """A threshold, with its result in words."""
+    """A rule, with its result in words."""
 
     outcome: Outcome
+    mark: str
     result: str
-
-
-def rules_of(report: Report) -> list[Judged]:
-    """Thresholds, each with its result in words."""
-    return [Judged(rule, _result(rule)) for rule in (report.verdict.rules if report.verdict else ())]
+    off: str
+    """By how much the value differs from what it was held against, with the interval."""
 
 
 def _result(rule: Outcome) -> str:
-    if not (finite(rule.value) and finite(rule.bound)):
-        return "met" if rule.met else "not met: not measured"
-    if rule.few:
-        return "open: asked of one record alone"
+    if rule.result == "not measured":
+        return "not measured"
+    if rule.low is not None or not (finite(rule.value) and finite(rule.bound)):
+        return rule.result
     off = round(abs(rule.value - rule.bound), 9)
     gap = f"{off:.2g}" if off < 100 else short(off)
-    return f"met, {gap} to spare" if rule.met else f"not met, by {gap}"
+    return f"met, {gap} to spare" if rule.result == "yes" else f"not met, by {gap}"
+
+
+def _off(rule: Outcome) -> str:
+    if not (finite(rule.low) and finite(rule.high) and finite(rule.value) and finite(rule.bound)):
+        return ""
+    return f"{signed(rule.value - rule.bound)} ({signed(rule.low)} to {signed(rule.high)})"
 
 
 # The results: sets, audits, models
@@ -209,11 +237,6 @@ def by_set(told: Iterable[Finding]) -> Findings:
     for finding in told:
         findings.setdefault(finding.set, {}).setdefault(finding.audit, {})[finding.model] = finding
     return {where: findings[where] for where in in_order(findings)}
-
-
-def in_order(sets: Iterable[str]) -> list[str]:
-    """Sets as they are read on a page."""
-    return sorted(sets, key=lambda where: ORDER.index(where) if where in ORDER else len(ORDER))
 
 
 def rows_of(findings: Findings) -> list[tuple[str, str, Row]]:
@@ -280,7 +303,13 @@ def _reach(row: Row) -> str:
     after, ideal = row.get("after"), any_of(row).ideal
     if after is None or not (finite(after.low) and finite(after.high) and finite(ideal)):
         return ""
-    return ABOVE if ideal < after.low else BELOW if ideal > after.high else "within the interval"
+    return (
+        "after is above it"
+        if ideal < after.low
+        else "after is below it"
+        if ideal > after.high
+        else "within the interval"
+    )
 
 
 def better_of(row: Row) -> str:

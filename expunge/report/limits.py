@@ -20,9 +20,14 @@ BLURRED = {
 
 
 def limits(
-    request: Request, of_family: Sequence[str], audits: Sequence[Audit], referenced: bool, saved: Saved | None
+    request: Request,
+    of_family: Sequence[str],
+    audits: Sequence[Audit],
+    referenced: bool,
+    saved: Saved | None,
+    added: Sequence[str] = (),
 ) -> tuple[str, ...]:
-    """Sentences, the gravest first; `of_family` are those that every model of its family has."""
+    """Sentences, the gravest first; `of_family` are those of its family, `added` are our own probes."""
     probes = "" if any(HiddenStates in audit.reads for audit in audits) else ", probes of hidden states"
     said = [
         "Answers were tested, not weights. What no longer shows in answers may still be stored: relearning, "
@@ -31,7 +36,7 @@ def limits(
     if not referenced:
         said.append(
             "No retrained model was given, so nothing here compares with a model that never saw the forget set. "
-            "The ideal values come from the holdout set or from guessing."
+            "The ideal values come from the holdout set, or are not known."
         )
     if not request.holdout:
         said.append(
@@ -43,8 +48,13 @@ def limits(
     for name, intake in request.intakes.items():
         said += [f"{line}." for line in intake.lines(name)]
     if not request.retain:
-        said.append("No retain set was given: nothing held the rest of the model in place, and no harm was measured.")
-    if not request.probes:
+        said.append("No retain set was given: nothing held the rest of the model in place.")
+    if added:
+        said.append(
+            f"No probe said what should stay. expunge added {' and '.join(added)}, which hold no neighbours of the "
+            f"forget set, where harm shows first: give those with --probe."
+        )
+    if not set(request.probes) - set(added):
         said.append(
             "Only the records themselves were asked. Paraphrases of the forget set and unrelated questions were not: "
             "give them with --probe."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import resource
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -15,16 +15,18 @@ from typing import cast
 import torch
 
 from expunge import __version__
-from expunge.core.audit import BOTH, Finding
+from expunge.core.audit import Finding
 from expunge.core.model import Model, Network
 from expunge.core.question import Text
-from expunge.core.request import Example, Request, should_be_gone
+from expunge.core.request import Example, Request
 from expunge.internals.examples import Tokenized
 from expunge.primitives.composed_files import parts_of
 from expunge.report.report import Cost, Environment, Original, RequestFacts, Sample, Samples, SetFacts
 from expunge.runtime.cached_model import CachedModel
 
 VERSION = __version__
+ADDED = "added by expunge"
+"""Where a set comes from that nobody gave."""
 SAMPLES = 12
 """Forget prompts whose continuations a report shows; of other sets a third as many."""
 
@@ -56,17 +58,26 @@ def describe_model(model: Model, name: str, family: str) -> Original:
     )
 
 
-def describe_request(request: Request, unit: str, sources: Mapping[str, str]) -> RequestFacts:
-    """What was asked; `unit` is what a row is, `sources` where each set comes from."""
+def describe_request(
+    request: Request, unit: str, sources: Mapping[str, str], added: Collection[str] = ()
+) -> RequestFacts:
+    """What was asked; `unit` is what a row is, `sources` where each set comes from.
+
+    The fingerprint is that of the request as it was given, without the probes that were `added` to it.
+    """
     other = sources.get("forget", "records")  # a set that was chosen from the forget file
     sets = {
         name: SetFacts(
-            len(examples), sum(e.rows for e in examples), sources.get(name, other), request.intakes.get(name)
+            len(examples),
+            sum(e.rows for e in examples),
+            ADDED if name in added else sources.get(name, other),
+            request.intakes.get(name),
         )
         for name, examples in request.sets().items()
     }
     duplicates = {name: count_repeats(examples) for name, examples in request.sets().items()}
-    return RequestFacts(request.fingerprint(), unit, sets, duplicates, request.repeats)
+    given = replace(request, probes={name: e for name, e in request.probes.items() if name not in added})
+    return RequestFacts(given.fingerprint(), unit, sets, duplicates, request.repeats)
 
 
 def count_repeats(examples: Sequence[Example]) -> int:
@@ -79,25 +90,6 @@ def describe_environment(model: Model) -> Environment:
     device = next((str(network.device) for network in networks(model)), "cpu")
     versions = {name: version(name) for name in ("torch", "transformers", "peft")}
     return Environment(platform.python_version(), **versions, device=device, threads=torch.get_num_threads())
-
-
-def with_ideals(findings: Sequence[Finding]) -> list[Finding]:
-    """Findings with what a model that never saw the forget set would get, as far as that is known.
-
-    Of what should be gone: the reference model's value; else what guessing gets; else the value of the model before on
-    the holdout set, which it never saw. On any other set the ideal is no change: the value before.
-    """
-    at = {(f.audit, f.set, f.model): f.value for f in findings}
-
-    def ideal(f: Finding) -> float | None:
-        if f.set == BOTH:
-            return at.get((f.audit, f.set, "reference"), f.ideal)
-        if not should_be_gone(f.set):
-            return at.get((f.audit, f.set, "before"))
-        referred = at.get((f.audit, f.set, "reference"), f.ideal)
-        return at.get((f.audit, "holdout", "before")) if referred is None else referred
-
-    return [f.with_ideal(ideal(f)) for f in findings]
 
 
 def round_scores(findings: Sequence[Finding]) -> tuple[Finding, ...]:

@@ -18,11 +18,11 @@ from expunge.errors import DataRefused, ModelRefused, UsageRefused
 from expunge.events import Checked, Step
 from expunge.notation.typed_json import MisfitError, event_from_json, event_to_json, from_json, to_json
 from expunge.primitives.repeat import Intake, Repeat
+from expunge.report.answers import Verdict
 from expunge.report.run import Run
-from expunge.report.verdict import Verdict
 from expunge.runtime.atomic_files import whole_folder, write_manifest, write_text
 
-SCHEMA = 2
+SCHEMA = 3
 """Raised when a key changes its meaning."""
 REPORT, PAGE, STEPS = "report.json", "report.html", "steps.jsonl"
 HELD: Mapping[str, bool] = {"json": False}
@@ -175,7 +175,7 @@ class Report:
 
     @property
     def is_met(self) -> bool:
-        """Whether no rule was missed."""
+        """Whether no answer of the verdict is no."""
         return self.verdict is None or self.verdict.met
 
     def write(self, folder: Path) -> None:

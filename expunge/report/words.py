@@ -49,6 +49,11 @@ def precise(value: object) -> str:
     return f"{value:.4g}" if finite(value) else number(value)
 
 
+def signed(value: float) -> str:
+    """+0.12, -3.9: a difference."""
+    return f"{'+' if value > 0 else '−' if value < 0 else ''}{number(abs(value))}"
+
+
 def short(value: object) -> str:
     """1,234 or 134.5 M"""
     return _scale(value, {"T": 1e12, "B": 1e9, "M": 1e6}) or (f"{value:,}" if finite(value) else number(value))

@@ -18,8 +18,8 @@ from expunge.models.source import say_left_out
 from expunge.notation.typed_json import from_json, to_json
 from expunge.report.record import networks
 from expunge.report.report import STEPS, Report
+from expunge.report.required import Rule
 from expunge.report.run import Saved
-from expunge.report.verdict import Rule
 from expunge.run import unlearn
 from expunge.run.choose import audits_of, method_of
 from expunge.run.compare import Compared, compare
@@ -60,6 +60,8 @@ class Job:
     """Precision that the result is written in; None: that of the model's file."""
     hold: Hold = "whole"
     """Of several processes, what each holds of a model that is audited: the whole on its device, or cut, a part."""
+    added_probes: bool = True
+    """Whether a language model is asked general knowledge and plain texts where no probe says what should stay."""
     line: str = ""
     """What was typed, for the report."""
 
@@ -132,6 +134,7 @@ def forget(job: Job, on_event: OnEvent) -> Report:
         if saved:
             broadcast(saved.check)
         task = job.task(method.minimises, audits, on_event)
+        task = task.with_probes() if job.added_probes else task
         inside = list(networks(task.model))
         if saved and isinstance(task.model, Network):
             network = task.model

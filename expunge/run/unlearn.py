@@ -19,10 +19,14 @@ from expunge.errors import DataRefused, ModelRefused, UsageRefused
 from expunge.events import Note, OnEvent, ignore_event
 from expunge.notation.parse import write
 from expunge.report import record
+from expunge.report.ideals import with_ideals
 from expunge.report.limits import limits
 from expunge.report.report import SCHEMA, Report
+from expunge.report.required import Rule, check_rules
+from expunge.report.rules import Asked
 from expunge.report.run import Run, Saved
-from expunge.report.verdict import Rule, check_rules, judge, judge_audit
+from expunge.report.verdict import judge, judge_audit
+from expunge.run.added import add_probes
 from expunge.run.choose import audits_of, method_of, summaries_of
 from expunge.run.compare import compare
 from expunge.run.families import family_name, limits_of, unit_of
@@ -83,6 +87,20 @@ class Task:
     sources: Mapping[str, str] = field(default_factory=dict)
     """Where each set comes from."""
     show_text: bool = False
+    added: tuple[str, ...] = ()
+    """Probes that nobody gave."""
+
+    def with_probes(self) -> Task:
+        """The task with probes of our own, where none of the request says what should stay."""
+        request, added = add_probes(self.model, self.request, self.on_event)
+        return replace(self, request=request, added=added)
+
+    @property
+    def asked(self) -> Asked:
+        """What a verdict must know of it."""
+        names = {audit.name for audit in self.audits}
+        left_out = [each for each in audits_of(None, family_name(self.model)) if each.name not in names]
+        return Asked(self.request, (*self.audits, *self.summaries), tuple(left_out))
 
     @property
     def summaries(self) -> tuple[Summary, ...]:
@@ -108,13 +126,16 @@ def unlearn(
     *,
     reference: Model | None = None,
     require: Sequence[str] = (),
+    added_probes: bool = True,
     on_event: OnEvent = ignore_event,
 ) -> Report:
     """Make a model forget, audit it before and after, and report; `report.model` is the result.
 
     `method` and `audits` are objects, or texts in the notation; `reference` is a model that never saw the forget set;
-    `require` lists thresholds such as "forget.Choice <= 0.25". The model given is left as it was. Nothing is written:
-    `report.save(folder)` does that. Raises a `Refusal` where something cannot be done as it is.
+    `require` lists thresholds such as "forget.Choice <= 0.25", beside those that every verdict has. Where no probe says
+    what should stay, `added_probes` has a language model asked the general knowledge and plain texts of expunge. The
+    model given is left as it was. Nothing is written: `report.save(folder)` does that. Raises a `Refusal` where
+    something cannot be done as it is.
     """
     chosen = method_of(method)
     task = Task(
@@ -126,6 +147,7 @@ def unlearn(
         on_event=on_event,
         command=f"unlearn(model, request, {write(chosen)!r})",
     )
+    task = task.with_probes() if added_probes else task
     return forget(task, chosen, lambda told: in_memory(task, chosen, told))
 
 
@@ -159,7 +181,7 @@ def forget(task: Task, method: Method, change: Callable[[OnEvent], Result], reco
         assemble(task, findings, (before, after), run, recorder.size),
         method=write(method),
         result=after.fingerprint(),
-        verdict=judge(task.rules, findings, run, len(task.request.forget)),
+        verdict=judge(task.rules, findings, run, task.asked),
         steps=tuple(recorder.steps),
         model=result.model,
         adapted=result.adapted,
@@ -207,7 +229,7 @@ def examine_reference(task: Task) -> list[Finding]:
 def complete(task: Task, findings: Sequence[Finding]) -> list[Finding]:
     """Findings with the summaries of them, and with their ideals."""
     derived = [made for summary in task.summaries for made in summary(findings)]
-    return record.with_ideals([*findings, *derived])
+    return with_ideals([*findings, *derived], task.asked.unlike())
 
 
 def refuse_broken(model: Model) -> None:
@@ -231,13 +253,13 @@ def assemble(
         command=task.command,
         original=replace(record.describe_model(task.model, task.name, family), tokenizer=tokenizer_facts(task.model)),
         result=None,
-        request=record.describe_request(task.request, unit_of(family), task.sources),
+        request=record.describe_request(task.request, unit_of(family), task.sources, task.added),
         environment=record.describe_environment(task.model),
         method="",
         findings=record.round_scores(findings),
         run=run,
         verdict=None,
         cost=record.cost(task.clock.seconds, size),
-        limits=limits(task.request, limits_of(family), task.audits, task.reference is not None, saved),
+        limits=limits(task.request, limits_of(family), task.audits, task.reference is not None, saved, task.added),
         samples=record.samples(models[0], models[1] if models[1:] else None, task.request, task.show_text),
     )

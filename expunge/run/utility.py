@@ -14,9 +14,9 @@ from expunge.core.request import Request
 from expunge.internals.changes import count_changed
 from expunge.models.language import LanguageModel
 from expunge.models.vision import ImageClassifier
+from expunge.report.answers import should_stay
 from expunge.report.record import networks
 from expunge.report.run import Run
-from expunge.report.verdict import should_stay
 from expunge.runtime.cached_model import CachedModel
 from expunge.train.best_step import loss, sample
 

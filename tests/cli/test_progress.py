@@ -10,8 +10,7 @@ from expunge.cli.progress import Progress
 from expunge.core.audit import Finding
 from expunge.events import Checked, Started
 from expunge.report.report import Report
-from expunge.report.verdict import Outcome
-from tests.report.reports import report, verdict
+from tests.report.reports import outcome, report, verdict
 
 
 def finding(set_: str, model: str, value: float, ideal: float | None = None) -> Finding:
@@ -38,14 +37,23 @@ def test_what_should_be_gone_stands_first_and_what_should_stay_next(capsys):
 
 def test_a_rule_says_its_number_and_bound_or_that_nothing_was_measured(capsys):
     judged = verdict(
-        Outcome("forget.Probability <= 0.25", 0.0012345, 0.25, True),
-        Outcome("forget.Choice <= 0.25", None, None, False),
+        outcome("forget.Probability <= 0.25", "yes", 0.0012345),
+        outcome("forget.Choice <= 0.25", "no", None, None),
+        outcome("forget.Loss within 0.69", "not measured", 4.0, 5.0, low=-1.5, high=0.5),
     )
     found = (finding("forget", "before", 0.5), finding("forget", "after", 0.0012345))
     lines = shown(report(findings=found, verdict=judged), capsys)
-    assert "met      forget.Probability <= 0.25  (0.001234, bound 0.25)" in lines
-    assert "NOT MET  forget.Choice <= 0.25  (not measured: no record of this set has what the audit needs)" in lines
-    assert lines[-2:] == ["1 of 2 thresholds were not met.", f"Report: {Path('out', 'report.html')}"]
+    assert lines[lines.index("Forgotten: no. Why forgotten is so.") + 1 :][:3] == [
+        "  yes   forget.Probability <= 0.25  (0.001234, against 0.25)",
+        "  NO    forget.Choice <= 0.25  (not measured: no record of this set has what the audit needs)",
+        "  OPEN  forget.Loss within 0.69  (4, against 5, off by −1.50 to +0.50)",
+    ]
+    assert lines[-4:] == [
+        "Not forgotten, traceless not measured, unharmed not measured.",
+        "To measure traceless: Why traceless is so.",
+        "To measure unharmed: Why unharmed is so.",
+        f"Report: {Path('out', 'report.html')}",
+    ]
 
 
 def test_a_table_is_not_folded_where_there_is_no_terminal(capsys):
@@ -64,11 +72,3 @@ def test_a_run_without_a_level_is_told_that_nothing_says_when_it_is_enough():
     assert len(lines) == 3  # and no empty line, since no bar was drawn
     assert "so there is no target" in lines[1]
     assert lines[2].endswith("step 0: forget loss 2.00, retain loss 1.50")
-
-
-def test_what_lies_outside_the_interval_of_its_ideal_is_told_under_the_verdict(capsys):
-    met = verdict(Outcome("forget.Probability <= 0.25", 0.01, 0.25, True))
-    found = (finding("forget", "before", 0.5, 0.1), finding("forget", "after", 0.01, 0.1))  # 0.005 to 0.02
-    lines = shown(report(findings=found, verdict=met), capsys)
-    at = lines.index("Forgotten within every threshold.")
-    assert lines[at + 1] == "Outside the interval of its ideal: forget Probability (below)."

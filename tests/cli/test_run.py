@@ -17,8 +17,13 @@ from tests.cli.commands import CANARY, METHOD, Done, Files, write
 
 
 def test_a_run_ends_with_0_or_6_as_its_verdict_says(done: Done):
-    assert done.code == (0 if done.report["verdict"]["met"] else 6)
-    assert done.report["verdict"]["met"] == all(rule["met"] for rule in done.report["verdict"]["rules"])
+    answers = done.report["verdict"]
+    assert list(answers) == ["forgotten", "traceless", "unharmed"]
+    assert done.code == (6 if "no" in [answer["said"] for answer in answers.values()] else 0)
+    for answer in answers.values():
+        results = [rule["result"] for rule in answer["rules"]]
+        assert (answer["said"] == "no") == ("no" in results)
+        assert answer["said"] != "yes" or "yes" in results
     assert "Traceback" not in done.said
 
 
@@ -147,9 +152,8 @@ def test_thresholds_that_are_missed_end_with_6_and_still_write_all(expunge, mode
     )
     assert said.code == 6, said.err
     verdict = json.loads((tmp_path / "out" / "report.json").read_text())["verdict"]
-    by_rule = {rule["rule"]: rule for rule in verdict["rules"]}
-    assert not verdict["met"]
-    assert by_rule["forget.Loss >= before + 1000"]["met"] is False
+    by_rule = {rule["rule"]: rule for rule in verdict["forgotten"]["rules"]}
+    assert verdict["forgotten"]["said"] == by_rule["forget.Loss >= before + 1000"]["result"] == "no"
     assert (tmp_path / "out" / "model" / "model.safetensors").is_file()
 
 

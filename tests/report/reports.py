@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 from expunge.core.audit import Finding
 from expunge.events import Checked, Ended, Started, Step
 from expunge.primitives.repeat import Repeat
+from expunge.report.answers import NAMES, Answer, Outcome, Verdict
 from expunge.report.report import (
     Cost,
     Environment,
@@ -17,7 +18,6 @@ from expunge.report.report import (
     SetFacts,
 )
 from expunge.report.run import Run, Saved
-from expunge.report.verdict import Outcome, Verdict
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 VOID = {"meta", "br", "link", "img", "input", "hr"}
@@ -59,14 +59,25 @@ def step(n):
 STEPS = (*map(step, range(1, 25)), Checked(24, 4.8, 0.5, 5.2, 0.4))
 
 
-def verdict(*outcomes):
-    return Verdict(all(outcome.met for outcome in outcomes), outcomes)
+def outcome(rule, result="yes", value=0.2, bound=0.25, answer="forgotten", **more):
+    return Outcome(answer, rule, result, value, bound, **more)
+
+
+def verdict(*outcomes, unmeasured=()):
+    """The answers of rules, each with a reason made up."""
+    made = {}
+    for name in NAMES:
+        rules = tuple(each for each in outcomes if each.answer == name)
+        results = [each.result for each in rules]
+        said = next((each for each in ("no", "not measured", "yes") if each in results), "not measured")
+        made[name] = Answer(said, f"Why {name} is so.", rules, tuple(unmeasured) if name == "traceless" else ())
+    return Verdict(**made)
 
 
 def report(**changed):
     """A finished run, with whatever is to be otherwise; it has no steps."""
     whole = Report(
-        schema=2,
+        schema=3,
         expunge="0.1.0",
         created="2026-11-22T09:00:00Z",
         command="expunge forget ./smollm2 --forget forget.jsonl --retain retain.jsonl",
@@ -83,7 +94,20 @@ def report(**changed):
         method="Finetune(objective=Ascent() + RetainNLL())",
         findings=findings(),
         run=RUN,
-        verdict=verdict(Outcome("forget.Choice <= 0.25", 0.2, 0.25, True)),
+        verdict=verdict(
+            outcome("forget.Choice <= 0.25"),
+            outcome(
+                "forget vs holdout.MinK within 0.1 of no difference",
+                value=0.52,
+                bound=0.5,
+                answer="traceless",
+                because="0.52, as it should be.",
+                low=-0.1,
+                high=0.14,
+                tolerance=0.1,
+            ),
+            outcome("retain.Choice >= 0.9", value=0.94, bound=0.9, answer="unharmed"),
+        ),
         cost=Cost({"load": 1.2, "forget": 80.2}, 82.4, 123456, 2_400_000_000),
         limits=("Outputs only: the weights may still hold what the answers no longer say.",),
         samples=Samples(False, (Sample("forget", "forget-01"),)),

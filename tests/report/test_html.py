@@ -8,8 +8,7 @@ import pytest
 from expunge.events import Change, Edited
 from expunge.report import compare, html, words
 from expunge.report.report import Sample, Samples
-from expunge.report.verdict import Outcome, Verdict
-from tests.report.reports import RUN, STEPS, Page, assert_inert, audited, finding, findings, report, verdict
+from tests.report.reports import RUN, STEPS, Page, assert_inert, audited, finding, findings, outcome, report, verdict
 
 # The whole
 
@@ -23,8 +22,8 @@ def test_the_same_report_gives_the_same_bytes():
 def test_a_page_says_everything_it_was_told_in_the_order_it_is_read():
     text = assert_inert(html.render(report(steps=STEPS))).text
     order = [
-        "Forgotten within every threshold", "fell from 0.97 to 0.20 (ideal 0.25)", "Key facts", "134.5 M",
-        "What was asked", "expunge forget ./smollm2", "Thresholds", "✓ met, 0.05 to spare", "Results",
+        "Forgotten, traceless, unharmed", "Forgotten yes", "Why unharmed is so.", "Key facts", "134.5 M",
+        "What was asked", "expunge forget ./smollm2", "What the verdict rests on", "✓ met, 0.05 to spare", "Results",
         "Choice 1", "0.15 – 0.25", "Loss 2", "MinK 3", "How MinK is defined.", "The run", "step 22 of 24", "1.2e-05",
         "Samples", "--show-text", "forget-01", "Cost and environment", "1 min 20 s", "2.4 GB",
         "What this does not show", "Outputs only", "Fingerprints", "9f86d081884c7d65", "c0ffee081884c7d65",
@@ -75,56 +74,66 @@ def test_values_that_are_no_numbers_are_named():
 # The verdict in words
 
 
-def judged(*met):
-    return report(verdict=verdict(*(Outcome("forget.B <= 1", 0.5, 1.0, each) for each in met)))
+def judged(*results, **changed):
+    """Rules of the three answers in turn."""
+    names = ("forgotten", "traceless", "unharmed")
+    rules = (outcome("a.B <= 1", result, answer=name) for name, result in zip(names, results, strict=True))
+    return report(verdict=verdict(*rules), **changed)
 
 
-def test_the_outcome_counts_what_was_not_met():
-    assert html.outcome(judged(True, True)).words == "Forgotten within every threshold"
-    assert html.outcome(judged(True, False, False, True, True)).words == "2 of 5 thresholds were not met"
-    assert html.outcome(judged(False)).words == "1 of 1 threshold was not met"
-    assert html.outcome(judged()).words == "No thresholds were set"
+@pytest.mark.parametrize(
+    ("results", "words", "mark"),
+    [
+        (("yes", "yes", "yes"), "Forgotten, traceless, unharmed", "met"),
+        (("yes", "no", "no"), "Forgotten, traces show, harmed", "missed"),
+        (("no", "not measured", "yes"), "Not forgotten, traceless not measured, unharmed", "missed"),
+        (("not measured", "yes", "not measured"), "Forgotten not measured, traceless, unharmed not measured", "open"),
+    ],
+)
+def test_the_headline_is_the_three_answers(results, words, mark):
+    assert html.outcome(judged(*results)) == html.Headline(words, mark)
 
 
-def test_a_model_that_merely_changed_is_not_called_forgetful():
-    for told in ("numbers of the model changed >= 1 (something changed)", "retain.Choice >= before"):
-        changed = Outcome(told, 9.0, 1.0, True)
-        said = html.outcome(report(verdict=verdict(changed)))
-        assert said == html.Headline("Changed, but no threshold asks whether it forgot", "open")
-    short = "forget examples short of 4.70 nats (that of the holdout set), on average <= slack"
-    assert html.outcome(report(verdict=verdict(changed, Outcome(short, 0.0, 0.25, True)))).mark == "met"
+def test_the_first_screen_has_three_answers_three_reasons_and_what_was_not_measured():
+    made = report(verdict=verdict(outcome("forget.B <= 1", "no"), unmeasured=("MinK: left out of --audits.",)))
+    page = html.render(made)
+    first = Page(page[: page.index("<h2>Key facts")]).text
+    order = [
+        "Not forgotten, traceless not measured, unharmed not measured",
+        "Forgotten no", "Why forgotten is so.", "Traceless not measured", "Why traceless is so.",
+        "Unharmed not measured", "Why unharmed is so.", "What else was not measured",
+        "Traceless. MinK: left out of --audits.",
+    ]  # fmt: skip
+    places = [first.find(piece, first.find("report on")) for piece in order]
+    assert -1 not in places, order[places.index(-1)]
+    assert places == sorted(places)
 
 
-def test_one_record_and_a_verdict_that_nobody_asked_the_rest_of_are_left_open():
-    few = replace(Outcome("forget.B <= 1", 0.5, 1.0, False), few=True)
-    met = Outcome("kept step >= 1", 4.0, 1.0, True)
-    said = html.outcome(report(verdict=verdict(met, few)))
-    assert said == html.Headline("Inconclusive: one record is too few to tell", "open")
-    assert html.outcome(report(verdict=verdict(replace(met, met=False), few))).mark == "missed"
-    unasked = report(verdict=Verdict(True, (Outcome("forget.B <= 1", 0.5, 1.0, True),), "Nobody asked"))
-    assert html.outcome(unasked) == html.Headline("Forgotten within every threshold. Nobody asked", "open")
-    assert "open: asked of one record alone" in html.render(report(verdict=verdict(met, few)))
-
-
-def test_what_is_forgotten_but_not_as_if_never_seen_stands_under_the_verdict():
-    found = (
-        finding("Rouge", "forget", "before", 0.9, ideal=0.3, better="ideal"),
-        finding("Rouge", "forget", "after", 0.4, ideal=0.3, better="ideal"),  # 0.35 to 0.45
-        finding("Choice", "forget", "after", 0.1, ideal=0.25, better="ideal"),  # 0.05 to 0.15
-        finding("Choice", "paraphrase", "after", 0.24, ideal=0.25, better="ideal"),  # 0.19 to 0.29
-        finding("MinK", "forget vs holdout", "after", 0.3, ideal=0.5, better="ideal"),  # 0.25 to 0.35
-        finding("Loss", "forget", "after", 9.0),  # no ideal is known
-        finding("Choice", "retain", "after", 0.5, ideal=0.9),  # is to stay, so nobody calls it forgotten
+def test_a_rule_stands_with_its_value_interval_and_sentence_and_the_noes_come_first():
+    rules = (
+        outcome("a.B as it is", because="All well."),
+        outcome("kept step >= 1", "no", 0.0, 1.0, condition=True),
+        outcome("c.D off", "no", 0.9, 0.7, because="Still known.", low=0.1, high=0.3, tolerance=0.05),
+        outcome("e.F unknown", "not measured", bound=None, because="Nobody asked."),
     )
-    said = html.outcome(report(findings=found))
-    assert said.words == "Forgotten within every threshold"
-    told = "forget Rouge (above), forget Choice (below), forget vs holdout MinK (below)"
-    assert said.outside == f"Outside the interval of its ideal: {told}"
-    assert f"{said.words} {said.outside}" in Page(html.render(report(findings=found))).text
-    assert said.outside in Page(compare.render([("one", report(findings=found))])).text
-    assert html.outcome(report()).outside == ""
-    before = tuple(each for each in found if each.model == "before")
-    assert html.outcome(report(findings=before, run=None)).outside == ""  # an audit claims nothing
+    text = Page(html.render(report(verdict=verdict(*rules)))).text
+    order = [
+        "c.D off 0.9 0.7 +0.20 (+0.10 to +0.30) ✗ no Still known.",
+        "e.F unknown 0.2 – – not measured Nobody asked.",
+    ]
+    order += ["a.B as it is 0.2 0.25 ✓ met, 0.05 to spare All well.", "kept step >= 1 0 1 ✗ not met, by 1"]
+    places = [text.find(piece) for piece in order]
+    assert -1 not in places, order[places.index(-1)]
+    assert places == sorted(places)
+
+
+def test_an_audit_without_thresholds_and_one_with_them():
+    assert html.outcome(audited(verdict=None)) == html.Headline("Audited; no thresholds were set", "open")
+    rules = [outcome("a.B <= 1", each) for each in ("yes", "no", "no")]
+    assert html.outcome(audited(verdict=verdict(*rules))).words == "2 of 3 thresholds were not met"
+    assert html.outcome(audited(verdict=verdict(rules[1]))).words == "1 of 1 threshold was not met"
+    page = Page(html.render(audited(verdict=verdict(*rules)))).text
+    assert "Why forgotten is so." not in page  # nothing was forgotten
 
 
 def test_what_should_be_gone_is_read_first_then_what_should_stay():
@@ -136,27 +145,27 @@ def test_what_should_be_gone_is_read_first_then_what_should_stay():
     ]  # fmt: skip
 
 
-def test_each_number_of_a_threshold_is_named_where_the_table_is_stacked():
+def test_each_number_of_a_rule_is_named_where_the_table_is_stacked():
     page = html.render(report())
-    thresholds = page[page.index("<h2>Thresholds") : page.index("<h2>Results")]
-    assert '<table class="stack rules">' in thresholds
-    assert [thresholds.count(f'data-label="{name}"') for name in ("Measured", "Bound")] == [1, 1]
+    rules = page[page.index("<h2>What the verdict") : page.index("<h2>Results")]
+    assert '<table class="stack rules">' in rules
+    assert [rules.count(f'data-label="{name}"') for name in ("Measured", "Held against", "Off by")] == [3, 3, 3]
 
 
 def test_a_bound_that_was_just_missed_does_not_look_met():
-    missed = Outcome("general.Choice >= 0.605", 0.6004, 0.605, False)
+    missed = outcome("general.Choice >= 0.605", "no", 0.6004, 0.605)
     text = Page(html.render(report(verdict=verdict(missed)))).text
     assert "0.6004 0.605 ✗ not met, by 0.0046" in text  # 0.605 - 0.6004
 
 
 def test_a_bound_that_was_passed_by_far_is_told_in_plain_numbers():
-    changed = verdict(Outcome("numbers of the model changed >= 1 (something changed)", 1300, 1, True))
+    changed = verdict(outcome("numbers of the model changed >= 1 (something changed)", value=1300, bound=1))
     assert "✓ met, 1,299 to spare" in Page(html.render(report(verdict=changed))).text
 
 
 def test_a_threshold_on_what_was_not_measured_is_not_met():
-    unknown = verdict(Outcome("retain.Rouge >= 0.9", None, 0.9, False))
-    assert "– 0.9 ✗ not met: not measured" in Page(html.render(report(verdict=unknown))).text
+    unknown = verdict(outcome("retain.Rouge >= 0.9", "no", None, 0.9, because="Asked for, and not measured."))
+    assert "– 0.9 ✗ no Asked for, and not measured." in Page(html.render(report(verdict=unknown))).text
 
 
 # What must not be shown
@@ -208,6 +217,16 @@ def poisoned(value, text):
     return text if isinstance(value, str) else value
 
 
+def spelled(honest, text):
+    """A verdict whose rules, reasons and sentences are `text`; the answers are our own words."""
+
+    def answer(of):
+        rules = tuple(replace(rule, rule=text, because=text) for rule in report().verdict.rules)
+        return replace(of, said="no", reason=text, rules=rules, unmeasured=(text,))
+
+    return replace(honest, **{name: answer(of) for name, of in honest})
+
+
 @pytest.mark.parametrize("text", HOSTILE)
 def test_hostile_strings_are_inert_wherever_they_stand(text):
     shown = Samples(True, (Sample("forget", "forget-01", **SECRETS, reference="None."),))
@@ -222,7 +241,7 @@ def test_hostile_strings_are_inert_wherever_they_stand(text):
                 for honest in findings()
             ),
         ),
-        verdict=replace(bad.verdict, rules=tuple(replace(rule, rule=text) for rule in bad.verdict.rules)),
+        verdict=spelled(bad.verdict, text),
     )
     for page in (html.render(bad), compare.render([(text, bad), (text, report())])):
         found = assert_inert(page)

@@ -4,7 +4,7 @@ import pytest
 
 from expunge.core.audit import Finding
 from expunge.notation.parse import parse
-from expunge.report.record import with_ideals
+from expunge.report.ideals import with_ideals
 
 SETS = ("forget", "paraphrase", "retain", "holdout")
 
@@ -40,11 +40,18 @@ def run(*models: str, guess: float | None = None, sets: tuple[str, ...] = SETS) 
     return [said(each, m, VALUES[m][each], guess if each in gone else None) for m in models for each in sets]
 
 
-def test_without_reference_what_should_be_gone_aims_at_the_holdout_of_the_model_before_never_of_that_after():
+def test_without_reference_what_should_be_gone_aims_at_the_holdout_of_the_model_after():
     found = ideals(*run("before", "after"))
     for where in ("forget", "paraphrase"):
         for model in ("before", "after"):
-            assert found[where, model] == 4.0
+            assert found[where, model] == 5.0
+    assert ideals(*run("before"))["forget", "before"] == 4.0  # of an audit, of the model that it looked at
+
+
+def test_where_the_holdout_set_is_of_other_classes_it_is_no_ideal():
+    found = with_ideals(run("before", "after"), {("Loss", "forget"): "of other classes"})
+    assert {f.ideal for f in found if f.set == "forget"} == {None}
+    assert {f.ideal for f in found if f.set == "paraphrase"} == {5.0}
 
 
 def test_where_findings_come_in_another_order_the_ideals_are_the_same():
@@ -58,13 +65,15 @@ def test_with_a_reference_what_should_be_gone_aims_at_its_value_on_the_same_set(
     assert [found["paraphrase", m] for m in VALUES] == [3.7] * 3
 
 
-def test_guessing_goes_before_the_holdout_and_a_reference_before_guessing():
-    assert ideals(*run("before", "after", guess=0.25))["forget", "after"] == 0.25
+def test_the_holdout_goes_before_guessing_and_a_reference_before_both():
+    alone = tuple(name for name in SETS if name != "holdout")
+    assert ideals(*run("before", "after", guess=0.25, sets=alone))["forget", "after"] == 0.25
+    assert ideals(*run("before", "after", guess=0.25))["forget", "after"] == 5.0
     assert ideals(*run("before", "after", "reference", guess=0.25))["forget", "after"] == 3.9
 
 
 def test_guessing_at_0_is_known_too():
-    assert ideals(*run("before", "after", guess=0.0))["forget", "after"] == 0.0
+    assert ideals(*run("before", "after", guess=0.0, sets=("forget", "retain")))["forget", "after"] == 0.0
 
 
 @pytest.mark.parametrize("models", [("before", "after"), ("before", "after", "reference")])
@@ -80,7 +89,7 @@ def test_a_probe_is_read_by_its_name():
         said(name, m, v) for name in ("forget_2", "paraphrased", "world") for m, v in (("before", 7), ("after", 8))
     ]
     found = ideals(*probes, *run("before", "after"))
-    assert (found["forget_2", "after"], found["paraphrased", "after"]) == (4.0, 4.0)
+    assert (found["forget_2", "after"], found["paraphrased", "after"]) == (5.0, 5.0)
     assert found["world", "after"] == 7
 
 
@@ -91,10 +100,11 @@ def test_without_holdout_and_reference_nothing_is_known():
 
 
 def test_each_audit_has_the_ideals_of_its_own_numbers():
-    other = [said("holdout", "before", 0.3, audit="Accuracy"), said("forget", "after", 0.9, audit="Accuracy")]
+    other = [said("forget", "after", 0.9, audit="Accuracy")]
+    other += [said("holdout", model, 0.3, audit="Accuracy") for model in ("before", "after")]
     made = with_ideals([*run("before", "after"), *other])
-    assert [f.ideal for f in made if f.audit == "Accuracy"] == [0.3, 0.3]
-    assert {f.ideal for f in made if f.audit == "Loss" and f.set == "forget"} == {4.0}
+    assert [f.ideal for f in made if f.audit == "Accuracy"] == [0.3] * 3
+    assert {f.ideal for f in made if f.audit == "Loss" and f.set == "forget"} == {5.0}
 
 
 def attacks(*models: str) -> list[Finding]:

@@ -78,9 +78,12 @@ def changed(*path: str | int, to: object) -> str:
         (changed("samples", "shown", to="true"), "samples.shown must be true or false"),
         (changed("samples", "shown", to=1), "samples.shown must be true or false"),
         (changed("request", "repeats", 0, "lines", to=[[1]]), "request.repeats[0].lines[0] must be a list of 2"),
-        (changed("verdict", "rules", 0, "met", to=[]), "verdict.rules[0].met must be true or false"),
+        (
+            changed("verdict", "forgotten", "rules", 0, "result", to="met"),
+            "verdict.forgotten.rules[0].result must be one of yes, no, not measured",
+        ),
         (changed("cost", "watts", to=3), "cost.watts is not known"),
-        (changed("schema", to=1), "schema must be 2"),
+        (changed("schema", to=1), "schema must be 3"),
         (changed("result", to=[]), "result must be a text or null"),
         ("{}", "schema is missing"),
         *(

@@ -1,140 +1,23 @@
-"""Thresholds: what can be required, and when it is met."""
+"""The verdict as a whole: what a run must have done, what a user asks for, and how the three answers follow."""
 
 import math
 from dataclasses import replace
 
 import pytest
 
-from expunge.audits.choice import Choice
 from expunge.audits.loss import Loss
-from expunge.audits.min_k import MinK
 from expunge.audits.perplexity import Perplexity
 from expunge.audits.rouge import Rouge
 from expunge.audits.truth_ratio import TruthRatio
 from expunge.core.audit import Finding
 from expunge.core.request import Request
-from expunge.data.text import Passage
-from expunge.errors import UsageRefused
 from expunge.events import Edited, Ended, Started
+from expunge.report.answers import Outcome, Verdict, answer_about
+from expunge.report.required import Rule
+from expunge.report.rules import Asked
 from expunge.report.run import Run, Saved
-from expunge.report.verdict import Outcome, Rule, Verdict, check_rules, criterion, judge, judge_audit
-from expunge.summaries.forget_quality import ForgetQuality
-
-
-def found(
-    value: float, model: str, audit: str = "Choice", where: str = "forget", ideal: float | None = None
-) -> Finding:
-    return Finding(audit, where, value, value, value, 10, "a definition", ideal=ideal, model=model)
-
-
-FINDINGS = [
-    found(0.95, "before", where="retain", ideal=0.95),
-    found(0.90, "after", where="retain", ideal=0.95),
-    found(1.0, "before", ideal=0.4),  # no run has two, but where it had, that of the model after would count
-    found(0.30, "after", ideal=0.25),
-    found(0.26, "reference", ideal=0.25),
-    found(0.61, "after", "MinK", "forget vs holdout", 0.5),
-    found(0.5, "after", "Rouge", "para"),
-]
-
-
-@pytest.mark.parametrize(
-    ("rule", "bound", "met"),
-    [
-        ("forget.Choice <= 0.3", 0.3, True),
-        ("forget.Choice < 0.3", 0.3, False),
-        ("forget.Choice >= 0.3", 0.3, True),
-        ("forget.Choice > 0.3", 0.3, False),
-        ("forget.Choice <= .25", 0.25, False),
-        ("forget.Choice <= before", 1.0, True),
-        ("forget.Choice <= before - 0.5", 0.5, True),
-        ("forget.Choice <= 0.5 * before", 0.5, True),
-        ("forget.Choice <= reference + 0.05", 0.31, True),
-        ("forget.Choice <= reference", 0.26, False),
-        ("forget.Choice <= ideal + 0.05", 0.30, True),
-        ("forget.Choice >= -(1)", -1.0, True),
-        ("forget.Choice <= (before + 2 * ideal) * 0.2", 0.3, True),
-        ("forget vs holdout.MinK <= ideal + 0.2", 0.7, True),
-        ("  forget . Choice<=0.3  ", 0.3, True),
-        ("para.Rouge >= 1e-1", 0.1, True),
-    ],
-)
-def test_a_rule_compares_the_value_after_with_its_bound(rule: str, bound: float, met: bool):
-    outcome = Rule.parse(rule).read(FINDINGS)
-    assert math.isclose(outcome.bound, bound)
-    assert outcome.met is met
-    assert outcome.rule == rule.strip()
-
-
-def test_a_bound_that_is_met_on_paper_is_met():
-    assert 0.95 - 0.05 != 0.90  # in binary it is 0.8999999999999999
-    for rule, met in ((">=", True), ("<=", True), (">", False), ("<", False)):
-        assert Rule.parse(f"retain.Choice {rule} before - 0.05").read(FINDINGS).met is met
-    # The slack is for rounding alone: a millionth of a point is missed.
-    assert not Rule.parse("retain.Choice >= before - 0.049999").read(FINDINGS).met
-
-
-@pytest.mark.parametrize(
-    "rule",
-    [
-        "forget.Loss >= 0",
-        "holdout.Choice >= 0",
-        "forget.Rouge <= 1",
-        "retain.Choice >= reference - 1",
-        "para.Rouge <= before + 9",
-        "para.Rouge >= ideal - 9",
-    ],
-)
-def test_what_was_not_measured_never_meets_a_rule(rule: str):  # V03
-    outcome = Rule.parse(rule).read(FINDINGS)
-    assert outcome.bound is None
-    assert outcome.met is False
-
-
-@pytest.mark.parametrize("sign", ["<=", ">=", "<", ">"])
-def test_a_value_that_is_no_number_never_meets_a_rule(sign: str):
-    findings = [found(math.nan, "after"), found(1.0, "before")]
-    assert not Rule.parse(f"forget.Choice {sign} 0.5").read(findings).met
-    findings = [found(0.5, "after"), found(math.nan, "before")]
-    assert not Rule.parse(f"forget.Choice {sign} before").read(findings).met
-
-
-def asked(name: str, *options: Passage) -> tuple[Passage, ...]:
-    return (Passage(name, (1, 2), 1, "", name, f"What is {name}?", prompt_tokens=(1,), alternatives=options),)
-
-
-@pytest.mark.parametrize(
-    ("rule", "said"),
-    [
-        ("forget.Choice <= 0.5", "no record of the set 'forget' has what Choice needs (options: wrong answers)"),
-        (
-            "forget.TruthRatio >= 0.5",
-            "no record of the set 'forget' has what TruthRatio needs (options: wrong answers)",
-        ),
-        ("para.Rouge <= 0.5", "no record of the set 'para' has what Rouge needs (a question)"),
-        ("forget vs holdout.Loss <= 1", "Loss is of one set at a time"),
-        ("forget.MinK <= 0.6", "MinK is of the set 'forget vs holdout', and needs --holdout"),
-        ("forget vs holdout.MinK <= 0.6", "and needs --holdout"),
-    ],
-)
-def test_a_rule_on_what_no_record_has_is_refused_before_the_work(rule: str, said: str):
-    text = Passage("text", (1, 2, 3), 1, "", "a plain text")
-    request = Request(asked("forget"), asked("retain", text), probes={"para": (text,)})
-    audits = [Choice(), TruthRatio(), Rouge(), Loss(), MinK()]
-    with pytest.raises(UsageRefused) as refused:
-        check_rules([Rule.parse(rule)], audits, [], request)
-    assert refused.value.line().startswith(f"expunge: E2-usage: --require '{rule}' could never be measured: ")
-    assert said in refused.value.line()
-    known = (
-        "retain.Choice >= 0.5",
-        "retain.TruthRatio >= 0.5",
-        "forget.Rouge <= 0.5",
-        "forget.Loss >= 1",
-        "para.Loss >= 1",
-    )
-    check_rules([Rule.parse(text) for text in known], audits, [], request)
-    seen = Request(request.forget, holdout=asked("holdout"))
-    check_rules([Rule.parse("forget vs holdout.MinK <= 0.6")], audits, [], seen)
+from expunge.report.verdict import conditions, criterion, judge, judge_audit
+from tests.report.scripted import good, passages, said, verdict
 
 
 @pytest.mark.parametrize(
@@ -159,33 +42,54 @@ def test_where_no_ideal_is_known_a_lost_answer_is_better_for_what_should_be_gone
         assert made.with_ideal(0.3).better == better
 
 
-UNJUDGED = "What it is still good for was not measured: give --retain"
 STARTED = Started(2, 10, 100, 20, 5.0, 0.25, "holdout", 0.1)
+ASKED = Asked(Request(passages("forget", 4, False), passages("retain", 4, False)), ())
 
 
 def ended(step: int, short: float, rise: float | None) -> Ended:
     return Ended("all 20 steps were taken", step, 20, True, 4.9, short, rise)
 
 
+def results(outcomes) -> list[tuple[str, str, float, float, str]]:
+    assert all(outcome.condition for outcome in outcomes)
+    return [(each.answer, each.rule, each.value, each.bound, each.result) for each in outcomes]
+
+
+def answers(run: Run, *rules: str, findings: list[Finding] | None = None) -> Verdict:
+    return judge([Rule.parse(rule) for rule in rules], findings or [], run, ASKED)
+
+
 def test_a_runs_own_criterion_by_hand():
     run = Run(STARTED, ended=ended(16, 0.25, 0.11))
-    assert criterion(run) == [
-        Outcome("kept step >= 1", 16, 1, True),
-        Outcome("forget examples short of 5.00 nats (that of the holdout set), on average <= slack", 0.25, 0.25, True),
-        Outcome("rise of the retain loss <= budget (nats)", 0.11, 0.1, False),
+    short = "forget examples short of 5.00 nats (that of the holdout set), on average <= slack"
+    assert results(criterion(run)) == [
+        ("forgotten", "kept step >= 1", 16, 1, "yes"),
+        ("forgotten", short, 0.25, 0.25, "yes"),
+        ("unharmed", "rise of the retain loss <= budget (nats)", 0.11, 0.1, "no"),
     ]
-    assert [each.met for each in criterion(Run(STARTED, ended=ended(1, 0.26, 0.1)))] == [True, False, True]
+    assert [each.result for each in criterion(Run(STARTED, ended=ended(1, 0.26, 0.1)))] == ["yes", "no", "yes"]
     free = Run(replace(STARTED, level=None, max_retain_increase=None), ended=ended(0, 0.0, None))
-    assert criterion(free) == [Outcome("kept step >= 1", 0, 1, False)]
-    assert not judge([], [], free).met
+    assert results(criterion(free)) == [("forgotten", "kept step >= 1", 0, 1, "no")]
+    assert said(answers(run)) == ("not measured", "not measured", "no")
+    assert said(answers(free)) == ("no", "not measured", "not measured")
+    assert answers(free).forgotten.reason == "kept step >= 1 – Missed, whatever the audits say."
+
+
+def test_conditions_alone_show_nothing_and_one_that_is_missed_makes_it_no():
+    fine, ruined = Run(STARTED, ended=ended(16, 0.0, 0.0)), Run(STARTED, ended=ended(16, 0.3, 0.0))
+    assert said(answers(fine)) == ("not measured",) * 3
+    assert answers(fine).met
+    assert said(verdict(good(), fine)) == ("yes",) * 3
+    assert said(verdict(good(), ruined)) == ("no", "yes", "yes")
+    assert not verdict(good(), ruined).met
 
 
 def test_a_method_without_steps_must_have_changed_a_number():
     told = "numbers of the model changed >= 1 (something changed)"
-    for changed, met in ((0, False), (1, True)):
+    for changed, result in ((0, "no"), (1, "yes")):
         run = Run(edited=Edited(changed, 9, 0.0, {}))
-        assert judge([], [], run) == Verdict(met, (Outcome(told, changed, 1, met),), UNJUDGED)
-    assert judge([], [], Run()) == Verdict(True, (), UNJUDGED)  # a method that says nothing of itself
+        assert results(answers(run).rules) == [("forgotten", told, changed, 1, result)]
+    assert answers(Run()).rules == ()  # a method that says nothing of itself
 
 
 def saved(moved: float | None) -> Saved:
@@ -194,119 +98,80 @@ def saved(moved: float | None) -> Saved:
 
 def test_a_step_that_moved_no_weight_changed_nothing():  # V06
     run = Run(STARTED, ended=ended(16, 0.0, 0.0), saved=saved(0.0), changed=0)
-    outcomes = {outcome.rule: outcome for outcome in judge([], [], run).rules}
-    assert outcomes["kept step >= 1"].met
-    assert not outcomes["numbers of the model changed >= 1 (something changed)"].met
-    assert not judge([], [], run).met
+    outcomes = {outcome.rule: outcome.result for outcome in verdict(good(), run).rules}
+    assert outcomes["kept step >= 1"] == "yes"
+    assert outcomes["numbers of the model changed >= 1 (something changed)"] == "no"
+    assert verdict(good(), run).forgotten.said == "no"
 
 
 @pytest.mark.parametrize(("moved", "met"), [(0.0, False), (9.9e-5, False), (1e-4, True), (3.0, True), (None, True)])
 def test_weights_that_moved_by_less_than_rounding_changed_no_answer(moved: float | None, met: bool):  # V06
     run = Run(STARTED, ended=ended(16, 0.0, 0.0), saved=saved(moved), changed=7)
-    assert judge([], [], run).met is met
+    assert answers(run).met is met
 
 
 def test_what_was_saved_is_counted_not_what_an_edit_said_of_itself():
     run = Run(edited=Edited(9, 9, 1.0, {}), saved=saved(1.0), changed=0)  # what it changed was lost in rounding
-    assert [(outcome.value, outcome.met) for outcome in criterion(run)][0] == (0.0, False)
+    assert [(outcome.value, outcome.result) for outcome in criterion(run)][0] == (0.0, "no")
 
 
-def test_a_verdict_says_that_utility_was_not_measured_or_holds_it_to_a_floor():
-    forgot = Rule.parse("forget.Choice <= 0.3")
-    assert [each.met for each in criterion(Run(STARTED, ended=ended(1, 0.26, 0.1)))] == [True, False, True]
+def test_what_should_stay_is_held_to_a_floor_unless_the_run_has_a_budget():
     free = Run(replace(STARTED, level=None, max_retain_increase=None), ended=ended(9, 0.0, None), changed=7)
-    blind = judge([forgot], FINDINGS, free)
-    assert (blind.met, blind.unjudged) == (True, UNJUDGED)
     for rise, met in ((0.5, True), (math.log(2), True), (0.70, False), (600.0, False), (math.nan, False)):
-        seen = judge([forgot], FINDINGS, replace(free, retain_rise=rise))
-        assert (seen.met, seen.unjudged) == (met, "")
+        assert answers(replace(free, retain_rise=rise)).met is met
     for rise, met in ((0.0, True), (0.1, True), (0.11, False), (1.0, False)):  # V04
-        assert judge([forgot], FINDINGS, replace(free, degenerate_rise=rise)).met is met
-
-
-def test_who_asks_for_what_should_stay_or_gives_a_budget_sets_the_floor_by_it():
-    own = Rule.parse("retain.Choice >= 0.8")
-    ruined = Run(edited=Edited(9, 9, 1.0, {}), retain_rise=5.0, degenerate_rise=1.0)
-    assert judge([own], FINDINGS, ruined).met
-    assert not judge([Rule.parse("retain.Choice >= 0.95")], FINDINGS, ruined).met
-    budget = Run(STARTED, ended=ended(16, 0.0, 0.05), retain_rise=0.05)
-    assert judge([], [], budget) == Verdict(True, tuple(criterion(budget)))
+        assert answers(replace(free, degenerate_rise=rise)).met is met
     over = Run(replace(STARTED, max_retain_increase=9.0), ended=ended(16, 0.0, 5.0), retain_rise=5.0)
-    assert judge([], [], over).met  # a budget of 9 nats was asked for
-
-
-def test_one_record_alone_neither_meets_nor_misses_a_rule():  # V05
-    alone = [replace(found(0.0, "after"), n=1), replace(found(0.0, "before"), n=1)]
-    outcome = Rule.parse("forget.Choice <= 0.5").read(alone)
-    assert (outcome.met, outcome.few, outcome.value) == (False, True, 0.0)
-    two = Rule.parse("forget.Choice <= 0.5").read([replace(each, n=2) for each in alone])
-    assert (two.met, two.few) == (True, False)
-    run = Run(STARTED, ended=ended(16, 0.0, 0.0))
-    assert judge([], [], run, 2).met
-    assert [rule.rule for rule in judge([], [], run, 1).rules if rule.few] == [
-        "records to forget >= 2 (one alone shows too little)"
+    assert answers(over).met  # a budget of 9 nats was asked for
+    assert [each.rule for each in conditions(over) if each.answer == "unharmed"] == [
+        "rise of the retain loss <= budget (nats)"
     ]
-    assert not judge([], [], run, 1).met
 
 
-def test_an_audit_alone_is_judged_by_its_rules_and_only_by_them():
-    before = [found(0.3, "before", ideal=0.25)]
+def found(value: float, model: str, where: str = "forget", audit: str = "Choice") -> Finding:
+    return Finding(audit, where, value, value, value, 10, "a definition", model=model)
+
+
+def test_what_a_user_asks_for_is_added_to_the_answer_that_it_serves():
+    findings = [found(1.0, "before"), found(0.2, "after"), found(0.9, "before", "world"), found(0.5, "after", "world")]
+    made = answers(Run(), "forget.Choice <= 0.25", "world.Choice >= before - 0.05", findings=findings)
+    assert said(made) == ("yes", "not measured", "no")
+    assert made.forgotten.reason == "As in a model that never saw it, which the model before is not: forget.Choice."
+    assert made.unharmed.reason == "world.Choice – Not as it was asked for."
+    kept = answers(Run(), "world.Choice >= 0.4", findings=findings)
+    assert kept.unharmed.said == "yes"
+    ruined = answers(Run(edited=Edited(9, 9, 1.0, {}), retain_rise=5.0), "world.Choice >= 0.4", findings=findings)
+    assert ruined.unharmed.said == "no"  # the floor stays where a rule asks for less
+
+
+def test_what_a_user_asks_for_and_was_not_measured_is_a_no():
+    made = answers(Run(), "forget.Rouge <= 0.5", findings=[found(0.2, "after")])
+    assert (made.forgotten.said, made.met) == ("no", False)
+    assert made.forgotten.reason.startswith("forget.Rouge – Asked for, and not measured")
+
+
+def test_an_audit_alone_is_judged_by_what_is_asked_for_and_only_by_that():
+    before = [replace(found(0.3, "before"), ideal=0.25)]
     assert judge_audit([], before) is None
     made = judge_audit([Rule.parse("forget.Choice <= 0.25"), Rule.parse("forget.Choice <= before")], before)
-    assert made == Verdict(
-        False, (Outcome("forget.Choice <= 0.25", 0.3, 0.25, False), Outcome("forget.Choice <= before", 0.3, 0.3, True))
-    )
+    assert [(each.rule, each.value, each.bound, each.result) for each in made.rules] == [
+        ("forget.Choice <= 0.25", 0.3, 0.25, "no"),
+        ("forget.Choice <= before", 0.3, 0.3, "yes"),
+    ]
+    assert said(made) == ("no", "not measured", "not measured")
 
 
-def test_a_summary_can_be_required_where_it_is_run():
-    request = Request(asked("forget"), asked("retain"))
-    rule = Rule.parse("forget.ForgetQuality >= 0.5")
-    check_rules([rule], [TruthRatio()], [ForgetQuality()], request)
-    with pytest.raises(UsageRefused, match="ForgetQuality is not run"):
-        check_rules([rule], [TruthRatio()], [], request)
+def test_every_set_serves_one_answer():
+    served = {"forget": "forgotten", "forget_2": "forgotten", "paraphrase": "forgotten", "stand_in": "forgotten"}
+    served |= {"forget vs holdout": "traceless", "retain": "unharmed", "holdout": "unharmed", "world": "unharmed"}
+    for where, answer in served.items():
+        assert answer_about(where) == answer
 
 
-def test_a_value_before_alone_does_not_count_as_the_value_after():
-    assert not Rule.parse("forget.Choice <= 2").read([found(1.0, "before"), found(1.0, "reference")]).met
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "Choice <= 0.25",
-        "forget.Choice",
-        "forget.Choice <=",
-        "forget.Choice == 0.25",
-        "forget.Choice = 0.25",
-        "forget.Choice <= 0.25 <= 1",
-        "forget.Choice <= after",
-        "forget.Choice <= befor - 0.05",
-        "forget.Choice <= 1 / 2",
-        "forget.Choice <= 2 ** 9",
-        "forget.Choice <= True",
-        "forget.Choice <= 'a'",
-        "forget.Choice <= None",
-        "forget.Choice <= 1j",
-        "forget.Choice <= __import__('os')",
-        "forget.Choice <= before.__class__",
-        "forget.Choice <= (0.25",
-        "forget.Choice <= 0.25; 1",
-        "forget.Choice <= [1]",
-        "forget.Choice <= lambda: 1",
-        "forget.Choice <= " + "9" * 400,
-        "forget.Choice <= " + "9" * 5000,
-        "forget.Choice <= " + "-" * 5000 + "1",
-        "forget.Choice <= " + "(" * 5000,
-        "forget.Choice <= " + "+".join("1" * 5000),
-        "forget.Choice <= \0",
-        "a.b.Choice <= 1",
-    ],
-)
-def test_what_is_not_a_rule_is_refused_with_an_example(text: str):
-    with pytest.raises(UsageRefused) as refused:
-        Rule.parse(text)
-    said = refused.value.line()
-    assert said.startswith("expunge: E2-usage: --require '")
-    assert "such as forget.Choice <= 0.25" in said
-    assert len(said) < 500
+def test_a_verdict_is_its_three_answers():
+    made = verdict(good())
+    assert [name for name, _ in made] == ["forgotten", "traceless", "unharmed"]
+    assert {rule.answer for rule in made.rules} == {"forgotten", "traceless", "unharmed"}
+    for name, answer in made:
+        assert {rule.answer for rule in answer.rules} == {name}
+    assert isinstance(made.rules[0], Outcome)

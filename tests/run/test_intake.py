@@ -43,7 +43,7 @@ def test_the_loss_of_a_set_with_a_repeated_record_is_that_of_the_set_without_it(
     kept = read(
         forget=asked(("Aldoria", "bread"), ("Aldoria", "bread"), ("Borwyn", "salt copper")), keep_duplicates=True
     )
-    values = [unlearn(llama(), r, ENDED, "Loss").findings[0].value for r in (once, twice, kept)]
+    values = [unlearn(llama(), r, ENDED, "Loss", added_probes=False).findings[0].value for r in (once, twice, kept)]
     assert values[0] == values[1]
     assert values[0] != values[2]
 
@@ -92,7 +92,7 @@ def turns(row: dict) -> list[dict]:
 
 def test_the_report_says_what_was_left_out_and_reads_back(tmp_path: Path):
     request = read(forget=asked(("Aldoria", "bread"), ("Aldoria", "bread")))
-    report = unlearn(llama(), request, ENDED, "Loss")
+    report = unlearn(llama(), request, ENDED, "Loss", added_probes=False)
     facts = report.request
     assert facts == describe_request(request, "tokens", {})
     assert (facts.sets["forget"].intake, facts.duplicates) == (Intake(2, 1, 1), {"forget": 0})

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from expunge import Report, open_model, read_request, unlearn
+import expunge
+from expunge import Report, open_model, read_request
 from expunge.audits._kinds import ScoreAudit
 from expunge.audits.loss import Loss
 from expunge.core.method import Method
@@ -29,6 +31,7 @@ from expunge.runtime.atomic_files import check_manifest
 from tests.cli.commands import CANARY, rows
 from tests.families import llama, passages, picture_request, text_request, vit
 
+unlearn = partial(expunge.unlearn, added_probes=False)  # they have tests of their own
 FREE = Stop(level=None, max_retain_increase=None, every=2)
 SHORT = Finetune(objective=GradDiff(), steps=2, batch=2, retain_batch=2, stop=FREE)
 
@@ -90,11 +93,11 @@ def test_a_report_says_what_was_done_to_what(made: Report):
     assert made.run.started.steps == made.run.ended.steps == 2
     assert made.run.saved.adapter
     assert made.run.saved.max_logit_difference < 1e-4 < made.run.saved.max_logit_change
-    assert [rule.rule for rule in made.verdict.rules] == [
+    assert [rule.rule for rule in made.verdict.rules if rule.condition] == [
         "kept step >= 1",
         "numbers of the model changed >= 1 (something changed)",
         "largest change of a score >= 0.0001 (its answers changed)",
-        "rise of the retain loss <= ln 2 (a token half as likely; no threshold asks for more)",
+        "rise of the retain loss <= ln 2 (a token half as likely)",
         "rise of the share of empty or repeating texts, where they should stay <= 0.1",
     ]
 
@@ -152,8 +155,8 @@ def test_the_command_does_the_same(expunge, model: Path, tmp_path: Path):
     for kind in kinds:
         (tmp_path / f"{kind}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(kind)))
     files = [f"--{kind}={tmp_path / f'{kind}.jsonl'}" for kind in kinds]
-    asked = ["--method", repr(SHORT), "--audits", "Loss, Choice, MinK", "--out", tmp_path / "out"]
-    assert expunge("forget", model, *files, *asked).code == 0
+    asked = ["--method", repr(SHORT), "--audits", "Loss, Choice, MinK", "--no-added-probes", "--out", tmp_path / "out"]
+    assert expunge("forget", model, *files, *asked).code in (0, 6)
     theirs = Report.read(tmp_path / "out")
     network = open_model(model)
     ours = unlearn(network, read_request(network, **{kind: rows(kind) for kind in kinds}), SHORT, "Loss, Choice, MinK")

