@@ -93,7 +93,10 @@ class Training:
     """How to forget."""
 
     stand_in: Annotated[Path | None, Option("--stand-in", help="The forget prompts with what to say instead.")] = None
-    method: Annotated[str, Option("--method", help="Such as 'Finetune(objective=NPO() + RetainKL())'.")] = "Finetune()"
+    method: Annotated[
+        str | None,
+        Option("--method", help="Such as 'Finetune(objective=NPO() + RetainKL())'. By default the report names it."),
+    ] = None
     seed: Annotated[int | None, Option("--seed", help="Replaces the method's own seed.")] = None
     added_probes: Annotated[
         bool,

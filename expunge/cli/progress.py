@@ -18,7 +18,7 @@ from expunge.events import Checked, Edited, Ended, Event, Note, Started, Step
 from expunge.report.answers import Outcome
 from expunge.report.html import any_of, by_set, outcome, rows_of
 from expunge.report.report import Report
-from expunge.report.words import number, signed, visible
+from expunge.report.words import number, visible, with_sign
 
 WORDS = {"yes": "yes ", "no": "NO  ", "not measured": "OPEN"}
 
@@ -107,7 +107,7 @@ class Progress:
             console.width = max(console.width, 120)  # a file has no width that the table would have to be folded into
         console.print(_table(report.findings))
         said = outcome(report)
-        lines = [*_verdict(report), f"\n{said.words}.", *_unmeasured(report), f"Report: {out / 'report.html'}"]
+        lines = [*_verdict(report), f"\n{said.words}.", *_say_unmeasured(report), f"Report: {out / 'report.html'}"]
         lines += [f"Model:  {out / 'model'}"] if (out / "model").is_dir() else []
         for line in lines:
             console.print(line, soft_wrap=True, markup=False)  # a path may hold brackets
@@ -145,11 +145,11 @@ def _numbers(rule: Outcome) -> str:
     if rule.value is None:
         return "(not measured: no record of this set has what the audit needs)"
     bound = "unknown" if rule.bound is None else f"{rule.bound:.4g}"
-    span = "" if rule.low is None or rule.high is None else f", off by {signed(rule.low)} to {signed(rule.high)}"
+    span = "" if rule.low is None or rule.high is None else f", off by {with_sign(rule.low)} to {with_sign(rule.high)}"
     return f"({rule.value:.4g}, against {bound}{span})"
 
 
-def _unmeasured(report: Report) -> Iterator[str]:
+def _say_unmeasured(report: Report) -> Iterator[str]:
     """What to give for an answer that was not measured."""
     for name, answer in (report.verdict or ()) if report.run else ():
         if answer.said == "not measured":

@@ -24,8 +24,6 @@ class Family(ABC):
     """What a row of its models is: tokens, images."""
     limits: ClassVar[tuple[str, ...]] = ()
     """What no audit of its models shows, in sentences for a report."""
-    method: ClassVar[str] = "Finetune()"
-    """The method that is used where none is named, in the notation."""
     kind: ClassVar[str]
     """What its models are, in words for a refusal."""
     endings: ClassVar[tuple[str, ...]]

@@ -237,9 +237,9 @@ class _Reader:
         for keyword in keywords:
             setting = str(keyword.arg)
             if setting not in known:
-                near = difflib.get_close_matches(setting, known, n=1)
+                near = difflib.get_close_matches(setting[:100], known, n=1)
                 hint = f"Did you mean '{near[0]}'?" if near else f"It has: {', '.join(known) or 'none'}."
-                raise UsageRefused(f"{typed} has no setting '{setting}'. {hint}")
+                raise UsageRefused(f"{typed} has no setting '{setting[:100]}'. {hint}")
             if setting in values:
                 raise UsageRefused(f"The `{setting}` of {typed} is given twice. Give it once.")
             values[setting] = self.read(keyword.value)

@@ -93,7 +93,12 @@ def _read(kind: Any, value: object, at: str) -> object:
 def _plain(kind: Any, value: object, at: str) -> object:
     fits = isinstance(value, int | float) if kind is float else isinstance(value, kind)
     _must_be(fits and isinstance(value, bool) == (kind is bool), at, PLAIN[kind][1])
-    return float(cast(float, value)) if kind is float else value
+    if kind is not float:
+        return value
+    try:
+        return float(cast(float, value))
+    except OverflowError:  # a whole number beyond what a float holds
+        raise MisfitError(f"{at or 'it'} must be {PLAIN[kind][1]}") from None
 
 
 def _either(kinds: tuple[Any, ...], value: object, at: str) -> object:

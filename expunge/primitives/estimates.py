@@ -40,7 +40,7 @@ class Estimate:
     """Of each sample that was drawn, a number for each record, of whose means the value is made."""
 
     @staticmethod
-    def known(value: float) -> Estimate:
+    def exact(value: float) -> Estimate:
         """A number that is not measured but known."""
         return Estimate(value, value, value)
 

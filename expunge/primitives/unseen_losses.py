@@ -127,7 +127,7 @@ class Estimate:
         picked: Numbers = around[np.arange(len(here)), np.minimum((self.draws * near).astype(int), near - 1)]
         return picked
 
-    def explained(self, losses: Numbers) -> float:
+    def r_squared(self, losses: Numbers) -> float:
         """Share of the variance of the unseen tokens' losses that is foretold for a text that was left out."""
         there, _ = self._estimates(losses)
         return float(1 - np.square(there - losses).mean() / losses.var())

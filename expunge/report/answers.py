@@ -77,7 +77,7 @@ class Verdict:
     """What should stay is known as well as before."""
 
     @property
-    def met(self) -> bool:
+    def is_met(self) -> bool:
         """Whether no answer is no."""
         return all(answer.said != "no" for _, answer in self)
 

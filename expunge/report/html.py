@@ -19,7 +19,7 @@ from expunge.report import plots
 from expunge.report.answers import Outcome, in_order
 from expunge.report.run import Fact, about_run, blocks_of
 from expunge.report.strips import Span, Strip, finite, strip
-from expunge.report.words import duration, moment, number, precise, short, signed, storage, visible
+from expunge.report.words import duration, moment, number, precise, short, storage, visible, with_sign
 
 if TYPE_CHECKING:
     from expunge.report.report import Report, Sample
@@ -225,7 +225,7 @@ def _result(rule: Outcome) -> str:
 def _off(rule: Outcome) -> str:
     if not (finite(rule.low) and finite(rule.high) and finite(rule.value) and finite(rule.bound)):
         return ""
-    return f"{signed(rule.value - rule.bound)} ({signed(rule.low)} to {signed(rule.high)})"
+    return f"{with_sign(rule.value - rule.bound)} ({with_sign(rule.low)} to {with_sign(rule.high)})"
 
 
 # The results: sets, audits, models

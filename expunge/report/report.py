@@ -176,7 +176,7 @@ class Report:
     @property
     def is_met(self) -> bool:
         """Whether no answer of the verdict is no."""
-        return self.verdict is None or self.verdict.met
+        return self.verdict is None or self.verdict.is_met
 
     def write(self, folder: Path) -> None:
         """Write `report.json`, `report.html` and, where there are steps, `steps.jsonl` into a folder that is there."""

@@ -201,7 +201,7 @@ class Row:
         return self.standard.estimate(of.scores, of.weights or None, of.positives)
 
     def _gap(self, of: Finding, ideal: Ideal) -> Estimate:
-        other = Estimate.known(ideal.value) if ideal.finding is None else self._estimate(ideal.finding)
+        other = Estimate.exact(ideal.value) if ideal.finding is None else self._estimate(ideal.finding)
         return difference(self._estimate(of), other, ideal.paired)
 
     def _step(self) -> Estimate:

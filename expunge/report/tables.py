@@ -69,7 +69,7 @@ def _wide(runs: Runs, written: Callable[[str], str], dash: str) -> list[list[str
     known = {(place, f.set, f.audit, f.model): f for place, (_, report) in enumerate(runs) for f in report.findings}
     rows = dict.fromkeys((where, audit) for _, where, audit, _ in known)
 
-    def shown(found: Finding | None) -> str:
+    def spell(found: Finding | None) -> str:
         if found is None:
             return dash
         return f"{number(found.value)} [{number(found.low)}, {number(found.high)}]".replace("–", dash)
@@ -85,9 +85,9 @@ def _wide(runs: Runs, written: Callable[[str], str], dash: str) -> list[list[str
             [
                 written(str(visible(where))),
                 written(audit),
-                shown(first(where, audit, "before")),
-                *map(shown, after),
-                shown(first(where, audit, "reference")),
+                spell(first(where, audit, "before")),
+                *map(spell, after),
+                spell(first(where, audit, "reference")),
                 number(ideals[0]).replace("–", dash) if ideals else dash,
             ]
         )

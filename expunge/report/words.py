@@ -49,7 +49,7 @@ def precise(value: object) -> str:
     return f"{value:.4g}" if finite(value) else number(value)
 
 
-def signed(value: float) -> str:
+def with_sign(value: float) -> str:
     """+0.12, -3.9: a difference."""
     return f"{'+' if value > 0 else '−' if value < 0 else ''}{number(abs(value))}"
 

@@ -12,6 +12,19 @@ from expunge.notation.parse import find, parse, parse_list, plugins
 
 Kind = TypeVar("Kind")
 
+BY_LEVELS = (
+    "Finetune(objective=TokenLevels() + RetainNLL() + 3.0 * RetainKL(), learning_rate=0.002, steps=100, "
+    "schedule='linear', stop=Stop(level=None, max_retain_increase=None, every=20))"
+)
+"""Every forget token to the loss of unseen tokens like it. Its steps are all taken: what it aims at is a distribution,
+which no mean says is reached. docs/log.md tells how its settings were chosen."""
+BY_MEANS = "Finetune()"
+
+
+def default_method(texts: bool, unseen: bool) -> str:
+    """What forgets where no method is named; `unseen`: whether there is a holdout set, from which levels are taken."""
+    return BY_LEVELS if texts and unseen else BY_MEANS
+
 
 def method_of(method: str | Method, seed: int | None = None) -> Method:
     """The method that a text describes, with another seed where one is given."""

@@ -21,7 +21,7 @@ from expunge.report.report import STEPS, Report
 from expunge.report.required import Rule
 from expunge.report.run import Saved
 from expunge.run import unlearn
-from expunge.run.choose import audits_of, method_of
+from expunge.run.choose import audits_of, default_method, method_of
 from expunge.run.compare import Compared, compare
 from expunge.run.families import family_name
 from expunge.run.files import check_out, failed_folder, form_of, keep_failed, save
@@ -45,7 +45,8 @@ class Job:
     model: str
     inputs: Inputs
     out: Path
-    method: str = "Finetune()"
+    method: str | None = None
+    """In the notation; None: what suits the files."""
     audits: str | None = None
     reference: str | None = None
     seed: int | None = None
@@ -74,7 +75,10 @@ class Job:
     def check_names(self) -> tuple[Method, tuple[Audit, ...] | None, tuple[Rule, ...]]:
         """What is named, before anything is read: the method, the audits, if any are, and the rules."""
         audits = audits_of(self.audits, "") if self.audits else None
-        return method_of(self.method, self.seed), audits, tuple(Rule.parse(text) for text in self.require)
+        named = self.method
+        if named is None:
+            named = default_method(not self.inputs.pictures, self.inputs.holdout is not None)
+        return method_of(named, self.seed), audits, tuple(Rule.parse(text) for text in self.require)
 
     def checkpoints(self) -> Checkpoints | None:
         """Where the run's checkpoints lie: beside the result."""

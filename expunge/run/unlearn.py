@@ -17,6 +17,7 @@ from expunge.core.question import LogProbabilities
 from expunge.core.request import Request
 from expunge.errors import DataRefused, ModelRefused, UsageRefused
 from expunge.events import Note, OnEvent, ignore_event
+from expunge.internals.examples import Tokenized
 from expunge.notation.parse import write
 from expunge.report import record
 from expunge.report.ideals import with_ideals
@@ -27,7 +28,7 @@ from expunge.report.rules import Asked
 from expunge.report.run import Run, Saved
 from expunge.report.verdict import judge, judge_audit
 from expunge.run.added import add_probes
-from expunge.run.choose import audits_of, method_of, summaries_of
+from expunge.run.choose import audits_of, default_method, method_of, summaries_of
 from expunge.run.compare import compare
 from expunge.run.families import family_name, limits_of, unit_of
 from expunge.run.recorder import Recorder
@@ -96,7 +97,7 @@ class Task:
         return replace(self, request=request, added=added)
 
     @property
-    def asked(self) -> Asked:
+    def to_judge(self) -> Asked:
         """What a verdict must know of it."""
         names = {audit.name for audit in self.audits}
         left_out = [each for each in audits_of(None, family_name(self.model)) if each.name not in names]
@@ -121,7 +122,7 @@ class Task:
 def unlearn(
     model: Model,
     request: Request,
-    method: str | Method = "Finetune()",
+    method: str | Method | None = None,
     audits: str | Sequence[Audit] | None = None,
     *,
     reference: Model | None = None,
@@ -131,13 +132,15 @@ def unlearn(
 ) -> Report:
     """Make a model forget, audit it before and after, and report; `report.model` is the result.
 
-    `method` and `audits` are objects, or texts in the notation; `reference` is a model that never saw the forget set;
-    `require` lists thresholds such as "forget.Choice <= 0.25", beside those that every verdict has. Where no probe says
-    what should stay, `added_probes` has a language model asked the general knowledge and plain texts of expunge. The
-    model given is left as it was. Nothing is written: `report.save(folder)` does that. Raises a `Refusal` where
-    something cannot be done as it is.
+    `method` and `audits` are objects, or texts in the notation. Without a method, texts with a holdout set are brought
+    to the losses of unseen texts, token by token (`TokenLevels`), all else to a level of the mean. `reference` is a
+    model that never saw the forget set; `require` lists thresholds such as "forget.Choice <= 0.25", beside those that
+    every verdict has. Where no probe says what should stay, `added_probes` has a language model asked the general
+    knowledge and plain texts of expunge. The model given is left as it was. Nothing is written: `report.save(folder)`
+    does that. Raises a `Refusal` where something cannot be done as it is.
     """
-    chosen = method_of(method)
+    texts = all(isinstance(example, Tokenized) for example in request.forget)
+    chosen = method_of(default_method(texts, bool(request.holdout)) if method is None else method)
     task = Task(
         model=model,
         request=request,
@@ -181,7 +184,7 @@ def forget(task: Task, method: Method, change: Callable[[OnEvent], Result], reco
         assemble(task, findings, (before, after), run, recorder.size),
         method=write(method),
         result=after.fingerprint(),
-        verdict=judge(task.rules, findings, run, task.asked),
+        verdict=judge(task.rules, findings, run, task.to_judge),
         steps=tuple(recorder.steps),
         model=result.model,
         adapted=result.adapted,
@@ -229,7 +232,7 @@ def examine_reference(task: Task) -> list[Finding]:
 def complete(task: Task, findings: Sequence[Finding]) -> list[Finding]:
     """Findings with the summaries of them, and with their ideals."""
     derived = [made for summary in task.summaries for made in summary(findings)]
-    return with_ideals([*findings, *derived], task.asked.unlike())
+    return with_ideals([*findings, *derived], task.to_judge.unlike())
 
 
 def refuse_broken(model: Model) -> None:

@@ -59,7 +59,7 @@ def check_manifest(folder: Path, part: Callable[[str], bool] = bool) -> dict[str
         files = manifest["files"]
         assert isinstance(files, dict)
         listed = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
-    except (OSError, ValueError, TypeError, KeyError, AssertionError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AssertionError, RecursionError, OverflowError) as error:
         raise ModelRefused(f"{folder / MANIFEST} is missing or is not a manifest. Restore the folder.") from error
     present = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST}
     added = sorted(filter(part, present - set(listed)))

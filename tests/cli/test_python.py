@@ -23,7 +23,8 @@ def test_the_page_s_lines_of_python_run_on_one_s_own_files(model: Path, tmp_path
     assert [line.split()[:2] for line in said.stdout.splitlines()] == [
         [f"{name}:", kind]
         for name in ("before", "after")
-        for kind in ("forget", "retain", "holdout", "forget")  # the last is "forget vs holdout"
+        # general and neutral come with expunge; the last is "forget vs holdout"
+        for kind in ("forget", "retain", "holdout", "general", "neutral", "forget")
     ]
     report = Report.read(tmp_path / "forgotten")
     assert open_model(tmp_path / "forgotten" / "model").fingerprint() == report.result

@@ -48,7 +48,7 @@ def test_levels_follow_what_can_be_foretold_and_are_spread_as_the_losses_are():
     noise = np.random.default_rng(3).normal(0, 1, len(made.unseen))
     losses = made.unseen[:, 0] + noise
     levels = made.levels(losses)
-    assert made.explained(losses) > 0.5
+    assert made.r_squared(losses) > 0.5
     left = levels - made.seen[:, 0]
     assert abs(left.mean()) < 0.15
     assert left.std() == pytest.approx(1, abs=0.15)

@@ -86,7 +86,7 @@ def test_perplexities_that_all_grow_by_a_share_differ_by_little_more_and_less_th
 def test_what_is_not_finite_has_no_interval(estimate):
     broken = estimate([1.0, math.inf])
     assert (broken.value, broken.low, broken.high) == (math.inf,) * 3
-    assert difference(broken, Estimate.known(1.0), paired=False).value == math.inf
+    assert difference(broken, Estimate.exact(1.0), paired=False).value == math.inf
     assert math.isnan(mean_estimate([1.0, math.nan]).value)
 
 

@@ -30,7 +30,7 @@ def no_of(of: Verdict, name: str) -> list[str]:
 def test_a_good_result_is_forgotten_traceless_and_unharmed():
     made = verdict(good())
     assert said(made) == YES, [(rule.rule, rule.because) for rule in made.rules if rule.result != "yes"]
-    assert made.met
+    assert made.is_met
     assert made.forgotten.reason.startswith("As in a model that never saw it, which the model before is not: forget.Ch")
 
 
@@ -268,7 +268,7 @@ def test_without_holdout_or_reference_what_should_be_gone_is_not_measured_and_it
     assert made.forgotten.reason.startswith("How a model that never saw it answers: give --holdout")
     assert made.traceless.reason == "Whether forgotten and never seen records can be told apart: give --holdout."
     assert any("is not known: no holdout set, and no reference" in line for line in made.forgotten.unmeasured)
-    assert made.met
+    assert made.is_met
 
 
 def test_guessing_is_an_ideal_where_the_audit_found_that_options_are_exchangeable():

@@ -78,10 +78,10 @@ def test_a_runs_own_criterion_by_hand():
 def test_conditions_alone_show_nothing_and_one_that_is_missed_makes_it_no():
     fine, ruined = Run(STARTED, ended=ended(16, 0.0, 0.0)), Run(STARTED, ended=ended(16, 0.3, 0.0))
     assert said(answers(fine)) == ("not measured",) * 3
-    assert answers(fine).met
+    assert answers(fine).is_met
     assert said(verdict(good(), fine)) == ("yes",) * 3
     assert said(verdict(good(), ruined)) == ("no", "yes", "yes")
-    assert not verdict(good(), ruined).met
+    assert not verdict(good(), ruined).is_met
 
 
 def test_a_method_without_steps_must_have_changed_a_number():
@@ -107,7 +107,7 @@ def test_a_step_that_moved_no_weight_changed_nothing():  # V06
 @pytest.mark.parametrize(("moved", "met"), [(0.0, False), (9.9e-5, False), (1e-4, True), (3.0, True), (None, True)])
 def test_weights_that_moved_by_less_than_rounding_changed_no_answer(moved: float | None, met: bool):  # V06
     run = Run(STARTED, ended=ended(16, 0.0, 0.0), saved=saved(moved), changed=7)
-    assert answers(run).met is met
+    assert answers(run).is_met is met
 
 
 def test_what_was_saved_is_counted_not_what_an_edit_said_of_itself():
@@ -118,11 +118,11 @@ def test_what_was_saved_is_counted_not_what_an_edit_said_of_itself():
 def test_what_should_stay_is_held_to_a_floor_unless_the_run_has_a_budget():
     free = Run(replace(STARTED, level=None, max_retain_increase=None), ended=ended(9, 0.0, None), changed=7)
     for rise, met in ((0.5, True), (math.log(2), True), (0.70, False), (600.0, False), (math.nan, False)):
-        assert answers(replace(free, retain_rise=rise)).met is met
+        assert answers(replace(free, retain_rise=rise)).is_met is met
     for rise, met in ((0.0, True), (0.1, True), (0.11, False), (1.0, False)):  # V04
-        assert answers(replace(free, degenerate_rise=rise)).met is met
+        assert answers(replace(free, degenerate_rise=rise)).is_met is met
     over = Run(replace(STARTED, max_retain_increase=9.0), ended=ended(16, 0.0, 5.0), retain_rise=5.0)
-    assert answers(over).met  # a budget of 9 nats was asked for
+    assert answers(over).is_met  # a budget of 9 nats was asked for
     assert [each.rule for each in conditions(over) if each.answer == "unharmed"] == [
         "rise of the retain loss <= budget (nats)"
     ]
@@ -146,7 +146,7 @@ def test_what_a_user_asks_for_is_added_to_the_answer_that_it_serves():
 
 def test_what_a_user_asks_for_and_was_not_measured_is_a_no():
     made = answers(Run(), "forget.Rouge <= 0.5", findings=[found(0.2, "after")])
-    assert (made.forgotten.said, made.met) == ("no", False)
+    assert (made.forgotten.said, made.is_met) == ("no", False)
     assert made.forgotten.reason.startswith("forget.Rouge – Asked for, and not measured")
 
 

@@ -185,7 +185,7 @@ def test_a_reference_and_thresholds():
     assert value(made, "ForgetQuality", "forget", "before") == 1.0  # the reference is the model itself
     assert value(made, "TruthRatioShift", "forget", "before") == 0.0
     assert "forget.ForgetQuality >= 0.5" in [rule.rule for rule in made.verdict.rules]
-    assert made.is_met is made.verdict.met
+    assert made.is_met is made.verdict.is_met
     with pytest.raises(UsageRefused, match="ForgetQuality is not run. Audits: TruthRatio"):
         unlearn(llama(), text_request(), SHORT, "TruthRatio", require=["forget.ForgetQuality >= 0.5"])
 

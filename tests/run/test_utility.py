@@ -24,7 +24,7 @@ def test_a_run_that_moves_no_weight_does_not_pass():  # V06
     made = unlearn(llama(), text_request(), UNFORGOTTEN, [Loss()])
     assert made.run.ended.kept_step == 2  # steps were taken, and kept
     assert (made.run.changed, made.run.saved.max_logit_change) == (0, 0.0)
-    assert not made.verdict.met
+    assert not made.verdict.is_met
     missed = {rule.rule for rule in made.verdict.rules if rule.result == "no"}
     assert missed == {
         "numbers of the model changed >= 1 (something changed)",
