@@ -18,6 +18,7 @@ from expunge.errors import EnvironmentRefused, ModelRefused
 from expunge.internals.examples import Pictured
 from expunge.models._family import Family
 from expunge.models.hidden import UpToBlock
+from expunge.models.picture_probe import refuse_misfit, scores_in
 from expunge.models.prefix_tree import Layout
 from expunge.models.source import Source, config_of, config_text, load_module, refuse_adapted
 from expunge.models.stored import Stored, stored_of, write_module
@@ -61,7 +62,7 @@ class ImageClassifier(Network):
         )
         network = ImageClassifier.of(module.to(storage_device or device), processor)
         network = replace(network, stored=stored_of(source, module.config))
-        _refuse_misfit(source, network)
+        refuse_misfit(source.name, network.module, processor, network.channels, len(network.classes))
         return network
 
     @staticmethod
@@ -72,7 +73,9 @@ class ImageClassifier(Network):
     @property
     def classes(self) -> dict[str, int]:
         """The number of each class by its name; a name that occurs twice (ImageNet's cranes) gets its number added."""
-        names = {int(number): str(name) for number, name in self.module.config.id2label.items()}
+        config = self.module.config
+        labels = config.id2label or {number: f"LABEL_{number}" for number in range(config.num_labels)}  # PVT has none
+        names = {int(number): str(name) for number, name in labels.items()}
         count = Counter(names.values())
         return {name if count[name] == 1 else f"{name} ({number})": number for number, name in sorted(names.items())}
 
@@ -91,20 +94,27 @@ class ImageClassifier(Network):
     def _hidden_states(self, question: HiddenStates, batch: Sequence[Pictured]) -> Hidden:
         """Hidden states of the class token."""
         below = UpToBlock(self.module, question)
-        if not any(name.endswith("cls_token") for name, _ in self.module.named_parameters()):
+        tokens = [name.split(".") for name, _ in self.module.named_parameters() if name.endswith("cls_token")]
+        if not any(tokens) or any(word.isdigit() for name in tokens for word in name):
+            lacks = "its class token in one stage only" if tokens else "no class token"
             raise ModelRefused(
-                f"{type(self.module).__name__} has no class token, so an image has no single hidden state. "
+                f"{type(self.module).__name__} has {lacks}, so an image has no single hidden state. "
                 f"Use an objective without hidden states."
             )
         states = self._read(below, batch)[:, 0]
         return Hidden(*_rows(batch, states.device), weights=weights_of(batch), states=states)
 
     def _read(self, module: nn.Module, batch: Sequence[Pictured]) -> Tensor:
-        """Output of the module, or of its part up to a block, for the images."""
+        """Output of the module, or of its part up to a block, for the images.
+
+        Never in inference mode: what an architecture keeps of one pass for the next, such as BEiT's table of relative
+        positions, could then not be used in training.
+        """
         weights = next(self.module.parameters())
-        pixels = torch.stack([example.pixels for example in batch]).to(weights.device, weights.dtype)
-        logits: Tensor = module(pixel_values=pixels).logits
-        return logits
+        learns = torch.is_grad_enabled()
+        with torch.inference_mode(False), torch.set_grad_enabled(learns):
+            pixels = torch.stack([example.pixels for example in batch])
+            return scores_in(module(pixel_values=pixels.to(weights.device, weights.dtype)))
 
     def batches(self, examples: Batch) -> Iterator[list[int]]:
         for start in range(0, len(examples), AT_ONCE):
@@ -134,6 +144,10 @@ def load_processor(source: Source) -> Any:
         raise EnvironmentRefused("Image models need Pillow: pip install 'expunge[vision]'.") from error
     try:
         return AutoImageProcessor.from_pretrained(**source.arguments, backend="pil")
+    except ImportError as error:
+        raise EnvironmentRefused(
+            f"{source.name}: its image processor is one of torchvision's alone. Install torchvision."
+        ) from error
     except Exception as error:  # each processor class fails in its own way on a damaged file
         raise ModelRefused(
             f"{source.name}: its image processor could not be loaded ({type(error).__name__}). "
@@ -157,29 +171,6 @@ def _refuse_other_tasks(source: Source) -> None:
         )
     if config.problem_type not in (None, "single_label_classification") or config.num_labels < 2:
         raise ModelRefused(f"{source.name}: does not give each image one class out of several. Give one that does.")
-
-
-def _refuse_misfit(source: Source, network: ImageClassifier) -> None:
-    """Refuse a model that cannot read its processor's output; a blank image shows it."""
-    from PIL import Image
-
-    blank = Image.new({1: "L", 3: "RGB"}.get(network.channels, "RGB"), (48, 32))
-    weights = next(network.module.parameters())
-    shape: list[int] = []
-    try:
-        pixels = network.processor([blank], return_tensors="pt")["pixel_values"]
-        shape = list(pixels.shape[1:])
-        with torch.inference_mode():
-            classes = network.module(pixel_values=pixels.to(weights.device, weights.dtype)).logits.shape[-1]
-    except (RuntimeError, ValueError, TypeError, KeyError, IndexError) as error:
-        what = f"makes {shape} of an image, which the model does not read" if shape else "fails on a blank image"
-        raise ModelRefused(
-            f"{source.name}: its image processor {what}. Use the model's own preprocessor_config.json."
-        ) from error
-    if classes != len(network.classes):
-        raise ModelRefused(
-            f"{source.name}: scores {classes} classes but names {len(network.classes)}. Fix config.json."
-        )
 
 
 @dataclass(frozen=True)
