@@ -214,7 +214,11 @@ def how(network: LanguageModel) -> str:
 
 def how_written(network: LanguageModel) -> str:
     """In words, how texts of one and of another length are written."""
-    return ", ".join(way.__name__ for way, right in _tried.get(network.module, {}).items() if right) or "spell"
+    tried = _tried.get(network.module, {})
+    right = dict.fromkeys(way.__name__ for (way, _), most in tried.items() if most)
+    last = max((most for _, most in tried), default=0)
+    spelled = not any(right_to for (_, most), right_to in tried.items() if most == last)
+    return ", ".join([*right, *(["spell"] if spelled else [])])
 
 
 def answers(module: nn.Module, tokens: Sequence[int], first: int) -> Tensor:
@@ -316,11 +320,9 @@ def main(arguments: list[str]) -> None:
     warnings.simplefilter("ignore")
     kept = Path(arguments[arguments.index("--rows") + 1]) if "--rows" in arguments else None
     wanted = [each for each in arguments if not each.startswith("--") and each != str(kept)]
-    before = PAGE.read_text(encoding="utf-8").split(IMAGE_HEAD[: IMAGE_HEAD.index("\n")])
+    first, _, second = PAGE.read_text(encoding="utf-8").partition(IMAGE_HEAD.partition("\n")[0])
     parts = []
-    for head, every, one, page in zip(
-        (HEAD, IMAGE_HEAD), (names(), image_names()), (check, check_image), before + [""]
-    ):
+    for head, every, one, page in (HEAD, names(), check, first), (IMAGE_HEAD, image_names(), check_image, second):
         known = {row.name: row for row in read_rows(page)} if wanted else {}
         for row in rows([name for name in every if name in wanted or not wanted], one, kept):
             known[row.name] = row

@@ -1,7 +1,7 @@
 """Every architecture of image classifiers of the installed transformers, small enough to be built in a second.
 
-`build_image(name)` makes a model of it. `NAME:SECOND` is another classifier of the same architecture, `NAME+SETTING` one
-with other settings. `processor_of(name, ...)` is its own image processor, for small pictures.
+`build_image(name)` makes a model of it. `NAME:SECOND` is another classifier of the same architecture, `NAME+SETTING`
+one with other settings. `processor_of(name, ...)` is its own image processor, for small pictures.
 """
 
 from __future__ import annotations
@@ -133,7 +133,6 @@ ODD: dict[str, dict[str, Any]] = {
     },
 }
 """What `SHAPE` and the sizes of language models do not say."""
-WIDE = {"num_attention_heads": 4, "num_key_value_heads": 2, "mm_tokens_per_image": 16}
 IMAGE_SITUATIONS: dict[str, dict[str, Any]] = {
     "beit+biases": {"use_relative_position_bias": True, "use_absolute_position_embeddings": True},
     "beit+shared": {"use_shared_relative_position_bias": True, "use_mean_pooling": False},

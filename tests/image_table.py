@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, interpolate
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from expunge.adapters.bounded import Bounded
@@ -32,16 +32,16 @@ from expunge.objectives.ascent import Ascent
 from expunge.objectives.retain_nll import RetainNLL
 from tests.architecture_rows import Row, assert_close, assert_gradients, spread
 from tests.families import EVERY_STEP
-from tests.image_architectures import IMAGE_KINDS, IMAGE_SITUATIONS, SIDE, build_image, processor_of
+from tests.image_architectures import CLASSES, IMAGE_KINDS, IMAGE_SITUATIONS, SIDE, build_image, processor_of
 
 IMAGE_HEAD = """## Image classifiers
 
-Every image classifier of transformers {version}, built and asked in the same way by the same command. Of each row it was
-asserted: pictures of three shapes, made ready and read together here, are scored as by the model that is called on what
-its own processor makes of one picture at a time (to 1e-4), with the library's own loss where it has one and the same
-gradients; a class token's hidden states are the library's; what was forgotten with the default adapter, or in all
-weights where that finds no layers, and saved, answers in plain transformers as it did in memory. `NAME:SECOND` is another
-classifier of the same architecture; `NAME+SETTING` has settings that are named in `tests/image_architectures.py`.
+Every image classifier of transformers {version}, built and asked in the same way by the same command. Of each row it
+was asserted: pictures of three shapes, made ready and read together here, are scored as by the model that is called on
+what its own processor makes of one picture at a time (to 1e-4), with the library's own loss where it has one and the
+same gradients; a class token's hidden states are the library's; what was forgotten with the default adapter, or in all
+weights where that finds no layers, and saved, answers in plain transformers as it did in memory. `NAME:SECOND` is
+another classifier of the same architecture; `NAME+SETTING` has settings that stand in `tests/image_architectures.py`.
 
 **{total} rows, {read} read, {refused} refused, {unbuilt} not built, {wrong} wrong.**
 
@@ -63,14 +63,20 @@ def make_image(name: str) -> nn.Module:
     module = spread(build_image(name)).float()
     norms = [part for part in module.modules() if getattr(part, "running_mean", None) is not None]
     if norms:
-        momentum = norms[0].momentum
+        momentum, draw = norms[0].momentum, torch.Generator().manual_seed(2)
         for part in norms:
             part.momentum = 1.0  # what they keep is what they saw last
-        seen = torch.randn(8, 3, side_of(module), side_of(module), generator=torch.Generator().manual_seed(2))
+            part.weight.data = torch.rand(part.weight.shape, generator=draw) + 0.5
+            part.bias.data = torch.randn(part.bias.shape, generator=draw) / 4
         with torch.no_grad():
+            seen = interpolate(torch.randn(32, 3, 5, 5, generator=draw), side_of(module))  # coarse, as the pictures are
             module.train()(pixel_values=seen)
+            size = float(scores_in(module.eval()(pixel_values=seen)).std())
         for part in norms:
             part.momentum = momentum
+        for part in module.modules():
+            if isinstance(part, nn.Linear) and part.out_features == CLASSES:
+                part.weight.data /= max(1.0, size)  # else the losses of some are beyond what a run bears
     return module.eval().requires_grad_(False)
 
 
@@ -105,8 +111,8 @@ def check_image(name: str) -> Row:
             shots = photographs(list(network.classes))
             pictures = encode_for(shots, network, Path(folder))
         except (ModelRefused, DataRefused) as refusal:
-            assert "\n" not in str(refusal)
-            return Row(name, note=f"refused: {str(refusal).replace(folder, 'it')}")
+            why = str(refusal).replace(folder, "it")
+            return Row(name, note=f"refused: {why}" if "\n" not in why else f"WRONG: {why!r}", wrong="\n" in why)
     given = [network.processor([shot.image.convert(mode_of(network))], return_tensors="pt") for shot in shots]
     labels = torch.tensor([picture.label for picture in pictures])
     with torch.inference_mode():
@@ -171,12 +177,21 @@ def check_hidden_states(
 def check_image_gradients(
     plain: nn.Module, network: ImageClassifier, given: Sequence[Any], pictures: Sequence[Picture], labels: Tensor
 ) -> None:
-    """Of the mean loss, as of the pictures one by one."""
+    """Of the mean loss, as of the pictures one by one, there and here."""
     for module in (plain, network.module):
         module.requires_grad_(True)
     for k, one in enumerate(given):
-        (cross_entropy(scores_in(plain(**dict(one))), labels[k : k + 1]) / len(given)).backward()
+        for part in plain.modules():
+            if hasattr(part, "attention_bias_cache"):  # LeViT's, of a pass before
+                part.attention_bias_cache = {}
+        # Each beside itself: torch's own gradient of a batch norm is wrong of one picture in some memory formats.
+        twice = {name: torch.cat([value, value]) for name, value in one.items()}
+        (cross_entropy(scores_in(plain(**twice))[:1], labels[k : k + 1]) / len(given)).backward()
     network.ask(Scores(), pictures).nll().backward()
+    assert_gradients(network.module, plain)
+    network.module.zero_grad()
+    for picture in pictures:
+        (network.ask(Scores(), [picture]).nll() / len(pictures)).backward()
     assert_gradients(network.module, plain)
     for module in (plain, network.module):
         module.zero_grad()
@@ -186,7 +201,7 @@ def check_image_gradients(
 def check_image_forgetting(network: ImageClassifier, shots: Sequence[ImageRecord], pictures: Sequence[Picture]) -> str:
     """What a method returns answers, once saved, in the plain library as it did in memory. The adapter's name."""
     request = Request(forget=tuple(pictures[:3]), retain=tuple(pictures[3:]))
-    wanted = Finetune(objective=Ascent() + RetainNLL(), steps=2, learning_rate=1e-2, stop=EVERY_STEP)
+    wanted = Finetune(objective=Ascent() + RetainNLL(), steps=2, learning_rate=3e-4, stop=EVERY_STEP)
     buffers = {name: buffer.clone() for name, buffer in network.module.named_buffers()}
     adapter: Bounded | Full = Bounded()
     try:

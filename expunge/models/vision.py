@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from expunge.core.model import Network, answers
 from expunge.core.predictions import Hidden, Predictions, weights_of
@@ -112,9 +114,13 @@ class ImageClassifier(Network):
         """
         weights = next(self.module.parameters())
         learns = torch.is_grad_enabled()
-        with torch.inference_mode(False), torch.set_grad_enabled(learns):
-            pixels = torch.stack([example.pixels for example in batch])
-            return scores_in(module(pixel_values=pixels.to(weights.device, weights.dtype)))
+        with torch.inference_mode(False), torch.set_grad_enabled(learns), _fresh_biases(self.module):
+            pixels = torch.stack([example.pixels for example in batch]).to(weights.device, weights.dtype)
+            if learns and len(pixels) == 1 and any(isinstance(part, _BatchNorm) for part in self.module.modules()):
+                # torch's gradient of a batch norm in evaluation mode is wrong on a CPU where one picture comes in one
+                # memory format and its gradient in the other; of two it is right.
+                return scores_in(module(pixel_values=torch.cat([pixels, pixels])))[:1]
+            return scores_in(module(pixel_values=pixels))
 
     def batches(self, examples: Batch) -> Iterator[list[int]]:
         for start in range(0, len(examples), AT_ONCE):
@@ -144,15 +150,29 @@ def load_processor(source: Source) -> Any:
         raise EnvironmentRefused("Image models need Pillow: pip install 'expunge[vision]'.") from error
     try:
         return AutoImageProcessor.from_pretrained(**source.arguments, backend="pil")
-    except ImportError as error:
-        raise EnvironmentRefused(
-            f"{source.name}: its image processor is one of torchvision's alone. Install torchvision."
-        ) from error
     except Exception as error:  # each processor class fails in its own way on a damaged file
+        if "optional dependencies: torchvision" in str(error):
+            raise EnvironmentRefused(
+                f"{source.name}: its image processor is torchvision's alone: pip install torchvision."
+            ) from error
         raise ModelRefused(
             f"{source.name}: its image processor could not be loaded ({type(error).__name__}). "
             f"A preprocessor_config.json must be beside the weights."
         ) from error
+
+
+@contextmanager
+def _fresh_biases(module: nn.Module) -> Iterator[None]:
+    """Without the attention biases that LeViT keeps from pass to pass in evaluation mode: they would be those of before
+    a step, without gradients, and in the way of a copy."""
+    keepers: list[Any] = [part for part in module.modules() if hasattr(part, "attention_bias_cache")]
+    for part in keepers:
+        part.attention_bias_cache = {}
+    try:
+        yield
+    finally:
+        for part in keepers:
+            part.attention_bias_cache = {}
 
 
 def _rows(batch: Sequence[Pictured], device: torch.device) -> tuple[Tensor, Tensor, int, None]:

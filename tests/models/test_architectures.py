@@ -10,9 +10,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from expunge.core.question import LogProbabilities
 from expunge.errors import ModelRefused
 from expunge.models.configuration import largest, lengths
-from expunge.models.decoding import cache_bytes
+from expunge.models.decoding import cache_bytes, spell
 from expunge.models.language import LanguageModel
 from expunge.models.probe import ANY_LENGTH
+from expunge.models.writing import _tried, generate_each, write
 from tests.architecture_table import Words, check, make, records
 from tests.architectures import tiny
 
@@ -22,6 +23,7 @@ READ = {
     "deepseek_v32:far": "padded rows to 40, one by one",  # an indexer that selects keys
     "llama4_text:far": "trees to 40, padded rows to 40, one by one",  # chunks, and scales by the place in the row
     "doge:far": "padded rows to 40, one by one",
+    "moshi:far": "trees to 40, padded rows to 40, one by one",  # its cache has a window that it does not have
     "gemma3_text:far": "trees to 40, padded rows to 40, one by one",
     "minimax": "padded rows",  # padding on the left is not neutral
     "deepseek_v4": "padded rows to 8, one by one",
@@ -79,6 +81,24 @@ def test_what_is_read_one_by_one_is_asked_in_batches_of_one_and_answers_in_the_o
     together = network.ask(LogProbabilities(), read).log_probs
     alone = torch.cat([network.ask(LogProbabilities(), [one]).log_probs for one in read])
     assert torch.allclose(together, alone, atol=1e-5)
+
+
+def test_a_way_of_writing_is_tried_on_the_first_text_beyond_what_the_probe_reads_and_on_one_half_as_long_again():
+    network = LanguageModel.of(make("moshi:far"), Words())
+    read = records(network.vocabulary)
+    short, beyond = [read[k].tokens for k in (2, 3)], [read[k].tokens for k in (5, 7)]
+    assert [*map(len, short), *map(len, beyond)] == [9, 17, 45, 58]
+    assert write(network, short, [3, 3]) == spell(network, short, [3, 3])
+    assert [way.__name__ for way, _ in _tried[network.module]] == ["greedy"]
+    assert write(network, beyond, [4, 4]) == spell(network, beyond, [4, 4])
+    assert {(way.__name__, most): size for (way, most), size in _tried[network.module].items()} == {
+        ("greedy", 40): 18,
+        ("generate_each", ANY_LENGTH): 0,
+    }
+    _tried[network.module][generate_each, ANY_LENGTH] = 30  # as if it had been right on a text of 30
+    assert write(network, [beyond[0]], [4]) != spell(network, [beyond[0]], [4])
+    _tried[network.module][generate_each, ANY_LENGTH] = 29
+    assert write(network, [beyond[0]], [4]) == spell(network, [beyond[0]], [4])
 
 
 def test_plain_attention_is_what_it_was_before_trees_were_registered():
