@@ -33,6 +33,7 @@ REFUSED = {
     "imagegpt": "reads input_ids, not the pixels of a picture alone",
     "siglip2": "reads pixel_attention_mask and spatial_shapes, not the pixels of a picture alone",
     "vit+labels": "does not give each image one class out of several",
+    "vit+one": "does not give each image one class out of several",
 }
 
 
@@ -99,6 +100,15 @@ def test_attention_biases_are_those_of_now_and_get_gradients_after_they_were_rea
         for each in biases.values():
             each += torch.randn(each.shape)
         assert float((network.ask(Scores(), some).logits - before).abs().max()) > 0.01
+
+
+def test_what_a_pass_without_gradients_keeps_is_of_use_in_training():
+    network = ImageClassifier.of(make_image("beit+biases"), None)
+    with torch.inference_mode():  # BEiT makes its table of relative positions in its first pass
+        network.ask(Scores(), pictures(2, 0, side=32))
+    network.module.requires_grad_(True)
+    network.ask(Scores(), pictures(2, 0, side=32)).nll().backward()
+    assert all(p.grad is not None for name, p in network.module.named_parameters() if "relative_position" in name)
 
 
 @pytest.mark.parametrize("name", ["cvt", "pvt"])
