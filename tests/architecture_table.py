@@ -1,26 +1,19 @@
 """Whether each causal architecture is read, trained and written as its own library does it, or refused with the reason.
 
-python -m tests.architecture_table                  the table of all architectures, printed
+python -m tests.architecture_table                  the tables of all architectures, image classifiers too, printed
 python -m tests.architecture_table --write          and written to docs/architectures.md
-python -m tests.architecture_table llama phi3:long  some of them
+python -m tests.architecture_table llama phi3:long  some of them; with --write too, the others' rows stay as they are
 python -m tests.architecture_table --rows FILE      rows that FILE has are not worked out again, new ones are added
-
-Each is tried in a process of its own, so that a crash or a hang is one row.
 """
 
 from __future__ import annotations
 
 import copy
-import json
-import os
-import resource
-import signal
 import sys
 import tempfile
-import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +37,12 @@ from expunge.models.source import Source, config_of, load_module
 from expunge.models.writing import _tried
 from expunge.objectives.ascent import Ascent
 from expunge.objectives.retain_nll import RetainNLL
+from tests.architecture_rows import Row, assert_close, assert_gradients, read_rows, rows, spread, table
 from tests.architectures import CAUSAL, build, tiny
 from tests.families import EVERY_STEP
+from tests.image_table import IMAGE_HEAD, check_image, image_names
 
 PAGE = Path(__file__).parents[1] / "docs" / "architectures.md"
-SECONDS = 240
-"""The longest that one architecture may take."""
 LIMITS = (
     "sliding_window sliding_window_size window_size attention_window_size keep_window_size local_attention "
     "attention_chunk_size chunk_size mamba_chunk_size index_topk indexer_budget block_size index_block_size "
@@ -139,21 +132,6 @@ class Words:
         """Nothing is written."""
 
 
-@dataclass(frozen=True)
-class Row:
-    """How one architecture is read."""
-
-    name: str
-    read: str = ""
-    """As trees, padded or one by one; empty where it is not read."""
-    written: str = ""
-    note: str = ""
-    wrong: bool = False
-
-    def __str__(self) -> str:
-        return f"| {self.name} | {self.read} | {self.written} | {self.note} |"
-
-
 def names() -> list[str]:
     """All that is tried: architectures, each also with limits far away, and some in certain settings."""
     return [each for name in CAUSAL for each in ((name, f"{name}:far") if has_limits(name) else (name,))] + [
@@ -174,16 +152,6 @@ def make(name: str) -> nn.Module:
     kind, _, setting = name.partition(":")
     module = build(kind, **(FAR if setting == "far" else SITUATIONS.get(name, {})))
     return spread(module).float().eval().requires_grad_(False)
-
-
-def spread(module: nn.Module) -> nn.Module:
-    """Matrices far from their start, where all answers look alike."""
-    draw = torch.Generator().manual_seed(1)
-    for parameter in module.parameters():
-        if parameter.dim() > 1 and parameter.is_floating_point():
-            fan = parameter.shape[-1]
-            parameter.data = torch.randn(parameter.shape, generator=draw) * 1.2 * max(fan, 4) ** -0.5
-    return module
 
 
 def records(vocabulary: int) -> list[Passage]:
@@ -246,7 +214,11 @@ def how(network: LanguageModel) -> str:
 
 def how_written(network: LanguageModel) -> str:
     """In words, how texts of one and of another length are written."""
-    return ", ".join(way.__name__ for way, right in _tried.get(network.module, {}).items() if right) or "spell"
+    tried = _tried.get(network.module, {})
+    right = dict.fromkeys(way.__name__ for (way, _), most in tried.items() if most)
+    last = max((most for _, most in tried), default=0)
+    spelled = not any(right_to for (_, most), right_to in tried.items() if most == last)
+    return ", ".join([*right, *(["spell"] if spelled else [])])
 
 
 def answers(module: nn.Module, tokens: Sequence[int], first: int) -> Tensor:
@@ -259,12 +231,6 @@ def scores_of(module: nn.Module, tokens: Sequence[int]) -> Tensor:
     """The library's own scores at each position of a text alone."""
     said: Tensor = module(input_ids=torch.tensor([tokens]), use_cache=False).logits
     return said[0]
-
-
-def assert_close(ours: Tensor, theirs: Tensor, what: str, tolerance: float = 1e-4) -> None:
-    """No farther apart than the tolerance, absolutely and by the largest."""
-    gap = float((ours - theirs).abs().max())
-    assert gap <= tolerance * max(1.0, float(theirs.abs().max())), f"{what} differ by {gap:.2g}"
 
 
 def check_causal(plain: nn.Module, read: Sequence[Passage]) -> None:
@@ -290,16 +256,11 @@ def check_reading(plain: nn.Module, network: LanguageModel, read: Sequence[Passa
 
 def check_gradients(plain: nn.Module, network: LanguageModel, read: Sequence[Passage]) -> None:
     """Of the sum of all log-probabilities, as of the records one by one."""
-    weights = [dict(module.requires_grad_(True).named_parameters()) for module in (plain, network.module)]
+    for module in (plain, network.module):
+        module.requires_grad_(True)
     sum(answers(plain, one.tokens, one.first).sum() for one in read).backward()
     network.ask(Scores(), read).log_prob().sum().backward()
-    for name, theirs in weights[0].items():
-        ours = weights[1][name]
-        assert (ours.grad is None) == (theirs.grad is None), f"{name} has a gradient here and not there"
-        if theirs.grad is not None and ours.grad is not None:
-            scale = float(theirs.grad.abs().max())
-            gap = float((ours.grad - theirs.grad).abs().max())
-            assert gap <= 1e-3 * scale + 1e-5, f"gradients of {name} differ by {gap:.2g} of {scale:.2g}"
+    assert_gradients(network.module, plain)
     for module in (plain, network.module):
         module.zero_grad()
         module.requires_grad_(False)
@@ -348,80 +309,27 @@ def check_forgetting(network: LanguageModel, read: Sequence[Passage]) -> None:
     assert_close(said, torch.cat(theirs), "saved and loaded, log-probabilities", 2e-4)
 
 
-# One process for each
-
-
-def rows(wanted: Sequence[str], kept: Path | None) -> Iterator[Row]:
-    """The rows of all that is wanted, as they come."""
-    lines = kept.read_text(encoding="utf-8").splitlines() if kept and kept.exists() else []
-    known = {row["name"]: Row(**row) for row in map(json.loads, lines)}
-    for name in wanted:
-        if name not in known:
-            known[name] = in_a_process(name)
-            if kept:
-                with kept.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(asdict(known[name])) + "\n")
-        yield known[name]
-
-
-def in_a_process(name: str) -> Row:
-    """The row of one architecture, worked out in a fork that is ended when it takes too long."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 5))
-        row = _row(name)
-        os.write(writer, json.dumps(asdict(row)).encode())
-        os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader, "rb") as file:
-        said = file.read()
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if said:
-        return Row(**json.loads(said))
-    why = "took too long" if code in (-signal.SIGXCPU, -signal.SIGKILL) else f"ended with {code}"
-    return Row(name, note=f"WRONG: {why}", wrong=True)
-
-
-def _row(name: str) -> Row:
-    try:
-        return check(name)
-    except AssertionError as error:
-        return Row(name, note=f"WRONG: {error}"[:300], wrong=True)
-    except Exception as error:
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        where = next(
-            (f.name for f in reversed(traceback.extract_tb(error.__traceback__)) if "tests" in f.filename), "?"
-        )
-        what = " ".join(str(error).split())[:160]
-        return Row(name, note=f"WRONG: {type(error).__name__} in {where} ({place.name}): {what}", wrong=True)
+# The command
 
 
 def main(arguments: list[str]) -> None:
     """The command."""
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     warnings.simplefilter("ignore")
     kept = Path(arguments[arguments.index("--rows") + 1]) if "--rows" in arguments else None
-    wanted = [each for each in arguments if not each.startswith("--") and each != str(kept)] or names()
-    made = []
-    for row in rows(wanted, kept):
-        made.append(row)
-        print(row, flush=True)
+    wanted = [each for each in arguments if not each.startswith("--") and each != str(kept)]
+    first, _, second = PAGE.read_text(encoding="utf-8").partition(IMAGE_HEAD.partition("\n")[0])
+    parts = []
+    for head, every, one, page in (HEAD, names(), check, first), (IMAGE_HEAD, image_names(), check_image, second):
+        known = {row.name: row for row in read_rows(page)} if wanted else {}
+        for row in rows([name for name in every if name in wanted or not wanted], one, kept):
+            known[row.name] = row
+            print(row, flush=True)
+        parts.append(table(head, [known[name] for name in every if name in known], transformers.__version__))
     if "--write" in arguments:
-        PAGE.write_text(page(made), encoding="utf-8")
-
-
-def page(made: Sequence[Row]) -> str:
-    """The page of the whole table."""
-    counts: dict[str, Any] = {
-        "total": len(made),
-        "read": sum(bool(row.read) for row in made),
-        "refused": sum(row.note.startswith("refused") for row in made),
-        "unbuilt": sum(row.note.startswith("could not be built") for row in made),
-        "wrong": sum(row.wrong for row in made),
-    }
-    return HEAD.format(version=transformers.__version__, **counts) + "".join(f"{row}\n" for row in made)
+        PAGE.write_text("\n".join(parts), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -122,7 +122,7 @@ ODD: dict[str, dict[str, Any]] = {
 
 def tiny(kind: str, **changes: Any) -> PretrainedConfig:
     """The configuration of one architecture, small. `changes`: other sizes, or values that only this one has."""
-    return _small(CONFIG_MAPPING[kind], kind, changes)
+    return small(CONFIG_MAPPING[kind], kind, changes, ODD)
 
 
 def build(kind: str, device: str = "cpu", **changes: Any) -> nn.Module:
@@ -140,9 +140,12 @@ def tokens(kind: str) -> Tensor:
     return torch.arange(1, 17)[None].repeat(4 if kind in DECODERS else 1, 1)
 
 
-def _small(config_class: type[PretrainedConfig], kind: str, changes: dict[str, Any]) -> PretrainedConfig:
-    odd = ODD.get(kind, {})
-    parts = {name: _small(part, part.model_type, changes) for name, part in _parts(config_class, odd).items()}
+def small(
+    config_class: type[PretrainedConfig], kind: str, changes: dict[str, Any], every: dict[str, dict[str, Any]]
+) -> PretrainedConfig:
+    """A configuration and its parts with all sizes shrunk; `every` says what is odd in each."""
+    odd = every.get(kind, {})
+    parts = {name: small(part, part.model_type, changes, every) for name, part in _parts(config_class, odd).items()}
     known = {field.name for field in dataclasses.fields(config_class)}
     wanted = {name: size for name, size in (SHAPE | changes).items() if name in known}
     if "kv_lora_rank" in known:  # keys and values are made for every head

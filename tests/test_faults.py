@@ -1,8 +1,11 @@
 """docs/faults.md: every case of the fault matrix with a test that is there; and cases that no other file holds."""
 
+import ast
+import itertools
 import pickle
 import re
 import resource
+import time
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,13 +13,18 @@ from typing import ClassVar
 
 import pytest
 
+from expunge.audits.loss import Loss
 from expunge.cli import ending
 from expunge.core.objective import Objective, Scalar
 from expunge.core.view import View
 from expunge.errors import EnvironmentRefused, RunFailed
+from expunge.events import Step
+from expunge.methods.finetune import Finetune
 from expunge.objectives.ascent import Ascent
+from expunge.objectives.retain_nll import RetainNLL
 from expunge.report.limits import limits
 from expunge.run.tokenizer_facts import tokenizer_facts
+from expunge.run.unlearn import unlearn
 from tests.families import llama, text_request, vit
 from tests.methods.runs import FREE, equal, numbers, run
 from tests.train.test_checkpoint import SETTINGS, Watcher, cut
@@ -121,6 +129,32 @@ def test_a_report_says_by_which_tokenizer_and_rule_a_text_begins_and_ends():  # 
     assert len(other.tokenizer) == len(words)  # as many tokens, and other ones
     assert tokenizer_facts(other).digest != facts.digest
     assert tokenizer_facts(vit()) is None
+
+
+def test_durations_are_sound_though_the_clock_goes_back(monkeypatch):  # S12
+    back = itertools.count(2_000_000_000, -3600)
+    monkeypatch.setattr(time, "time", lambda: float(next(back)))
+    method = Finetune(objective=Ascent() + RetainNLL(), steps=2, stop=FREE)
+    made = unlearn(llama(), text_request(), method, [Loss()])
+    assert time.time() > time.time()
+    seconds = [*made.cost.seconds.values(), *(step.seconds for step in made.steps if isinstance(step, Step))]
+    assert len(seconds) > 4
+    assert all(0 <= each < 3600 for each in seconds)
+    assert made.created.endswith("Z")
+
+
+SERVES = {"asyncio", "http", "multiprocessing", "queue", "socket", "socketserver", "sqlite3", "sched", "xmlrpc"}
+
+
+def test_there_is_no_ledger_no_queue_and_no_server_that_could_break():  # S13, S14, V12
+    found = set()
+    for path in (ROOT / "expunge").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            named = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            named += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            found |= {(path.name, name.partition(".")[0]) for name in named} & {(path.name, each) for each in SERVES}
+    assert found == {("answer_store.py", "sqlite3")}, "what keeps records or answers others needs its faults tried"
+    assert not (ROOT / "expunge" / "ledger").exists()
 
 
 def shuffled(words):

@@ -104,7 +104,7 @@ def greedy(
                 use_cache=True,
                 **{cache_argument(network.module): cache},
             )
-            scores = _scores(states[:, -1], head)
+            scores = score(states[:, -1], head)
             place = place + 1
 
 
@@ -129,7 +129,7 @@ def _read(network: LanguageModel, sequences: Sequence[Sequence[int]], more: int)
     paths = torch.tensor([(0,) * (longest - len(path)) + path for path in tree.paths], device=states.device)
     for place, layer in enumerate(cache.layers):
         cache.layers[place] = PreallocatedLayer(_along(layer.keys, paths), _along(layer.values, paths), more)
-    return cache, _scores(states[0, last], head)
+    return cache, score(states[0, last], head)
 
 
 def _along(kept: Tensor, paths: Tensor) -> Tensor:
@@ -137,7 +137,8 @@ def _along(kept: Tensor, paths: Tensor) -> Tensor:
     return kept[0].transpose(0, 1)[paths].transpose(1, 2)
 
 
-def _scores(states: Tensor, head: Head | None) -> Tensor:
+def score(states: Tensor, head: Head | None) -> Tensor:
+    """Class scores of hidden states; states that come without a head are scores already."""
     return states if head is None else head(states)
 
 
@@ -198,6 +199,6 @@ def spell(
             new: list[int] = []
             while len(new) < many and not (new and new[-1] in stop):
                 states, head = network.states(**network.row_inputs([[*own, *new]]))
-                new.append(int(_scores(states[0, -1:], head).argmax()))
+                new.append(int(score(states[0, -1:], head).argmax()))
             continuations.append(new)
     return continuations

@@ -20,6 +20,7 @@ from expunge.internals.examples import Tokenized
 from expunge.internals.mixtures import experts_of
 from expunge.models.language import LanguageModel
 from expunge.models.open import family_of
+from expunge.models.picture_probe import scores_in
 from expunge.models.prefix_tree import Layout
 from expunge.models.tree_attention import set_pieces, with_trees
 from expunge.models.vision import ImageClassifier
@@ -179,7 +180,7 @@ def _read_blank(network: Any, layout: Layout, image: tuple[int, ...]) -> Tensor:
     weights = next(network.module.parameters())
     if image:
         pixels = torch.zeros(layout.trees, *image, dtype=weights.dtype, device=weights.device)
-        return network.module(pixel_values=pixels).logits  # type: ignore[no-any-return]
+        return scores_in(network.module(pixel_values=pixels))
     given: dict[str, Tensor] = {"input_ids": torch.zeros(layout.trees, layout.nodes, dtype=torch.long)}
     if layout.cut:
         ends = torch.zeros(1, 1, 1, layout.nodes, dtype=torch.long)

@@ -146,6 +146,8 @@ def _check_layers(folder: Path, config: dict[str, Any]) -> None:
 
 
 def _plausible(value: object) -> bool:
+    if isinstance(value, list):  # a number for each stage
+        return bool(value) and all(map(_plausible, value))
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MOST_LAYERS
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from expunge.core.model import Network, answers
 from expunge.core.predictions import Hidden, Predictions, weights_of
@@ -18,6 +20,7 @@ from expunge.errors import EnvironmentRefused, ModelRefused
 from expunge.internals.examples import Pictured
 from expunge.models._family import Family
 from expunge.models.hidden import UpToBlock
+from expunge.models.picture_probe import refuse_misfit, scores_in
 from expunge.models.prefix_tree import Layout
 from expunge.models.source import Source, config_of, config_text, load_module, refuse_adapted
 from expunge.models.stored import Stored, stored_of, write_module
@@ -61,7 +64,7 @@ class ImageClassifier(Network):
         )
         network = ImageClassifier.of(module.to(storage_device or device), processor)
         network = replace(network, stored=stored_of(source, module.config))
-        _refuse_misfit(source, network)
+        refuse_misfit(source.name, network.module, processor, network.channels, len(network.classes))
         return network
 
     @staticmethod
@@ -72,7 +75,9 @@ class ImageClassifier(Network):
     @property
     def classes(self) -> dict[str, int]:
         """The number of each class by its name; a name that occurs twice (ImageNet's cranes) gets its number added."""
-        names = {int(number): str(name) for number, name in self.module.config.id2label.items()}
+        config = self.module.config
+        labels = config.id2label or {number: f"LABEL_{number}" for number in range(config.num_labels)}  # PVT has none
+        names = {int(number): str(name) for number, name in labels.items()}
         count = Counter(names.values())
         return {name if count[name] == 1 else f"{name} ({number})": number for number, name in sorted(names.items())}
 
@@ -91,20 +96,31 @@ class ImageClassifier(Network):
     def _hidden_states(self, question: HiddenStates, batch: Sequence[Pictured]) -> Hidden:
         """Hidden states of the class token."""
         below = UpToBlock(self.module, question)
-        if not any(name.endswith("cls_token") for name, _ in self.module.named_parameters()):
+        tokens = [name.split(".") for name, _ in self.module.named_parameters() if name.endswith("cls_token")]
+        if not any(tokens) or any(word.isdigit() for name in tokens for word in name):
+            lacks = "its class token in one stage only" if tokens else "no class token"
             raise ModelRefused(
-                f"{type(self.module).__name__} has no class token, so an image has no single hidden state. "
+                f"{type(self.module).__name__} has {lacks}, so an image has no single hidden state. "
                 f"Use an objective without hidden states."
             )
         states = self._read(below, batch)[:, 0]
         return Hidden(*_rows(batch, states.device), weights=weights_of(batch), states=states)
 
     def _read(self, module: nn.Module, batch: Sequence[Pictured]) -> Tensor:
-        """Output of the module, or of its part up to a block, for the images."""
+        """Output of the module, or of its part up to a block, for the images.
+
+        Never in inference mode: what an architecture keeps of one pass for the next, such as BEiT's table of relative
+        positions, could then not be used in training.
+        """
         weights = next(self.module.parameters())
-        pixels = torch.stack([example.pixels for example in batch]).to(weights.device, weights.dtype)
-        logits: Tensor = module(pixel_values=pixels).logits
-        return logits
+        learns = torch.is_grad_enabled()
+        with torch.inference_mode(False), torch.set_grad_enabled(learns), _fresh_biases(self.module):
+            pixels = torch.stack([example.pixels for example in batch]).to(weights.device, weights.dtype)
+            if learns and len(pixels) == 1 and any(isinstance(part, _BatchNorm) for part in self.module.modules()):
+                # torch's gradient of a batch norm in evaluation mode is wrong on a CPU where one picture comes in one
+                # memory format and its gradient in the other; of two it is right.
+                return scores_in(module(pixel_values=torch.cat([pixels, pixels])))[:1]
+            return scores_in(module(pixel_values=pixels))
 
     def batches(self, examples: Batch) -> Iterator[list[int]]:
         for start in range(0, len(examples), AT_ONCE):
@@ -135,10 +151,28 @@ def load_processor(source: Source) -> Any:
     try:
         return AutoImageProcessor.from_pretrained(**source.arguments, backend="pil")
     except Exception as error:  # each processor class fails in its own way on a damaged file
+        if "optional dependencies: torchvision" in str(error):
+            raise EnvironmentRefused(
+                f"{source.name}: its image processor is torchvision's alone: pip install torchvision."
+            ) from error
         raise ModelRefused(
             f"{source.name}: its image processor could not be loaded ({type(error).__name__}). "
             f"A preprocessor_config.json must be beside the weights."
         ) from error
+
+
+@contextmanager
+def _fresh_biases(module: nn.Module) -> Iterator[None]:
+    """Without the attention biases that LeViT keeps from pass to pass in evaluation mode: they would be those of before
+    a step, without gradients, and in the way of a copy."""
+    keepers: list[Any] = [part for part in module.modules() if hasattr(part, "attention_bias_cache")]
+    for part in keepers:
+        part.attention_bias_cache = {}
+    try:
+        yield
+    finally:
+        for part in keepers:
+            part.attention_bias_cache = {}
 
 
 def _rows(batch: Sequence[Pictured], device: torch.device) -> tuple[Tensor, Tensor, int, None]:
@@ -157,29 +191,6 @@ def _refuse_other_tasks(source: Source) -> None:
         )
     if config.problem_type not in (None, "single_label_classification") or config.num_labels < 2:
         raise ModelRefused(f"{source.name}: does not give each image one class out of several. Give one that does.")
-
-
-def _refuse_misfit(source: Source, network: ImageClassifier) -> None:
-    """Refuse a model that cannot read its processor's output; a blank image shows it."""
-    from PIL import Image
-
-    blank = Image.new({1: "L", 3: "RGB"}.get(network.channels, "RGB"), (48, 32))
-    weights = next(network.module.parameters())
-    shape: list[int] = []
-    try:
-        pixels = network.processor([blank], return_tensors="pt")["pixel_values"]
-        shape = list(pixels.shape[1:])
-        with torch.inference_mode():
-            classes = network.module(pixel_values=pixels.to(weights.device, weights.dtype)).logits.shape[-1]
-    except (RuntimeError, ValueError, TypeError, KeyError, IndexError) as error:
-        what = f"makes {shape} of an image, which the model does not read" if shape else "fails on a blank image"
-        raise ModelRefused(
-            f"{source.name}: its image processor {what}. Use the model's own preprocessor_config.json."
-        ) from error
-    if classes != len(network.classes):
-        raise ModelRefused(
-            f"{source.name}: scores {classes} classes but names {len(network.classes)}. Fix config.json."
-        )
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,14 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from expunge.core.question import LogProbabilities
 from expunge.errors import ModelRefused
+from expunge.models import writing
 from expunge.models.configuration import largest, lengths
-from expunge.models.decoding import cache_bytes
+from expunge.models.decoding import cache_bytes, greedy, spell
 from expunge.models.language import LanguageModel
-from expunge.models.probe import ANY_LENGTH
+from expunge.models.probe import ANY_LENGTH, Texts
+from expunge.models.writing import _tried, generate_each, write
 from tests.architecture_table import Words, check, make, records
-from tests.architectures import tiny
+from tests.architectures import build, tiny
 
 READ = {
     "llama": "trees, padded rows",
@@ -22,6 +24,7 @@ READ = {
     "deepseek_v32:far": "padded rows to 40, one by one",  # an indexer that selects keys
     "llama4_text:far": "trees to 40, padded rows to 40, one by one",  # chunks, and scales by the place in the row
     "doge:far": "padded rows to 40, one by one",
+    "moshi:far": "trees to 40, padded rows to 40, one by one",  # its cache has a window that it does not have
     "gemma3_text:far": "trees to 40, padded rows to 40, one by one",
     "minimax": "padded rows",  # padding on the left is not neutral
     "deepseek_v4": "padded rows to 8, one by one",
@@ -60,16 +63,46 @@ def test_a_model_that_draws_its_answers_is_refused():
 
 
 @pytest.mark.parametrize("beside", ["row", "tree"])
-def test_a_model_whose_answers_depend_on_what_is_read_beside_is_read_otherwise(beside):
+@pytest.mark.parametrize("change", [1.5, 1.01])
+def test_a_model_whose_answers_depend_on_what_is_read_beside_is_read_otherwise(beside, change):
     module = make("llama")
 
     def mix(_part, _given, made):
         crowd = made.shape[0] > 1 if beside == "row" else made.shape[1] > 18  # only a tree is as long
-        return made * 1.5 if crowd else made
+        return made * change if crowd else made
 
     module.model.norm.register_forward_hook(mix)
     network = LanguageModel.of(module, Words())
     assert (network.rows, network.trees) == ((0, 4096) if beside == "row" else (ANY_LENGTH, 0))
+
+
+def test_attention_is_what_it_was_where_no_trees_are_read():
+    config = LlamaConfig(**tiny("llama").to_dict())
+    module = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    module.model.norm.register_forward_hook(lambda _part, _given, made: made * (1.5 if made.shape[1] > 18 else 1.0))
+    assert LanguageModel.of(module, Words()).trees == 0
+    assert module.config._attn_implementation == "eager"
+
+
+def test_texts_of_the_probe_are_within_learnt_positions_and_the_keys_that_are_selected():
+    assert len(Texts.of(make("opt")).long) == 18
+    assert len(Texts.of(build("opt", max_position_embeddings=10)).long) == 10
+    for most in (8, 16):
+        texts = Texts.of(build("deepseek_v32", index_topk=most))
+        assert (texts.near, texts.far, len(texts.long)) == ((), (most,), most)
+
+
+def test_of_several_that_are_tried_memory_that_is_full_is_no_answer():
+    module = make("llama")
+
+    def fill(_part, _given, made):
+        if made.shape[0] > 1:
+            raise torch.OutOfMemoryError
+        return made
+
+    module.model.norm.register_forward_hook(fill)
+    with pytest.raises(torch.OutOfMemoryError):
+        LanguageModel.of(module, Words())
 
 
 def test_what_is_read_one_by_one_is_asked_in_batches_of_one_and_answers_in_the_order_of_the_batch():
@@ -79,6 +112,39 @@ def test_what_is_read_one_by_one_is_asked_in_batches_of_one_and_answers_in_the_o
     together = network.ask(LogProbabilities(), read).log_probs
     alone = torch.cat([network.ask(LogProbabilities(), [one]).log_probs for one in read])
     assert torch.allclose(together, alone, atol=1e-5)
+
+
+def test_a_way_of_writing_is_tried_on_the_first_text_beyond_what_the_probe_reads_and_on_one_half_as_long_again():
+    network = LanguageModel.of(make("moshi:far"), Words())
+    read = records(network.vocabulary)
+    short, beyond = [read[k].tokens for k in (2, 3)], [read[k].tokens for k in (5, 7)]
+    assert [*map(len, short), *map(len, beyond)] == [9, 17, 45, 58]
+    assert write(network, short, [3, 3]) == spell(network, short, [3, 3])
+    assert [way.__name__ for way, _ in _tried[network.module]] == ["greedy"]
+    assert write(network, beyond, [4, 4]) == spell(network, beyond, [4, 4])
+    assert {(way.__name__, most): size for (way, most), size in _tried[network.module].items()} == {
+        ("greedy", 40): 18,
+        ("generate_each", ANY_LENGTH): 0,
+    }
+    _tried[network.module][generate_each, ANY_LENGTH] = 30  # as if it had been right on a text of 30
+    assert write(network, [beyond[0]], [4]) != spell(network, [beyond[0]], [4])
+    _tried[network.module][generate_each, ANY_LENGTH] = 29
+    assert write(network, [beyond[0]], [4]) == spell(network, [beyond[0]], [4])
+
+
+def test_a_way_writes_up_to_the_length_that_it_is_right_for_and_one_token_that_it_does_not_read(monkeypatch):
+    network = LanguageModel.of(make("mistral:far"), Words())
+    text = records(network.vocabulary)[5].tokens[:38]
+    asked = []
+
+    def watch(reader, begun, most, seen=None):
+        asked.extend(len(own) + many for own, many in zip(begun, most, strict=True) if seen is None)
+        return greedy(reader, begun, most, seen)
+
+    monkeypatch.setattr(writing, "greedy", watch)
+    assert network.trees == 40
+    assert len(write(network, [text], [9])[0]) == 9
+    assert asked == [41]
 
 
 def test_plain_attention_is_what_it_was_before_trees_were_registered():

@@ -1,6 +1,7 @@
 """Image classifiers: our log-probability is the library's own loss, and what is saved is what was there."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +116,17 @@ def test_a_saved_folder_answers_the_same_in_plain_transformers_and_here(tmp_path
         assert torch.equal(logits, network.ask(Scores(), pictures).logits)
         assert torch.equal(logits, ImageClassifier.load(Source(str(tmp_path / "model"))).ask(Scores(), pictures).logits)
     assert not list((tmp_path / "model").glob("*.bin"))
+
+
+def test_what_is_saved_may_be_read_by_whom_the_umask_lets(tmp_path):
+    was = os.umask(0o027)
+    try:
+        ImageClassifier.of(*vit()).save(tmp_path / "model")
+    finally:
+        os.umask(was)
+    assert {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "model").iterdir()} == {
+        name: 0o640 for name in ("config.json", "model.safetensors", "preprocessor_config.json")
+    }
 
 
 def test_loading_says_nothing_about_torchvision(tmp_path, capfd):
