@@ -76,10 +76,9 @@ class Progress:
         if event.level is not None:
             self.say(f"The forget loss is to reach {event.level:.2f} nats ({event.level_source})")
         else:
-            self.say(
-                "No level to reach (no holdout set, or a Stop without a level): so there is no target, and "
-                "the run goes on until all steps are taken or the retain loss has risen too far"
-            )
+            limit = event.max_retain_increase
+            unless = "" if limit is None else f", unless the retain loss rises by more than {limit:g} nats"
+            self.say(f"All {event.steps} steps are taken{unless}: no mean loss is named as the one to reach")
         self.task = self.bars.add_task("Forgetting", total=event.steps, losses="")
 
     def _step(self, event: Step) -> None:
