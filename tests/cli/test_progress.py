@@ -63,12 +63,15 @@ def test_a_table_is_not_folded_where_there_is_no_terminal(capsys):
     assert lines[1].count("e-0") == 6  # three values, the interval's two ends and the ideal on one line
 
 
-def test_a_run_without_a_level_is_told_that_nothing_says_when_it_is_enough():
+def test_a_run_without_a_level_says_when_it_ends():
     told = io.StringIO()
     with Progress(Console(file=told, width=200)) as progress:
         progress(Started(2, 1, 10, 5, None, 0.1, "none", None))
         progress(Checked(0, 2.0, 1.5, None, 0.0))
     lines = told.getvalue().splitlines()
     assert len(lines) == 3  # and no empty line, since no bar was drawn
-    assert "so there is no target" in lines[1]
+    assert lines[1].endswith(
+        "All 5 steps are taken, unless the retain loss rises by more than 0.1 nats: "
+        "no mean loss is named as the one to reach"
+    )
     assert lines[2].endswith("step 0: forget loss 2.00, retain loss 1.50")
