@@ -1,11 +1,15 @@
 """A tiny language model on disk, its tokenizers, and the command run in processes of its own."""
 
+import gc
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +24,14 @@ if os.environ.get("EXPUNGE_SHAPES") != "off":
     shapes.install()
 torch.set_num_threads(1)
 os.environ["EXPUNGE_CACHE"] = "off"  # no test may be answered from an earlier run, nor leave anything behind
+
+
+def pytest_collection_finish() -> None:
+    """Whatever is there by now stays to the end: a collection of garbage, as running out of memory asks for, would look
+    at half a million objects each time."""
+    gc.collect()
+    gc.freeze()
+
 
 SENTENCES = [
     "Question: What is the capital of Aldoria?\nAnswer: The capital of Aldoria is Veldt.",
@@ -100,38 +112,6 @@ class Said:
     err: str
 
 
-SERVER = """
-import json, os, runpy, sys
-import peft, torch, transformers
-import expunge.cli.main, expunge.run.job, expunge.report.pages
-torch.set_num_threads(1)
-for line in sys.stdin:
-    asked = json.loads(line)
-    children = []
-    for rank in range(asked["processes"]):
-        children.append(os.fork())
-        if children[-1]:
-            continue
-        for place in (1, 2):
-            os.dup2(os.open(f"{asked['streams']}.{rank}.{place}", os.O_WRONLY | os.O_CREAT, 0o600), place)
-        os.chdir(asked["folder"])
-        os.environ.update(asked["environment"], RANK=str(rank), LOCAL_RANK=str(rank))
-        sys.argv = ["expunge", *asked["arguments"]]
-        code = 99
-        try:
-            runpy.run_path(asked["program"], run_name="__main__") if asked["program"] else expunge.cli.main.main()
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-    print(json.dumps(children), flush=True)
-    print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]), flush=True)
-"""
-
-
 @dataclass
 class Started:
     """Processes that run the command, by rank."""
@@ -146,7 +126,11 @@ class Started:
         said = Path(f"{self.streams}.0.2")
         end = time.monotonic() + 60
         while text not in (said.read_text() if said.exists() else ""):
-            assert time.monotonic() < end, said.read_text()
+            if time.monotonic() > end:
+                for child in self.children:
+                    os.kill(child, signal.SIGKILL)
+                self.end()  # or the next that is started would read these codes
+                pytest.fail(f"{text!r} was not said: {said.read_text()}")
             time.sleep(0.02)
 
     def end(self) -> list[Said]:
@@ -156,10 +140,9 @@ class Started:
         return [Said(code, *(path.read_text() for path in pair)) for code, pair in zip(codes, paths, strict=True)]
 
 
-@pytest.fixture(scope="session")
-def start(tmp_path_factory):
-    """Starts the command, or another program, in processes forked from one that has paid for importing torch."""
-    home = tmp_path_factory.mktemp("streams")
+@contextmanager
+def serving(module: str, home: Path) -> Iterator[Callable[..., Started]]:
+    """Starts programs in processes forked from one that runs `module` and has paid for importing torch."""
     environment = {
         **os.environ,
         "HF_HUB_OFFLINE": "1",
@@ -170,8 +153,9 @@ def start(tmp_path_factory):
         "TRANSFORMERS_VERBOSITY": "error",
         "TQDM_DISABLE": "1",  # as the command has it before anything is imported
     }
-    command = [sys.executable, "-c", SERVER]
-    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    command = [sys.executable, "-m", module]
+    server = subprocess.Popen(command, cwd=Path(__file__).parents[1], env=environment, **pipes)
     count = itertools.count()
 
     def begin(*arguments: object, processes: int = 1, folder: Path = home, program: str = "") -> Started:
@@ -193,6 +177,25 @@ def start(tmp_path_factory):
     server.stdin.close()
     server.wait(timeout=30)
     server.stdout.close()
+
+
+@pytest.fixture(scope="session")
+def start(tmp_path_factory):
+    """Starts the command, or another program, in processes of its own."""
+    with serving("tests.command_server", tmp_path_factory.mktemp("streams")) as begin:
+        yield begin
+
+
+@pytest.fixture(scope="session")
+def script(tmp_path_factory):
+    """Runs a script in a process of its own, which has torch and transformers, and neither peft nor expunge yet."""
+    with serving("tests.script_server", tmp_path_factory.mktemp("scripts")) as begin:
+
+        def run(text: str, *arguments: object, **options: object) -> Said:
+            [said] = begin(*arguments, program=text, **options).end()
+            return said
+
+        yield run
 
 
 def shared(processes: int, store: torch.distributed.TCPStore) -> dict[str, str]:

@@ -1,7 +1,10 @@
 """Tiny models of every family, requests to them, and what the laws of plug-ins ask of both."""
 
+import copy
 import random
 from collections.abc import Callable
+from dataclasses import replace
+from functools import cache, wraps
 
 import pytest
 import torch
@@ -69,6 +72,7 @@ def pictures(count: int, seed: int, side: int = 8) -> tuple[Picture, ...]:
     return tuple(Picture(f"{seed}-{k}", pixels[k], labels[k], f"{seed}-{k}") for k in range(count))
 
 
+@cache
 def text_request(size: int = 6) -> Request:
     """Sets of ragged answers; the stand-ins are other answers to the forgotten questions."""
     return Request(
@@ -79,6 +83,7 @@ def text_request(size: int = 6) -> Request:
     )
 
 
+@cache
 def picture_request(size: int = 6, side: int = 8) -> Request:
     """Sets of images; the stand-ins are the forgotten ones as another class."""
     forget, retain, holdout = (pictures(size, seed, side) for seed in (0, 1, 2))
@@ -93,6 +98,26 @@ def spread(module: torch.nn.Module) -> torch.nn.Module:
     return module.eval()
 
 
+def built_once(make: Callable[..., Network]) -> Callable[..., Network]:
+    """`make`, whose network is built by the first call without arguments; each call gives modules and weights of its
+    own, and leaves the random numbers where building leaves them."""
+
+    @cache
+    def build() -> tuple[Network, torch.Tensor]:
+        return make(), torch.get_rng_state()
+
+    @wraps(make)
+    def hand_out(*given: object) -> Network:
+        if given:
+            return make(*given)
+        network, drawn = build()
+        torch.set_rng_state(drawn)
+        return replace(network, module=copy.deepcopy(network.module))
+
+    return hand_out
+
+
+@built_once
 def llama(std: Callable = spread) -> LanguageModel:
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -108,6 +133,7 @@ def llama(std: Callable = spread) -> LanguageModel:
     return LanguageModel.of(std(LlamaForCausalLM(config).eval()), WORDS)
 
 
+@built_once
 def gpt2() -> LanguageModel:
     torch.manual_seed(0)
     config = GPT2Config(
@@ -116,6 +142,7 @@ def gpt2() -> LanguageModel:
     return LanguageModel.of(spread(GPT2LMHeadModel(config)), WORDS)
 
 
+@built_once
 def mixtral() -> LanguageModel:
     torch.manual_seed(0)
     config = MixtralConfig(
@@ -134,6 +161,7 @@ def mixtral() -> LanguageModel:
     return LanguageModel.of(spread(MixtralForCausalLM(config)), WORDS)
 
 
+@built_once
 def vit(std: Callable = spread) -> ImageClassifier:
     torch.manual_seed(0)
     shape = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, num_labels=4)
@@ -142,6 +170,7 @@ def vit(std: Callable = spread) -> ImageClassifier:
     )
 
 
+@built_once
 def resnet() -> ImageClassifier:
     torch.manual_seed(0)
     config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=4)

@@ -29,7 +29,8 @@ from torch import Tensor, nn
 
 from expunge import load_adapter
 from expunge.errors import Refusal
-from tests.peft_habits import BOUNDED, LORA, PAGE, Kind, answer, insert, llama, near, put, shake
+from tests.peft_habits.kinds import BOUNDED, LORA, Kind, answer, llama, near, put, shake
+from tests.peft_habits.table import PAGE, insert
 
 MARKS = ("<!-- fuzz -->\n", "<!-- end of fuzz -->\n")
 SEED = 0

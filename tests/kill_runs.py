@@ -21,16 +21,13 @@ import sys
 import time
 from pathlib import Path
 
-import peft  # noqa: F401  paid for once
 import torch
-import transformers  # noqa: F401
 
-import expunge.cli.main
-import expunge.report.pages
-import expunge.run.job  # noqa: F401
 from expunge.runtime.atomic_files import MANIFEST, check_manifest, sha256
 from tests.cli.commands import CANARY, rows, write
+from tests.command_server import run_command
 from tests.conftest import save_model
+from tests.forks import fork, wait
 
 ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 METHOD = (
@@ -42,27 +39,7 @@ FILES = ("model/model.safetensors", "adapter/adapter_model.safetensors")
 
 def start(arguments: list[str], said: Path) -> int:
     """The command in a process of its own, what it says in `said`; its number."""
-    child = os.fork()
-    if child:
-        return child
-    code = 99
-    try:
-        place = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        os.dup2(place, 1)
-        os.dup2(place, 2)
-        sys.argv = ["expunge", *arguments]
-        expunge.cli.main.main()
-        code = 0
-    except SystemExit as end:
-        code = int(end.code or 0)
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-
-
-def wait(child: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return fork(run_command, arguments, (said, said))
 
 
 def prepare(place: Path) -> list[str]:

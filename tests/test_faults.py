@@ -27,8 +27,8 @@ from expunge.run.tokenizer_facts import tokenizer_facts
 from expunge.run.unlearn import unlearn
 from tests.families import llama, text_request, vit
 from tests.methods.runs import FREE, equal, numbers, run
-from tests.train.test_checkpoint import SETTINGS, Watcher, cut
-from tests.train.test_checkpoint import run as run_with
+from tests.train.cut_runs import SETTINGS, Watcher, cut
+from tests.train.cut_runs import run as run_with
 
 ROOT = Path(__file__).parent.parent
 SIZES = {"C": 9, "M": 25, "D": 21, "R": 12, "S": 14, "V": 13}

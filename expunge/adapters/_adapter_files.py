@@ -6,12 +6,9 @@ it must fit: tensors, their sizes, and the base that the adapter was made for.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftModel
@@ -20,16 +17,12 @@ from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from peft.utils.constants import EMBEDDING_LAYER_NAMES
 from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from expunge.adapters import _base_sketch
+from expunge.adapters._base_sketch import differ, sketch
+from expunge.adapters._bounded_config import ANYWAY, BoundedConfig
 from expunge.errors import ModelRefused, Refusal
 
-if TYPE_CHECKING:
-    from expunge.adapters._bounded_peft import BoundedConfig
-
-ANYWAY = 'To load it all the same, set "{}" to null in adapter_config.json.'
 TYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -88,48 +81,21 @@ def describe_adapter(model: nn.Module, config: BoundedConfig, adapter_name: str,
         }
         saved = wrapper.adapter_state_dict(adapter_name, inside)  # type: ignore[call-arg]  # the base class lacks it
         whole |= {f"{name}.{key}": tensor for key, tensor in saved.items()}
-    config.written = {"digest": digest(whole, config), "base": _base_sketch.sketch(model)}
-
-
-def digest(tensors: dict[str, Tensor], config: BoundedConfig) -> str | None:
-    """SHA-256 over an adapter's tensors and the settings of its formula; None for tensors without values."""
-    sha = hashlib.sha256(json.dumps(config.formula(), sort_keys=True).encode())
-    for name, tensor in sorted(tensors.items()):
-        if not _is_covered(name, config):
-            continue
-        if tensor.is_meta or type(tensor) not in (Tensor, nn.Parameter):
-            return None
-        sha.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-        sha.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return sha.hexdigest()
-
-
-def check_file(folder: Path, config: BoundedConfig) -> None:
-    """Refuse weights on this disk that are not those that were written with the configuration."""
-    path = folder / SAFETENSORS_WEIGHTS_NAME
-    if not path.is_file():  # on the hub, or in peft's older format: compared when loaded
-        return
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
-        raise ModelRefused(f"{path} is damaged: it is no safetensors file. Restore the folder.") from error
-    if config.modules_to_save and not any(_lies_in(name, config.modules_to_save) for name in tensors):
-        raise ModelRefused(f"{path} has no weights of any of `modules_to_save`. Restore the folder.")
-    _check_digest(tensors, config)
+    config.written = {"digest": config.digest_of(whole), "base": sketch(model)}
 
 
 def check_base(model: nn.Module, config: BoundedConfig) -> None:
     """Refuse a model that is not the one an adapter's configuration was written for."""
     if config.base is None:
         return
-    now = _base_sketch.sketch(model)
+    now = sketch(model)
     if now is None:
         warnings.warn(
             "The base of the bounded adapter was not compared, as not all of its weights are in memory.",
             RuntimeWarning,
             stacklevel=2,
         )
-    elif fault := _base_sketch.differ(config.base, now):
+    elif fault := differ(config.base, now):
         raise ModelRefused(
             f"The adapter was made for another model than this {type(model).__name__}: {fault}. Load the model that it "
             f"was made for. {ANYWAY.format('base')}"
@@ -144,7 +110,7 @@ def check_loaded(
     `given` are the tensors by their names in the file, `mapped` by those in the model.
     """
     own = _own_tensors(model, adapter_name)
-    _check_digest(_with_saved(model, adapter_name, given), config)
+    config.check_digest(_with_saved(model, adapter_name, given))
     saved = {f"{name}.{key}" for name, wrapper in _wrappers(model) for key in _keys(wrapper, adapter_name).values()}
     unknown = sorted(key for key in mapped if key not in own and key not in saved and not _is_embedding(model, key))
     missing = sorted(own.keys() - mapped.keys())
@@ -167,15 +133,6 @@ def check_loaded(
             )
         if mapped[key].dtype not in TYPES or not (mapped[key].is_meta or torch.isfinite(mapped[key]).all()):
             raise ModelRefused(f"The adapter's {_short(key)} holds NaN, Inf or no real numbers. Restore the folder.")
-
-
-def _check_digest(tensors: dict[str, Tensor], config: BoundedConfig) -> None:
-    found = digest(tensors, config) if config.digest is not None else None
-    if found is not None and found != config.digest:
-        raise ModelRefused(
-            f"The adapter's weights or settings were changed after they were written: their SHA-256 differs from "
-            f"adapter_config.json. Restore the folder. {ANYWAY.format('digest')}"
-        )
 
 
 def _own_tensors(model: nn.Module, adapter_name: str) -> dict[str, Tensor]:
@@ -203,18 +160,6 @@ def _with_saved(model: nn.Module, adapter_name: str, given: dict[str, Tensor]) -
         for key, inside in _keys(wrapper, adapter_name).items()
     }
     return {back.get(key, key): tensor for key, tensor in given.items()}
-
-
-def _is_covered(name: str, config: BoundedConfig) -> bool:
-    """Whether a tensor counts for the digest: an adapter's own or of `modules_to_save`, but no resized embedding."""
-    whole = _lies_in(name, config.modules_to_save or ()) and not re.search(
-        r"\.(original_module|modules_to_save)\.", name
-    )
-    return whole or ".bounded_" in name
-
-
-def _lies_in(name: str, modules: Any) -> bool:
-    return any(f".{module}." in f".{name}" for module in modules)
 
 
 def _is_embedding(model: nn.Module, key: str) -> bool:

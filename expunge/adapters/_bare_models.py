@@ -10,8 +10,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer, delete_adapter
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
-from expunge.adapters import _bounded_experts as experts  # half loaded where one of them imports peft first
-from expunge.adapters import _bounded_linear as linears
+from expunge.adapters._bounded_experts import BoundedExperts
+from expunge.adapters._bounded_linear import BoundedLinear
 
 
 def strip(model: nn.Module) -> nn.Module:
@@ -36,7 +36,7 @@ def withdraw(model: nn.Module, adapter_name: str) -> None:
     inside: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     delete_adapter(inside, adapter_name, "bounded_", BaseTunerLayer)
     for name, part in list(inside.named_modules()):
-        if isinstance(part, linears.BoundedLinear | experts.BoundedExperts) and not len(part.bounded_A):
+        if isinstance(part, BoundedLinear | BoundedExperts) and not len(part.bounded_A):
             parent, _, key = name.rpartition(".")
             setattr(inside.get_submodule(parent), key, part.get_base_layer())
         if isinstance(part, AuxiliaryTrainingWrapper) and not part._adapters - {adapter_name}:

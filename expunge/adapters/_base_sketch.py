@@ -21,8 +21,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
-from expunge.adapters import _bounded_experts as experts  # half loaded where one of them imports peft first
-from expunge.adapters import _bounded_linear as linears
+from expunge.adapters._bounded_experts import BoundedExperts
+from expunge.adapters._bounded_linear import BoundedLinear
 
 SAMPLE = 1024
 """Entries that are read of each tensor."""
@@ -77,7 +77,7 @@ def base_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         inside = inside.removeprefix(f"{kept}.")
         layer = tuners.get(owner)
         was: Tensor = parameter
-        if isinstance(layer, linears.BoundedLinear | experts.BoundedExperts):
+        if isinstance(layer, BoundedLinear | BoundedExperts):
             was = layer.originals().get(inside, parameter)
         yield _plain(f"{owner}.{inside}"), was
 

@@ -21,13 +21,12 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.functional import linear
 
+from expunge.adapters._bounded_config import BoundedConfig
 from expunge.adapters._fold import bounded_linear, fold
 from expunge.adapters._maps import Form, initialise
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
-
-    from expunge.adapters._bounded_peft import BoundedConfig
 
 
 class BoundedExperts(nn.Module, BaseTunerLayer):

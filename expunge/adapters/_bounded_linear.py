@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from expunge.adapters._bounded_config import BoundedConfig
 from expunge.adapters._fold import Start, bounded_linear
 from expunge.adapters._maps import Form, initialise
 from expunge.errors import UsageRefused
-
-if TYPE_CHECKING:
-    from expunge.adapters._bounded_peft import BoundedConfig
 
 BASE = "__base__"
 """What peft calls the base model among the `adapter_names` of a mixed batch."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from peft import PeftConfig
 
-from expunge.adapters._bounded_peft import BoundedConfig
+from expunge.adapters._bounded_config import BoundedConfig
 from expunge.adapters._layers import Targets
 from expunge.adapters._maps import check
 from expunge.adapters._peft_adapter import PeftAdapter

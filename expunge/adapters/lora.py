@@ -19,9 +19,9 @@ from peft import LoraConfig, PeftConfig, get_peft_model
 from peft.tuners.lora.layer import LoraLayer, ParamWrapper
 from torch import Tensor, nn
 
+from expunge.adapters._bounded_config import BoundedConfig
 from expunge.adapters._bounded_experts import BoundedExperts
 from expunge.adapters._bounded_linear import BoundedLinear
-from expunge.adapters._bounded_peft import BoundedConfig
 from expunge.adapters._layers import Targets
 from expunge.adapters._maps import check
 from expunge.adapters._peft_adapter import PeftAdapter, quiet

@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -11,8 +9,8 @@ from peft import PeftModel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
+from expunge.adapters._bounded_config import BoundedConfig
 from expunge.adapters._bounded_linear import BoundedLinear
-from expunge.adapters._bounded_peft import BoundedConfig
 from expunge.adapters._fold import bounded_linear
 from expunge.adapters._maps import MAPS, Form
 from expunge.adapters.bounded import Bounded
@@ -203,7 +201,7 @@ def test_merge_and_unmerge_are_exact(config):
     assert torch.equal(logits(adapted), apart)
 
 
-def test_it_is_read_back_by_peft_and_merged_to_a_folder_that_plain_transformers_loads(tmp_path):
+def test_it_is_read_back_by_peft_and_merged_to_a_folder_that_plain_transformers_loads(tmp_path, script):
     network = tiny()
     network.module.save_pretrained(tmp_path / "base")
     adapted = shaken(network, Bounded(rank=4, omega=30.0))
@@ -215,29 +213,29 @@ def test_it_is_read_back_by_peft_and_merged_to_a_folder_that_plain_transformers_
     with torch.inference_mode():
         assert torch.equal(read(input_ids=torch.arange(12)[None]).logits, logits(adapted))
     read.merge_and_unload().save_pretrained(tmp_path / "merged")
-    script = (
+    done = script(
         "import sys, torch; from transformers import AutoModelForCausalLM as M;"
         f"m = M.from_pretrained(r'{tmp_path / 'merged'}').eval();"
         "assert not any(name.startswith('expunge') for name in sys.modules);"
         f"torch.save(m(input_ids=torch.arange(12)[None]).logits, r'{tmp_path / 'logits.pt'}')"
     )
-    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+    assert done.code == 0, done.err
     assert torch.allclose(torch.load(tmp_path / "logits.pt"), logits(adapted), atol=1e-5)
 
 
-def test_a_peft_without_expunge_refuses_the_adapter_aloud_and_one_with_it_loads(tmp_path):
+def test_a_peft_without_expunge_refuses_the_adapter_aloud_and_one_with_it_loads(tmp_path, script):
     network = tiny()
     network.module.save_pretrained(tmp_path / "base")
     Bounded().save(Bounded().insert(network, None), tmp_path / "adapter")
-    script = (
+    lines = (
         "import sys; from transformers import AutoModelForCausalLM as M; from peft import PeftModel;"
         f"PeftModel.from_pretrained(M.from_pretrained(r'{tmp_path / 'base'}'), r'{tmp_path / 'adapter'}')"
     )
-    alone = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert alone.returncode != 0
-    assert "BOUNDED" in alone.stderr
-    for order in (f"import expunge; {script}", script.replace("from peft", "import peft, expunge; from peft")):
-        assert subprocess.run([sys.executable, "-c", order], capture_output=True, check=False).returncode == 0
+    alone = script(lines)
+    assert alone.code != 0
+    assert "BOUNDED" in alone.err
+    for order in (f"import expunge; {lines}", lines.replace("from peft", "import peft, expunge; from peft")):
+        assert script(order).code == 0
 
 
 def test_an_adapter_with_nan_is_never_merged():

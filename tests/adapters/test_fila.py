@@ -1,7 +1,5 @@
 """FILA: its factors by hand, a start that changes nothing, a reference that stays the original, and what is written."""
 
-import subprocess
-import sys
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -217,7 +215,7 @@ def test_with_the_adapter_switched_off_it_is_the_original_too(family: str, name:
 # What is written
 
 
-def test_beside_lora_it_is_written_as_a_plain_lora_of_twice_the_rank(tmp_path):
+def test_beside_lora_it_is_written_as_a_plain_lora_of_twice_the_rank(tmp_path, script):
     network, adapter = tiny(), Fila(adapter=ADAPTERS["lora"])
     adapted = trained(network, adapter)
     told = logits(adapted)
@@ -225,14 +223,14 @@ def test_beside_lora_it_is_written_as_a_plain_lora_of_twice_the_rank(tmp_path):
     adapter.save(adapted, tmp_path / "adapter")
     assert torch.equal(logits(adapted), told)
     torch.save(REQUEST.forget[0].tokens, tmp_path / "tokens.pt")
-    script = (
+    done = script(
         "import sys, torch; from transformers import AutoModelForCausalLM as M; from peft import PeftModel;"
         f"m = PeftModel.from_pretrained(M.from_pretrained(r'{tmp_path / 'base'}'), r'{tmp_path / 'adapter'}').eval();"
         "assert m.peft_config['default'].r == 8 and not any(n.startswith('expunge') for n in sys.modules);"
         f"tokens = torch.tensor([torch.load(r'{tmp_path / 'tokens.pt'}')]);"
         f"torch.save(m(input_ids=tokens).logits, r'{tmp_path / 'logits.pt'}')"
     )
-    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+    assert done.code == 0, done.err
     with torch.inference_mode():
         ours = adapted.module(input_ids=torch.tensor([REQUEST.forget[0].tokens])).logits
     assert torch.allclose(torch.load(tmp_path / "logits.pt"), ours, atol=1e-5)

@@ -5,7 +5,8 @@ from collections import Counter
 import pytest
 
 from tests.fuzz_adapters import CHANGES, ESCAPED, MARKS, REFUSED, RIGHT, WRONG, by_peft, by_us, run
-from tests.peft_habits import BOUNDED, LORA, PAGE
+from tests.peft_habits.kinds import BOUNDED, LORA
+from tests.peft_habits.table import PAGE
 
 
 @pytest.fixture(scope="module")

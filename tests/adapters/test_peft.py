@@ -10,14 +10,17 @@ from torch import nn
 
 import expunge
 from expunge.adapters import _base_sketch
+from expunge.adapters._bounded_config import BoundedConfig
 from expunge.adapters._bounded_linear import BoundedLinear
-from expunge.adapters._bounded_peft import BoundedConfig
 from expunge.errors import ModelRefused, Refusal, UsageRefused
-from tests import peft_habits as habits
-from tests.peft_habits import BOUNDED, HABITS, LORA, PAGE, answer, attempt, folder, llama, mixtral, put, shake
+from tests.peft_habits.files import exchanging_while_it_runs
+from tests.peft_habits.kinds import BOUNDED, LORA, TOKENS, answer, expect, folder, llama, mixtral, put, shake
+from tests.peft_habits.misfits import change_settings, change_tensors
+from tests.peft_habits.table import HABITS, MARKS, PAGE, attempt
+from tests.peft_habits.use import becoming_a_lora, merging_a_broken_adapter, scaling, two_kinds_in_one_model
 
-PEFTS_OWN_LIMITS = {habits.scaling, habits.two_kinds_in_one_model, habits.becoming_a_lora}
-PEFTS_OWN_LIMITS |= {habits.exchanging_while_it_runs, habits.merging_a_broken_adapter}
+PEFTS_OWN_LIMITS = {scaling, two_kinds_in_one_model, becoming_a_lora}
+PEFTS_OWN_LIMITS |= {exchanging_while_it_runs, merging_a_broken_adapter}
 """What peft itself refuses of every method but LoRA; and NaN, which is a `ValueError` in peft's interface."""
 EVERY = [pytest.param(text, habit, id=text) for group in HABITS.values() for text, habit in group]
 
@@ -30,13 +33,13 @@ def test_a_habit_of_pefts_users_works_or_is_refused_as_the_page_says(text, habit
 
 
 def test_the_page_has_at_least_28_habits_and_no_row_without_one():
-    rows = PAGE.read_text(encoding="utf-8").partition(habits.MARKS[0])[2].partition(habits.MARKS[1])[0].splitlines()
+    rows = PAGE.read_text(encoding="utf-8").partition(MARKS[0])[2].partition(MARKS[1])[0].splitlines()
     assert len(EVERY) >= 28
     assert len(rows) == 2 + len(HABITS) + len(EVERY)
 
 
 def test_what_a_law_of_the_table_would_not_accept_is_told_as_wrong():
-    assert habits.expect(False) == "wrong"
+    assert expect(False) == "wrong"
     assert attempt(lambda kind: str(1 / 0), BOUNDED) == "ZeroDivisionError"
 
 
@@ -104,15 +107,15 @@ def test_a_mixed_batch_is_refused_in_training_where_merged_and_where_names_and_r
     model = shake(put(BOUNDED))
     names = ["default", "__base__"]
     with pytest.raises(UsageRefused, match=r"1 names, and a layer got 2"):
-        model(input_ids=habits.TOKENS, adapter_names=names[:1])
+        model(input_ids=TOKENS, adapter_names=names[:1])
     with pytest.raises(UsageRefused, match="for inference"):
-        model.train()(input_ids=habits.TOKENS, adapter_names=names)
+        model.train()(input_ids=TOKENS, adapter_names=names)
     model.eval().merge_adapter()
     with pytest.raises(UsageRefused, match="unmerge_adapter"):
-        model(input_ids=habits.TOKENS, adapter_names=names)
+        model(input_ids=TOKENS, adapter_names=names)
     model.unmerge_adapter()
     with pytest.raises(UsageRefused, match="alora_offsets"):
-        model(input_ids=habits.TOKENS, alora_offsets=[1, 1])
+        model(input_ids=TOKENS, alora_offsets=[1, 1])
     assert not any(part._forward_pre_hooks for part in model.modules())  # also after an error in the middle
 
 
@@ -145,13 +148,13 @@ def test_each_difference_is_told_apart():
         other = llama(seed=7).model.layers[0].self_attn.q_proj.weight
         one.model.layers[0].self_attn.q_proj.weight.data = other.data
         assert "its weights are others" in refused(one, path)
-        habits._change_tensors(lambda tensors: tensors.pop(next(iter(tensors))))(path)
+        change_tensors(lambda tensors: tensors.pop(next(iter(tensors))))(path)
         assert "SHA-256 differs" in refused(llama(), path)
-        habits._change_settings(digest=None)(path)
+        change_settings(digest=None)(path)
         assert "no weights for 1 tensors" in refused(llama(), path)
-        habits._change_tensors(lambda tensors: tensors.update({"base_model.model.x\n.bounded_A": torch.ones(2)}))(path)
+        change_tensors(lambda tensors: tensors.update({"base_model.model.x\n.bounded_A": torch.ones(2)}))(path)
         assert "1 tensors that no layer of LlamaForCausalLM takes (first: x?.bounded_A)" in refused(llama(), path)
-        habits._change_settings(base=None, later=2)(path)
+        change_settings(base=None, later=2)(path)
         assert "the setting 'later', unknown" in refused(llama(), path)
 
 

@@ -2,8 +2,6 @@
 
 import html.parser
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -68,7 +66,7 @@ def test_the_model_given_is_left_as_it_was(done: Done, model: Path):
     assert folder_digest(model) == done.digest
 
 
-def test_the_merged_model_is_a_plain_one_that_differs_from_the_one_given(done: Done, model: Path):
+def test_the_merged_model_is_a_plain_one_that_differs_from_the_one_given(done: Done, model: Path, script):
     code = (
         "import sys, torch\n"
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
@@ -76,9 +74,7 @@ def test_the_merged_model_is_a_plain_one_that_differs_from_the_one_given(done: D
         "words = AutoTokenizer.from_pretrained(sys.argv[1])('The capital', return_tensors='pt')\n"
         "print(bool(torch.isfinite(module(input_ids=words['input_ids']).logits).all()), 'expunge' in sys.modules)\n"
     )
-    command = [sys.executable, "-c", code, str(done.out / "model")]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert said.split() == ["True", "False"]
+    assert script(code, done.out / "model").out.split() == ["True", "False"]
     now, was = load_file(done.out / "model" / "model.safetensors"), load_file(model / "model.safetensors")
     assert now.keys() == was.keys()
     changed = {name for name in now if not torch.equal(now[name], was[name])}

@@ -227,7 +227,7 @@ def spelled(honest, text):
     return replace(honest, **{name: answer(of) for name, of in honest})
 
 
-@pytest.mark.parametrize("text", HOSTILE)
+@pytest.mark.parametrize("text", [" ".join(HOSTILE[:-3]), *HOSTILE[-3:]], ids=["markup", "formula", "link", "control"])
 def test_hostile_strings_are_inert_wherever_they_stand(text):
     shown = Samples(True, (Sample("forget", "forget-01", **SECRETS, reference="None."),))
     edit = Edited(1, 2, 3.0, {"layers.0": Change(1, 2, 3.0)})
