@@ -33,7 +33,7 @@ SLACK = 0.05
 class Choice(ScoreAudit):
     """Right-answer rate among the options of each question."""
 
-    standard = Standard(gone=0.05, stay=Tolerance(0.02), retain=Tolerance(share=0.01))
+    standard = Standard(gone=0.05, stay=Tolerance(0.02), retain=Tolerance(share=0.01), luck=True)
     families = ("language",)
     needs = "options: wrong answers"
     definition = (

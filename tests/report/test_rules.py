@@ -14,7 +14,7 @@ from expunge.report.answers import Verdict
 from expunge.report.ideals import with_ideals
 from expunge.report.rules import Asked
 from expunge.report.run import Run
-from expunge.report.verdict import judge
+from expunge.report.verdict import judge, subject
 from tests.report.scripted import AUDITS, Table, apart, around, asked, findings, good, rule, said, share, verdict
 
 YES = ("yes", "yes", "yes")
@@ -99,6 +99,14 @@ def test_one_destroyed_set_makes_it_harmed_whatever_the_others_say(changed: dict
     made = verdict(good(**changed))
     assert said(made) == ("yes", "yes", "no")
     assert made.unharmed.reason == because
+
+
+def test_other_guesses_about_what_was_never_learnt_are_no_harm():
+    """32 questions about what does not exist: 8 right by luck before, 4 after, as guessing may."""
+    table = good() | {"holdout.Choice": {"before": share(0.25, 32), "after": share(0.125, 32)}}
+    assert "holdout.Choice" not in {subject(rule) for rule in verdict(table).unharmed.rules}
+    table = good() | {"neighbours.Choice": {"before": share(1.0, 32), "after": share(0.8, 32)}}
+    assert verdict(table).unharmed.said == "no"
 
 
 def test_a_holdout_set_that_it_no_longer_writes_anything_of_is_harm():
