@@ -76,6 +76,14 @@ def test_a_model_whose_answers_depend_on_what_is_read_beside_is_read_otherwise(b
     assert (network.rows, network.trees) == ((0, 4096) if beside == "row" else (ANY_LENGTH, 0))
 
 
+def test_a_text_that_has_ended_is_not_gone_on_with_in_another_way():
+    network = LanguageModel.of(make("mistral:far"), Words())
+    text = records(network.vocabulary)[5].tokens[:38]
+    first = spell(network, [text], [1])[0]
+    network.module.generation_config.eos_token_id = first[0]
+    assert write(network, [text], [9]) == [first]  # a tree would have room for two more
+
+
 def test_attention_is_what_it_was_where_no_trees_are_read():
     config = LlamaConfig(**tiny("llama").to_dict())
     module = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
@@ -169,6 +177,7 @@ def test_what_differs_from_layer_to_layer_counts_with_its_largest_value():
     config = tiny("gemma4_text")
     assert config.to_dict()["per_layer_config"] == {"1": {"head_dim": 512}, "3": {"head_dim": 512}}
     assert largest(config, "head_dim") == 512
+    assert largest(tiny("gpt2", n_positions=48), "max_position_embeddings") == 48  # which has another name for it
     with torch.device("meta"):
         module = AutoModelForCausalLM.from_config(config)
     assert cache_bytes(module) == 2 * 4 * 2 * 512 * 4  # keys and values, 4 layers, 2 heads, 512 numbers of 4 bytes
