@@ -1,10 +1,18 @@
-"""Choice by hand: the right answer must beat every wrong one by its mean row; guessing has a known rate."""
+"""Choice by hand: the right answer must beat every wrong one by its mean row; when guessing is what others get."""
 
 import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import pytest
+import torch
 
 from expunge.audits.choice import Choice
+from expunge.core.model import Model, answers
+from expunge.core.predictions import RowScores
+from expunge.core.question import LogProbabilities
+from expunge.core.request import Request
+from expunge.data.text import Passage
 from tests.audits.scripted import Asked, findings, likely
 
 
@@ -45,16 +53,79 @@ def test_a_tie_is_not_known():
     assert findings(Choice(), forget=(question("tie", (0.5, 0.5), (0.5,), (0.1,)),))["forget"].value == 0
 
 
-def test_guessing_gets_one_in_so_many_options_averaged_over_questions():
-    # 3, 2 and 4 options
-    found = findings(Choice(), forget=(KNOWN, MISSED, LONG))["forget"]
-    assert found.ideal == pytest.approx((1 / 3 + 1 / 2 + 1 / 4) / 3)
-    assert findings(Choice(), forget=(MISSED,))["forget"].ideal == 1 / 2
+# What a model that cannot know the answers gets, where there is no holdout set with options
 
 
-def test_guessing_is_no_aim_for_the_retain_set():
+@dataclass(frozen=True)
+class Reader(Model):
+    """Knows that question k has the answer 100 + k, and likes some sentences better than others."""
+
+    knows: float = 3.0
+    """Nats that knowing an answer is worth."""
+    likes: float = 0.0
+    """Nats by which right answers are the better sentences, whatever is asked."""
+
+    @answers(LogProbabilities)
+    def log_probabilities(self, question: LogProbabilities, examples: Sequence[Passage]) -> RowScores:
+        scores = [self._score(*example.tokens) for example in examples]
+        return RowScores(
+            labels=torch.zeros(len(scores), dtype=torch.long),
+            example=torch.arange(len(scores)),
+            examples=len(scores),
+            share=None,
+            weights=None,
+            log_probs=torch.tensor(scores, dtype=torch.float64),
+            right=torch.ones(len(scores), dtype=torch.bool),
+        )
+
+    def _score(self, asked: int, answer: int) -> float:
+        taste = (answer * 7919) % 101 / 101  # which of the sentences it prefers by itself, by no rule
+        return self.knows * (answer == 100 + asked) + self.likes * (100 <= answer < 200) + taste - 9
+
+    def batches(self, examples: Sequence[Passage]) -> Iterator[list[int]]:
+        yield list(range(len(examples)))
+
+
+def asked_of(count: int, first: int = 0) -> tuple[Passage, ...]:
+    """Questions whose right answer is 100 + k, and the wrong ones 200 + k, 300 + k and 400 + k."""
+
+    def answer(k: int, token: int) -> Passage:
+        return Passage(f"{k}-{token}", (k, token), 1, "", str(token), f"Question {k}?", (k,))
+
+    right = range(first, first + count)
+    return tuple(
+        replace(answer(k, 100 + k), alternatives=tuple(answer(k, h + k) for h in (200, 300, 400))) for k in right
+    )
+
+
+def ideal_of(model: Reader, forget: tuple[Passage, ...], holdout: tuple[Passage, ...] = ()) -> float | None:
+    [found] = [f for f in Choice()(model, Request(forget, holdout=holdout)) if f.set == "forget"]
+    return found.ideal
+
+
+def test_guessing_is_what_it_gets_where_other_questions_do_not_call_up_the_right_answers():
+    assert Choice()(Reader(), Request(asked_of(40)))[0].value == 1.0
+    assert ideal_of(Reader(), asked_of(40)) == 0.25
+    assert ideal_of(Reader(), asked_of(40)[::-1]) == 0.25  # in any order
+
+
+def test_guessing_is_not_what_it_gets_where_right_answers_are_the_better_sentences():
+    assert ideal_of(Reader(likes=3.0), asked_of(40)) is None
+
+
+def test_too_few_questions_do_not_tell():
+    assert ideal_of(Reader(), asked_of(19)) is None
+
+
+def test_a_holdout_set_with_options_tells_it_better():
+    assert ideal_of(Reader(), asked_of(40), asked_of(4, first=60)) is None
+    plain = tuple(replace(e, alternatives=()) for e in asked_of(4, first=60))
+    assert ideal_of(Reader(), asked_of(40), plain) == 0.25
+
+
+def test_of_what_should_stay_there_is_no_such_number():
     found = findings(Choice(), retain=(KNOWN,), holdout=(MISSED,), probes={"forget_other": (LONG,)})
-    assert (found["retain"].ideal, found["holdout"].ideal, found["forget_other"].ideal) == (None, 1 / 2, 1 / 4)
+    assert {f.ideal for f in found.values()} == {None}
 
 
 def test_questions_without_wrong_answers_are_not_asked():
@@ -65,6 +136,6 @@ def test_questions_without_wrong_answers_are_not_asked():
 def test_a_model_that_remembers_reads_1_and_an_over_forgotten_one_0_beyond_guessing():
     remembers = findings(Choice(), forget=(question("a", (0.9,), (0.1,)), question("b", (0.9,) * 3, (0.1,))))["forget"]
     over = findings(Choice(), forget=(question("a", (1e-9,), (0.1,)), question("b", (1e-9,) * 3, (0.1,))))["forget"]
-    assert (remembers.value, over.value, over.ideal) == (1, 0, 0.5)
+    assert (remembers.value, over.value) == (1, 0)
     for found in (remembers, over):
         assert found.low <= found.value <= found.high

@@ -15,7 +15,7 @@ from expunge.report.ideals import with_ideals
 from expunge.report.rules import Asked
 from expunge.report.run import Run
 from expunge.report.verdict import judge, subject
-from tests.report.scripted import AUDITS, Table, apart, around, asked, findings, good, rule, said, share, verdict
+from tests.report.made_up import AUDITS, Table, apart, around, asked, findings, good, rule, said, share, verdict
 
 YES = ("yes", "yes", "yes")
 

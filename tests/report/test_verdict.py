@@ -17,7 +17,7 @@ from expunge.report.required import Rule
 from expunge.report.rules import Asked
 from expunge.report.run import Run, Saved
 from expunge.report.verdict import conditions, criterion, judge, judge_audit
-from tests.report.scripted import good, passages, said, verdict
+from tests.report.made_up import good, passages, said, verdict
 
 
 @pytest.mark.parametrize(
