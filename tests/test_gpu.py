@@ -18,7 +18,7 @@ from expunge.models.vision import ImageClassifier
 from expunge.notation.parse import parse
 from expunge.train.checkpoint import Checkpoints, keep_checkpoints
 from tests.cli.commands import rows, write
-from tests.train.test_checkpoint import CutOffError, Watcher, passages
+from tests.train.cut_runs import CutOffError, Watcher, passages
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 
