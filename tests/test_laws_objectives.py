@@ -18,9 +18,9 @@ from expunge.notation.parse import Plugin, parse
 from expunge.objectives.ascent import Ascent
 from expunge.objectives.retain_nll import RetainNLL
 from tests.families import (
-    FAMILY,
     LANGUAGE,
     OBJECTIVE,
+    ROWS,
     assert_as_found,
     family_of,
     made,
@@ -67,7 +67,7 @@ def reordered(view: View) -> View:
     return View(view.model, {name: batch[::-1] for name, batch in view.sets.items()}, run=view.run)
 
 
-@FAMILY
+@ROWS
 @OBJECTIVE
 def test_an_objective_is_a_finite_scalar_in_float32_or_wider(plugin: Plugin, family: str):
     now, before, *_ = views(family)
@@ -77,7 +77,7 @@ def test_an_objective_is_a_finite_scalar_in_float32_or_wider(plugin: Plugin, fam
     assert math.isfinite(value.item())
 
 
-@FAMILY
+@ROWS
 @OBJECTIVE
 def test_the_order_of_examples_does_not_matter_to_an_objective(plugin: Plugin, family: str):
     objective = objective_of(plugin, family)
@@ -97,7 +97,7 @@ def test_padding_does_not_matter_to_an_objective(plugin: Plugin, family: str):
     assert objective(padded_now, padded_before).item() == pytest.approx(value, abs=1e-5, rel=1e-5)
 
 
-@FAMILY
+@ROWS
 @OBJECTIVE
 def test_parts_of_a_step_with_its_shares_add_up_to_the_whole_with_its_gradient(plugin: Plugin, family: str):
     objective = objective_of(plugin, family)
@@ -122,7 +122,7 @@ def test_parts_of_a_step_with_its_shares_add_up_to_the_whole_with_its_gradient(p
         assert torch.allclose(total, torch.zeros_like(total) if one is None else one, atol=1e-5 * largest)
 
 
-@FAMILY
+@ROWS
 @OBJECTIVE
 def test_an_objective_never_changes_the_reference_nor_gives_it_a_gradient(plugin: Plugin, family: str):
     now, before, network, reference = views(family)
@@ -133,7 +133,7 @@ def test_an_objective_never_changes_the_reference_nor_gives_it_a_gradient(plugin
     assert any(p.grad is not None for p in network.module.parameters())
 
 
-@FAMILY
+@ROWS
 @OBJECTIVE
 def test_a_set_that_an_objective_does_not_read_costs_no_forward_pass(plugin: Plugin, family: str):
     objective = objective_of(plugin, family)
@@ -156,7 +156,7 @@ def test_a_set_that_an_objective_does_not_read_costs_no_forward_pass(plugin: Plu
     assert objective(only_now, only_before).item() == value
 
 
-@FAMILY
+@ROWS
 @OBJECTIVE
 def test_an_objective_reads_what_it_says_that_it_needs(plugin: Plugin, family: str):
     objective = objective_of(plugin, family)

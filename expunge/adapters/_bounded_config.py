@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import PeftConfig, PeftType
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from peft.utils.other import get_pattern_key
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 from expunge.adapters._maps import check
 from expunge.errors import ModelRefused, UsageRefused
 from expunge.primitives.settings import show
+from expunge.primitives.tensor_digest import add_tensors
 
 NAME = "BOUNDED"
 PRECISIONS = ("float64", "float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")
@@ -149,14 +149,11 @@ class BoundedConfig(PeftConfig):
 
     def digest_of(self, tensors: Mapping[str, Tensor]) -> str | None:
         """SHA-256 over an adapter's tensors and the settings of its formula; None for tensors without values."""
+        covered = {name: tensor for name, tensor in tensors.items() if self._covers(name)}
+        if any(tensor.is_meta or type(tensor) not in (Tensor, nn.Parameter) for tensor in covered.values()):
+            return None
         sha = hashlib.sha256(json.dumps(self.formula(), sort_keys=True).encode())
-        for name, tensor in sorted(tensors.items()):
-            if not self._covers(name):
-                continue
-            if tensor.is_meta or type(tensor) not in (Tensor, nn.Parameter):
-                return None
-            sha.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-            sha.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        add_tensors(sha, covered)
         return sha.hexdigest()
 
     def check_digest(self, tensors: Mapping[str, Tensor]) -> None:

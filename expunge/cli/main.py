@@ -15,6 +15,7 @@ import typer
 from expunge import __version__
 from expunge.cli.ending import check_room_for_torch, run_guarded
 from expunge.cli.options import (
+    Adapter,
     Audits,
     Device,
     Devices,
@@ -66,13 +67,14 @@ def forget(
     training: Training,
     judging: Judging,
     keeping: Keeping,
+    adapter: Adapter = None,
     audits: Audits = None,
     out: Out = Path("expunged"),
     device: Device = "cpu",
     hold: Hold = "whole",
 ) -> None:
     """Make MODEL forget, audit it before and after, and write model, adapter, steps and report to a new folder."""
-    job = _job(model, sets, audits, out, images, texts, training, judging, keeping, hold)
+    job = _job(model, sets, audits, out, images, texts, training, judging, keeping, hold, adapter)
     _do("forget", job, judging.show_text, device)
 
 
@@ -86,13 +88,15 @@ def audit(
     images: Images,
     texts: Texts,
     judging: Judging,
+    adapter: Adapter = None,
     audits: Audits = None,
     out: Out = Path("audited"),
     device: Device = "cpu",
     hold: Hold = "whole",
 ) -> None:
     """Audit MODEL as it is, and write a report to a new folder."""
-    _do("audit", _job(model, sets, audits, out, images, texts, judging=judging, hold=hold), judging.show_text, device)
+    job = _job(model, sets, audits, out, images, texts, judging=judging, hold=hold, adapter=adapter)
+    _do("audit", job, judging.show_text, device)
 
 
 @app.command(epilog="Example:\n\nexpunge report forgotten another-run --out comparison.html")
@@ -157,13 +161,14 @@ def plan(
     texts: Texts,
     training: Training,
     devices: Devices,
+    adapter: Adapter = None,
     audits: Audits = None,
     out: Out = Path("expunged"),
     json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
     """Say what `forget` with the same options will cost: tokens, FLOPs, memory, disk, time. Runs and loads nothing."""
     devices.check()
-    job = _job(model, sets, audits, out, images, texts, training, hold=devices.hold)
+    job = _job(model, sets, audits, out, images, texts, training, hold=devices.hold, adapter=adapter)
     from expunge.cli.plan_table import say
     from expunge.plan.machine import Machine
 
@@ -200,6 +205,7 @@ def _job(
     judging: Judging | None = None,
     keeping: Keeping | None = None,
     hold: str = "whole",
+    adapter: Path | None = None,
 ) -> Job:
     """The job that the options ask for; names and files are looked at before anything is imported to do it."""
     from expunge.notation.parse import check_names
@@ -213,6 +219,7 @@ def _job(
         check_settings(text)
     sets.check()
     keeping.check()
+    present("--adapter", adapter)
     present("--stand-in", training.stand_in)
     probes, template = sets.probes(), texts.template()
     check_room_for_torch()
@@ -234,6 +241,7 @@ def _job(
             keep_duplicates=texts.keep_duplicates,
         ),
         out=out,
+        adapter=adapter,
         method=training.method,
         audits=audits,
         reference=judging.reference,

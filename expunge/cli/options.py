@@ -17,6 +17,9 @@ from typer import Argument, Option
 from expunge.errors import DataRefused, UsageRefused
 
 Model = Annotated[str, Argument(metavar="MODEL", help="Folder, FILE.gguf, or hub id (org/name@revision).")]
+Adapter = Annotated[
+    Path | None, Option("--adapter", help="Folder of a LoRA or a bounded adapter to merge into MODEL first.")
+]
 Audits = Annotated[str | None, Option("--audits", help="Such as 'Loss, MinK(fraction=0.4)'.")]
 Out = Annotated[Path, Option("--out", help="New folder for the result.")]
 Device = Annotated[str, Option("--device", help="cpu or cuda.")]

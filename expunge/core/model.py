@@ -6,7 +6,7 @@ import copy
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, cast
@@ -18,7 +18,9 @@ from expunge.core.question import DerivedQuestion, Question, Reply, RowsReply, S
 from expunge.core.request import Example
 from expunge.errors import ModelRefused, UsageRefused
 from expunge.primitives.composed_files import describe, kind_name, parts_of, save_parts
+from expunge.primitives.merged_adapter import MergedAdapter
 from expunge.primitives.out_of_memory import in_fitting_batches
+from expunge.primitives.tensor_digest import digest_tensors
 
 if TYPE_CHECKING:
     from expunge.primitives.class_scores import Head
@@ -170,6 +172,8 @@ class Network(Model):
     """A model whose weights are in this process: a torch module."""
 
     module: nn.Module
+    adapter: MergedAdapter | None = field(default=None, kw_only=True, repr=False)
+    """What was merged into the weights as it was opened."""
 
     @abstractmethod
     def save(self, folder: Path) -> None:
@@ -200,11 +204,7 @@ class Network(Model):
 
     def fingerprint(self) -> str:
         """SHA-256 over names, types, shapes and bytes of all weights."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.module.state_dict().items()):
-            digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        return digest_tensors(self.module.state_dict())
 
     @property
     def device(self) -> torch.device:

@@ -12,29 +12,42 @@ from typing import Any
 from expunge.core.model import Model, Network
 from expunge.errors import EnvironmentRefused, ModelRefused, UsageRefused
 from expunge.models._family import Family
+from expunge.models.merging import merge_adapter, read_adapter
 from expunge.models.source import config_of, locate
+from expunge.models.stored import stored_of
 from expunge.primitives.composed_files import FILE, open_parts
 from expunge.runtime.atomic_files import check_inside
 
 
 def open_model(
-    text: str | Path, device: str = "cpu", storage_device: str | None = None, dtype: str | None = None
+    text: str | Path,
+    device: str = "cpu",
+    storage_device: str | None = None,
+    dtype: str | None = None,
+    adapter: str | Path | None = None,
 ) -> Model:
     """The model in a folder, a GGUF file, or at a hub id (`org/name@revision`).
 
     A folder may hold a transformers model, or what `save` of any other model wrote: a guarded network, an ensemble.
     The weights are put on `device`, or on `storage_device`: on the host, for processes that will hold a shard each.
     `dtype` (float32, bfloat16, float16) is the precision that `save` writes; None: that of the file.
+    `adapter` is a folder with a LoRA or a bounded adapter of peft, made for this model, that is merged into it.
     Raises `ModelRefused` where the architecture is of no known family, or a file differs from its manifest.
     """
     if (Path(text) / FILE).is_file():
+        if adapter is not None:
+            raise UsageRefused(f"--adapter: {text} is made of other models. Merge the adapter into the one it is for.")
         check_inside(Path(text))
         return open_parts(Path(text), Model, lambda part: open_model(part, device, storage_device, dtype))
-    return open_network(str(text), device, storage_device, dtype)
+    return open_network(str(text), device, storage_device, dtype, adapter)
 
 
 def open_network(
-    text: str, device: str = "cpu", storage_device: str | None = None, dtype: str | None = None
+    text: str,
+    device: str = "cpu",
+    storage_device: str | None = None,
+    dtype: str | None = None,
+    adapter: str | Path | None = None,
 ) -> Network:
     """The network in a transformers folder, a GGUF file, or at a hub id."""
     import torch
@@ -46,8 +59,12 @@ def open_network(
     source = replace(locate(text), dtype=dtype)
     if source.local:
         check_inside(Path(source.name))
+    merged = None if adapter is None else read_adapter(Path(adapter))
     config = config_of(source)
-    return family_of(config, text).open(source, device, storage_device)
+    network = family_of(config, text).open(source, device, storage_device)
+    if adapter is None or merged is None:
+        return network
+    return merge_adapter(network, Path(adapter), merged, stored_of(replace(source, dtype=None), config))
 
 
 @cache

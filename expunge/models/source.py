@@ -84,8 +84,7 @@ def check_folder(folder: Path) -> None:
         raise ModelRefused(f"{folder}: holds GGUF files, of which one must be named. Give {folder}/FILE.gguf.")
     if (folder / "adapter_config.json").exists() and not (folder / "config.json").is_file():
         raise ModelRefused(
-            f"{folder}: holds an adapter, not a model. Merge it into its base (with peft: "
-            f"PeftModel.from_pretrained(base, FOLDER).merge_and_unload().save_pretrained(NEW)) and give that folder."
+            f"{folder}: holds an adapter, not a model. Give the model that it was made for, and --adapter {folder}."
         )
     for config in nested_configs(read_json(folder / "config.json")):
         if config.get("quantization_config"):

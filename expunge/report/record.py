@@ -55,6 +55,7 @@ def describe_model(model: Model, name: str, family: str) -> Original:
         architecture=architecture,
         parameters=sum(p.numel() for module in modules for p in module.parameters()) if modules else None,
         fingerprint=model.fingerprint(),
+        adapter=model.adapter if isinstance(model, Network) else None,
     )
 
 

@@ -17,6 +17,7 @@ from expunge.core.model import Model
 from expunge.errors import DataRefused, ModelRefused, UsageRefused
 from expunge.events import Checked, Step
 from expunge.notation.typed_json import MisfitError, event_from_json, event_to_json, from_json, to_json
+from expunge.primitives.merged_adapter import MergedAdapter
 from expunge.primitives.repeat import Intake, Repeat
 from expunge.report.answers import Verdict
 from expunge.report.run import Run
@@ -63,6 +64,8 @@ class Original:
     """SHA-256 over names, types and bytes of all weights."""
     tokenizer: TokenizerFacts | None = None
     """None for other models than language models."""
+    adapter: MergedAdapter | None = None
+    """What was merged into it as it was opened; the fingerprint is that of the merged weights."""
 
 
 @dataclass(frozen=True)

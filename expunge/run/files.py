@@ -18,15 +18,15 @@ LONGEST_NAME = 255
 """Bytes of a file's name at most, on the file systems in use."""
 
 
-def check_out(out: Path, model: str) -> None:
-    """Refuse an output folder that holds anything, or that lies in the model's."""
+def check_out(out: Path, model: str, adapter: Path | None = None) -> None:
+    """Refuse an output folder that holds anything, or that lies in the model's or the adapter's."""
     try:
-        _check_out(out, model)
+        _check_out(out, model, adapter)
     except OSError as error:
         raise UsageRefused(f"--out {str(out)[:80]}: {error.strerror or 'not a usable path'}. Give another.") from error
 
 
-def _check_out(out: Path, model: str) -> None:
+def _check_out(out: Path, model: str, adapter: Path | None) -> None:
     if not str(out).isprintable():
         raise UsageRefused(f"--out {ascii(str(out))[:80]}: line breaks and control characters are no part of a name.")
     if out.is_symlink():
@@ -40,6 +40,8 @@ def _check_out(out: Path, model: str) -> None:
         raise UsageRefused(f"{out} is not empty. Give a new folder with --out; nothing is ever written over.")
     if len(model) < 256 and Path(model).is_dir() and out.resolve().is_relative_to(Path(model).resolve()):
         raise UsageRefused(f"{out} lies in the model's folder, which is never written to. Give another --out.")
+    if adapter is not None and out.resolve().is_relative_to(adapter.resolve()):
+        raise UsageRefused(f"{out} lies in the adapter's folder, which is never written to. Give another --out.")
     parent = next(p for p in out.absolute().parents if p.exists())
     if not parent.is_dir():
         raise UsageRefused(f"{parent} is a file, so {out} cannot be made below it. Give another --out.")

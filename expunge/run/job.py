@@ -45,6 +45,8 @@ class Job:
     model: str
     inputs: Inputs
     out: Path
+    adapter: Path | None = None
+    """A folder with an adapter of peft that is merged into the model first."""
     method: str | None = None
     """In the notation; None: what suits the files."""
     audits: str | None = None
@@ -103,8 +105,8 @@ class Job:
             self.inputs.supply(objective)
         clock, reference = Clock(), self.reference
         with clock.part("load"):
-            on_event(Note(f"Loading {self.model}"))
-            model = open_model(self.model, self.device, self._storage(), self.dtype)
+            on_event(Note(f"Loading {self.model}{f', into which {self.adapter} is merged' if self.adapter else ''}"))
+            model = open_model(self.model, self.device, self._storage(), self.dtype, self.adapter)
             request = records.request(model)
         if left_out := say_left_out(self.model):
             on_event(Note(left_out))
@@ -132,7 +134,7 @@ class Job:
 def forget(job: Job, on_event: OnEvent) -> Report:
     """Forget, and write `job.out`, all of it or nothing."""
     method, audits, _ = job.check_names()
-    check_out(job.out, job.model)
+    check_out(job.out, job.model, job.adapter)
     saved = job.checkpoints()
     with lock(job.out) if is_main() else nullcontext():
         if saved:
@@ -159,7 +161,7 @@ def forget(job: Job, on_event: OnEvent) -> Report:
 def audit(job: Job, on_event: OnEvent) -> Report:
     """Audit a model as it is, and write `report.json` and `report.html` to `job.out`."""
     _, audits, _ = job.check_names()
-    check_out(job.out, job.model)
+    check_out(job.out, job.model, job.adapter)
     with lock(job.out) if is_main() else nullcontext():
         report = unlearn.audit(job.task(None, audits, on_event))
         with shared_folder(whole_folder(job.out)) as folder:

@@ -171,13 +171,14 @@ def checkpoints_of_run() -> Checkpoints | None:
 
 
 def facts(method: object, network: Network, request: Request) -> dict[str, str]:
-    """What a run depends on: a resumed run must have the same."""
+    """What a run depends on: a resumed run must have the same; `adapter` only of a model that one was merged into."""
     digest = hashlib.sha256()
     for name, examples in request.sets().items():
         digest.update(f"{name}:{len(examples)};".encode())
         for example in examples:
             digest.update(example.input_digest())  # in order, which the batches depend on
-    return {"method": repr(method), "model": network.fingerprint(), "data": digest.hexdigest()}
+    merged = {"adapter": network.adapter.digest} if network.adapter else {}
+    return {"method": repr(method), "model": network.fingerprint(), **merged, "data": digest.hexdigest()}
 
 
 def _discard(checkpoint: Path) -> None:
@@ -218,7 +219,8 @@ def _unwrap_errors() -> Iterator[None]:
 def _match(folder: Path, manifest: Mapping[str, Any], facts: Mapping[str, str]) -> None:
     """Refuse a checkpoint with other `facts`."""
     run = manifest.get("run")
-    differ = [key for key, value in facts.items() if not isinstance(run, dict) or run.get(key) != value]
+    there = run if isinstance(run, dict) else {}
+    differ = [key for key in {**facts, **there} if there.get(key) != facts.get(key)]
     if differ:
         raise ModelRefused(
             f"{folder} is of another run: its {' and its '.join(differ)} {'differ' if differ[1:] else 'differs'}. "

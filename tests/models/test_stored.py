@@ -208,7 +208,9 @@ def test_a_stale_index_beside_a_whole_file_is_passed_over_as_transformers_does(t
 def test_an_adapter_is_told_from_a_model(tmp_path: Path):
     (tmp_path / "adapter_config.json").write_text("{}")
     (tmp_path / "adapter_model.safetensors").write_bytes(b"")
-    with pytest.raises(ModelRefused, match=r"holds an adapter, not a model. Merge it into its base .*merge_and_unload"):
+    with pytest.raises(
+        ModelRefused, match=r"holds an adapter, not a model. Give the model that it was made for, and --adapter /"
+    ):
         open_model(tmp_path)
 
 
