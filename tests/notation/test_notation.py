@@ -192,6 +192,8 @@ def test_a_name_that_is_nearly_right_is_answered_with_the_right_one():
 def test_a_setting_that_is_unknown_or_given_twice_is_refused():
     with pytest.raises(UsageRefused, match=r"^Finetune has no setting 'lerning_rate'. Did you mean 'learning_rate'\?$"):
         parse("Finetune(lerning_rate=0.1)")
+    with pytest.raises(UsageRefused, match=rf"^NPO has no setting '{'q' * 100}'. It has: beta\.$"):
+        parse(f"NPO({'q' * 3000}=1)")
     with pytest.raises(UsageRefused, match=r"^NPO has no setting 'qqq'. It has: beta\.$"):
         parse("NPO(qqq=1)")
     with pytest.raises(UsageRefused, match=r"^The `beta` of NPO is given twice"):

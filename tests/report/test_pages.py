@@ -73,6 +73,7 @@ def changed(*path: str | int, to: object) -> str:
     ("text", "told"),
     [
         (changed("findings", 3, "value", to="0.5"), "findings[3].value must be a number"),
+        (changed("findings", 3, "value", to=10**400), "findings[3].value must be a number"),
         (changed("findings", 0, "better", to="up"), "findings[0].better must be one of lower, higher, ideal"),
         (changed("run", "ended", "kept_step", to=1.5), "run.ended.kept_step must be a whole number"),
         (changed("samples", "shown", to="true"), "samples.shown must be true or false"),

@@ -137,7 +137,13 @@ def test_a_missing_an_added_and_a_changed_file_are_named(tmp_path: Path):
         check_manifest(folder)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"files": []}', '{"files": {"a": 1}}', "[" * 100_000])
+ENDLESS = '{"files": {"a": {"bytes": Infinity, "sha256": ""}}}'
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "{}", '{"files": []}', '{"files": {"a": 1}}', "[" * 100_000, pytest.param(ENDLESS, id="endless")],
+)
 def test_a_manifest_that_is_none_is_refused(text: str, tmp_path: Path):
     (tmp_path / MANIFEST).write_text(text)
     with pytest.raises(ModelRefused, match=r"is not a manifest"):
