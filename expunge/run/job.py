@@ -45,8 +45,6 @@ class Job:
     model: str
     inputs: Inputs
     out: Path
-    adapter: Path | None = None
-    """A folder with an adapter of peft that is merged into the model first."""
     method: str | None = None
     """In the notation; None: what suits the files."""
     audits: str | None = None
@@ -65,6 +63,8 @@ class Job:
     """Of several processes, what each holds of a model that is audited: the whole on its device, or cut, a part."""
     added_probes: bool = True
     """Whether a language model is asked general knowledge and plain texts where no probe says what should stay."""
+    adapter: Path | None = None
+    """A folder with an adapter of peft that is merged into the model first."""
     line: str = ""
     """What was typed, for the report."""
 
