@@ -18,12 +18,17 @@ BY_LEVELS = (
 )
 """Every forget token to the loss of unseen tokens like it. Its steps are all taken: what it aims at is a distribution,
 which no mean says is reached. docs/log.md tells how its settings were chosen."""
+BY_CLASS = (
+    "Finetune(objective=AbsentClass() + RetainNLL() + 3.0 * RetainKL(), learning_rate=0.001, steps=100, "
+    "schedule='linear', stop=Stop(level=None, every=20))"
+)
+"""Images of a class that is deleted to what an unlearnt class gets, others to the losses of unseen images."""
 BY_MEANS = "Finetune()"
 
 
 def default_method(texts: bool, unseen: bool) -> str:
     """What forgets where no method is named; `unseen`: whether there is a holdout set, from which levels are taken."""
-    return BY_LEVELS if texts and unseen else BY_MEANS
+    return BY_CLASS if not texts else BY_LEVELS if unseen else BY_MEANS
 
 
 def method_of(method: str | Method, seed: int | None = None) -> Method:
