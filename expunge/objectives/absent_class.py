@@ -8,10 +8,11 @@ be asked is what the model says of the class about retained images, of which it 
 third of these losses that is smallest, as those images are the most like the class. On digits of which one was left out
 the mean of that third is within ln 2 of what retrained models say (docs/log.md).
 
-Where there is no retain set, or it has the class too, this is `TokenLevels`, which brings images to the losses of
-unseen ones. Needs the forget set. Meant as removal.
+Where there is no retain set, or it has the class too, images get the losses of the holdout's (`TokenLevels`); without a
+holdout that of guessing among all classes (`Settle`). Needs the forget set. Meant as removal.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, cast
@@ -25,6 +26,7 @@ from expunge.core.question import LogProbabilities, Scores
 from expunge.core.view import View
 from expunge.errors import UsageRefused
 from expunge.internals.examples import Pictured
+from expunge.objectives.settle import Settle
 from expunge.objectives.token_levels import TokenLevels
 from expunge.primitives.unseen_losses import evenly
 
@@ -33,6 +35,9 @@ ASKED = 300
 """Retained images that are asked how unlikely the class is."""
 NEAREST = 3
 """One in so many of these, those that are taken for the class most, stand for its own images."""
+
+NEVER = 20.0
+"""Log-odds that no image has: how sure a model is of unseen images is a trace, since most of them are easy."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,8 @@ class AbsentClass(Objective):
         if name not in now.run.memory:
             now.run.memory[name] = {"yes": _are_absent(forget, retain)}
         if not cast(dict[str, bool], now.run.memory[name])["yes"]:
-            return TokenLevels(self.every)(now, before)
+            unseen, guessing = TokenLevels(self.every, NEVER), Settle(level=math.log(now.forget.log_probs().shape[1]))
+            return (unseen if now.run.whole.get("holdout") else guessing)(now, before)
         levels = self._levels(now, before, cast(Images, forget), retain)
         losses = -now.forget.log_prob()
         wanted = [levels[example.record_digest()] for example in now.batch("forget")]

@@ -1,6 +1,6 @@
 """A level for each token (our own): the loss that it would have if the model had never seen it, held from either side.
 
-    loss = mean over the labelled rows of | level_row + log p_now(y | x) |
+    loss = mean over the labelled rows of | o(exp(-level_row)) - o(p_now(y | x)) |,   o(p) = log(p / (1 - p))
 
 A mean over an answer can be right while a few of its tokens are blown up, and an attacker who looks at the least likely
 tokens (Min-K) then tells the forgotten from the never seen without fail. So each token has a level of its own. Levels
@@ -8,6 +8,9 @@ are losses of the holdout's tokens, which no model saw, under the model as it is
 what a model that does not know the text could go by (n-grams of the retain set, repetitions within the text, place),
 and among these one drawn by the token's own hash, so that levels are spread as the losses of unseen tokens are. Every
 `every` steps they are drawn anew, since the holdout's losses move with the training. See `primitives/unseen_losses.py`.
+
+The distance is one of log-odds: that of losses has no slope where a token is known by heart. A level at which the token
+is likely (log-odds of `sure` or more) asks for no more than that.
 
 Rows that are no tokens, such as images, keep the order that their losses have under the original model: the hardest
 forget image gets the largest loss of the holdout's. Without a holdout this is `Settle`: the run's level for an
@@ -18,6 +21,7 @@ from dataclasses import dataclass
 from typing import ClassVar, cast
 
 import torch
+from torch import Tensor
 
 from expunge.core.model import Batch, Model
 from expunge.core.objective import Objective, Scalar
@@ -26,8 +30,11 @@ from expunge.core.view import View
 from expunge.errors import UsageRefused
 from expunge.internals.examples import Tokenized
 from expunge.objectives.settle import Settle
+from expunge.primitives.settings import check_finite
 from expunge.primitives.unseen_losses import Estimate, Text
 
+SMALLEST = 1e-6
+"""Of 1 - p: below it rounding of a float32 rules."""
 SETS = ("forget", "holdout", "retain")
 
 
@@ -41,7 +48,12 @@ class TokenLevels(Objective):
     every: int = 10
     """Steps after which the levels are drawn anew; each time the holdout set is read once."""
 
+    sure: float = 1.0
+    """Log-odds from which on a token counts as known: what an unseen token has beyond that is nobody's aim. 1 is a
+    probability of 0.73."""
+
     def __post_init__(self) -> None:
+        check_finite(self, "sure")
         if self.every < 1:
             raise UsageRefused(f"The `every` of TokenLevels must be at least 1. Got {self.every!r}.")
 
@@ -49,10 +61,10 @@ class TokenLevels(Objective):
         if not now.run.whole.get("holdout"):
             return Settle()(now, before)
         levels = self._levels(now, before)
-        losses = -now.forget.log_prob()
+        said = now.forget.log_prob()
         asked = [levels[example.input_digest()] for example in now.batch("forget")]
-        wanted = torch.cat(asked).to(losses) if now.forget.examples else losses.detach()
-        return now.forget.over_rows((losses - wanted).abs())
+        wanted = -torch.cat(asked).to(said) if now.forget.examples else said.detach()
+        return now.forget.over_rows(away(said, wanted, self.sure))
 
     def _levels(self, now: View, before: View) -> dict[bytes, torch.Tensor]:
         """The level of each row of each forget example."""
@@ -74,6 +86,17 @@ class TokenLevels(Objective):
             sets = [now.run.whole.get(each, ()) for each in SETS]
             now.run.memory[name] = _of_texts(*sets) or _of_others(before.model, *sets[:2])
         return cast(Estimate, now.run.memory[name])
+
+
+def away(said: Tensor, wanted: Tensor, sure: float) -> Tensor:
+    """Distance in log-odds of log-probabilities from those wanted [rows]; where these are surer than `sure`, from it
+    and from below alone."""
+    now, then = _log_odds(said), _log_odds(wanted)
+    return torch.where(then < sure, (now - then).abs(), torch.relu(sure - now))
+
+
+def _log_odds(log_prob: Tensor) -> Tensor:
+    return log_prob - (-torch.expm1(log_prob)).clamp(min=SMALLEST).log()
 
 
 def _of_texts(forget: Batch, holdout: Batch, retain: Batch) -> Estimate | None:

@@ -20,7 +20,7 @@ BY_LEVELS = (
 which no mean says is reached. docs/log.md tells how its settings were chosen."""
 BY_CLASS = (
     "Finetune(objective=AbsentClass() + RetainNLL() + 3.0 * RetainKL(), learning_rate=0.001, steps=100, "
-    "schedule='linear', stop=Stop(level=None, every=20))"
+    "schedule='linear', stop=Stop(level=None, max_retain_increase=None, every=20))"
 )
 """Images of a class that is deleted to what an unlearnt class gets, others to the losses of unseen images."""
 BY_MEANS = "Finetune()"

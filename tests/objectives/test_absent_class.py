@@ -1,5 +1,6 @@
 """The loss of a class that was never learnt: levels by hand, the laws of drawing, and when it is `TokenLevels`."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -81,10 +82,18 @@ def test_what_is_no_absent_class_is_brought_to_the_losses_of_the_unseen(kind):
         run = Run(level=4.0, step=1, whole=request.sets())
         now, before = (View(model, {"forget": request.forget}, run=run) for model in (now, before))
     else:
-        request = absent()
+        request = replace(absent(), holdout=picture_request().holdout)
         retain = (replace(request.retain[0], label=3), *request.retain[1:])
         now, before = views(replace(request, retain=retain))
-    assert AbsentClass()(now, before).item() == TokenLevels()(now, before).item()
+    assert AbsentClass()(now, before).item() == TokenLevels(sure=20.0)(now, before).item()
+
+
+def test_without_a_holdout_images_of_a_class_that_stays_are_brought_to_guessing():
+    request = absent()
+    now, before = views(replace(request, retain=(replace(request.retain[0], label=3), *request.retain[1:])))
+    losses = -now.model.ask(LogProbabilities(), request.forget).log_probs
+    expected = (losses - math.log(4)).abs().mean()  # four classes
+    assert AbsentClass()(now, before).item() == pytest.approx(expected.item(), abs=1e-5)
 
 
 def test_a_run_takes_a_class_that_was_learnt_to_its_level():
