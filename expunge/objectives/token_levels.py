@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from typing import ClassVar, cast
 
 import torch
-from torch import Tensor
 
 from expunge.core.model import Batch, Model
 from expunge.core.objective import Objective, Scalar
@@ -29,12 +28,11 @@ from expunge.core.question import LogProbabilities
 from expunge.core.view import View
 from expunge.errors import UsageRefused
 from expunge.internals.examples import Tokenized
+from expunge.objectives._log_odds import away
 from expunge.objectives.settle import Settle
 from expunge.primitives.settings import check_finite
 from expunge.primitives.unseen_losses import Estimate, Text
 
-SMALLEST = 1e-6
-"""Of 1 - p: below it rounding of a float32 rules."""
 SETS = ("forget", "holdout", "retain")
 
 
@@ -86,17 +84,6 @@ class TokenLevels(Objective):
             sets = [now.run.whole.get(each, ()) for each in SETS]
             now.run.memory[name] = _of_texts(*sets) or _of_others(before.model, *sets[:2])
         return cast(Estimate, now.run.memory[name])
-
-
-def away(said: Tensor, wanted: Tensor, sure: float) -> Tensor:
-    """Distance in log-odds of log-probabilities from those wanted [rows]; where these are surer than `sure`, from it
-    and from below alone."""
-    now, then = _log_odds(said), _log_odds(wanted)
-    return torch.where(then < sure, (now - then).abs(), torch.relu(sure - now))
-
-
-def _log_odds(log_prob: Tensor) -> Tensor:
-    return log_prob - (-torch.expm1(log_prob)).clamp(min=SMALLEST).log()
 
 
 def _of_texts(forget: Batch, holdout: Batch, retain: Batch) -> Estimate | None:

@@ -12,8 +12,9 @@ from expunge.core.question import LogProbabilities
 from expunge.core.view import Run, View
 from expunge.errors import UsageRefused
 from expunge.notation.parse import parse
+from expunge.objectives._log_odds import away
 from expunge.objectives.settle import Settle
-from expunge.objectives.token_levels import TokenLevels, away
+from expunge.objectives.token_levels import TokenLevels
 from expunge.primitives.unseen_losses import BACKED, Counts, Estimate, Text, describe, evenly, spread
 from tests.families import family_of, moved, picture_request
 
