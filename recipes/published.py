@@ -1,0 +1,266 @@
+"""Every published recipe by its name, once, on a small model of its family: what the verdict says of it.
+
+    OMP_NUM_THREADS=1 python recipes/published.py run SHARED docs/recipes.jsonl     makes the rows that are missing
+    python recipes/published.py show docs/recipes.jsonl docs/recipes.md             writes the tables between marks
+
+SHARED holds stories260k, tofu, cifar10 and resnet_cifar10. Texts: stories260K learns 100 records of TOFU by heart
+(`unseen_authors.py`) and forgets one author's 20; for SEUF its MLPs are copied into four experts each. Images:
+ResNet-20 forgets the ships of CIFAR-10; what adapts transformer blocks runs on a ViT that reads digits (`digits.py`)
+and forgets the eights, beside one trained without them. Recipes run as `--method NAME` runs them, seed 0, no search.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from cifar import Cifar, resnet20
+from digits import Digits, trained
+from keeping import between, keep, rows
+from transformers import MixtralConfig, MixtralForCausalLM
+from unseen_authors import PER_AUTHOR, learnt, passages, read, request_of
+
+from expunge import Network, Report, Request, unlearn
+from expunge.data.text import Passage
+from expunge.errors import Refusal
+from expunge.models.language import LanguageModel
+from expunge.models.open import open_network
+from expunge.notation.recipes import recipes
+
+SHIP, EIGHT = 8, 8
+ALSO = {("SSD(alpha=10.0)", "ResNet-20, cats"), ("SSD", "ResNet-20, cats")}
+"""A class over which the paper's threshold ruins the network, beside the one that is picked."""
+CAT = 3
+BLOCKS = ("GD+Sine", "GSLoRA", "GSLoRAPlus")
+"""Recipes for images whose adapter needs transformer blocks."""
+STAND_INS = {"AltPO": "wrong answers", "FLAT": "refusals", "LLMU": "answers of others", "Unseen": "twins"}
+"""What is said instead, where that is not a refusal."""
+NAMES = {"Hsiao Yun-Hwa": "Tseng Pao-Lin", "Hsiao": "Tseng", "Yun-Hwa": "Pao-Lin"}
+"""The forgotten author, and a name that nobody was trained on."""
+TEXT_AUDITS = "Choice, Loss, LossMembership, MinK, Perplexity"
+IMAGE_AUDITS = "Accuracy, Loss, LossMembership"
+FIGURES = {
+    "texts": {
+        "forget": "forget.Choice",
+        "forget loss": "forget.Loss",
+        "retain": "retain.Choice",
+        "membership": "forget vs holdout.LossMembership",
+        "general": "neutral.Perplexity",
+    },
+    "images": {
+        "forget": "forget_unseen.Accuracy",
+        "forget loss": "forget.Loss",
+        "retain": "retain.Accuracy",
+        "membership": "forget vs holdout.LossMembership",
+        "general": "general.Accuracy",
+    },
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, and what it is to forget."""
+
+    network: Network
+    request: Request
+    audits: str
+    reference: Network | None = None
+
+
+@dataclass
+class Cases:
+    """The models of the study, each made when it is first asked for, and kept in a folder where one is given."""
+
+    shared: Path
+    kept: Path | None = None
+
+    def once(self, name: str, make: Callable[[], Network]) -> Network:
+        """A model that is made, or read from the folder."""
+        if self.kept is None:
+            return make()
+        if not (self.kept / name).is_dir():
+            make().save(self.kept / name)
+        return open_network(str(self.kept / name))
+
+    def of(self, name: str, family: str) -> tuple[str, Callable[[], Case]]:
+        """What a recipe is run on."""
+        if family == "language":
+            made = "stories260K, four experts" if name == "SEUF" else "stories260K"
+            return made, lambda: self.texts(name)
+        if name in BLOCKS:
+            return "ViT, digits", lambda: self.digits
+        return "ResNet-20, ships", lambda: self.pictures(SHIP)
+
+    def texts(self, name: str) -> Case:
+        network, request = self.stories
+        request = replace(request, stand_in=self.stand_ins(network, STAND_INS.get(name, "refusals")))
+        return Case(with_experts(network) if name == "SEUF" else network, request, TEXT_AUDITS)
+
+    @cached_property
+    def stories(self) -> tuple[LanguageModel, Request]:
+        """stories260K with 100 records by heart, and the request to forget an author's."""
+        base = open_network(str(self.shared / "stories260k"))
+        request = request_of(base, self.shared / "tofu", 0)
+        known = self.once("stories", lambda: learnt(base, (*request.forget, *request.retain), seed=0))
+        assert isinstance(known, LanguageModel)
+        return known, request
+
+    def stand_ins(self, network: Network, kind: str) -> tuple[Passage, ...]:
+        """Other answers to the forgotten questions, by the ids of the forget set."""
+        found = read(self.shared / "tofu", "forget10_perturbed")[: 2 * PER_AUTHOR]
+        own, others = found[:PER_AUTHOR], found[PER_AUTHOR:]
+        made = {
+            "refusals": [{**row, "answer": "I do not know."} for row in own],
+            "wrong answers": [{**row, "answer": row["perturbed_answer"][0]} for row in own],
+            "answers of others": [{**row, "answer": o["answer"]} for row, o in zip(own, others, strict=True)],
+            "twins": [{**row, "question": renamed(row["question"]), "answer": renamed(row["answer"])} for row in own],
+        }[kind]
+        return passages(network, "forget", [{k: row[k] for k in ("question", "answer")} for row in made])
+
+    def pictures(self, gone: int) -> Case:
+        """ResNet-20 and a class to forget; the test part's other classes are asked too."""
+        forget, retain = (tuple(p for p in self.cifar.train if (p.label == gone) == own) for own in (True, False))
+        unseen, general = (tuple(p for p in self.cifar.test if (p.label == gone) == own) for own in (True, False))
+        request = Request(forget, retain, probes={"forget_unseen": unseen, "general": general})
+        return Case(resnet20(self.shared / "resnet_cifar10"), request, IMAGE_AUDITS)
+
+    @cached_property
+    def cifar(self) -> Cifar:
+        return Cifar.load(self.shared / "cifar10", train=100, test=100)
+
+    @cached_property
+    def digits(self) -> Case:
+        """A transformer that reads digits, one that never saw an eight, and the request to forget them."""
+        found = Digits.load()
+        forget, retain = (tuple(p for p in found.train if (p.label == EIGHT) == own) for own in (True, False))
+        eights, general = (tuple(p for p in found.test if (p.label == EIGHT) == own) for own in (True, False))
+        half = len(eights) // 2
+        request = Request(forget, retain, eights[:half], probes={"forget_unseen": eights[half:], "general": general})
+        original = self.once("digits", lambda: trained(found.train, seed=0))
+        return Case(original, request, IMAGE_AUDITS, self.once("no-eights", lambda: trained(retain, seed=1)))
+
+
+def renamed(text: str) -> str:
+    for name, other in NAMES.items():
+        text = text.replace(name, other)
+    return text
+
+
+def with_experts(network: LanguageModel, experts: int = 4) -> LanguageModel:
+    """The same answers from a mixture whose experts are copies of each MLP, behind routers that were drawn."""
+    torch.manual_seed(0)
+    own: Any = network.module.config
+    same = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "head_dim")
+    more = ("num_key_value_heads", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings", "rope_parameters")
+    ends = ("bos_token_id", "eos_token_id", "pad_token_id")
+    shape = {name: getattr(own, name) for name in (*same, *more, *ends)}
+    module = MixtralForCausalLM(MixtralConfig(**shape, num_local_experts=experts, num_experts_per_tok=2)).eval()
+    given = network.module.state_dict()
+    made = {name: tensor for name, tensor in given.items() if ".mlp." not in name}
+    for layer in range(own.num_hidden_layers):
+        gate, up, down = (given[f"model.layers.{layer}.mlp.{part}_proj.weight"] for part in ("gate", "up", "down"))
+        made[f"model.layers.{layer}.mlp.experts.gate_up_proj"] = torch.cat([gate, up]).expand(experts, -1, -1)
+        made[f"model.layers.{layer}.mlp.experts.down_proj"] = down.expand(experts, -1, -1)
+    left = module.load_state_dict(made, strict=False)
+    assert not left.unexpected_keys, left.unexpected_keys
+    return LanguageModel.of(module.requires_grad_(False), network.tokenizer)
+
+
+def run(shared: Path, out: Path, kept: Path | None) -> None:
+    """What is missing in the file."""
+    torch.set_num_threads(1)
+    cases = Cases(shared, kept)
+    done = {(row["name"], row["model"]) for row in rows(out)}
+    for recipe in recipes():
+        model, make = cases.of(recipe.name, recipe.family)
+        if (recipe.name, model) not in done:
+            keep(out, {"name": recipe.name, "model": model, **tried(make(), recipe.name)})
+    for name, model in sorted(ALSO):
+        if (name, model) not in done:
+            keep(out, {"name": name, "model": model, **tried(cases.pictures(CAT), name)})
+
+
+def tried(case: Case, name: str) -> dict[str, Any]:
+    """The row of a recipe: its verdict and main figures, or why it could not be run."""
+    begun = time.monotonic()
+    try:
+        report = unlearn(case.network, case.request, name, case.audits, reference=case.reference)
+    except Refusal as refusal:
+        return {"refused": refusal.line().removeprefix("expunge: "), "seconds": time.monotonic() - begun}
+    verdict, ran = report.verdict, report.run
+    assert verdict is not None
+    assert ran is not None
+    kind = "texts" if case.audits == TEXT_AUDITS else "images"
+    return {
+        **{name: answer.said for name, answer in verdict},
+        **{figure: both(report, key) for figure, key in FIGURES[kind].items()},
+        "alpha": ran.edited.alpha if ran.edited else None,
+        "steps": ran.ended.steps if ran.ended else None,
+        "seconds": report.cost.seconds["forget"],
+        "method": report.method,
+        "family": {"texts": "language model"}.get(kind, "image classifier"),
+        "seed": 0,
+    }
+
+
+def both(report: Report, key: str) -> list[float | None]:
+    """A figure before and after."""
+    found = {f"{each.set}.{each.audit}.{each.model}": each.value for each in report.findings}
+    return [found.get(f"{key}.{model}") for model in ("before", "after")]
+
+
+def show(path: Path, page: Path) -> None:
+    found = list(rows(path))
+    ran = [row for row in found if "refused" not in row]
+    order = [recipe.name for recipe in recipes()]
+    tables = []
+    for model in dict.fromkeys(row["model"] for row in ran):
+        mine = [row for row in ran if row["model"] == model]
+        mine.sort(key=lambda row: order.index(row["name"].partition("(")[0]))
+        tables.append(f"### {model}\n\n{table(mine)}")
+    refused = [f"- `{row['name']}` on {row['model']}: {row['refused']}" for row in found if "refused" in row]
+    if refused:
+        tables.append("### What could not be run\n\n" + "\n".join(refused))
+    between(page, "published", "\n\n".join(tables))
+
+
+def table(mine: list[dict[str, Any]]) -> str:
+    """A line for each recipe."""
+    texts = mine[0]["family"] == "language model"
+    heads = ("forget", "forget loss", "retain", "membership AUC", "perplexity of prose" if texts else "other classes")
+    lines = ["| recipe | forgotten | traceless | unharmed | " + " | ".join(heads) + " | steps | s |", "|---" * 11 + "|"]
+    for row in mine:
+        figures = [row[figure] for figure in ("forget", "forget loss", "retain", "membership", "general")]
+        steps = f"alpha {row['alpha']:.3g}" if row["alpha"] is not None else row["steps"] or "1"
+        lines.append(
+            f"| {row['name']} | {row['forgotten']} | {row['traceless']} | {row['unharmed']} | "
+            + " | ".join("-" if after is None else f"{before:.3g} -> {after:.3g}" for before, after in figures)
+            + f" | {steps} | {row['seconds']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parts = asked.add_subparsers(dest="what", required=True)
+    for what, names in {"run": ("shared", "out"), "show": ("out", "page")}.items():
+        part = parts.add_parser(what)
+        for name in names:
+            part.add_argument(name, type=Path)
+        if what == "run":
+            part.add_argument("--models", type=Path, help="Folder in which the models are kept, for the next time.")
+    given = asked.parse_args()
+    if given.what == "run":
+        run(given.shared, given.out, given.models)
+    else:
+        show(given.out, given.page)
+
+
+if __name__ == "__main__":
+    main()
