@@ -132,7 +132,7 @@ class Cases:
 
     @cached_property
     def cifar(self) -> Cifar:
-        return Cifar.load(self.shared / "cifar10", train=100, test=100)
+        return Cifar.load(self.shared / "cifar10", train=50, test=100)
 
     @cached_property
     def digits(self) -> Case:
@@ -177,13 +177,13 @@ def run(shared: Path, out: Path, kept: Path | None) -> None:
     torch.set_num_threads(1)
     cases = Cases(shared, kept)
     done = {(row["name"], row["model"]) for row in rows(out)}
-    for recipe in recipes():
-        model, make = cases.of(recipe.name, recipe.family)
-        if (recipe.name, model) not in done:
-            keep(out, {"name": recipe.name, "model": model, **tried(make(), recipe.name)})
     for name, model in sorted(ALSO):
         if (name, model) not in done:
             keep(out, {"name": name, "model": model, **tried(cases.pictures(CAT), name)})
+    for recipe in sorted(recipes(), key=lambda recipe: recipe.family, reverse=True):
+        model, make = cases.of(recipe.name, recipe.family)
+        if (recipe.name, model) not in done:
+            keep(out, {"name": recipe.name, "model": model, **tried(make(), recipe.name)})
 
 
 def tried(case: Case, name: str) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def describe(asked: str | None) -> Iterator[str]:
     if asked is None:
         yield "recipes"
         names = ", ".join(dict.fromkeys(recipe.name for recipe in recipes()))
-        yield from textwrap.wrap(f"{names}. `expunge list recipes` tells what each runs.", WIDTH, **_indents(2))
+        yield from _block(f"{names}. `expunge list recipes` tells what each runs.", 2)
     wanted = [title for title in kinds if asked is None or asked in (title, kinds[title][0].folder)]
     if wanted:
         for title in wanted:
@@ -58,8 +58,7 @@ def describe(asked: str | None) -> Iterator[str]:
         raise UsageRefused(
             f"There is no kind, recipe or plug-in '{asked}'.{nearest} Kinds: {', '.join(('recipes', *kinds))}."
         )
-    if one:
-        yield from _entry(one)
+    yield from _entry(one) if one else (f"{named[0].name} (recipes)",)
     for recipe in named:
         yield from ("", *_recipe(recipe))
 
@@ -77,12 +76,21 @@ def _all_recipes() -> Iterator[str]:
 def _recipe(recipe: Recipe) -> Iterator[str]:
     """What `--method NAME` runs, in lines that can be copied, and where its numbers come from."""
     yield f"--method {recipe.name:<12} ({recipe.family}) {recipe.what}"
-    yield from textwrap.wrap(recipe.method, WIDTH, break_long_words=False, break_on_hyphens=False, **_indents(4))
-    yield from textwrap.wrap(f"Numbers: {recipe.source}", WIDTH, **_indents(4))
+    for said in (recipe.method, f"Numbers: {recipe.source}"):
+        yield from _block(said, 4)
 
 
-def _indents(width: int) -> dict[str, str]:
-    return {"initial_indent": width * " ", "subsequent_indent": width * " "}
+def _block(text: str, indent: int) -> list[str]:
+    """Lines that break at spaces alone."""
+    space = indent * " "
+    return textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent=space,
+        subsequent_indent=space,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _intention(plugin: Plugin) -> str:

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 
 from expunge.errors import UsageRefused
-from expunge.notation.parse import ROOT, check_names, plugins, squash, syntax
+from expunge.notation.parse import ROOT, Plugin, check_names, plugins, squash, syntax
 from expunge.notation.settings import check_settings, made_by, setting_names
 
 FAMILIES = {"language": "language models", "vision": "image classifiers"}
@@ -58,12 +58,15 @@ class Recipe:
         said = []
         for keyword in asked.keywords:
             setting = keyword.arg or "**"
+            if sum(each.arg == keyword.arg for each in asked.keywords) > 1:
+                raise UsageRefused(f"The `{setting[:100]}` of {self.name} is given twice. Give it once.")
             at = next((call for call in (*inner, calls[0]) if setting in _settings(call)), None)
             if at is None:
                 known = ", ".join(dict.fromkeys(name for call in (*inner, calls[0]) for name in _settings(call)))
                 raise UsageRefused(f"The recipe {self.name} has no setting '{setting[:100]}'. It has: {known}.")
-            shared = [_name(call) for call in calls if call is not at and _has_setting(call, setting)]
-            if at in inner and shared:
+            beside = (call for call in calls if call is not at and _folder(call) == _folder(at))
+            shared = [_name(call) for call in beside if _has_setting(call, setting)]
+            if shared:
                 raise UsageRefused(
                     f"In the recipe {self.name} the `{setting}` of {_name(at)} goes with that of {shared[0]}. "
                     f"Write it out: {self.method}"
@@ -132,7 +135,7 @@ def _find_asked(text: str) -> tuple[ast.Call | None, list[Recipe]]:
     node = None if named else syntax(text)[0].body
     if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)) or node.args:
         return None, named
-    own = next((plugin for plugin in plugins() if squash(plugin.name) == squash(_name(node))), None)
+    own = _plugin(_name(node))
     called = [] if own and own.folder in METHODS else recipes()
     return node, [recipe for recipe in called if squash(recipe.name) == squash(_name(node))]
 
@@ -169,8 +172,17 @@ def _has_setting(call: ast.Call, setting: str) -> bool:
 
 
 def _settings(call: ast.Call) -> tuple[str, ...]:
-    plugin = next((plugin for plugin in plugins() if squash(plugin.name) == squash(_name(call))), None)
+    plugin = _plugin(_name(call))
     return setting_names(plugin) if plugin else ()
+
+
+def _folder(call: ast.Call) -> str:
+    plugin = _plugin(_name(call))
+    return plugin.folder if plugin else ""
+
+
+def _plugin(name: str) -> Plugin | None:
+    return next((plugin for plugin in plugins() if squash(plugin.name) == squash(name)), None)
 
 
 def written_with(objective: str) -> str:

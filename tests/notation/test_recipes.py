@@ -2,9 +2,12 @@
 
 import importlib
 import re
+import subprocess
+import sys
 
 import pytest
 
+from expunge.cli.listing import describe, nameable
 from expunge.core.method import Method
 from expunge.errors import UsageRefused
 from expunge.methods.finetune import Finetune
@@ -70,6 +73,9 @@ def test_a_recipe_takes_settings_of_what_it_is_named_after_and_of_the_method_aro
     )
     assert parse(recipe_of("NPO()", "language").method) == parse(plain.method)
     assert parse(recipe_of("IdkDPO(beta=1.0)", "language").method).objective.terms()[0][1].beta == 1.0
+    assert parse(recipe_of("TokenLevels(every=5)", "language").method).objective.terms()[0][1].every == 5
+    weights = [weight for weight, _ in parse(recipe_of("GSLoRA(alpha=0.5)", "vision").method).objective.terms()]
+    assert weights == [0.15, 1.0, 0.5]
     assert parse(recipe_of("SalUn(quantile=0.9)", "vision").method).adapter.quantile == 0.9
 
 
@@ -84,6 +90,7 @@ def test_a_call_of_a_method_is_that_method_and_no_recipe():
     ("text", "family", "said"),
     [
         ("NPO(bta=0.5)", "language", r"The recipe NPO has no setting 'bta'. It has: beta, objective, adapter, "),
+        ("NPO(beta=1.0, beta=2.0)", "language", r"The `beta` of NPO is given twice"),
         ("RMU(layer=2)", "language", r"the `layer` of RMU goes with that of RetainHidden. Write it out: Finetune\("),
         ("SalUn", "language", r"--method SalUn: the recipe is one for image classifiers, and .* language models"),
         ("NPO", "vision", r"the recipe is one for language models, .* write it out: Finetune\(objective=NPO"),
@@ -113,3 +120,31 @@ def test_a_typo_is_answered_before_anything_is_imported(text: str, said: str):
 
 def test_a_sum_of_one_name_and_spaces_is_a_recipe_where_one_is_called_so():
     assert recipe_of("gd + sine", "language").name == "GD+Sine"
+
+
+def test_recipes_are_listed_with_family_line_and_source_and_no_torch():
+    code = (
+        "import sys\n"
+        "from expunge.cli.listing import describe\n"
+        "from expunge.notation.recipes import check_method\n"
+        "check_method('NPO(beta=0.5)')\n"
+        "print('\\n'.join(describe('recipes')))\n"
+        "print('torch' in sys.modules)\n"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    *lines, torch = said.splitlines()
+    assert torch == "False"
+    shown = " ".join(" ".join(lines).split())
+    for recipe in recipes():
+        assert f"--method {recipe.name} " in shown
+        assert f"({recipe.family}) {' '.join(recipe.what.split())}" in shown
+        assert " ".join(f"{recipe.method} Numbers: {recipe.source}".split()) in shown
+
+
+def test_what_is_told_of_a_plugin_names_its_recipes_and_a_recipe_can_be_asked_for():
+    assert any(line.startswith("--method NPO ") for line in describe("npo"))
+    assert [line.split()[1] for line in describe("DPO") if line.startswith("--method")] == ["IdkDPO", "AltPO"]
+    assert [line.split()[1] for line in describe("loku") if line.startswith("--method")] == ["LoKU"]
+    assert {"recipes", "GD+Sine", "NPO"} < set(nameable())
+    with pytest.raises(UsageRefused, match=r"no kind, recipe or plug-in 'LoKY'. Nearest: LoKU"):
+        list(describe("LoKY"))
