@@ -37,19 +37,12 @@ if TYPE_CHECKING:
 PUBLISHED = Recipe(
     "SalUn",
     "vision",
-    (
-        "Finetune(objective=RandomLabel() + RetainNLL(), adapter=Salient(quantile=0.5), "
-        f"learning_rate=0.01, steps=Epochs(count=10.0), {CIFAR})"
-    ),
-    (
-        "Fan et al., 2024: half of the weights, random labels, SGD for 10 epochs in batches of 256; the "
-        "rate is their code's default (0.01). There the passes through the two sets alternate; here each "
-        "step reads both."
-    ),
-    (
-        "SalUn (Fan et al., 2024, ICLR, arXiv 2310.12508): random labels, in the weights with large "
-        "forget gradients only."
-    ),
+    "Finetune(objective=RandomLabel() + RetainNLL(), adapter=Salient(quantile=0.5), "
+    f"learning_rate=0.01, steps=Epochs(count=10.0), {CIFAR})",
+    "Fan et al., 2024: half of the weights, random labels, SGD for 10 epochs in batches of 256; the "
+    "rate is their code's default (0.01). There the passes through the two sets alternate; here each "
+    "step reads both.",
+    "SalUn (Fan et al., 2024, ICLR, arXiv 2310.12508): random labels, in the weights with large forget gradients only.",
 )
 
 

@@ -37,14 +37,10 @@ if TYPE_CHECKING:
 PUBLISHED = Recipe(
     "SEUF",
     "language",
-    (
-        "Finetune(objective=GradDiff(forget_weight=1.0) + Anchor(), adapter=SEUF(), "
-        f"learning_rate=0.0001, steps=Epochs(count=10.0), batch=16, retain_batch=16, {ALL_STEPS})"
-    ),
-    (
-        "Zhuang et al., 2025: GradDiff, anchor weight 1, batches of 16 at 1e-4. Its length was not "
-        "found: 10 epochs. For mixtures of experts."
-    ),
+    "Finetune(objective=GradDiff(forget_weight=1.0) + Anchor(), adapter=SEUF(), "
+    f"learning_rate=0.0001, steps=Epochs(count=10.0), batch=16, retain_batch=16, {ALL_STEPS})",
+    "Zhuang et al., 2025: GradDiff, anchor weight 1, batches of 16 at 1e-4. Its length was not "
+    "found: 10 epochs. For mixtures of experts.",
 )
 
 

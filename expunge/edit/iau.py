@@ -30,10 +30,8 @@ PUBLISHED = Recipe(
     "IAU",
     "vision",
     "IAU(learning_rate=0.001, step='adam', correction=1.0)",
-    (
-        "The authors' code: one step of Adam at 1e-3, both gradients with weight 1. The original is not "
-        "trained with its gradient restriction."
-    ),
+    "The authors' code: one step of Adam at 1e-3, both gradients with weight 1. The original is not "
+    "trained with its gradient restriction.",
 )
 
 

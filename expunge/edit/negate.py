@@ -25,12 +25,10 @@ from expunge.notation.recipes import ALL_STEPS, Recipe
 PUBLISHED = Recipe(
     "TaskVector",
     "language",
-    (
-        "Negate(scale=5.0, learn=Finetune(objective=-1.0 * Ascent(), adapter=Full(), "
-        f"learning_rate=1e-05, steps=Epochs(count=10.0), batch=32, retain_batch=1, {ALL_STEPS}, "
-        "norms=False))"
-    ),
-    ("MUSE (Shi et al., 2024) on News: 10 epochs in batches of 32 at 1e-5; scale 5, which they chose on validation."),
+    "Negate(scale=5.0, learn=Finetune(objective=-1.0 * Ascent(), adapter=Full(), "
+    f"learning_rate=1e-05, steps=Epochs(count=10.0), batch=32, retain_batch=1, {ALL_STEPS}, "
+    "norms=False))",
+    "MUSE (Shi et al., 2024) on News: 10 epochs in batches of 32 at 1e-5; scale 5, which they chose on validation.",
 )
 
 

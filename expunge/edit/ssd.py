@@ -34,12 +34,9 @@ PUBLISHED = Recipe(
     "SSD",
     "vision",
     "SSD(alpha=None, dampening=1.0, batch=64, max_retain_increase=0.05)",
-    (
-        "Foster et al., 2024: dampening 1, batches of 64. Their alpha (10 on ResNet-18, 5 to 25 on ViT) "
-        "ruins other networks, so it is picked on the retain set; SSD(alpha=10.0) is theirs."
-    ),
+    "Foster et al., 2024: dampening 1, batches of 64. Their alpha (10 on ResNet-18, 5 to 25 on ViT) "
+    "ruins other networks, so it is picked on the retain set; SSD(alpha=10.0) is theirs.",
 )
-
 
 LADDER = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0)
 """Thresholds that are tried, from the one that forgets most."""

@@ -50,11 +50,9 @@ WIDTHS = (256, 128, 32)
 PUBLISHED = Recipe(
     "LAF",
     "vision",
-    ("LAF(steps=Epochs(count=40.0), batch=64, extract_rate=1e-05, align_rate=5e-05, tau=20.0, latent=16)"),
-    (
-        "Shen et al., 2024, for a class of CIFAR-10 and ResNet-18: 40 epochs, rates 1e-5 and 5e-5, tau "
-        "20, latents of 16. `LAF()` has ten times these rates, which small networks need."
-    ),
+    "LAF(steps=Epochs(count=40.0), batch=64, extract_rate=1e-05, align_rate=5e-05, tau=20.0, latent=16)",
+    "Shen et al., 2024, for a class of CIFAR-10 and ResNet-18: 40 epochs, rates 1e-5 and 5e-5, tau "
+    "20, latents of 16. `LAF()` has ten times these rates, which small networks need.",
 )
 
 

@@ -22,15 +22,11 @@ from expunge.primitives.settings import check_finite, check_seed
 PUBLISHED = Recipe(
     "AdaptiveRMU",
     "language",
-    (
-        "Finetune(objective=AdaptiveRMU(scale=5.0, layer=0.21875) + 1200.0 * "
-        "RetainHidden(layer=0.21875), adapter=Full(), learning_rate=5e-05, steps=500, batch=4, "
-        f"retain_batch=4, {ALL_STEPS})"
-    ),
-    (
-        "Huu-Tien et al., 2025: scale 5, retain weight 1200, 500 batches of 4; layer and rate are RMU's. "
-        "All weights up to that layer are trained, not three layers' output matrices."
-    ),
+    "Finetune(objective=AdaptiveRMU(scale=5.0, layer=0.21875) + 1200.0 * "
+    "RetainHidden(layer=0.21875), adapter=Full(), learning_rate=5e-05, steps=500, batch=4, "
+    f"retain_batch=4, {ALL_STEPS})",
+    "Huu-Tien et al., 2025: scale 5, retain weight 1200, 500 batches of 4; layer and rate are RMU's. "
+    "All weights up to that layer are trained, not three layers' output matrices.",
 )
 
 

@@ -17,12 +17,12 @@ PUBLISHED = (
         "GA",
         "language",
         f"Finetune(objective=Ascent(), steps=Epochs(count=10.0), {TOFU})",
-        ("open-unlearning's configuration for TOFU: AdamW at 1e-5, batches of 32, 10 epochs; no retain term."),
+        "open-unlearning's configuration for TOFU: AdamW at 1e-5, batches of 32, 10 epochs; no retain term.",
     ),
     Recipe(
         "GA",
         "vision",
-        (f"Finetune(objective=Ascent(), adapter=Full(), learning_rate=0.0001, steps=Epochs(count=5.0), {CIFAR})"),
+        f"Finetune(objective=Ascent(), adapter=Full(), learning_rate=0.0001, steps=Epochs(count=5.0), {CIFAR})",
         "SalUn's code (Fan et al., 2024) on CIFAR-10: SGD at 1e-4, 5 epochs; no retain term.",
     ),
 )

@@ -51,10 +51,8 @@ PUBLISHED = Recipe(
     "FLAT",
     "language",
     f"Finetune(objective=FLAT(divergence='tv'), steps=Epochs(count=5.0), {TOFU})",
-    (
-        "Wang et al., 2025: total variation, 5 epochs in batches of 32 at the rate of fine-tuning (1e-5 "
-        "for 7 B), no retain term. Give template answers with --stand-in."
-    ),
+    "Wang et al., 2025: total variation, 5 epochs in batches of 32 at the rate of fine-tuning (1e-5 "
+    "for 7 B), no retain term. Give template answers with --stand-in.",
 )
 
 

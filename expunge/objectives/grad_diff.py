@@ -15,19 +15,15 @@ PUBLISHED = (
         "GradDiff",
         "language",
         f"Finetune(objective=GradDiff(forget_weight=1.0), steps=Epochs(count=10.0), {TOFU})",
-        ("open-unlearning's configuration for TOFU: AdamW at 1e-5, batches of 32, 10 epochs, both weights 1."),
+        "open-unlearning's configuration for TOFU: AdamW at 1e-5, batches of 32, 10 epochs, both weights 1.",
     ),
     Recipe(
         "GradDiff",
         "vision",
-        (
-            "Finetune(objective=GradDiff(forget_weight=1.0), adapter=Full(), learning_rate=0.01, "
-            f"steps=Epochs(count=10.0), {CIFAR})"
-        ),
-        (
-            "NegGrad+ (Kurmanji et al., 2023), whose weights and rate were not found: both weights 1, and "
-            "the rate and length with which SalUn's code fine-tunes."
-        ),
+        "Finetune(objective=GradDiff(forget_weight=1.0), adapter=Full(), learning_rate=0.01, "
+        f"steps=Epochs(count=10.0), {CIFAR})",
+        "NegGrad+ (Kurmanji et al., 2023), whose weights and rate were not found: both weights 1, and "
+        "the rate and length with which SalUn's code fine-tunes.",
     ),
 )
 

@@ -19,10 +19,8 @@ PUBLISHED = Recipe(
     "IdkNLL",
     "language",
     f"Finetune(objective=IdkNLL() + RetainNLL(), steps=Epochs(count=10.0), {TOFU})",
-    (
-        "open-unlearning's configuration for TOFU: AdamW at 1e-5, batches of 32, 10 epochs, both weights "
-        "1. Give refusals with --stand-in."
-    ),
+    "open-unlearning's configuration for TOFU: AdamW at 1e-5, batches of 32, 10 epochs, both weights "
+    "1. Give refusals with --stand-in.",
 )
 
 

@@ -27,11 +27,9 @@ PUBLISHED = Recipe(
     "JensUn",
     "language",
     f"Finetune(objective=JensUn() + RetainJSD(), steps=Epochs(count=10.0), {TOFU})",
-    (
-        "Singh et al., 2025: both halves with weight 1. Rate and length were not found: "
-        "open-unlearning's configuration for TOFU: AdamW at 1e-5, batches of 32, 10 epochs. Give "
-        "refusals with --stand-in."
-    ),
+    "Singh et al., 2025: both halves with weight 1. Rate and length were not found: "
+    "open-unlearning's configuration for TOFU: AdamW at 1e-5, batches of 32, 10 epochs. Give "
+    "refusals with --stand-in.",
 )
 
 

@@ -23,10 +23,8 @@ PUBLISHED = Recipe(
     "NPO",
     "language",
     f"Finetune(objective=NPO(beta=0.1) + RetainNLL(), steps=Epochs(count=10.0), {TOFU})",
-    (
-        "Zhang et al., 2024 (beta 0.1, with a retain term), by open-unlearning's configuration for TOFU: "
-        "AdamW at 1e-5, batches of 32, 10 epochs, both weights 1."
-    ),
+    "Zhang et al., 2024 (beta 0.1, with a retain term), by open-unlearning's configuration for TOFU: "
+    "AdamW at 1e-5, batches of 32, 10 epochs, both weights 1.",
 )
 
 

@@ -29,11 +29,9 @@ from expunge.primitives.settings import check_finite
 PUBLISHED = Recipe(
     "PDU",
     "language",
-    (f"Finetune(objective=PDU(multiplier=50.0, rate=1.0, slack=0.3, warmup=10), steps=Epochs(count=10.0), {TOFU})"),
-    (
-        "Entesari et al., 2025, by open-unlearning: multiplier 50 to 100, rate 1 to 5, 10 epochs, and "
-        "the multiplier fixed for 5 of them; here it is fixed for 10 steps, whatever an epoch is."
-    ),
+    f"Finetune(objective=PDU(multiplier=50.0, rate=1.0, slack=0.3, warmup=10), steps=Epochs(count=10.0), {TOFU})",
+    "Entesari et al., 2025, by open-unlearning: multiplier 50 to 100, rate 1 to 5, 10 epochs, and "
+    "the multiplier fixed for 5 of them; here it is fixed for 10 steps, whatever an epoch is.",
 )
 
 

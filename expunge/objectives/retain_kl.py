@@ -18,8 +18,8 @@ PUBLISHED = Recipe(
     "GA+KL",
     "language",
     f"Finetune(objective=Ascent() + RetainKL(), steps=Epochs(count=10.0), {TOFU})",
-    ("open-unlearning's configuration for TOFU: AdamW at 1e-5, batches of 32, 10 epochs, both weights 1."),
-    ("KL minimisation (Maini et al., 2024, TOFU): ascent, and the original distributions on the retain set."),
+    "open-unlearning's configuration for TOFU: AdamW at 1e-5, batches of 32, 10 epochs, both weights 1.",
+    "KL minimisation (Maini et al., 2024, TOFU): ascent, and the original distributions on the retain set.",
 )
 
 

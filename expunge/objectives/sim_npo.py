@@ -25,11 +25,9 @@ from expunge.primitives.settings import check_finite
 PUBLISHED = Recipe(
     "SimNPO",
     "language",
-    (f"Finetune(objective=0.125 * SimNPO(beta=4.5, margin=0.0) + RetainNLL(), steps=Epochs(count=10.0), {TOFU})"),
-    (
-        "Fan et al., 2024 (beta 2.5 to 4.5), by open-unlearning's configuration for TOFU: AdamW at 1e-5, "
-        "batches of 32, 10 epochs, beta 4.5, weights 0.125 and 1."
-    ),
+    f"Finetune(objective=0.125 * SimNPO(beta=4.5, margin=0.0) + RetainNLL(), steps=Epochs(count=10.0), {TOFU})",
+    "Fan et al., 2024 (beta 2.5 to 4.5), by open-unlearning's configuration for TOFU: AdamW at 1e-5, "
+    "batches of 32, 10 epochs, beta 4.5, weights 0.125 and 1.",
 )
 
 
