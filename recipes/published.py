@@ -34,9 +34,15 @@ from expunge.models.open import open_network
 from expunge.notation.recipes import recipes
 
 SHIP, EIGHT = 8, 8
-ALSO = {("SSD(alpha=10.0)", "ResNet-20, cats"), ("SSD", "ResNet-20, cats")}
-"""A class over which the paper's threshold ruins the network, beside the one that is picked."""
 CAT = 3
+ALSO = [
+    ("SSD", "ResNet-20, cats", CAT),
+    ("SSD(alpha=10.0)", "ResNet-20, cats", CAT),
+    ("SalUn(learning_rate=0.001)", "ResNet-20, ships", SHIP),
+    ("GradDiff(learning_rate=0.001)", "ResNet-20, ships", SHIP),
+]
+"""A class over which the paper's threshold ruins the network, beside the one that is picked; and a tenth of two rates
+that diverge here."""
 BLOCKS = ("GD+Sine", "GSLoRA", "GSLoRAPlus")
 """Recipes for images whose adapter needs transformer blocks."""
 STAND_INS = {"AltPO": "wrong answers", "FLAT": "refusals", "LLMU": "answers of others", "Unseen": "twins"}
@@ -172,18 +178,19 @@ def with_experts(network: LanguageModel, experts: int = 4) -> LanguageModel:
     return LanguageModel.of(module.requires_grad_(False), network.tokenizer)
 
 
-def run(shared: Path, out: Path, kept: Path | None) -> None:
+def run(shared: Path, out: Path, kept: Path | None, families: list[str]) -> None:
     """What is missing in the file."""
     torch.set_num_threads(1)
     cases = Cases(shared, kept)
     done = {(row["name"], row["model"]) for row in rows(out)}
-    for name, model in sorted(ALSO):
+    for family in families:
+        for recipe in (each for each in recipes() if each.family == family):
+            model, make = cases.of(recipe.name, recipe.family)
+            if (recipe.name, model) not in done:
+                keep(out, {"name": recipe.name, "model": model, **tried(make(), recipe.name)})
+    for name, model, gone in ALSO if "vision" in families else ():
         if (name, model) not in done:
-            keep(out, {"name": name, "model": model, **tried(cases.pictures(CAT), name)})
-    for recipe in sorted(recipes(), key=lambda recipe: recipe.family, reverse=True):
-        model, make = cases.of(recipe.name, recipe.family)
-        if (recipe.name, model) not in done:
-            keep(out, {"name": recipe.name, "model": model, **tried(make(), recipe.name)})
+            keep(out, {"name": name, "model": model, **tried(cases.pictures(gone), name)})
 
 
 def tried(case: Case, name: str) -> dict[str, Any]:
@@ -255,9 +262,10 @@ def main() -> None:
             part.add_argument(name, type=Path)
         if what == "run":
             part.add_argument("--models", type=Path, help="Folder in which the models are kept, for the next time.")
+            part.add_argument("--families", nargs="*", default=["vision", "language"])
     given = asked.parse_args()
     if given.what == "run":
-        run(given.shared, given.out, given.models)
+        run(given.shared, given.out, given.models, given.families)
     else:
         show(given.out, given.page)
 

@@ -20,12 +20,13 @@ import math
 from dataclasses import dataclass, replace
 
 from expunge.core.method import WeightMethod
-from expunge.core.model import Model, Network, network_of
+from expunge.core.model import Batch, Model, Network, network_of
 from expunge.core.request import Request
 from expunge.edit._dampen import dampen, everything, mean_loss
 from expunge.edit._fisher import mean_squared_gradient
 from expunge.errors import UsageRefused
 from expunge.events import Edited, Event, Note, OnEvent, ignore_event
+from expunge.internals.gradients import Gradient
 from expunge.notation.recipes import Recipe
 from expunge.primitives.rehearsal import Rehearsal
 from expunge.primitives.settings import check_finite
@@ -81,18 +82,25 @@ class SSD(WeightMethod):
         forget = mean_squared_gradient(network, request.forget, self.batch)
         alpha, rises = self.alpha, dict[str, float]()
         if alpha is None:
-            retain = request.retain[:: math.ceil(len(request.retain) / READ)]
-            was = mean_loss(network, retain)
-            for alpha in LADDER:
-                tried = dampen(network, forget, whole, alpha, self.dampening, ignore_event)
-                rise = rises[f"retain increase at alpha {alpha:g}"] = mean_loss(tried, retain) - was
-                del tried  # before the next one is made
-                if rise <= allowed:
-                    break
-            kind = "the smallest that is allowed" if rise <= allowed else "the largest tried, though it harms"
-            on_event(Note(f"SSD picked alpha {alpha:g} on {len(retain)} retain examples: {kind} ({rise:+.3f} nats)"))
+            alpha, rises = self._climb(network, request.retain, (forget, whole), allowed, on_event)
 
         def say(event: Event) -> None:
             on_event(replace(event, losses=rises) if isinstance(event, Edited) else event)
 
         return dampen(network, forget, whole, alpha, self.dampening, say)
+
+    def _climb(
+        self, network: Network, retain: Batch, importances: tuple[Gradient, Gradient], allowed: float, on_event: OnEvent
+    ) -> tuple[float, dict[str, float]]:
+        """The first threshold that is allowed, or the last; and the rise of the retain loss at each that was tried."""
+        some = retain[:: math.ceil(len(retain) / READ)]
+        was, rises = mean_loss(network, some), dict[str, float]()
+        alpha = rise = math.inf
+        for alpha in LADDER:
+            rise = mean_loss(dampen(network, *importances, alpha, self.dampening, ignore_event), some) - was
+            rises[f"retain increase at alpha {alpha:g}"] = rise
+            if rise <= allowed:
+                break
+        kind = "the smallest that is allowed" if rise <= allowed else "the largest tried, though it harms"
+        on_event(Note(f"SSD picked alpha {alpha:g} on {len(some)} retain examples: {kind} ({rise:+.3f} nats)"))
+        return alpha, rises
