@@ -12,6 +12,7 @@ and forgets the eights, beside one trained without them. Recipes run as `--metho
 from __future__ import annotations
 
 import argparse
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -199,7 +200,8 @@ def tried(case: Case, name: str) -> dict[str, Any]:
     try:
         report = unlearn(case.network, case.request, name, case.audits, reference=case.reference)
     except Refusal as refusal:
-        return {"refused": refusal.line().removeprefix("expunge: "), "seconds": time.monotonic() - begun}
+        said = re.sub(r" \(records [^)]*\)", "", refusal.line().removeprefix("expunge: "))
+        return {"refused": said, "seconds": time.monotonic() - begun}
     verdict, ran = report.verdict, report.run
     assert verdict is not None
     assert ran is not None

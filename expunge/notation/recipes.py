@@ -117,10 +117,10 @@ def recipe_of(text: str, family: str) -> Recipe | None:
     is the method. Raises `UsageRefused` where the recipe is one of another family.
     """
     asked, named = _find_asked(text)
-    if not named or family not in FAMILIES:
+    if not named:
         return None
     for recipe in named:
-        if recipe.family == family:
+        if recipe.family == family or family not in FAMILIES:  # of a new kind of models, the first that there is
             return recipe.with_settings(asked) if asked else recipe
     raise UsageRefused(
         f"--method {text.strip()}: the recipe is one for {FAMILIES[named[0].family]}, and the request is to one of the "

@@ -25,7 +25,7 @@ PUBLISHED = (
         "Settle",
         "vision",
         "Finetune()",
-        "Our own, the default of images: docs/log.md. It has a stop of its own.",
+        "Our own, for a level that is given or taken from a holdout set: docs/log.md. It has a stop of its own.",
     ),
 )
 

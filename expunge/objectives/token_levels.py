@@ -9,17 +9,17 @@ what a model that does not know the text could go by (n-grams of the retain set,
 and among these one drawn by the token's own hash, so that levels are spread as the losses of unseen tokens are. Every
 `every` steps they are drawn anew, since the holdout's losses move with the training. See `primitives/unseen_losses.py`.
 
-Rows that are no tokens, such as images, are all alike. Without a holdout this is `Settle`: the run's level for an
+Rows that are no tokens, such as images, keep the order that their losses have under the original model: the hardest
+forget image gets the largest loss of the holdout's. Without a holdout this is `Settle`: the run's level for an
 example's mean, or ascent where the run has none. Needs the forget set. Meant as removal.
 """
 
 from dataclasses import dataclass
 from typing import ClassVar, cast
 
-import numpy as np
 import torch
 
-from expunge.core.model import Batch
+from expunge.core.model import Batch, Model
 from expunge.core.objective import Objective, Scalar
 from expunge.core.question import LogProbabilities
 from expunge.core.view import View
@@ -57,36 +57,40 @@ class TokenLevels(Objective):
     def __call__(self, now: View, before: View) -> Scalar:
         if not now.run.whole.get("holdout"):
             return Settle()(now, before)
-        levels = self._levels(now)
+        levels = self._levels(now, before)
         losses = -now.forget.log_prob()
         asked = [levels[example.input_digest()] for example in now.batch("forget")]
         wanted = torch.cat(asked).to(losses) if now.forget.examples else losses.detach()
         return now.forget.over_rows((losses - wanted).abs())
 
-    def _levels(self, now: View) -> dict[bytes, torch.Tensor]:
+    def _levels(self, now: View, before: View) -> dict[bytes, torch.Tensor]:
         """The level of each row of each forget example."""
         forget = now.run.whole["forget"]
         memory = cast(dict[str, float], now.run.memory.setdefault(repr(self), {}))
         step = now.run.step
         if not memory or (step and (step - 1) % self.every == 0 and memory["step"] != step):
             unseen = now.model.ask(LogProbabilities(), now.run.whole["holdout"]).log_probs
-            drawn = self._estimate(now).levels(-unseen.double().cpu().numpy())
+            drawn = self._estimate(now, before).levels(-unseen.double().cpu().numpy())
             memory |= {"step": step, **{str(row): float(level) for row, level in enumerate(drawn)}}
         rows = torch.tensor([memory[str(row)] for row in range(len(memory) - 1)])
         parts = rows.split([example.rows for example in forget])
         return {example.input_digest(): part for example, part in zip(forget, parts, strict=True)}
 
-    def _estimate(self, now: View) -> Estimate:
-        """Made once for a run, from its examples alone."""
+    def _estimate(self, now: View, before: View) -> Estimate:
+        """Made once for a run, from its examples and the original model alone."""
         name = f"{self!r}, estimate"
         if name not in now.run.memory:
-            now.run.memory[name] = _estimate_of(*(now.run.whole.get(each, ()) for each in SETS))
+            sets = [now.run.whole.get(each, ()) for each in SETS]
+            now.run.memory[name] = _of_texts(*sets) or _of_others(before.model, *sets[:2])
         return cast(Estimate, now.run.memory[name])
 
 
-def _estimate_of(forget: Batch, holdout: Batch, retain: Batch) -> Estimate:
+def _of_texts(forget: Batch, holdout: Batch, retain: Batch) -> Estimate | None:
     texts = [[Text(e.tokens, e.first) for e in each if isinstance(e, Tokenized)] for each in (forget, holdout, retain)]
-    if len(texts[0]) == len(forget) and len(texts[1]) == len(holdout):
-        return Estimate.of(*texts)
+    return Estimate.of(*texts) if len(texts[0]) == len(forget) and len(texts[1]) == len(holdout) else None
+
+
+def _of_others(before: Model, forget: Batch, holdout: Batch) -> Estimate:
     names = [f"{example.record_digest()} {row}" for example in forget for row in range(example.rows)]
-    return Estimate.alike(names, int(np.sum([example.rows for example in holdout])))
+    losses = -before.ask(LogProbabilities(), forget).log_probs.double().cpu().numpy()
+    return Estimate.by_rank(names, losses, sum(example.rows for example in holdout))

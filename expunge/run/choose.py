@@ -26,7 +26,7 @@ class Chosen:
 
 def default_method(texts: bool, unseen: bool) -> str:
     """The recipe where no method is named; `unseen`: whether there is a holdout set, from which levels are taken."""
-    return "TokenLevels" if texts and unseen else "Settle"
+    return "AbsentClass" if not texts else "TokenLevels" if unseen else "Settle"
 
 
 def choose_method(method: str | Method, family: str, seed: int | None = None) -> Chosen:

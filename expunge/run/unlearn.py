@@ -136,11 +136,12 @@ def unlearn(
     """Make a model forget, audit it before and after, and report; `report.model` is the result.
 
     `method` and `audits` are objects, or texts in the notation; a method may be a recipe's name, such as "NPO". Without
-    one, texts with a holdout set are brought to the losses of unseen texts, token by token (`TokenLevels`), all else to
-    a level of the mean (`Settle`); a method is fitted to the model before any audit. `reference` is a
-    model that never saw the forget set; `require` lists thresholds such as "forget.Choice <= 0.25", beside those that
-    every verdict has. Where no probe says what should stay, `added_probes` has a language model asked the general
-    knowledge and plain texts of expunge. The model given is left as it was. Nothing is written: `report.save(folder)`
+    one, texts with a holdout set are brought to the losses of unseen texts, token by token (`TokenLevels`), others to
+    a level of the mean (`Settle`), and images to a class never learnt (`AbsentClass`). A method is fitted to the model
+    before any audit. `reference` is a model that never saw the forget set; `require` lists thresholds such as
+    "forget.Choice <= 0.25", beside those that every verdict has. Where no probe says what should stay, `added_probes`
+    has a language model asked the general knowledge and plain texts of expunge. The model given is left as it was.
+    Nothing is written: `report.save(folder)`
     does that. Raises a `Refusal` where something cannot be done as it is.
     """
     texts = all(isinstance(example, Tokenized) for example in request.forget)

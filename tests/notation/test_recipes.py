@@ -16,7 +16,7 @@ from expunge.notation.recipes import FAMILIES, Recipe, check_method, recipe_of, 
 from expunge.run.choose import choose_method
 
 EVERY = pytest.mark.parametrize("recipe", recipes(), ids=lambda recipe: f"{recipe.name}-{recipe.family}")
-OURS = ("Settle",)
+OURS = ("Settle", "AbsentClass")
 """Recipes with a stop: nobody's but our own."""
 
 

@@ -59,10 +59,11 @@ def test_levels_follow_what_can_be_foretold_and_are_spread_as_the_losses_are():
 
 
 def test_where_nothing_can_be_foretold_levels_are_the_losses_themselves():
-    made = Estimate.alike([f"{k}" for k in range(200)], 50)
+    known = np.random.default_rng(0).random(200)
+    made = Estimate.by_rank([f"{k}" for k in range(200)], known, 50)
     losses = np.arange(50.0)
-    found = np.sort(made.levels(losses))
-    assert np.array_equal(found, np.repeat(losses, 4))  # 200 draws, spread evenly, of 50 losses
+    found = made.levels(losses)
+    assert np.array_equal(found[known.argsort()], np.repeat(losses, 4))  # 200 draws, spread evenly, of 50 losses
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 5])
@@ -85,7 +86,10 @@ def test_draws_are_spread_evenly_and_do_not_depend_on_the_order():
     draws = spread(names, np.zeros(100))
     assert np.abs(np.sort(draws) - (np.arange(100) + 0.5) / 100).max() < 0.02
     assert np.array_equal(spread(names[::-1], np.zeros(100)), draws[::-1])
-    assert np.array_equal(np.sort(evenly(names)), (np.arange(100) + 0.5) / 100)
+    middles = (np.arange(100) + 0.5) / 100
+    assert np.array_equal(evenly(names, np.arange(100.0)), middles)
+    assert np.array_equal(np.sort(evenly(names, np.zeros(100))), middles)
+    assert np.array_equal(evenly(names[::-1], np.zeros(100)), evenly(names, np.zeros(100))[::-1])
 
 
 def views(kind: str, step: int = 1) -> tuple[View, View]:
@@ -131,14 +135,15 @@ def test_without_a_holdout_it_holds_the_mean_of_each_example_at_the_runs_level()
     assert TokenLevels()(now, before).item() == Settle()(now, before).item()
 
 
-def test_images_of_which_nothing_is_foretold_get_the_losses_of_unseen_images():
+def test_images_get_the_losses_of_unseen_images_the_hardest_the_largest():
     before, _ = family_of("resnet")
     request = picture_request(12)
     view = View(before, {"forget": request.forget}, run=Run(step=1, whole=request.sets()))
     TokenLevels()(view, view)
     kept = view.run.memory[repr(TokenLevels())]
-    unseen = -before.ask(LogProbabilities(), request.holdout).log_probs
-    assert sorted(kept[str(row)] for row in range(12)) == pytest.approx(sorted(unseen.tolist()), abs=1e-6)
+    levels = torch.tensor([kept[str(row)] for row in range(12)])
+    known, unseen = (-before.ask(LogProbabilities(), each).log_probs for each in (request.forget, request.holdout))
+    assert levels[known.argsort()].tolist() == pytest.approx(unseen.sort().values.tolist(), abs=1e-6)
 
 
 def test_a_run_moves_each_token_to_its_level():

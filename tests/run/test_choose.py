@@ -3,13 +3,14 @@
 import pytest
 
 from expunge.methods.finetune import Finetune
+from expunge.objectives.absent_class import AbsentClass
 from expunge.objectives.token_levels import TokenLevels
 from expunge.run.choose import choose_method, default_method
 
 
 @pytest.mark.parametrize(
     ("texts", "unseen", "method"),
-    [(True, True, "TokenLevels"), (True, False, "Settle"), (False, True, "Settle"), (False, False, "Settle")],
+    [(True, True, "TokenLevels"), (True, False, "Settle"), (False, True, "AbsentClass"), (False, False, "AbsentClass")],
 )
 def test_levels_are_taken_of_unseen_texts_where_there_are_any(texts: bool, unseen: bool, method: str):
     assert default_method(texts, unseen) == method
@@ -20,6 +21,9 @@ def test_the_defaults_are_recipes_that_are_what_they_say():
     assert isinstance(levels.method, Finetune)
     assert isinstance(levels.method.objective.terms()[0][1], TokenLevels)
     assert levels.method.stop.level is None
+    images = choose_method("AbsentClass", "vision")
+    assert isinstance(images.method.objective.terms()[0][1], AbsentClass)
+    assert images.method.stop.level is None
     for family in ("language", "vision"):
         means = choose_method("Settle", family)
         assert means.method == Finetune()
