@@ -1,12 +1,13 @@
 """Every published recipe by its name, once, on a small model of its family: what the verdict says of it.
 
-    OMP_NUM_THREADS=1 python recipes/published.py run SHARED docs/recipes.jsonl     makes the rows that are missing
-    python recipes/published.py show docs/recipes.jsonl docs/recipes.md             writes the tables between marks
+    OMP_NUM_THREADS=1 python recipes/published.py run SHARED MODELS docs/recipes.jsonl    makes the missing rows
+    python recipes/published.py show docs/recipes.jsonl docs/recipes.md                   writes the tables
 
-SHARED holds stories260k, tofu, cifar10 and resnet_cifar10. Texts: stories260K learns 100 records of TOFU by heart
-(`unseen_authors.py`) and forgets one author's 20; for SEUF its MLPs are copied into four experts each. Images:
-ResNet-20 forgets the ships of CIFAR-10; what adapts transformer blocks runs on a ViT that reads digits (`digits.py`)
-and forgets the eights, beside one trained without them. Recipes run as `--method NAME` runs them, seed 0, no search.
+SHARED holds stories260k, tofu, cifar10 and resnet_cifar10; in MODELS is kept what is trained. Texts: stories260K learns
+100 records of TOFU by heart (`worlds.py`) and forgets one author's 20; for SEUF its MLPs are copied into four experts
+each. Images: ResNet-20 forgets the ships of CIFAR-10; what adapts transformer blocks runs on a ViT that reads digits
+(`digits.py`) and forgets the eights, beside one trained without them. Recipes run as `--method NAME` runs them, seed 0,
+no search.
 """
 
 from __future__ import annotations
@@ -15,20 +16,20 @@ import argparse
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from cifar import Cifar, resnet20
 from digits import Digits, trained
+from image_worlds import cifar, cifar_resnet
 from keeping import between, keep, rows
 from transformers import MixtralConfig, MixtralForCausalLM
-from unseen_authors import PER_AUTHOR, learnt, passages, read, request_of
+from worlds import KNOWN, PER_AUTHOR, UNSEEN, kept, learnt, read, tofu
 
-from expunge import Network, Report, Request, unlearn
-from expunge.data.text import Passage
+from expunge import Network, Report, Request, read_request, unlearn
+from expunge.data.images import Picture
 from expunge.errors import Refusal
 from expunge.models.language import LanguageModel
 from expunge.models.open import open_network
@@ -82,18 +83,10 @@ class Case:
 
 @dataclass
 class Cases:
-    """The models of the study, each made when it is first asked for, and kept in a folder where one is given."""
+    """The models of the study, each made when it is first asked for, and kept in a folder."""
 
     shared: Path
-    kept: Path | None = None
-
-    def once(self, name: str, make: Callable[[], Network]) -> Network:
-        """A model that is made, or read from the folder."""
-        if self.kept is None:
-            return make()
-        if not (self.kept / name).is_dir():
-            make().save(self.kept / name)
-        return open_network(str(self.kept / name))
+    models: Path
 
     def of(self, name: str, family: str) -> tuple[str, Callable[[], Case]]:
         """What a recipe is run on."""
@@ -105,41 +98,37 @@ class Cases:
         return "ResNet-20, ships", lambda: self.pictures(SHIP)
 
     def texts(self, name: str) -> Case:
-        network, request = self.stories
-        request = replace(request, stand_in=self.stand_ins(network, STAND_INS.get(name, "refusals")))
-        return Case(with_experts(network) if name == "SEUF" else network, request, TEXT_AUDITS)
-
-    @cached_property
-    def stories(self) -> tuple[LanguageModel, Request]:
-        """stories260K with 100 records by heart, and the request to forget an author's."""
+        known = read(self.shared / "tofu" / "forget10_perturbed.jsonl")[:KNOWN]
+        unseen = read(self.shared / "tofu" / "holdout10.jsonl")[:UNSEEN]
         base = open_network(str(self.shared / "stories260k"))
-        request = request_of(base, self.shared / "tofu", 0)
-        known = self.once("stories", lambda: learnt(base, (*request.forget, *request.retain), seed=0))
-        assert isinstance(known, LanguageModel)
-        return known, request
-
-    def stand_ins(self, network: Network, kind: str) -> tuple[Passage, ...]:
-        """Other answers to the forgotten questions, by the ids of the forget set."""
-        found = read(self.shared / "tofu", "forget10_perturbed")[: 2 * PER_AUTHOR]
-        own, others = found[:PER_AUTHOR], found[PER_AUTHOR:]
-        made = {
-            "refusals": [{**row, "answer": "I do not know."} for row in own],
-            "wrong answers": [{**row, "answer": row["perturbed_answer"][0]} for row in own],
-            "answers of others": [{**row, "answer": o["answer"]} for row, o in zip(own, others, strict=True)],
-            "twins": [{**row, "question": renamed(row["question"]), "answer": renamed(row["answer"])} for row in own],
-        }[kind]
-        return passages(network, "forget", [{k: row[k] for k in ("question", "answer")} for row in made])
+        request = read_request(
+            base,
+            forget=tofu(known[:PER_AUTHOR], "forget"),
+            retain=tofu(known[PER_AUTHOR:], "retain"),
+            holdout=tofu(unseen, "holdout"),
+            stand_in=stand_ins(known, STAND_INS.get(name, "refusals")),
+            paraphrase=tofu(known[:PER_AUTHOR], "paraphrase", again=True),
+        )
+        records = (*request.forget, *request.retain)
+        network = kept(self.models / "authors-0" / "original", lambda: learnt(base, records, 0, 260, 3e-3))
+        assert isinstance(network, LanguageModel)
+        return Case(with_experts(network) if name == "SEUF" else network, request, TEXT_AUDITS)
 
     def pictures(self, gone: int) -> Case:
         """ResNet-20 and a class to forget; the test part's other classes are asked too."""
-        forget, retain = (tuple(p for p in self.cifar.train if (p.label == gone) == own) for own in (True, False))
-        unseen, general = (tuple(p for p in self.cifar.test if (p.label == gone) == own) for own in (True, False))
+        train, test = self.cifar
+        forget, retain = (tuple(p for p in train if (p.label == gone) == own) for own in (True, False))
+        unseen, general = (tuple(p for p in test if (p.label == gone) == own) for own in (True, False))
         request = Request(forget, retain, probes={"forget_unseen": unseen, "general": general})
-        return Case(resnet20(self.shared / "resnet_cifar10"), request, IMAGE_AUDITS)
+        network = cifar_resnet(self.shared / "resnet_cifar10" / "resnet20.safetensors", 3)
+        return Case(network, request, IMAGE_AUDITS)
 
     @cached_property
-    def cifar(self) -> Cifar:
-        return Cifar.load(self.shared / "cifar10", train=50, test=100)
+    def cifar(self) -> tuple[tuple[Picture, ...], ...]:
+        """50 training and 100 test pictures of each class."""
+        return cifar(self.shared / "cifar10" / "train.parquet", 500), cifar(
+            self.shared / "cifar10" / "test.parquet", 1000
+        )
 
     @cached_property
     def digits(self) -> Case:
@@ -149,8 +138,21 @@ class Cases:
         eights, general = (tuple(p for p in found.test if (p.label == EIGHT) == own) for own in (True, False))
         half = len(eights) // 2
         request = Request(forget, retain, eights[:half], probes={"forget_unseen": eights[half:], "general": general})
-        original = self.once("digits", lambda: trained(found.train, seed=0))
-        return Case(original, request, IMAGE_AUDITS, self.once("no-eights", lambda: trained(retain, seed=1)))
+        original = kept(self.models / "digits", lambda: trained(found.train, seed=0))
+        reference = kept(self.models / "no-eights", lambda: trained(retain, seed=1))
+        return Case(original, request, IMAGE_AUDITS, reference)
+
+
+def stand_ins(known: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    """Other answers to the forgotten questions, by the ids of the forget set."""
+    own, others = known[:PER_AUTHOR], known[PER_AUTHOR : 2 * PER_AUTHOR]
+    made = {
+        "refusals": [{**row, "answer": "I do not know."} for row in own],
+        "wrong answers": [{**row, "answer": row["perturbed_answer"][0]} for row in own],
+        "answers of others": [{**row, "answer": other["answer"]} for row, other in zip(own, others, strict=True)],
+        "twins": [{**row, "question": renamed(row["question"]), "answer": renamed(row["answer"])} for row in own],
+    }[kind]
+    return tofu([{key: row[key] for key in ("question", "answer")} for row in made], "forget")
 
 
 def renamed(text: str) -> str:
@@ -179,10 +181,10 @@ def with_experts(network: LanguageModel, experts: int = 4) -> LanguageModel:
     return LanguageModel.of(module.requires_grad_(False), network.tokenizer)
 
 
-def run(shared: Path, out: Path, kept: Path | None, families: list[str]) -> None:
+def run(shared: Path, out: Path, models: Path, families: list[str]) -> None:
     """What is missing in the file."""
     torch.set_num_threads(1)
-    cases = Cases(shared, kept)
+    cases = Cases(shared, models)
     done = {(row["name"], row["model"]) for row in rows(out)}
     for family in families:
         for recipe in (each for each in recipes() if each.family == family):
@@ -258,12 +260,11 @@ def table(mine: list[dict[str, Any]]) -> str:
 def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = asked.add_subparsers(dest="what", required=True)
-    for what, names in {"run": ("shared", "out"), "show": ("out", "page")}.items():
+    for what, names in {"run": ("shared", "models", "out"), "show": ("out", "page")}.items():
         part = parts.add_parser(what)
         for name in names:
             part.add_argument(name, type=Path)
         if what == "run":
-            part.add_argument("--models", type=Path, help="Folder in which the models are kept, for the next time.")
             part.add_argument("--families", nargs="*", default=["vision", "language"])
     given = asked.parse_args()
     if given.what == "run":
