@@ -21,9 +21,8 @@ from keeping import between, keep, rows
 from worlds import EDGE, EDGES, Places, contracts
 
 from expunge import Network, Request
-from expunge.core.method import Method
 from expunge.notation.parse import parse
-from expunge.run.choose import BY_LEVELS
+from expunge.run.choose import choose_method, default_method
 from expunge.runtime.cached_model import CachedModel
 
 REQUESTS = 5
@@ -61,8 +60,7 @@ def run(places: Places, out: Path, seeds: Sequence[int]) -> None:
 
 def requests(network: Network, whole: Request, parts: dict[str, Any], way: str) -> list[dict[str, Any]]:
     """The rows of one way: which request, which contract, and what is read of it."""
-    method, made = parse(BY_LEVELS), []
-    assert isinstance(method, Method)
+    method, made = choose_method(default_method(texts=True, unseen=True), "language").method, []
     names = list(parts)
     for number in range(REQUESTS):
         earlier = [e for name in names[:number] for e in parts[name]] if way == WAYS[1] else []

@@ -24,9 +24,10 @@ from worlds import TEXT_WORLDS, Places, Trial
 from expunge import unlearn
 from expunge.core.audit import Finding
 from expunge.core.method import Method
+from expunge.internals.examples import Tokenized
 from expunge.notation.parse import parse
 from expunge.report.report import Report
-from expunge.run.choose import audits_of, default_method
+from expunge.run.choose import audits_of, choose_method, default_method
 from expunge.run.unlearn import Task, complete, examine, examine_reference
 from expunge.runtime.cached_model import CachedModel
 
@@ -48,12 +49,11 @@ Row = dict[str, Any]
 
 def method_of(name: str, trial: Trial, seed: int) -> Method | None:
     """What a row's name stands for in a world; None where it cannot be tried there."""
-    texts = hasattr(trial.request.forget[0], "tokens")
+    texts = isinstance(trial.request.forget[0], Tokenized)
     if name == "default":
-        text = default_method(texts, bool(trial.request.holdout))
-        if trial.adapter != "Bounded()":
-            text = text.replace("Finetune(", f"Finetune(adapter={trial.adapter}, ").replace(", )", ")")
-    elif name == "Settle":
+        chosen = choose_method(default_method(texts, bool(trial.request.holdout)), "language" if texts else "vision")
+        return chosen.method.with_seed(seed)
+    if name == "Settle":
         text = BEFORE.format(adapter=trial.adapter)
     elif name == "Unseen":
         if trial.twins is None:

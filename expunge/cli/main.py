@@ -209,14 +209,17 @@ def _job(
 ) -> Job:
     """The job that the options ask for; names and files are looked at before anything is imported to do it."""
     from expunge.notation.parse import check_names
+    from expunge.notation.recipes import check_method
     from expunge.notation.settings import check_settings
 
     images, training = images or Images(), training or Training()
     texts = texts or Texts()
     judging, keeping = judging or Judging(), keeping or Keeping()
-    for text in filter(None, (training.method, audits)):
-        check_names(text)
-        check_settings(text)
+    if training.method is not None:
+        check_method(training.method)
+    if audits:
+        check_names(audits)
+        check_settings(audits)
     sets.check()
     keeping.check()
     present("--adapter", adapter)

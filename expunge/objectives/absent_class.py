@@ -26,9 +26,19 @@ from expunge.core.question import LogProbabilities, Scores
 from expunge.core.view import View
 from expunge.errors import UsageRefused
 from expunge.internals.examples import Pictured
+from expunge.notation.recipes import Recipe
 from expunge.objectives.settle import Settle
 from expunge.objectives.token_levels import TokenLevels
 from expunge.primitives.unseen_losses import evenly
+
+PUBLISHED = Recipe(
+    "AbsentClass",
+    "vision",
+    "Finetune(objective=AbsentClass() + RetainNLL() + 3.0 * RetainKL(), learning_rate=0.001, steps=100, "
+    "schedule='linear', stop=Stop(level=None, max_retain_increase=None, every=20))",
+    "Our own, the default of images: docs/log.md. A class that is deleted goes to what an unlearnt class gets, other "
+    "images to the losses of unseen ones.",
+)
 
 Images = Sequence[Pictured]
 ASKED = 300
