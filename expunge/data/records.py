@@ -6,8 +6,9 @@ import codecs
 import csv
 import io
 import json
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,13 @@ SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 """Other separators of CSV files, which an error names."""
 NAMES = ("id", "question", "answer", "text", "options", "lead", "image", "img", "label")
 """Columns that an error may name; others may be text of a record."""
+TARGETS = ("question", "answer", "text", "options", "lead", "id", "system", "messages")
+"""What the columns of a file can be said to hold."""
+BESIDE = ("id", "options", "lead", "system", "chat_template_kwargs")
+"""Columns that count under their own names, where others are renamed."""
+FOREIGN = {*NAMES, "query", "prompt", "gt", "input", "output", "instruction", "response", "completion", "subject"}
+COLUMN_NAME = re.compile(r"[A-Za-z_][\w.-]{0,39}")
+"""What looks like the name of a column, and not like a record: it may be printed where every row has it."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +76,33 @@ def _rows(path: Path) -> Iterator[Record | Fault]:
     if path.suffix.lower() not in readers:
         raise DataRefused(f"{path}: '{path.suffix}' files are not read. Allowed: {', '.join(readers)}.")
     return readers[path.suffix.lower()](path)
+
+
+def rename(records: list[Record], columns: Mapping[str, str], path: Path) -> list[Record]:
+    """The records with the columns that are meant, under our names: {"question": "query"}; as they are where none is.
+
+    Raises `DataRefused` for a column that no record has.
+    """
+    if not columns:
+        return records
+    known = {name for record in records for name in record.columns}
+    missing = [f"'{name}'" for name in columns.values() if name not in known]
+    if missing:
+        common = [name for name in known if all(name in record.columns for record in records)]
+        # Without its header a CSV file has a record there.
+        tells = FOREIGN if path.suffix.lower() == ".csv" else known
+        shown = sorted(name for name in common if COLUMN_NAME.fullmatch(name) and name in tells)[:SHOWN]
+        more = f" and {len(known) - len(shown)} more" if len(known) > len(shown) else ""
+        raise DataRefused(
+            f"{path}: --columns names {', '.join(missing)}, which no row has. "
+            f"Columns there: {', '.join(shown) or 'none that may be shown'}{more}."
+        )
+    return [replace(record, columns=_rename_row(record.columns, columns)) for record in records]
+
+
+def _rename_row(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    beside = {name: row[name] for name in BESIDE if name in row}
+    return beside | {ours: row[theirs] for ours, theirs in columns.items() if theirs in row}
 
 
 def refuse(path: Path, faults: list[Fault]) -> None:

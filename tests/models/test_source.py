@@ -18,7 +18,7 @@ from expunge.errors import ModelRefused, Refusal, UsageRefused
 from expunge.models.language import LanguageModel
 from expunge.models.open import open_network
 from expunge.models.source import Source, check_folder, config_of, load_module, locate, read_json
-from expunge.run.files import check_out
+from expunge.run.checks import check_out
 
 CONFIG = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
 
