@@ -58,7 +58,7 @@ def make_job(
     from expunge.notation.parse import check_names
     from expunge.notation.rules import split_rule
     from expunge.notation.settings import check_audits, check_settings
-    from expunge.run.checks import check_model, check_sets, check_texts, check_viewer
+    from expunge.run.checks import check_model, check_out, check_sets, check_texts, check_viewer
 
     images, training = images or Images(), training or Training()
     texts = texts or Texts()
@@ -76,6 +76,8 @@ def make_job(
     if keeping.log_to is not None:
         check_viewer(keeping.log_to)
     present("--adapter", adapter)
+    if not keeping.resume:  # several seeds go on in a folder that is there
+        check_out(out, model, adapter)
     present("--stand-in", training.stand_in)
     present("--forget-ids", images.forget_ids)
     probes, template = sets.probes(), texts.template()

@@ -18,6 +18,8 @@ from expunge.errors import DataRefused
 
 LINE_LIMIT = 16_000_000
 """Longest line in bytes."""
+AT_ONCE = 1000
+"""Rows of a table that are read together."""
 SHOWN = 20
 """Most faults that an error names."""
 SPACES = (" ", "\t", "\n", "\r")
@@ -234,10 +236,23 @@ def _csv(path: Path) -> Iterator[Record | Fault]:
 
 def _table(path: Path) -> Iterator[Record | Fault]:
     table = open_table(path)
-    for number in range(1, len(table) + 1):
+    for start in range(0, len(table), AT_ONCE):
+        part = table.slice(start, AT_ONCE)
         try:
-            (row,) = table.slice(number - 1, 1).to_pylist()
+            rows: list[dict[str, Any] | None] = part.to_pylist()
         except UnicodeDecodeError:
-            yield Fault(number, "not UTF-8 (save the file as UTF-8)")
-        else:
-            yield Record(number, {key: value for key, value in row.items() if value is not None})
+            rows = [_read_alone(part, place) for place in range(len(part))]
+        for number, row in enumerate(rows, start=start + 1):
+            if row is None:
+                yield Fault(number, "not UTF-8 (save the file as UTF-8)")
+            else:
+                yield Record(number, {key: value for key, value in row.items() if value is not None})
+
+
+def _read_alone(table: Any, place: int) -> dict[str, Any] | None:
+    """One row of a table; None where its text cannot be read."""
+    try:
+        (row,) = table.slice(place, 1).to_pylist()
+        return dict(row)
+    except UnicodeDecodeError:
+        return None
