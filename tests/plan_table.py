@@ -55,7 +55,9 @@ def check(name: str) -> str:
     try:
         module = build(name)
         network = LanguageModel.of(module, None)
-        Finetune().adapter.insert(network, REQUEST)
+        adapter = Finetune().fit(network, REQUEST).adapter
+        assert adapter is not None
+        adapter.insert(network, REQUEST)
         network.ask(LogProbabilities(), REQUEST.forget)
     except (ImportError, Refusal, ValueError) as error:
         return f"{SAYS_SO}: {str(error).partition(': ')[2] or error}"

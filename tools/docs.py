@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from expunge.notation.parse import FOLDERS, Plugin, plugins
+from expunge.notation.recipes import recipes
 from expunge.notation.settings import Setting, made_by, settings
 from expunge.notation.typed_json import schema
 
@@ -192,6 +193,11 @@ def _entry(root: Path, plugin: Plugin) -> str:
     rows = [f"| `{s.name}` | {_default(s)} | {_cell(s.doc)} |" for s in settings(made)]
     if rows:
         parts += ["| setting | default | what it does |", "|---|---|---|", *rows, ""]
+    for recipe in (each for each in recipes(root / "expunge") if each.home == plugin.name):
+        parts += [
+            f"Recipe `--method {recipe.name}` ({recipe.family}): `{recipe.method}`. Numbers: {_cell(recipe.source)}",
+            "",
+        ]
     return "\n".join(parts)
 
 

@@ -52,6 +52,9 @@ class PeftAdapter(Adapter):
     def where(self) -> tuple[Targets, tuple[int, ...] | None, str | None]:
         """`targets`, `layers` and `part` of the adapter."""
 
+    def check(self, network: Network) -> None:
+        choose_layers(network.module, *self.where)
+
     def insert(self, network: Network, request: Request) -> Network:
         fork = network.fork()
         with quiet():

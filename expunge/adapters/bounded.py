@@ -20,9 +20,36 @@ from expunge.adapters._bounded_config import BoundedConfig
 from expunge.adapters._layers import Targets
 from expunge.adapters._maps import check
 from expunge.adapters._peft_adapter import PeftAdapter
+from expunge.notation.recipes import ALL_STEPS, Recipe
 
 if TYPE_CHECKING:
     from expunge.core.model import Network
+
+
+PUBLISHED = (
+    Recipe(
+        "GD+Sine",
+        "language",
+        "Finetune(objective=GradDiff(forget_weight=1.0), adapter=Bounded(map='sine', rank=8, alpha=16.0, "
+        "omega=100.0), learning_rate=0.0002, steps=Epochs(count=5.0), batch=32, retain_batch=32, "
+        f"warmup=Epochs(count=1.0), schedule='linear', weight_decay=0.01, {ALL_STEPS})",
+        "Garg et al., 2025: gradient difference, sine, omega 100, MLP layers, ranks 4 to 32. Rate, "
+        "length and alpha were not found: those of LoKU, whose TOFU tables it shares.",
+        "Stable Forgetting (Garg et al., 2025, arXiv 2509.24166): gradient difference in a sine-bounded "
+        "update of the MLP layers.",
+    ),
+    Recipe(
+        "GD+Sine",
+        "vision",
+        "Finetune(objective=GradDiff(forget_weight=1.0), adapter=Bounded(map='sine', rank=8, alpha=16.0, "
+        "omega=100.0), learning_rate=0.0002, steps=Epochs(count=5.0), batch=32, retain_batch=32, "
+        f"warmup=Epochs(count=1.0), schedule='linear', weight_decay=0.01, {ALL_STEPS})",
+        "Garg et al., 2025, on vision transformers: nothing but objective and adapter could be found; "
+        "rate and length are those of its texts.",
+        "Stable Forgetting (Garg et al., 2025, arXiv 2509.24166): gradient difference in a sine-bounded "
+        "update of the MLP layers.",
+    ),
+)
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,9 @@ class Fila(Adapter):
         """Rank of the trainable factors."""
         return self.adapter.rank
 
+    def check(self, network: Network) -> None:
+        self.adapter.check(network)
+
     def insert(self, network: Network, request: Request) -> Network:
         adapted = self.adapter.insert(network, request)
         if any(isinstance(part, BoundedExperts) for part in adapted.module.modules()):

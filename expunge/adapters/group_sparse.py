@@ -51,6 +51,9 @@ class GroupSparse(Adapter):
         """Rank of that adapter."""
         return self.adapter.rank
 
+    def check(self, network: Network) -> None:
+        self.adapter.check(network)
+
     def insert(self, network: Network, request: Request) -> Network:
         return self.adapter.insert(network, request)
 

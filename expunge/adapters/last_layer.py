@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 class LastLayer(Adapter):
     """The output matrix and its bias, in float32."""
 
+    def check(self, network: Network) -> None:
+        _output_layer(network)
+
     def insert(self, network: Network, request: Request) -> Network:
         fork = network.fork()
         fork.module.requires_grad_(False)

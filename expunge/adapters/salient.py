@@ -25,12 +25,25 @@ from torch.nn.utils import parametrize
 from expunge.core.adapter import Adapter
 from expunge.errors import ModelRefused, UsageRefused
 from expunge.internals.gradients import HALF, gradient, loss
+from expunge.notation.recipes import CIFAR, Recipe
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
 
     from expunge.core.model import Network
     from expunge.core.request import Request
+
+
+PUBLISHED = Recipe(
+    "SalUn",
+    "vision",
+    "Finetune(objective=RandomLabel() + RetainNLL(), adapter=Salient(quantile=0.5), "
+    f"learning_rate=0.01, steps=Epochs(count=10.0), {CIFAR})",
+    "Fan et al., 2024: half of the weights, random labels, SGD for 10 epochs in batches of 256; the "
+    "rate is their code's default (0.01). There the passes through the two sets alternate; here each "
+    "step reads both.",
+    "SalUn (Fan et al., 2024, ICLR, arXiv 2310.12508): random labels, in the weights with large forget gradients only.",
+)
 
 
 @dataclass(frozen=True)

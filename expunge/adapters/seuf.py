@@ -24,6 +24,7 @@ from expunge.adapters._moving_experts import MovingExperts, MovingRouter
 from expunge.core.adapter import Adapter
 from expunge.errors import UsageRefused
 from expunge.internals.mixtures import Mixture, affinity, first_tokens, mixtures, read_routes, the_mixtures
+from expunge.notation.recipes import ALL_STEPS, Recipe
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -31,6 +32,16 @@ if TYPE_CHECKING:
 
     from expunge.core.model import Network
     from expunge.core.request import Request
+
+
+PUBLISHED = Recipe(
+    "SEUF",
+    "language",
+    "Finetune(objective=GradDiff(forget_weight=1.0) + Anchor(), adapter=SEUF(), "
+    f"learning_rate=0.0001, steps=Epochs(count=10.0), batch=16, retain_batch=16, {ALL_STEPS})",
+    "Zhuang et al., 2025: GradDiff, anchor weight 1, batches of 16 at 1e-4. Its length was not "
+    "found: 10 epochs. For mixtures of experts.",
+)
 
 
 @dataclass(frozen=True)
@@ -53,6 +64,9 @@ class SEUF(Adapter):
             )
         if self.expert is not None and (self.layer is None or self.experts != 1):
             raise UsageRefused("SEUF: an `expert` is one of a `layer`. Give that too, and leave `experts` at 1.")
+
+    def check(self, network: Network) -> None:
+        the_mixtures(network.module)
 
     def insert(self, network: Network, request: Request) -> Network:
         found = the_mixtures(network.module)

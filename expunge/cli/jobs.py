@@ -56,6 +56,7 @@ def make_job(
     """The job that the options ask for; a wrong name, file or column is refused before torch is loaded."""
     from expunge.data.text import Reading
     from expunge.notation.parse import check_names
+    from expunge.notation.recipes import check_method
     from expunge.notation.rules import split_rule
     from expunge.notation.settings import check_audits, check_settings
     from expunge.run.checks import check_model, check_out, check_sets, check_texts, check_viewer
@@ -63,10 +64,11 @@ def make_job(
     images, training = images or Images(), training or Training()
     texts = texts or Texts()
     judging, keeping = judging or Judging(), keeping or Keeping()
-    for text in filter(None, (training.method, audits)):
-        check_names(text)
-        check_settings(text)
+    if training.method is not None:
+        check_method(training.method)
     if audits:
+        check_names(audits)
+        check_settings(audits)
         check_audits(audits)
     for rule in judging.require or ():
         split_rule(rule)

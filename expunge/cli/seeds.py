@@ -76,8 +76,8 @@ def _read_finished(job: Job) -> Report | None:
         return None
     check_manifest(job.out)
     config = job.out / CONFIG
-    method, _, _ = job.check_names()
-    if not config.is_file() or config.read_text(encoding="utf-8") != write_toml(job.options(write(method))):
+    chosen, _, _ = job.check_names()
+    if not config.is_file() or config.read_text(encoding="utf-8") != write_toml(job.options(write(chosen.method))):
         raise UsageRefused(f"{job.out} is of a run with other options (its {CONFIG} says which). Give another --out.")
     return Report.read(job.out)
 

@@ -29,6 +29,9 @@ class Adapter(ABC):
         """The network with the adapter in it; `request` lets an adapter choose by the data."""
         return Adapted(self.insert(network, request), network, self)
 
+    def check(self, network: Network) -> None:  # noqa: B027 (some take every network)
+        """Refuse a network that has nothing to adapt, before anything is done with it."""
+
     def cheaper(self) -> Iterator[tuple[str, Adapter]]:
         """Adapters that need less memory, each with what to write for it."""
         return iter(())
@@ -51,8 +54,7 @@ class Adapter(ABC):
 
     @abstractmethod
     def save(self, adapted: Network, folder: Path) -> None:
-        """Write only the adapter, as `adapter_config.json` and `adapter_model.safetensors`, where peft has a form for
-        it; else nothing."""
+        """Write only the adapter, as peft's configuration and safetensors, where peft has one; else nothing."""
 
 
 @dataclass(frozen=True)

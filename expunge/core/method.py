@@ -1,12 +1,11 @@
-"""Methods: functions from a model to a model. Fine-tuning, an edit in one step and an attack all have this
-signature."""
+"""Methods: functions from a model to a model. Fine-tuning, an edit in one step and an attack are such functions."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Self, final
+from typing import TYPE_CHECKING, ClassVar, Self, final
 
 from expunge.core.model import Model, Network, network_of
 from expunge.core.request import Request
@@ -45,21 +44,26 @@ class Method(ABC):
         """The same method with another seed. Raises `UsageRefused` where it draws nothing by chance."""
         raise UsageRefused(f"--seed: {self.name} draws nothing by chance. Leave --seed out.")
 
+    def fit(self, model: Model, request: Request, on_event: OnEvent = ignore_event) -> Self:
+        """The method with nothing left open for this model and request. Refuses, before any audit, what cannot run."""
+        return self._with({name: part.fit(model, request, on_event) for name, part in self._parts()})
+
     def rehearse(self, model: Model, request: Request, rehearsal: Rehearsal) -> Model:
         """Do what a run does, on a narrow random network that notes each pass: `expunge plan` counts those.
 
         A method with many equal steps takes few of them here, and says how many each stands for. One that is made of
         other methods rehearses those.
         """
-        parts = {name: _Rehearsed(part, rehearsal) for name, part in self._parts()}
-        same: Any = replace(self, **parts) if parts else self  # type: ignore[type-var]
-        return same(model, request)  # type: ignore[no-any-return]
+        return self._with({name: _Rehearsed(part, rehearsal) for name, part in self._parts()})(model, request)
 
     def cheaper(self) -> Iterator[tuple[str, Self]]:
         """Variants that need less memory, each with what to write for it; from what costs least to what costs most."""
         for name, part in self._parts():
             for said, other in part.cheaper():
-                yield f"{said} in {name}", replace(self, **{name: other})  # type: ignore[type-var]
+                yield f"{said} in {name}", self._with({name: other})
+
+    def _with(self, parts: Mapping[str, Method]) -> Self:
+        return replace(self, **parts) if parts else self  # type: ignore[type-var]
 
     def _parts(self) -> list[tuple[str, Method]]:
         names: list[str] = [field.name for field in fields(self)] if is_dataclass(self) else []

@@ -92,8 +92,7 @@ class Model(ABC):
         return "\n".join([describe(self, Model), *(part.settings() for _, part in parts_of(self, Model))])
 
     def save(self, folder: Path) -> None:
-        """Write a folder that `open_model` reads back. Works for any dataclass whose fields are models and plain
-        values."""
+        """Write a folder that `open_model` reads back. For any dataclass whose fields are models and plain values."""
         save_parts(self, Model, folder, lambda part, inside: part.save(inside))
 
     def plain(self) -> Model:

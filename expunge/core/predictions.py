@@ -107,8 +107,7 @@ class Rows:
         return self._with(example=self.example.to(device), weights=weights, **moved)
 
     def none(self) -> Self:
-        """The same reply with no rows. Backward still reaches its graph, with zeros: processes that share a step need
-        that."""
+        """The same reply with no rows. Backward reaches its graph, with zeros: processes that share a step need it."""
         cut = {name: tensor[:0] for name, tensor in self.tensors().items()}
         weights = None if self.weights is None else self.weights[:0]
         return self._with(example=self.example[:0], examples=0, weights=weights, **cut)
@@ -148,8 +147,7 @@ class Rows:
 
 
 def weights_of(batch: Sequence[Example]) -> Float[Tensor, " examples"] | None:
-    """The weights of a batch for its reply; None where each is 1, so that unweighted results stay the same to the
-    bit."""
+    """The weights of a batch for its reply; None where each is 1: unweighted results stay the same to the bit."""
     weights = [example.weight for example in batch]
     return None if all(weight == 1 for weight in weights) else torch.tensor(weights)
 

@@ -107,8 +107,7 @@ class RowStatistics(DerivedQuestion[RowMoments]):
 
 @dataclass(frozen=True)
 class HiddenStates(RowQuestion[Hidden]):
-    """Hidden states after one transformer block, at the position that each row is predicted from; no later block
-    runs."""
+    """Hidden states after one block, at the position that each row is predicted from; no later block runs."""
 
     reply: ClassVar[type[Rows]] = Hidden
     cached: ClassVar[bool] = False

@@ -105,6 +105,5 @@ class Request:
         if common:
             shown = ", ".join(f"{a} = {b}" for a, b in common[:5]) + (", ..." if len(common) > 5 else "")
             raise DataRefused(
-                f"{len(common)} records are in the {one} set and in the {other} set ({shown}). "
-                f"Remove them from one of the two."
+                f"{len(common)} records are in the {one} set and in the {other} set ({shown}). Keep them in one only."
             )

@@ -99,8 +99,7 @@ class View:
         return self._ask_once(Routes(layer), name)
 
     def every(self, question: Question[RowsReply], name: str, examples: Batch | None = None) -> Iterator[RowsReply]:
-        """Replies about all examples of the run's set `name` (or about `examples`), batch by batch, without
-        gradients."""
+        """Replies about all of the run's set `name` (or about `examples`), batch by batch, without gradients."""
         examples = examples or self.run.whole.get(name) or self.batch(name)
         for group in self.model.batches(examples):
             with torch.no_grad():
@@ -115,8 +114,7 @@ class View:
         return self.sets[name]
 
     def fraction(self, name: str) -> float:
-        """Which share of the whole step's examples of `name`, by weight, this view holds: 1 unless it is a
-        micro-batch."""
+        """The share of the step's examples of `name`, by weight, that this view holds: 1 but for a micro-batch."""
         if name in self.absent:
             return 0.0
         return Share.of(self.sets[name]).examples / self.shares[name].examples if name in self.shares else 1.0

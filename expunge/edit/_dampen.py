@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from expunge.core.model import Network
+from expunge.core.question import LogProbabilities
 from expunge.core.request import Example, Request
 from expunge.edit._fisher import copy_network
 from expunge.errors import DataRefused
@@ -28,6 +29,12 @@ def everything(request: Request, who: str) -> Sequence[Example]:
     if not request.retain:
         raise DataRefused(f"{who} compares the forget set with all training data. Give the rest with --retain.")
     return (*request.retain, *request.forget)
+
+
+def mean_loss(network: Network, examples: Sequence[Example]) -> float:
+    """Mean cross-entropy of a row, in nats."""
+    said = network.ask(LogProbabilities(), examples)
+    return -float(said.over_rows(said.log_probs))
 
 
 def dampen(

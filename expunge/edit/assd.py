@@ -18,6 +18,14 @@ from expunge.edit._dampen import adaptive_alpha, dampen, everything
 from expunge.edit._fisher import mean_squared_gradient
 from expunge.errors import UsageRefused
 from expunge.events import OnEvent
+from expunge.notation.recipes import Recipe
+
+PUBLISHED = Recipe(
+    "ASSD",
+    "vision",
+    "ASSD(batch=64)",
+    "Schoepf et al., 2024: batches of 64; it has no other setting.",
+)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,15 @@ from expunge.errors import DataRefused, UsageRefused
 from expunge.events import OnEvent
 from expunge.internals.changes import describe_change
 from expunge.internals.gradients import gradient, loss
+from expunge.notation.recipes import Recipe
+
+PUBLISHED = Recipe(
+    "IAU",
+    "vision",
+    "IAU(learning_rate=0.001, step='adam', correction=1.0)",
+    "The authors' code: one step of Adam at 1e-3, both gradients with weight 1. The original is not "
+    "trained with its gradient restriction.",
+)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,15 @@ from expunge.edit._dampen import adaptive_alpha, dampen, everything
 from expunge.edit._fisher import mean_absolute_gradient
 from expunge.errors import UsageRefused
 from expunge.events import OnEvent
+from expunge.notation.recipes import Recipe
 from expunge.primitives.settings import check_finite
+
+PUBLISHED = Recipe(
+    "LFSSD",
+    "vision",
+    "LFSSD(alpha=None, dampening=1.0, batch=64)",
+    "Foster et al., 2024: dampening 1, batches of 64, the threshold by ASSD's percentile.",
+)
 
 
 @dataclass(frozen=True)

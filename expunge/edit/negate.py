@@ -20,6 +20,16 @@ from expunge.errors import UsageRefused
 from expunge.events import Note, OnEvent
 from expunge.internals.changes import describe_change
 from expunge.notation.parse import parse
+from expunge.notation.recipes import ALL_STEPS, Recipe
+
+PUBLISHED = Recipe(
+    "TaskVector",
+    "language",
+    "Negate(scale=5.0, learn=Finetune(objective=-1.0 * Ascent(), adapter=Full(), "
+    f"learning_rate=1e-05, steps=Epochs(count=10.0), batch=32, retain_batch=1, {ALL_STEPS}, "
+    "norms=False))",
+    "MUSE (Shi et al., 2024) on News: 10 epochs in batches of 32 at 1e-5; scale 5, which they chose on validation.",
+)
 
 
 @dataclass(frozen=True)

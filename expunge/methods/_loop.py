@@ -20,6 +20,7 @@ from expunge.core.request import Request
 from expunge.core.view import Run, View
 from expunge.errors import EnvironmentRefused, RunFailed, UsageRefused
 from expunge.events import Event, Note, OnEvent, Step
+from expunge.methods._lengths import as_steps
 from expunge.notation.typed_json import event_from_json, event_to_json
 from expunge.primitives.out_of_memory import try_in_memory
 from expunge.runtime.parallel_model import ask_parts_together, cache_reference, share_reference
@@ -60,13 +61,16 @@ class Loop:
         self.reads: dict[str, tuple[str, ...]] = {"now": (), "before": ()}
         self.events: list[Event] = []
         self.parts = Accumulation([(1, self.plan.accumulate)])
-        self.optimizer = torch.optim.AdamW(
-            self.moving.values(), lr=self.plan.learning_rate, weight_decay=self.plan.weight_decay
+        moving, rate, decay = self.moving.values(), self.plan.learning_rate, self.plan.weight_decay
+        self.optimizer: torch.optim.Optimizer = (
+            torch.optim.AdamW(moving, lr=rate, weight_decay=decay)
+            if self.plan.optimizer == "adamw"
+            else torch.optim.SGD(moving, lr=rate, momentum=0.9, weight_decay=decay)
         )
 
     def train(self) -> Adapted:
         """Take the steps; the adapted network with the best one's weights."""
-        plan = self.plan
+        plan, steps = self.plan, as_steps(self.plan.steps)
         draw = Batches(self.request, plan.batch, plan.retain_batch, plan.seed)
         keeper = plan.stop.watch(ask_parts_together(self.before, self.reference, self.silenced), self.request)
         self.run.level = keeper.level
@@ -74,14 +78,14 @@ class Loop:
         moving, whole = (
             sum(p.numel() for p in some) for some in (self.moving.values(), self.before.module.parameters())
         )
-        self.on_event(keeper.start(len(layers), moving, whole, plan.steps))
+        self.on_event(keeper.start(len(layers), moving, whole, steps))
         begun = self.resume(draw, keeper) if self.checkpoints and self.checkpoints.resume else 0
         if not begun:
             self.check(0, keeper)
-        stopped = f"all {plan.steps} steps were taken"
-        for step in range(begun + 1, plan.steps + 1):
+        stopped = f"all {steps} steps were taken"
+        for step in range(begun + 1, steps + 1):
             self.step(step, draw.sets())
-            last = step == plan.steps
+            last = step == steps
             if last or step % plan.stop.every == 0:
                 enough = self.check(step, keeper)
                 if enough:
@@ -91,7 +95,7 @@ class Loop:
                 self.checkpoints.write(step, self.facts, self.tensors(keeper), self.state(keeper))
         keeper.restore(self.moving)
         self.gather()
-        self.on_event(keeper.end(stopped, step, self.plan.adapter.close(self.adapted.inner)))
+        self.on_event(keeper.end(stopped, step, self.adapted.adapter.close(self.adapted.inner)))
         return self.adapted
 
     def check(self, step: int, keeper: BestStep) -> str:
@@ -212,6 +216,12 @@ class Loop:
     def facts(self) -> dict[str, str]:
         return facts(self.plan, self.before, self.request)
 
+    @property
+    def kept_by_optimizer(self) -> tuple[tuple[str, str], ...]:
+        """What a checkpoint calls each tensor of the optimizer's state, and what torch calls it."""
+        adamw = (("mean", "exp_avg"), ("square", "exp_avg_sq"))
+        return adamw if self.plan.optimizer == "adamw" else (("mean", "momentum_buffer"),)
+
     def tensors(self, keeper: BestStep) -> dict[str, Tensor]:
         """The tensors of a checkpoint; those of the trainable parameters share their storage."""
         made = {f"direction.{layer}": direction for layer, direction in self.norms.directions.items()}
@@ -220,9 +230,7 @@ class Loop:
             made |= {
                 f"now.{name}": parameter.detach(),
                 f"best.{name}": keeper.state.get(name, torch.zeros_like(parameter)),
-                f"mean.{name}": slot.get("exp_avg", torch.zeros_like(parameter)),
-                f"square.{name}": slot.get("exp_avg_sq", torch.zeros_like(parameter)),
-            }
+            } | {f"{kind}.{name}": slot.get(key, torch.zeros_like(parameter)) for kind, key in self.kept_by_optimizer}
         return made | {"rng": torch.get_rng_state()}
 
     def state(self, keeper: BestStep) -> dict[str, object]:
@@ -254,11 +262,8 @@ class Loop:
         """Everything as it was after the step `done`."""
         [event_from_json(line) for line in state["events"]]
         for name, parameter in self.moving.items():
-            self.optimizer.state[parameter] = {
-                "step": torch.tensor(float(done)),
-                "exp_avg": tensors[f"mean.{name}"],
-                "exp_avg_sq": tensors[f"square.{name}"],
-            }
+            kept = {key: tensors[f"{kind}.{name}"] for kind, key in self.kept_by_optimizer}
+            self.optimizer.state[parameter] = {"step": torch.tensor(float(done)), **kept}
             keeper.state[name] = tensors[f"best.{name}"]
         torch.set_rng_state(tensors["rng"])
         self.norms.directions = {key[10:]: t for key, t in tensors.items() if key.startswith("direction.")}

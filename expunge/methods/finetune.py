@@ -15,14 +15,19 @@ from typing import ClassVar, Literal, Self
 import torch
 
 from expunge.adapters.bounded import Bounded
+from expunge.adapters.full import Full
 from expunge.core.adapter import Adapted, Adapter
 from expunge.core.method import WeightMethod
-from expunge.core.model import Model, Network
+from expunge.core.model import Model, Network, network_of
 from expunge.core.objective import Objective
+from expunge.core.question import HiddenStates
 from expunge.core.request import Request
 from expunge.errors import UsageRefused
-from expunge.events import Checked, Event, OnEvent, Step
+from expunge.events import Checked, Event, Note, OnEvent, Step, ignore_event
+from expunge.internals.blocks import every_block
+from expunge.methods._lengths import as_steps, count_steps
 from expunge.methods._loop import Loop
+from expunge.methods.epochs import Epochs
 from expunge.methods.stop import Stop
 from expunge.objectives.retain_kl import RetainKL
 from expunge.objectives.retain_nll import RetainNLL
@@ -32,34 +37,39 @@ from expunge.train.activations import Activations, manage_activations
 from expunge.train.checkpoint import checkpoints_of_run
 
 Schedule = Literal["constant", "linear", "cosine"]
+Optimizer = Literal["adamw", "sgd"]
 
 
 @dataclass(frozen=True)
 class Finetune(WeightMethod):
-    """Descent on an objective by AdamW, in an adapter's parameters, in float32."""
+    """Descent on an objective, in an adapter's parameters, in float32."""
 
     objective: Objective = 0.5 * Settle() + RetainNLL() + 3.0 * RetainKL()
     """The loss. The default moves the forget set to the holdout's level and retains by the retain set's answers and by
     the
     original model's distributions; docs/log.md tells how it was chosen. The paper's own is GradDiff()."""
-    adapter: Adapter = Bounded()
-    """Which parameters are trained."""
+    adapter: Adapter | None = None
+    """Which parameters are trained. None: those of `Bounded()`, or of `Full()` where the network has no transformer
+    blocks, as a ResNet has none; the report names which."""
     learning_rate: float = 3e-4
-    """Step size of AdamW; each parameter changes by about this much in a step."""
-    steps: int = 60
-    """Most steps; the run ends earlier once `stop` is met."""
+    """Step size. By AdamW each parameter changes by about this much in a step."""
+    steps: int | Epochs = 60
+    """Most steps; the run ends earlier once `stop` is met. `Epochs(count=5.0)`: so many passes through the forget
+    set."""
     batch: int = 8
     """Forget examples in a step."""
     retain_batch: int = 16
     """Retain examples in a step; more of them make its gradient less noisy."""
     accumulate: int = 1
     """Micro-batches in a step (gradient accumulation). Changes memory, not the result."""
-    warmup: int = 0
-    """Steps over which the learning rate rises to its full value."""
+    warmup: int | Epochs = 0
+    """Steps, or epochs, over which the learning rate rises to its full value."""
     schedule: Schedule = "constant"
     """How the learning rate falls after the warm-up: constant, linear or cosine, to 0 one step after the last."""
+    optimizer: Optimizer = "adamw"
+    """adamw, or sgd with momentum 0.9: its steps follow the size of the gradient, so it needs a larger rate."""
     weight_decay: float = 0.0
-    """Decoupled weight decay of the trainable parameters."""
+    """Weight decay of the trainable parameters, decoupled from the gradient by AdamW."""
     clip: float | None = None
     """Largest norm of a step's gradient. None, since clipping hides whether the method itself is stable."""
     stop: Stop = Stop()
@@ -79,11 +89,12 @@ class Finetune(WeightMethod):
             f"{name} must be {rule} (got {getattr(self, name)!r})"
             for name, rule, good in (
                 ("learning_rate", "positive and finite", 0 < self.learning_rate < math.inf),
-                ("steps", "at least 1", self.steps >= 1),
+                ("steps", "at least 1", isinstance(self.steps, Epochs) or self.steps >= 1),
                 ("batch", "at least 1", self.batch >= 1),
                 ("retain_batch", "at least 1", self.retain_batch >= 1),
                 ("accumulate", "from 1 to batch", 1 <= self.accumulate <= self.batch),
-                ("warmup", "at least 0", self.warmup >= 0),
+                ("warmup", "at least 0", isinstance(self.warmup, Epochs) or self.warmup >= 0),
+                ("optimizer", "adamw or sgd", self.optimizer in ("adamw", "sgd")),
                 ("schedule", "constant, linear or cosine", self.schedule in ("constant", "linear", "cosine")),
                 ("weight_decay", "at least 0 and finite", 0 <= self.weight_decay < math.inf),
                 ("activations", "kept or recomputed", self.activations in ("kept", "recomputed")),
@@ -95,12 +106,39 @@ class Finetune(WeightMethod):
         if wrong:
             raise UsageRefused(f"Finetune: {'; '.join(wrong)}.")
 
+    def fit(self, model: Model, request: Request, on_event: OnEvent = ignore_event) -> Finetune:
+        """With its adapter, and epochs as steps. Asks for one hidden state, where the objective steers them."""
+        network = network_of(model.plain(), self.name)
+        if any("hidden" in term.needs for _, term in self.objective.terms()) and network.device.type != "meta":
+            with torch.no_grad():
+                network.ask(HiddenStates(0), request.forget[:1])
+        return self._settle(network, request, on_event)
+
+    def _settle(self, network: Network, request: Request, on_event: OnEvent) -> Finetune:
+        batches = self.batch, self.retain_batch
+        return replace(
+            self,
+            adapter=self._choose_adapter(network, on_event),
+            steps=count_steps(self.steps, request, batches, "steps", on_event),
+            warmup=count_steps(self.warmup, request, batches, "steps of warm-up", on_event),
+        )
+
+    def _choose_adapter(self, network: Network, on_event: OnEvent) -> Adapter:
+        chosen = self.adapter or (Bounded() if every_block(network.module) else Full())
+        chosen.check(network)
+        if chosen not in (self.adapter, Bounded()):
+            kind = type(network.module).__name__
+            on_event(Note(f"{kind} has no transformer blocks: all weights are trained (adapter=Full()), without bound"))
+        return chosen
+
     def change(self, network: Network, request: Request, on_event: OnEvent) -> Adapted:
         """The trained network with its adapter; `network` itself is not changed."""
+        plan = self._settle(network, request, on_event)
+        assert plan.adapter is not None
         devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(self.seed)
-            loop = Loop(self, self.adapter(network, request), request, on_event, checkpoints_of_run())
+            loop = Loop(plan, plan.adapter(network, request), request, on_event, checkpoints_of_run())
             with manage_activations(loop.now.module, self.activations):
                 return loop.train()
 
@@ -114,22 +152,24 @@ class Finetune(WeightMethod):
     @contextmanager
     def open_for_steps(self, network: Network, request: Request) -> Iterator[Network]:
         """The network as steps find it: with its adapter, and with blocks that keep their activations or do not."""
-        adapted = self.adapter(network, request).inner
+        adapter = self.adapter or self._choose_adapter(network, ignore_event)
+        adapted = adapter(network, request).inner
         with manage_activations(adapted.module, self.activations):
             yield adapted
 
     def rehearse(self, model: Model, request: Request, rehearsal: Rehearsal) -> Model:
-        few = min(self.steps, rehearsal.most)
-        rehearsal.opened, rehearsal.shared, rehearsal.steps = self.open_for_steps, True, self.steps
-        asked, later = self._distinct_examples(request, self.steps), self._distinct_examples(request, few)
+        steps = as_steps(self._settle(network_of(model.plain(), self.name), request, ignore_event).steps)
+        few = min(steps, rehearsal.most)
+        rehearsal.opened, rehearsal.shared, rehearsal.steps = self.open_for_steps, True, steps
+        asked, later = self._distinct_examples(request, steps), self._distinct_examples(request, few)
 
         def on_event(event: Event) -> None:
             if isinstance(event, Checked) and event.step == 0:
-                rehearsal.times, rehearsal.before = self.steps / few, asked / later
+                rehearsal.times, rehearsal.before = steps / few, asked / later
             elif isinstance(event, Step):
-                rehearsal.size += event.size * self.steps / few
+                rehearsal.size += event.size * steps / few
                 if event.step == few:  # the check after the last step stands for all but the first
-                    rehearsal.times = math.ceil(self.steps / self.stop.every)
+                    rehearsal.times = math.ceil(steps / self.stop.every)
 
         # Nothing is to be learnt, and the run is not to end early: it looks at its losses twice.
         trial = replace(self, steps=few, learning_rate=1e-12, warmup=0, stop=replace(self.stop, every=few))
@@ -148,13 +188,14 @@ class Finetune(WeightMethod):
             yield f"accumulate={self.batch}", replace(self, accumulate=self.batch)
         if self.activations == "kept":
             yield "activations='recomputed'", replace(self, activations="recomputed")
-        for said, adapter in self.adapter.cheaper():
+        for said, adapter in self.adapter.cheaper() if self.adapter else ():
             yield said, replace(self, adapter=adapter)
 
     def rate(self, step: int) -> float:
-        """Learning rate of a step, counted from 1."""
-        if step <= self.warmup:
-            return self.learning_rate * step / self.warmup
-        done = (step - self.warmup - 1) / max(1, self.steps - self.warmup)
+        """Learning rate of a step, counted from 1, of a method that was fitted to its request."""
+        steps, warmup = as_steps(self.steps), as_steps(self.warmup)
+        if step <= warmup:
+            return self.learning_rate * step / warmup
+        done = (step - warmup - 1) / max(1, steps - warmup)
         falling = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}
         return self.learning_rate * falling[self.schedule]

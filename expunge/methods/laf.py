@@ -16,7 +16,7 @@ answer token's last hidden state is a row; the token itself is not read, but tho
 Published: `extract_rate` 5e-5 and `align_rate` 1e-4 (MNIST, 20 epochs of the forget set) or 1e-5 and 4e-5 (ResNet-18,
 40 epochs), tau 5 to forget examples at random and 20 for a class. On a small network, where an epoch of the forget set
 is a handful of steps, these rates forget little or nothing (docs/log.md); the defaults are ten times as large, and
-steps are counted, not epochs. Its repair (LAF+R) is a fine-tuning on a few labelled retain examples afterwards.
+steps are given, or `Epochs`. Its repair (LAF+R) is a fine-tuning on a few labelled retain examples afterwards.
 """
 
 import math
@@ -33,9 +33,12 @@ from expunge.core.method import WeightMethod
 from expunge.core.model import Batch, Model, Network
 from expunge.core.request import Request
 from expunge.errors import DataRefused, RunFailed, UsageRefused
-from expunge.events import Event, Note, OnEvent
+from expunge.events import Event, Note, OnEvent, ignore_event
 from expunge.internals.changes import describe_change
+from expunge.methods._lengths import as_steps, count_steps
 from expunge.methods._representation import represent
+from expunge.methods.epochs import Epochs
+from expunge.notation.recipes import Recipe
 from expunge.primitives.rehearsal import Rehearsal
 from expunge.train.batches import Batches
 
@@ -44,12 +47,21 @@ MOVING = "Moving the forgotten representations"
 WIDTHS = (256, 128, 32)
 
 
+PUBLISHED = Recipe(
+    "LAF",
+    "vision",
+    "LAF(steps=Epochs(count=40.0), batch=64, extract_rate=1e-05, align_rate=5e-05, tau=20.0, latent=16)",
+    "Shen et al., 2024, for a class of CIFAR-10 and ResNet-18: 40 epochs, rates 1e-5 and 5e-5, tau "
+    "20, latents of 16. `LAF()` has ten times these rates, which small networks need.",
+)
+
+
 @dataclass(frozen=True)
 class LAF(WeightMethod):
     """Move forgotten representations off their manifold, and keep the others in place."""
 
-    steps: int = 140
-    """Pairs of batches; each is one step on either loss."""
+    steps: int | Epochs = 140
+    """Pairs of batches; each is one step on either loss. `Epochs(count=20.0)`: 20 passes through the forget set."""
     batch: int = 64
     """Forget examples, and retain examples, in a step."""
     extract_rate: float = 5e-4
@@ -71,7 +83,7 @@ class LAF(WeightMethod):
         wrong = [
             f"`{name}` must be {rule} (got {getattr(self, name)!r})"
             for name, rule, good in (
-                ("steps", "at least 1", self.steps >= 1),
+                ("steps", "at least 1", isinstance(self.steps, Epochs) or self.steps >= 1),
                 ("batch", "at least 1", self.batch >= 1),
                 ("extract_rate", "at least 0 and finite", 0 <= self.extract_rate < math.inf),
                 ("align_rate", "at least 0 and finite", 0 <= self.align_rate < math.inf),
@@ -88,6 +100,9 @@ class LAF(WeightMethod):
     def with_seed(self, seed: int) -> Self:
         return replace(self, seed=seed)
 
+    def fit(self, model: Model, request: Request, on_event: OnEvent = ignore_event) -> Self:
+        return replace(self, steps=count_steps(self.steps, request, (self.batch, self.batch), "steps", on_event))
+
     def change(self, network: Network, request: Request, on_event: OnEvent) -> Model:
         if not request.retain:
             raise DataRefused("LAF reads the retain set's representations, and the request has none. Give --retain.")
@@ -100,18 +115,19 @@ class LAF(WeightMethod):
             common, own = (self._fit_autoencoder(states) for states in (every, forget))
         result = Full().insert(network, request)
         on_event(Note(MOVING))
-        losses = self._move(result, network, common, own, request)
+        losses = self.fit(network, request, on_event)._move(result, network, common, own, request)
         result.module.requires_grad_(False)
         on_event(replace(describe_change(network, result), losses=losses))
         return result
 
     def rehearse(self, model: Model, request: Request, rehearsal: Rehearsal) -> Model:
-        few = min(self.steps, rehearsal.most)
-        rehearsal.steps = self.steps
+        steps = as_steps(self.fit(model, request).steps)
+        few = min(steps, rehearsal.most)
+        rehearsal.steps = steps
 
         def on_event(event: Event) -> None:
             if isinstance(event, Note) and event.what == MOVING:
-                rehearsal.times = rehearsal.before = self.steps / few
+                rehearsal.times = rehearsal.before = steps / few
 
         trial = replace(self, steps=few, autoencoder_steps=1, extract_rate=1e-12, align_rate=1e-12)
         try:
@@ -138,7 +154,7 @@ class LAF(WeightMethod):
         rates = {"extract": self.extract_rate, "align": self.align_rate}
         optimizers = {name: torch.optim.Adam(now.module.parameters(), lr=rate) for name, rate in rates.items()}
         last: dict[str, float] = {}
-        for step in range(1, self.steps + 1):
+        for step in range(1, as_steps(self.steps) + 1):
             sets = draw.sets()
             with torch.no_grad():
                 was = [represent(before, sets[name]).float() for name in ("retain", "forget")]

@@ -33,9 +33,20 @@ from expunge.internals.examples import Pictured
 from expunge.methods._patches import Box, decisive_windows, paste
 from expunge.methods.finetune import Finetune
 from expunge.methods.stop import Stop
+from expunge.notation.recipes import ALL_STEPS, Recipe
 from expunge.objectives.idk_nll import IdkNLL
 from expunge.objectives.retain_nll import RetainNLL
 from expunge.primitives.settings import check_seed
+
+PUBLISHED = Recipe(
+    "Poison",
+    "vision",
+    "Poison(label='donor', patch=0.42857142857142855, place='centre', learn=Finetune(objective=0.1 * "
+    "IdkNLL() + 0.9 * RetainNLL(), adapter=LastLayer(), optimizer='sgd', learning_rate=0.001, "
+    f"steps=Epochs(count=20.0, of='retain'), batch=3, retain_batch=29, {ALL_STEPS}, norms=False))",
+    "Chang et al., 2024, on CIFAR-10: last layer, SGD at 1e-3, batches of 32 from both sets "
+    "together, 20 epochs; windows of 96 of 224 pixels in the centre, the donor's label.",
+)
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ from expunge.core.predictions import Hidden, Predictions, RouterScores, weights_
 from expunge.core.question import HiddenStates, Routes, Scores, Text
 from expunge.errors import EnvironmentRefused, ModelRefused
 from expunge.internals.examples import Tokenized
+from expunge.internals.wordings import Wordings
 from expunge.models._family import Family
-from expunge.models.decoding import ends, side_by_side
+from expunge.models.continuations import continue_prompts, word_answers
 from expunge.models.hidden import UpToBlock
 from expunge.models.prefix_tree import Layout, Tree, pack, pieces
 from expunge.models.probe import ANY_LENGTH, probe
@@ -26,9 +27,7 @@ from expunge.models.routers import UpToRouter
 from expunge.models.source import Source, config_text, load_module, refuse_adapted
 from expunge.models.stored import Stored, stored_of, write_module
 from expunge.models.tree_attention import most_on
-from expunge.models.writing import write
 from expunge.primitives.class_scores import Head
-from expunge.primitives.out_of_memory import in_fitting_batches
 from expunge.runtime.atomic_files import open_to_readers
 
 if TYPE_CHECKING:
@@ -164,32 +163,12 @@ class LanguageModel(Network):
 
     @answers(Text)
     def _text(self, question: Text, prompts: Sequence[Tokenized]) -> list[str]:
-        """Batched greedy decoding. Tokens that are known to be generated are prefilled with the prompt."""
-        stop, max_new_tokens = ends(self.module), question.max_new_tokens
-        begun: list[tuple[int, ...]] = []
-        for prompt, known in zip(prompts, question.begun or [0] * len(prompts), strict=True):
-            # With a lead between prompt and answer, the answer does not follow the prompt.
-            rows = min(known, max_new_tokens) if prompt.tokens[: prompt.first] == prompt.prompt_tokens else 0
-            answer = prompt.tokens[prompt.first : prompt.first + rows]
-            end = next((place + 1 for place, token in enumerate(answer) if token in stop), len(answer))
-            begun.append(answer[:end])
-        left = [0 if own and own[-1] in stop else max_new_tokens - len(own) for own in begun]
-        begun_whole = [(*prompt.prompt_tokens, *own) for prompt, own in zip(prompts, begun, strict=True)]
-        order = sorted((k for k in range(len(prompts)) if left[k]), key=lambda k: len(begun_whole[k]))
-        longest = max(map(len, begun_whole), default=0)
-        side = side_by_side(self.module, longest + max_new_tokens)
-        groups = [order[start : start + side] for start in range(0, len(order), side)]
-        place = {id(prompt): k for k, prompt in enumerate(prompts)}
+        return continue_prompts(self, question, prompts)
 
-        def write_group(part: Batch) -> list[list[int]]:
-            own = [place[id(prompt)] for prompt in part]
-            return write(self, [begun_whole[k] for k in own], [left[k] for k in own])
-
-        said = [list(own) for own in begun]
-        for group, texts in in_fitting_batches(self.module, prompts, groups, write_group):
-            for k, text in zip(group, texts, strict=True):
-                said[k] += text
-        return [str(self.tokenizer.decode(own, skip_special_tokens=True)) for own in said]
+    @answers(Wordings)
+    def _wordings(self, question: Wordings, prompts: Sequence[Tokenized]) -> list[Tokenized | None]:
+        said = continue_prompts(self, Text(question.max_new_tokens), prompts)
+        return word_answers(self, said, prompts)
 
     def side_by_side(self) -> LanguageModel:
         return replace(self, trees=0)

@@ -18,8 +18,22 @@ from typing import ClassVar, cast
 from expunge.core.objective import Objective, Scalar
 from expunge.core.view import View
 from expunge.errors import UsageRefused
+from expunge.notation.recipes import ALL_STEPS, Recipe
 from expunge.objectives._lagged import last_step
 from expunge.primitives.settings import check_finite
+
+PUBLISHED = Recipe(
+    "SHA256",
+    "language",
+    "Finetune(objective=Ascent() + AdaptiveRetain(), adapter=LoRA(rank=64, alpha=128.0, "
+    "targets='mlp', layers=(0, 1, 2, 3, 4, 5)), learning_rate=1.5e-05, steps=Epochs(count=8.0), "
+    f"batch=120, retain_batch=120, {ALL_STEPS})",
+    "Agrawal and Huang, 2025: MLPs of the first six blocks, 8 epochs in batches of 12 times 10 at "
+    "1.5e-5, the first epoch measures. The matrices are trained whole there, by a LoRA of rank 64 "
+    "here.",
+    "Constrained unlearning of SHA256 (Agrawal and Huang, 2025, arXiv 2504.12996): ascent in early "
+    "MLPs, an adaptive retain weight.",
+)
 
 
 @dataclass(frozen=True)

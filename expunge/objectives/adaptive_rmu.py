@@ -14,9 +14,20 @@ from typing import ClassVar
 
 from expunge.core.objective import Objective, Scalar
 from expunge.core.view import View
+from expunge.notation.recipes import ALL_STEPS, Recipe
 from expunge.objectives._directions import positive_unit
 from expunge.primitives.class_scores import widen
 from expunge.primitives.settings import check_finite, check_seed
+
+PUBLISHED = Recipe(
+    "AdaptiveRMU",
+    "language",
+    "Finetune(objective=AdaptiveRMU(scale=5.0, layer=0.21875) + 1200.0 * "
+    "RetainHidden(layer=0.21875), adapter=Full(), learning_rate=5e-05, steps=500, batch=4, "
+    f"retain_batch=4, {ALL_STEPS})",
+    "Huu-Tien et al., 2025: scale 5, retain weight 1200, 500 batches of 4; layer and rate are RMU's. "
+    "All weights up to that layer are trained, not three layers' output matrices.",
+)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,22 @@ from typing import ClassVar
 
 from expunge.core.objective import Objective, Scalar
 from expunge.core.view import View
+from expunge.notation.recipes import CIFAR, TOFU, Recipe
+
+PUBLISHED = (
+    Recipe(
+        "GA",
+        "language",
+        f"Finetune(objective=Ascent(), steps=Epochs(count=10.0), {TOFU})",
+        "open-unlearning's configuration for TOFU: AdamW at 1e-5, batches of 32, 10 epochs; no retain term.",
+    ),
+    Recipe(
+        "GA",
+        "vision",
+        f"Finetune(objective=Ascent(), adapter=Full(), learning_rate=0.0001, steps=Epochs(count=5.0), {CIFAR})",
+        "SalUn's code (Fan et al., 2024) on CIFAR-10: SGD at 1e-4, 5 epochs; no retain term.",
+    ),
+)
 
 
 @dataclass(frozen=True)

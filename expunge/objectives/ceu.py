@@ -20,6 +20,15 @@ from expunge.core.objective import Objective, Scalar
 from expunge.core.predictions import Rows
 from expunge.core.view import View
 from expunge.errors import UsageRefused
+from expunge.notation.recipes import TOFU, Recipe
+
+PUBLISHED = Recipe(
+    "CEU",
+    "language",
+    f"Finetune(objective=CEU(skip=1), steps=Epochs(count=10.0), {TOFU})",
+    "Yang, 2025: the first token skipped, no retain term. Its rate was not found: open-unlearning's "
+    "configuration for TOFU: AdamW at 1e-5, batches of 32, 10 epochs.",
+)
 
 
 @dataclass(frozen=True)

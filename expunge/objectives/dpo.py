@@ -23,6 +23,27 @@ from expunge.core.objective import Objective, Scalar
 from expunge.core.predictions import Predictions
 from expunge.core.view import View
 from expunge.errors import DataRefused, UsageRefused
+from expunge.notation.recipes import TOFU, Recipe
+
+PUBLISHED = (
+    Recipe(
+        "IdkDPO",
+        "language",
+        f"Finetune(objective=DPO(beta=0.1) + RetainNLL(), steps=Epochs(count=10.0), {TOFU})",
+        "open-unlearning's configuration for TOFU: AdamW at 1e-5, batches of 32, 10 epochs, beta 0.1, "
+        "both weights 1. Give refusals with --stand-in.",
+        "DPO of refusals over the forgotten answers (Maini et al., 2024, TOFU, arXiv 2401.06121).",
+    ),
+    Recipe(
+        "AltPO",
+        "language",
+        f"Finetune(objective=DPO(beta=0.1) + RetainNLL(), steps=Epochs(count=10.0), {TOFU})",
+        "Mekala et al., 2024, who tried beta 0.05, 0.1 and 0.5, rates of 1e-5 to 5e-5 and retain weights "
+        "of 1 to 5: the middle beta, else open-unlearning's configuration for TOFU: AdamW at 1e-5, "
+        "batches of 32, 10 epochs. Give plausible wrong answers with --stand-in.",
+        "DPO of plausible wrong answers over the forgotten ones (Mekala et al., 2024, arXiv 2409.13474).",
+    ),
+)
 
 
 @dataclass(frozen=True)

@@ -42,8 +42,18 @@ from expunge.core.objective import Objective, Scalar
 from expunge.core.predictions import Predictions
 from expunge.core.view import View
 from expunge.errors import UsageRefused
+from expunge.notation.recipes import TOFU, Recipe
 
 Divergence = Literal["tv", "kl", "pearson", "js", "reverse_kl", "hellinger", "jeffrey", "neyman"]
+
+
+PUBLISHED = Recipe(
+    "FLAT",
+    "language",
+    f"Finetune(objective=FLAT(divergence='tv'), steps=Epochs(count=5.0), {TOFU})",
+    "Wang et al., 2025: total variation, 5 epochs in batches of 32 at the rate of fine-tuning (1e-5 "
+    "for 7 B), no retain term. Give template answers with --stand-in.",
+)
 
 
 @dataclass(frozen=True)

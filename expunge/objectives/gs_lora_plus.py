@@ -10,10 +10,22 @@ images a class. Its advantage with few images was not reproduced on a small visi
 """
 
 from expunge.core.objective import Objective
+from expunge.notation.recipes import ALL_STEPS, Recipe
 from expunge.objectives.group_penalty import GroupPenalty
 from expunge.objectives.hinged_ascent import HingedAscent
 from expunge.objectives.prototype import Prototype
 from expunge.objectives.retain_nll import RetainNLL
+
+PUBLISHED = Recipe(
+    "GSLoRAPlus",
+    "vision",
+    "Finetune(objective=GSLoRAPlus(beta=0.15, bound=10.0, alpha=0.03, weight=0.01, "
+    "prototype_bound=18.0), adapter=GroupSparse(adapter=LoRA(rank=8, alpha=16.0, targets='mlp')), "
+    "learning_rate=0.01, steps=Epochs(count=100.0), batch=48, retain_batch=48, schedule='cosine', "
+    f"weight_decay=0.05, {ALL_STEPS})",
+    "Zhao et al., 2025: GS-LoRA's, and prototypes with weight 0.01 up to 18. Bound and alpha are for "
+    "a softmax, as in GSLoRA.",
+)
 
 
 def GSLoRAPlus(  # noqa: N802 (a plug-in's name is the paper's)

@@ -13,6 +13,15 @@ from typing import ClassVar
 
 from expunge.core.objective import Objective, Scalar
 from expunge.core.view import View
+from expunge.notation.recipes import TOFU, Recipe
+
+PUBLISHED = Recipe(
+    "IdkNLL",
+    "language",
+    f"Finetune(objective=IdkNLL() + RetainNLL(), steps=Epochs(count=10.0), {TOFU})",
+    "open-unlearning's configuration for TOFU: AdamW at 1e-5, batches of 32, 10 epochs, both weights "
+    "1. Give refusals with --stand-in.",
+)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,18 @@ from torch import Tensor
 
 from expunge.core.objective import Objective, Scalar
 from expunge.core.view import View
+from expunge.notation.recipes import ALL_STEPS, Recipe
+
+PUBLISHED = Recipe(
+    "LoKU",
+    "language",
+    "Finetune(objective=InvertedHinge() + RetainNLL(), adapter=Fila(adapter=LoRA(rank=32, "
+    "alpha=64.0, targets='all')), learning_rate=0.0002, steps=Epochs(count=5.0), batch=32, "
+    f"retain_batch=32, warmup=Epochs(count=1.0), schedule='linear', weight_decay=0.01, {ALL_STEPS})",
+    "Cha et al., 2025, the authors' code on TOFU: rank 32, alpha 64, all linear layers, 5 epochs in "
+    "batches of 32 at 2e-4 (1e-4 for 7 B), an epoch of warm-up.",
+    "LoKU (Cha et al., 2025, arXiv 2408.06621): the inverted hinge, in a LoRA started by FILA.",
+)
 
 
 @dataclass(frozen=True)

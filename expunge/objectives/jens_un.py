@@ -18,8 +18,19 @@ from torch import Tensor
 
 from expunge.core.objective import Objective, Scalar
 from expunge.core.view import View
+from expunge.notation.recipes import TOFU, Recipe
 
 LOG_2 = math.log(2)
+
+
+PUBLISHED = Recipe(
+    "JensUn",
+    "language",
+    f"Finetune(objective=JensUn() + RetainJSD(), steps=Epochs(count=10.0), {TOFU})",
+    "Singh et al., 2025: both halves with weight 1. Rate and length were not found: "
+    "open-unlearning's configuration for TOFU: AdamW at 1e-5, batches of 32, 10 epochs. Give "
+    "refusals with --stand-in.",
+)
 
 
 @dataclass(frozen=True)

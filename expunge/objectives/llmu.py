@@ -10,9 +10,20 @@ test that in the authors' code has the wrong sign and never fires; here `Stop` e
 """
 
 from expunge.core.objective import Objective
+from expunge.notation.recipes import ALL_STEPS, Recipe
 from expunge.objectives.ascent import Ascent
 from expunge.objectives.idk_nll import IdkNLL
 from expunge.objectives.retain_kl import RetainKL
+
+PUBLISHED = Recipe(
+    "LLMU",
+    "language",
+    "Finetune(objective=LLMU(forget_weight=0.5), adapter=LoRA(rank=8, alpha=16.0, "
+    f"targets='attention'), learning_rate=2e-06, steps=1000, batch=2, retain_batch=2, {ALL_STEPS})",
+    "Yao et al., 2023: weights 0.5, 1 and 1, LoRA, 1,000 steps of 2 at 2e-6. Its stop never fires in "
+    "the authors' code; there is none here. Rank and layers were not found: rank 8 in attention. "
+    "Give answers of other prompts with --stand-in.",
+)
 
 
 def LLMU(forget_weight: float = 0.5) -> Objective:  # noqa: N802 (a plug-in's name is the paper's)

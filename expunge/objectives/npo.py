@@ -17,6 +17,15 @@ from torch.nn.functional import softplus
 from expunge.core.objective import Objective, Scalar
 from expunge.core.view import View
 from expunge.errors import UsageRefused
+from expunge.notation.recipes import TOFU, Recipe
+
+PUBLISHED = Recipe(
+    "NPO",
+    "language",
+    f"Finetune(objective=NPO(beta=0.1) + RetainNLL(), steps=Epochs(count=10.0), {TOFU})",
+    "Zhang et al., 2024 (beta 0.1, with a retain term), by open-unlearning's configuration for TOFU: "
+    "AdamW at 1e-5, batches of 32, 10 epochs, both weights 1.",
+)
 
 
 @dataclass(frozen=True)

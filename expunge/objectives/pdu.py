@@ -22,8 +22,17 @@ from torch import Tensor
 from expunge.core.objective import Objective, Scalar
 from expunge.core.view import View
 from expunge.errors import UsageRefused
+from expunge.notation.recipes import TOFU, Recipe
 from expunge.objectives._lagged import last_step
 from expunge.primitives.settings import check_finite
+
+PUBLISHED = Recipe(
+    "PDU",
+    "language",
+    f"Finetune(objective=PDU(multiplier=50.0, rate=1.0, slack=0.3, warmup=10), steps=Epochs(count=10.0), {TOFU})",
+    "Entesari et al., 2025, by open-unlearning: multiplier 50 to 100, rate 1 to 5, 10 epochs, and "
+    "the multiplier fixed for 5 of them; here it is fixed for 10 steps, whatever an epoch is.",
+)
 
 
 @dataclass(frozen=True)

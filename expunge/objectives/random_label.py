@@ -23,6 +23,27 @@ from expunge.core.objective import Objective, Scalar
 from expunge.core.request import Example
 from expunge.core.view import View
 from expunge.errors import UsageRefused
+from expunge.notation.recipes import ALL_STEPS, CIFAR, Recipe
+
+PUBLISHED = (
+    Recipe(
+        "RandomLabel",
+        "language",
+        "Finetune(objective=RandomLabel(), adapter=Full(), learning_rate=0.0001, "
+        f"steps=Epochs(count=1.0), batch=32, {ALL_STEPS})",
+        "Zhang et al., 2024: 1e-4 on 1,000 examples, no retain term. Batch and length were not found: "
+        "one pass in batches of 32.",
+    ),
+    Recipe(
+        "RandomLabel",
+        "vision",
+        "Finetune(objective=RandomLabel() + RetainNLL(), adapter=Full(), learning_rate=0.01, "
+        f"steps=Epochs(count=10.0), {CIFAR})",
+        "Random labels as SalUn's code runs them on CIFAR-10 without its mask: SGD at 0.01, 10 epochs. "
+        "There the passes through the two sets alternate; here each step reads both.",
+        "Forgetting by random labels (Golatkar et al., 2020), the retain set beside them.",
+    ),
+)
 
 
 @dataclass(frozen=True)

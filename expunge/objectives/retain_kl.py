@@ -11,7 +11,16 @@ from typing import ClassVar
 
 from expunge.core.objective import Objective, Scalar
 from expunge.core.view import View
+from expunge.notation.recipes import TOFU, Recipe
 from expunge.primitives.class_scores import divergence
+
+PUBLISHED = Recipe(
+    "GA+KL",
+    "language",
+    f"Finetune(objective=Ascent() + RetainKL(), steps=Epochs(count=10.0), {TOFU})",
+    "open-unlearning's configuration for TOFU: AdamW at 1e-5, batches of 32, 10 epochs, both weights 1.",
+    "KL minimisation (Maini et al., 2024, TOFU): ascent, and the original distributions on the retain set.",
+)
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,20 @@ from typing import ClassVar
 
 from expunge.core.objective import Objective, Scalar
 from expunge.core.view import View
+from expunge.notation.recipes import ALL_STEPS, Recipe
 from expunge.objectives._directions import positive_unit
 from expunge.primitives.class_scores import widen
 from expunge.primitives.settings import check_finite, check_seed
+
+PUBLISHED = Recipe(
+    "RMU",
+    "language",
+    "Finetune(objective=RMU(strength=6.5, layer=0.21875) + 1200.0 * RetainHidden(layer=0.21875), "
+    f"adapter=Full(), learning_rate=5e-05, steps=150, batch=4, retain_batch=4, {ALL_STEPS})",
+    "Li et al., 2024, for a model of 7 B: layer 7 of 32, strength 6.5, retain weight 1200, 150 "
+    "batches of 4 at 5e-5. There only the MLP's output matrices of three layers are trained; here "
+    "all weights up to that layer.",
+)
 
 
 @dataclass(frozen=True)

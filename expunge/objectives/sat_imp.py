@@ -17,6 +17,14 @@ from typing import ClassVar
 from expunge.core.objective import Objective, Scalar
 from expunge.core.view import View
 from expunge.errors import UsageRefused
+from expunge.notation.recipes import TOFU, Recipe
+
+PUBLISHED = Recipe(
+    "SatImp",
+    "language",
+    f"Finetune(objective=0.1 * SatImp(beta1=5.0, beta2=1.0) + RetainNLL(), steps=Epochs(count=5.0), {TOFU})",
+    "Yang et al., 2025, by open-unlearning's configuration: beta1 5, beta2 1, weights 0.1 and 1, 5 epochs at 1e-5.",
+)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,23 @@ from typing import ClassVar
 
 from expunge.core.objective import Objective, Scalar
 from expunge.core.view import View
+from expunge.notation.recipes import Recipe
 from expunge.primitives.settings import check_finite
+
+PUBLISHED = (
+    Recipe(
+        "Settle",
+        "language",
+        "Finetune()",
+        "Our own, the default of texts without a holdout set: docs/log.md. It has a stop of its own.",
+    ),
+    Recipe(
+        "Settle",
+        "vision",
+        "Finetune()",
+        "Our own, for a level that is given or taken from a holdout set: docs/log.md. It has a stop of its own.",
+    ),
+)
 
 
 @dataclass(frozen=True)

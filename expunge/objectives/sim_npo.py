@@ -19,7 +19,16 @@ from torch.nn.functional import softplus
 from expunge.core.objective import Objective, Scalar
 from expunge.core.view import View
 from expunge.errors import UsageRefused
+from expunge.notation.recipes import TOFU, Recipe
 from expunge.primitives.settings import check_finite
+
+PUBLISHED = Recipe(
+    "SimNPO",
+    "language",
+    f"Finetune(objective=0.125 * SimNPO(beta=4.5, margin=0.0) + RetainNLL(), steps=Epochs(count=10.0), {TOFU})",
+    "Fan et al., 2024 (beta 2.5 to 4.5), by open-unlearning's configuration for TOFU: AdamW at 1e-5, "
+    "batches of 32, 10 epochs, beta 4.5, weights 0.125 and 1.",
+)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,16 @@ from torch import Tensor
 from expunge.core.objective import Objective, Scalar
 from expunge.core.view import View
 from expunge.errors import UsageRefused
+from expunge.notation.recipes import ALL_STEPS, Recipe
+
+PUBLISHED = Recipe(
+    "UNDIAL",
+    "language",
+    "Finetune(objective=UNDIAL(strength=10.0), adapter=LoRA(rank=8, alpha=16.0, targets='all'), "
+    f"learning_rate=0.0001, steps=Epochs(count=10.0), batch=16, {ALL_STEPS})",
+    "Dong et al., 2025, by open-unlearning's configuration: strength 10, LoRA of rank 8, 10 epochs "
+    "in batches of 16 at 1e-4, no retain term.",
+)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,16 @@ from expunge.core.objective import Objective, Scalar
 from expunge.core.predictions import Predictions
 from expunge.core.view import View
 from expunge.errors import DataRefused
+from expunge.notation.recipes import ALL_STEPS, Recipe
 from expunge.primitives.class_scores import divergence
+
+PUBLISHED = Recipe(
+    "Unseen",
+    "language",
+    "Finetune(objective=Unseen() + RetainNLL() + RetainKL(), adapter=Bounded(rank=16, alpha=32.0, targets='all'), "
+    f"learning_rate=0.0005, steps=120, batch=30, retain_batch=30, clip=1.0, {ALL_STEPS})",
+    "Our own, as calibrated on a small model (docs/results.md). Give twins of the forget records with --stand-in.",
+)
 
 
 @dataclass(frozen=True)

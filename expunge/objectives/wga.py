@@ -16,6 +16,14 @@ from typing import ClassVar
 from expunge.core.objective import Objective, Scalar
 from expunge.core.view import View
 from expunge.errors import UsageRefused
+from expunge.notation.recipes import TOFU, Recipe
+
+PUBLISHED = Recipe(
+    "WGA",
+    "language",
+    f"Finetune(objective=WGA(beta=1.0) + RetainNLL(), steps=Epochs(count=5.0), {TOFU})",
+    "Wang et al., 2025, by open-unlearning's configuration: beta 1, both weights 1, 5 epochs at 1e-5.",
+)
 
 
 @dataclass(frozen=True)

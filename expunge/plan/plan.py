@@ -267,11 +267,12 @@ def plan(job: Job, machine: Machine) -> Plan:
 
     Raises `EnvironmentRefused` where it cannot fit; the message names the settings with which it would.
     """
-    method, audits, _ = job.check_names()
+    chosen, audits, _ = job.check_names()
     check_out(job.out, job.model)
     records = job.inputs.read()
     paper = open_paper(job.model, machine.device, DTYPES[machine.dtype] if machine.dtype else None)
     request = records.request(paper.network)
+    method = chosen.method.fit(paper.network, request)
     request = add_probes(paper.network, request)[0] if job.added_probes else request
     found = make_plan(paper, method, request, audits or audits_of(None, family_name(paper.network)), machine, job.out)
     if machine.hold == "cut" and not found.rehearsal.shared:

@@ -109,9 +109,10 @@ class Estimate:
         return Estimate(others, owner, own, spread(names, own[:, ORDERS - 1]))
 
     @staticmethod
-    def alike(seen: Sequence[str], unseen: int) -> Estimate:
-        """For rows of which nothing is known but the names of those seen."""
-        return Estimate(np.empty((unseen, 0)), np.arange(unseen), np.empty((len(seen), 0)), evenly(seen))
+    def by_rank(seen: Sequence[str], losses: Numbers, unseen: int) -> Estimate:
+        """For rows of which only the names are known and the losses of a model that has seen them: the order of these
+        is kept."""
+        return Estimate(np.empty((unseen, 0)), np.arange(unseen), np.empty((len(seen), 0)), evenly(seen, losses))
 
     def levels(self, losses: Numbers) -> Numbers:
         """A loss for each seen token, drawn from those of the unseen tokens whose estimates are nearest to its own.
@@ -160,11 +161,11 @@ def spread(names: Sequence[object], value: Numbers) -> Numbers:
     return made
 
 
-def evenly(names: Sequence[object]) -> Numbers:
-    """The middles of as many equal parts of the way from 0 to 1, dealt out by a hash."""
+def evenly(names: Sequence[object], value: Numbers) -> Numbers:
+    """The middles of as many equal parts of the way from 0 to 1, in the order of `value`."""
     digests = _digests(names)
     made = np.empty(len(names))
-    made[sorted(range(len(names)), key=digests.__getitem__)] = (np.arange(len(names)) + 0.5) / len(names)
+    made[sorted(range(len(names)), key=lambda k: (value[k], digests[k]))] = (np.arange(len(names)) + 0.5) / len(names)
     return made
 
 

@@ -48,15 +48,14 @@ class Ideals:
         reference = self.findings.get((audit, where, "reference"))
         if reference is not None:
             return Ideal(reference.value, "the reference model's", reference, paired=True)
-        if (audit, where) in self.unlike:
-            return None
-        holdout = self.findings.get((audit, "holdout", model))
-        if where != BOTH and holdout is not None:
+        unlike = (audit, where) in self.unlike
+        holdout = None if unlike or where == BOTH else self.findings.get((audit, "holdout", model))
+        if holdout is not None:
             return Ideal(holdout.value, "the holdout set's", holdout)
         own = self.last(audit, where)
-        if own is None or own.ideal is None:
+        if own is None or own.ideal is None or (unlike and where == BOTH):
             return None
-        return Ideal(own.ideal, "no difference" if where == BOTH else "guessing")
+        return Ideal(own.ideal, "no difference" if where == BOTH else "guessing" if own.ideal else "never")
 
 
 def with_ideals(findings: Sequence[Finding], unlike: Unlike | None = None) -> list[Finding]:

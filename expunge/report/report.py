@@ -144,6 +144,16 @@ class Samples:
 
 
 @dataclass(frozen=True)
+class RecipeFacts:
+    """The published recipe that was run."""
+
+    name: str
+    """As it is named, with the settings that were changed."""
+    source: str
+    """Where its numbers come from, and what is not as published."""
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything about a run of `unlearn`, or about an audit: then `method` is empty, and nothing was changed."""
 
@@ -170,6 +180,8 @@ class Report:
     limits: tuple[str, ...]
     """What the result does not show."""
     samples: Samples
+    recipe: RecipeFacts | None = None
+    """The published recipe that the method is; None where it was written out."""
     steps: tuple[Step | Checked, ...] = field(default=(), metadata=HELD)
     model: Model | None = field(default=None, metadata=HELD, compare=False, repr=False)
     """The model after forgetting, without adapter, where it is in memory."""

@@ -3,36 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 from expunge.core.audit import Audit, Summary
 from expunge.core.method import Method
+from expunge.core.objective import Objective
 from expunge.errors import UsageRefused
 from expunge.notation.parse import find, parse, parse_list, plugins
+from expunge.notation.recipes import Recipe, recipe_of, written_with
 
 Kind = TypeVar("Kind")
 
-BY_LEVELS = (
-    "Finetune(objective=TokenLevels() + RetainNLL() + 3.0 * RetainKL(), learning_rate=0.002, steps=100, "
-    "schedule='linear', stop=Stop(level=None, max_retain_increase=None, every=20))"
-)
-"""Every forget token to the loss of unseen tokens like it. Its steps are all taken: what it aims at is a distribution,
-which no mean says is reached. docs/log.md tells how its settings were chosen."""
-BY_MEANS = "Finetune()"
+
+@dataclass(frozen=True)
+class Chosen:
+    """A method, and the published recipe that it is, if it is one."""
+
+    method: Method
+    recipe: Recipe | None = None
 
 
 def default_method(texts: bool, unseen: bool) -> str:
-    """What forgets where no method is named; `unseen`: whether there is a holdout set, from which levels are taken."""
-    return BY_LEVELS if texts and unseen else BY_MEANS
+    """The recipe where no method is named; `unseen`: whether there is a holdout set, from which levels are taken."""
+    return "AbsentClass" if not texts else "TokenLevels" if unseen else "Settle"
 
 
-def method_of(method: str | Method, seed: int | None = None) -> Method:
-    """The method that a text describes, with another seed where one is given."""
-    made = parse(method) if isinstance(method, str) else method
+def choose_method(method: str | Method, family: str, seed: int | None = None) -> Chosen:
+    """The method that a text describes or names, for models of a family, with another seed where one is given."""
+    recipe = recipe_of(method, family) if isinstance(method, str) else None
+    made = parse(recipe.method if recipe else method) if isinstance(method, str) else method
     if not isinstance(made, Method):
-        known = "`expunge list` shows others: methods, edit, attack"
-        raise UsageRefused(f"--method '{method}' is not a method. Give Finetune(...); {known}.")
-    return made if seed is None else made.with_seed(seed)
+        how = written_with(str(method)) if isinstance(made, Objective) else "Give Finetune(...) or a recipe's name."
+        raise UsageRefused(
+            f"--method '{method}' is not a method. {how} `expunge list` shows all: recipes, methods, edit, attack."
+        )
+    return Chosen(made if seed is None else made.with_seed(seed), recipe)
 
 
 def audits_of(audits: str | Sequence[Audit] | None, family: str) -> tuple[Audit, ...]:

@@ -16,6 +16,7 @@ from expunge.errors import RunFailed, UsageRefused
 from expunge.events import Note, OnEvent
 from expunge.models.open import open_model
 from expunge.models.source import say_left_out
+from expunge.notation.parse import write
 from expunge.notation.typed_json import from_json, to_json
 from expunge.report.record import networks
 from expunge.report.report import STEPS, Report
@@ -23,7 +24,7 @@ from expunge.report.required import Rule
 from expunge.report.run import Saved
 from expunge.run import unlearn
 from expunge.run.checks import check_out
-from expunge.run.choose import audits_of, default_method, method_of
+from expunge.run.choose import Chosen, audits_of, choose_method, default_method
 from expunge.run.compare import Compared, compare
 from expunge.run.config import CONFIG, write_toml
 from expunge.run.families import family_name
@@ -84,16 +85,16 @@ class Job:
         if self.dtype not in (None, *DTYPES):
             raise UsageRefused(f"--dtype '{self.dtype}' is not known. Allowed: {', '.join(DTYPES)}.")
 
-    def check_names(self) -> tuple[Method, tuple[Audit, ...] | None, tuple[Rule, ...]]:
+    def check_names(self) -> tuple[Chosen, tuple[Audit, ...] | None, tuple[Rule, ...]]:
         """What is named, before anything is read: the method, the audits, if any are, and the rules."""
         audits = audits_of(self.audits, "") if self.audits else None
-        named = self.method
-        if named is None:
-            named = default_method(not self.inputs.pictures, self.inputs.holdout is not None)
-        return method_of(named, self.seed), audits, tuple(Rule.parse(text) for text in self.require)
+        texts = not self.inputs.pictures
+        named = default_method(texts, self.inputs.holdout is not None) if self.method is None else self.method
+        chosen = choose_method(named, "language" if texts else "vision", self.seed)
+        return chosen, audits, tuple(Rule.parse(text) for text in self.require)
 
     def options(self, method: str) -> dict[str, Any]:
-        """The options of the command that are not the default; `method` is as it was run, empty for an audit.
+        """The options of the command that are not the default; `method` is written out, empty for an audit.
 
         Left out is what belongs to the one run: where its result lies, and whether it went on from a checkpoint.
         """
@@ -158,13 +159,14 @@ class Job:
 
 def forget(job: Job, on_event: OnEvent) -> Report:
     """Forget, and write `job.out`, all of it or nothing."""
-    method, audits, _ = job.check_names()
+    chosen, audits, _ = job.check_names()
     check_out(job.out, job.model, job.adapter)
     saved = job.checkpoints()
     with lock(job.out) if is_main() else nullcontext():
         if saved:
             broadcast(saved.check)
-        task = job.task(method.minimises, audits, on_event)
+        task = replace(job.task(chosen.method.minimises, audits, on_event), recipe=chosen.recipe)
+        method = chosen.method.fit(task.model, task.request, on_event)
         task = task.with_probes() if job.added_probes else task
         inside = list(networks(task.model))
         if saved and isinstance(task.model, Network):
@@ -247,5 +249,6 @@ def _train(job: Job, task: Task, method: Method, recorder: Recorder) -> Model:
 def _write(job: Job, report: Report, folder: Path) -> None:
     if is_main():
         report.write(folder)
-        write_text(folder / CONFIG, write_toml(job.options(report.method)))
+        method = write(job.check_names()[0].method) if report.run else ""
+        write_text(folder / CONFIG, write_toml(job.options(method)))
         report.sign(folder)

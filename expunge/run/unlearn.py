@@ -19,16 +19,17 @@ from expunge.errors import DataRefused, ModelRefused, UsageRefused
 from expunge.events import Note, OnEvent, ignore_event
 from expunge.internals.examples import Tokenized
 from expunge.notation.parse import write
+from expunge.notation.recipes import Recipe
 from expunge.report import record
 from expunge.report.ideals import with_ideals
 from expunge.report.limits import limits, say_unasked
-from expunge.report.report import SCHEMA, Report
+from expunge.report.report import SCHEMA, RecipeFacts, Report
 from expunge.report.required import Rule, check_rules, read_as_meant
 from expunge.report.rules import Asked
 from expunge.report.run import Run, Saved
 from expunge.report.verdict import judge, judge_audit
 from expunge.run.added import add_probes
-from expunge.run.choose import audits_of, default_method, method_of, summaries_of
+from expunge.run.choose import audits_of, choose_method, default_method, summaries_of
 from expunge.run.compare import compare
 from expunge.run.families import family_name, limits_of, unit_of
 from expunge.run.recorder import Recorder
@@ -90,6 +91,8 @@ class Task:
     show_text: bool = False
     added: tuple[str, ...] = ()
     """Probes that nobody gave."""
+    recipe: Recipe | None = None
+    """The published recipe that is run, if it is one."""
 
     def with_probes(self) -> Task:
         """The task with probes of our own, where none of the request says what should stay."""
@@ -139,15 +142,19 @@ def unlearn(
 ) -> Report:
     """Make a model forget, audit it before and after, and report; `report.model` is the result.
 
-    `method` and `audits` are objects, or texts in the notation. Without a method, texts with a holdout set are brought
-    to the losses of unseen texts, token by token (`TokenLevels`), all else to a level of the mean. `reference` is a
-    model that never saw the forget set; `require` lists thresholds such as "forget.Choice <= 0.25", beside those that
-    every verdict has. Where no probe says what should stay, `added_probes` has a language model asked the general
-    knowledge and plain texts of expunge. The model given is left as it was. Nothing is written: `report.save(folder)`
+    `method` and `audits` are objects, or texts in the notation; a method may be a recipe's name, such as "NPO". Without
+    one, texts with a holdout set are brought to the losses of unseen texts, token by token (`TokenLevels`), others to
+    a level of the mean (`Settle`), and images to a class never learnt (`AbsentClass`). A method is fitted to the model
+    before any audit. `reference` is a model that never saw the forget set; `require` lists thresholds such as
+    "forget.Choice <= 0.25", beside those that every verdict has. Where no probe says what should stay, `added_probes`
+    has a language model asked the general knowledge and plain texts of expunge. The model given is left as it was.
+    Nothing is written: `report.save(folder)`
     does that. Raises a `Refusal` where something cannot be done as it is.
     """
     texts = all(isinstance(example, Tokenized) for example in request.forget)
-    chosen = method_of(default_method(texts, bool(request.holdout)) if method is None else method)
+    named = default_method(texts, bool(request.holdout)) if method is None else method
+    chosen = choose_method(named, family_name(model))
+    fitted = chosen.method.fit(model, request, on_event)
     task = Task(
         model=model,
         request=request,
@@ -155,10 +162,11 @@ def unlearn(
         rules=tuple(Rule.parse(text) for text in require),
         reference=None if reference is None else lambda: reference,
         on_event=on_event,
-        command=f"unlearn(model, request, {write(chosen)!r})",
+        command=f"unlearn(model, request, {write(fitted)!r})",
+        recipe=chosen.recipe,
     )
     task = task.with_probes() if added_probes else task
-    return forget(task, chosen, lambda told: in_memory(task, chosen, told))
+    return forget(task, fitted, lambda told: in_memory(task, fitted, told))
 
 
 def in_memory(task: Task, method: Method, on_event: OnEvent) -> Result:
@@ -267,6 +275,7 @@ def assemble(
         request=record.describe_request(task.request, unit_of(family), task.sources, task.added),
         environment=record.describe_environment(task.model),
         method="",
+        recipe=RecipeFacts(task.recipe.name, task.recipe.source) if task.recipe else None,
         findings=record.round_scores(findings),
         run=run,
         verdict=None,

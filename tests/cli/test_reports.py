@@ -69,7 +69,7 @@ def test_a_plugin_is_told_with_its_formula_and_what_each_setting_does():
     assert f"\n  beta = {NPO().beta}\n      How fast " in said.stdout
     lost = plain("list", "NP0")
     assert (lost.returncode, lost.stdout) == (2, "")
-    assert "There is no kind and no plug-in 'NP0'. Nearest: NPO" in lost.stderr
+    assert "There is no kind, recipe or plug-in 'NP0'. Nearest: NPO" in lost.stderr
 
 
 def test_every_plugin_and_kind_can_be_told():

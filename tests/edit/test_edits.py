@@ -143,6 +143,48 @@ def test_ssd_selects_above_its_threshold_and_not_below_it():
     assert weights(SSD(alpha=4.1, batch=1)(NETWORK, REQUEST)) == weights(NETWORK)
 
 
+# Feature 0 alone tells the classes apart, and one of four retain examples reads it a little. With slope(m) the
+# probability of the wrong class at margin m, importances are (x * slope)^2, of all data the mean over five examples.
+TELLING = linear((1.0, 5.0), (0.0, 5.0))
+FAINT = Point("faint", (0.2, 0.0))
+
+
+def slope(margin: float) -> float:
+    return 1 / (1 + math.exp(margin))
+
+
+def climbed(allowed: float) -> tuple[Network, Edited, str]:
+    events: list = []
+    method = SSD(batch=1, max_retain_increase=allowed)
+    result = method(TELLING, Request((FORGET,), (*RETAIN, FAINT)), events.append)
+    note, edited = events
+    return result, edited, note.what
+
+
+def test_the_ladder_is_climbed_as_far_as_the_retain_set_asks_and_no_further():
+    own, faint = (2 * slope(2)) ** 2, (0.2 * slope(0.2)) ** 2
+    ratio = own / ((own + faint) / 5)
+    assert 2 < ratio < 5  # so the rungs 1 and 2 shrink both weights of feature 0 by the ratio, and 5 shrinks none
+    rise = (math.log1p(math.exp(-0.2 / ratio)) - math.log1p(math.exp(-0.2))) / 4
+    result, edited, said = climbed(allowed=1.001 * rise)
+    assert near(weights(result), [[1 / ratio, 5.0], [0.0, 5.0]])
+    assert (edited.alpha, edited.losses) == (1.0, {"retain increase at alpha 1": pytest.approx(rise, rel=1e-9)})
+    assert said == f"SSD picked alpha 1 on 4 retain examples: the smallest that is allowed (+{rise:.3f} nats)"
+    result, edited, said = climbed(allowed=0.999 * rise)
+    assert weights(result) == weights(TELLING)
+    assert (edited.alpha, edited.selected) == (5.0, 0)
+    assert list(edited.losses.values()) == [pytest.approx(rise, rel=1e-9), pytest.approx(rise, rel=1e-9), 0.0]
+    assert "picked alpha 5" in said
+
+
+def test_a_threshold_that_is_given_is_run_as_it_is():
+    events: list = []
+    harm = Request((FORGET,), (*RETAIN, FAINT))
+    result = SSD(alpha=1.0, batch=1, max_retain_increase=0.0)(TELLING, harm, events.append)
+    assert weights(result) != weights(TELLING)
+    assert [(type(event), event.alpha, event.losses) for event in events] == [(Edited, 1.0, {})]
+
+
 def test_a_dead_weight_is_left_alone():
     network = linear((3.0, 5.0, 7.0), (3.0, 5.0, 7.0))  # no example has feature 2: 0 against 0
     request = Request((Point("f", (2.0, 0.0, 0.0)),), tuple(Point(f"r{k}", (0.0, 2.0, 0.0)) for k in range(3)))
@@ -284,7 +326,8 @@ def test_what_learns_by_heart_must_be_a_method():
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
-        ("SSD(alpha=-1.0)", "SSD: `alpha` and `dampening` must be at least 0"),
+        ("SSD(alpha=-1.0)", "SSD: `alpha`, `dampening` and `max_retain_increase` must be at least 0"),
+        ("SSD(max_retain_increase=-0.1)", "`max_retain_increase` must be at least 0"),
         ("SSD(batch=0)", "`batch` at least 1"),
         ("ASSD(batch=0)", "The `batch` of ASSD must be at least 1. Got 0."),
         ("LFSSD(dampening=-0.5)", "`dampening` at least 0"),

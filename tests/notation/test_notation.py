@@ -203,12 +203,12 @@ def test_a_setting_that_is_unknown_or_given_twice_is_refused():
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("Finetune(steps=1.5)", "The `steps` of Finetune must be a whole number. Got 1.5."),
-        ("Finetune(steps=True)", "The `steps` of Finetune must be a whole number. Got True."),
+        ("Finetune(steps=1.5)", "The `steps` of Finetune must be a whole number or an Epochs. Got 1.5."),
+        ("Finetune(steps=True)", "The `steps` of Finetune must be a whole number or an Epochs. Got True."),
         ("Finetune(learning_rate='a')", "The `learning_rate` of Finetune must be a number. Got 'a'."),
         ("Finetune(clip='a')", "The `clip` of Finetune must be a number or None. Got 'a'."),
         ("Finetune(objective=3)", "The `objective` of Finetune must be an Objective. Got 3."),
-        ("Finetune(adapter=Loss())", "The `adapter` of Finetune must be an Adapter. Got Loss()."),
+        ("Finetune(adapter=Loss())", "The `adapter` of Finetune must be an Adapter or None. Got Loss()."),
         ("Finetune(stop=None)", "The `stop` of Finetune must be a Stop. Got None."),
         ("LoRA(targets='mpl')", "The `targets` of LoRA must be one of mlp, attention, all. Got 'mpl'."),
         ("GradDiff(forget_weight='a')", "The `forget_weight` of GradDiff must be a number. Got 'a'."),

@@ -35,6 +35,7 @@ from expunge.objectives.prototype import Prototype
 from expunge.objectives.random_label import RandomLabel
 from expunge.objectives.retain_nll import RetainNLL
 from expunge.objectives.rmu import RMU
+from expunge.objectives.scrub import SCRUB
 from expunge.train.batches import Batches
 
 torch.set_num_threads(1)
@@ -183,6 +184,27 @@ def test_the_adaptive_weight_measures_first_and_then_follows_the_step_before(giv
 
 
 # Groups and prototypes
+
+
+def test_scrub_goes_up_for_a_pass_and_down_for_a_pass_and_at_last_only_down(given):
+    # Scores of two classes whose difference is d: with T = 2 a softmax of d / 2.
+    def kl(was: float, now: float) -> float:
+        p, q = (1 / (1 + math.exp(-d / 2)) for d in (was, now))
+        return 4 * (p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q)))
+
+    before = given(forget=[[[1.0, 0.0]]], retain=[[[3.0, 0.0]]])
+    now = given(forget=[[[-1.0, 0.0]]], retain=[[[2.0, 0.0]]])
+    up, down = -kl(1.0, -1.0), 0.1 * kl(3.0, 2.0) + 0.5 * math.log1p(math.exp(-2.0))
+    scrub = SCRUB(temperature=2.0, alpha=0.1, gamma=0.5, passes=2)
+    # Two steps read the forget set once, three the retain set.
+    now.run.whole = {"forget": now.sets["forget"] * 2, "retain": now.sets["retain"] * 3}
+    values = []
+    for step in range(1, 14):
+        now.run.step = step
+        values.append(scrub(now, before).item())
+    assert values == pytest.approx([up, up, down, down, down] * 2 + [down] * 3, abs=1e-12)
+    now.run.step = 0
+    assert scrub(now, before).item() == pytest.approx(up + down, abs=1e-12)
 
 
 def test_the_penalty_is_the_sum_of_each_blocks_norm():

@@ -1,5 +1,6 @@
 """Token levels: the estimate by worked numbers and laws, the loss by hand, and a run that is resumed."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,7 @@ from expunge.core.question import LogProbabilities
 from expunge.core.view import Run, View
 from expunge.errors import UsageRefused
 from expunge.notation.parse import parse
+from expunge.objectives._log_odds import away
 from expunge.objectives.settle import Settle
 from expunge.objectives.token_levels import TokenLevels
 from expunge.primitives.unseen_losses import BACKED, Counts, Estimate, Text, describe, evenly, spread
@@ -59,10 +61,11 @@ def test_levels_follow_what_can_be_foretold_and_are_spread_as_the_losses_are():
 
 
 def test_where_nothing_can_be_foretold_levels_are_the_losses_themselves():
-    made = Estimate.alike([f"{k}" for k in range(200)], 50)
+    known = np.random.default_rng(0).random(200)
+    made = Estimate.by_rank([f"{k}" for k in range(200)], known, 50)
     losses = np.arange(50.0)
-    found = np.sort(made.levels(losses))
-    assert np.array_equal(found, np.repeat(losses, 4))  # 200 draws, spread evenly, of 50 losses
+    found = made.levels(losses)
+    assert np.array_equal(found[known.argsort()], np.repeat(losses, 4))  # 200 draws, spread evenly, of 50 losses
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 5])
@@ -85,7 +88,10 @@ def test_draws_are_spread_evenly_and_do_not_depend_on_the_order():
     draws = spread(names, np.zeros(100))
     assert np.abs(np.sort(draws) - (np.arange(100) + 0.5) / 100).max() < 0.02
     assert np.array_equal(spread(names[::-1], np.zeros(100)), draws[::-1])
-    assert np.array_equal(np.sort(evenly(names)), (np.arange(100) + 0.5) / 100)
+    middles = (np.arange(100) + 0.5) / 100
+    assert np.array_equal(evenly(names, np.arange(100.0)), middles)
+    assert np.array_equal(np.sort(evenly(names, np.zeros(100))), middles)
+    assert np.array_equal(evenly(names[::-1], np.zeros(100)), evenly(names, np.zeros(100))[::-1])
 
 
 def views(kind: str, step: int = 1) -> tuple[View, View]:
@@ -104,8 +110,31 @@ def test_the_loss_is_the_mean_distance_from_levels_that_are_losses_of_the_holdou
     kept = now.run.memory[repr(TokenLevels())]
     levels = torch.tensor([kept[str(row)] for row in range(len(kept) - 1)])
     assert all(torch.isclose(unseen, level, atol=1e-5).any() for level in levels)
-    losses = -now.model.ask(LogProbabilities(), now.run.whole["forget"]).log_probs
-    assert value.item() == pytest.approx((losses - levels).abs().mean().item(), abs=1e-5)
+    now_p, then_p = (-losses(now, "forget")).exp(), (-levels).exp()
+    far = [(one / (1 - one)).log() for one in (now_p, then_p)]
+    each = [abs(a - b) if b < 1 else max(1 - a, 0) for a, b in zip(*(one.tolist() for one in far), strict=True)]
+    assert value.item() == pytest.approx(np.mean(each), abs=1e-4)
+
+
+def losses(view: View, name: str) -> torch.Tensor:
+    return -view.model.ask(LogProbabilities(), view.run.whole[name]).log_probs
+
+
+def test_a_distance_is_one_of_log_odds_and_beyond_sure_nothing_is_asked():
+    """Probabilities of 1/2, 1/5, 4/5 and 9/10 have log-odds of 0, -ln 4, ln 4 and ln 9."""
+    half, fifth, most, nearly = (math.log(p) for p in (0.5, 0.2, 0.8, 0.9))
+    said, wanted = torch.tensor([half, half, half, most, fifth]), torch.tensor([fifth, half, nearly, nearly, most])
+    found = away(said, wanted, sure=1.0).tolist()
+    assert found == pytest.approx([math.log(4), 0, 1, 0, 1 + math.log(4)], abs=1e-6)
+
+
+def test_a_token_known_by_heart_has_a_slope():
+    """At p = 1 - 1e-4 the loss has a slope of 1e-4 along the token's score, and the log-odds have one of 1."""
+    score = torch.tensor([math.log(9999.0), 0.0], requires_grad=True)
+    distance = away(score.log_softmax(0)[:1], torch.tensor([-3.0]), sure=1.0).sum()
+    assert torch.autograd.grad(distance, score)[0].tolist() == pytest.approx([1, -1], abs=2e-3)
+    sure = torch.zeros(1, requires_grad=True)  # p = 1 to the last digit: no slope, and no NaN either
+    assert torch.autograd.grad(away(sure, torch.tensor([-3.0]), 1.0).sum(), sure)[0].isfinite().all()
 
 
 def test_levels_stay_until_they_are_due_and_are_then_those_of_the_model_of_now():
@@ -131,14 +160,15 @@ def test_without_a_holdout_it_holds_the_mean_of_each_example_at_the_runs_level()
     assert TokenLevels()(now, before).item() == Settle()(now, before).item()
 
 
-def test_images_of_which_nothing_is_foretold_get_the_losses_of_unseen_images():
+def test_images_get_the_losses_of_unseen_images_the_hardest_the_largest():
     before, _ = family_of("resnet")
     request = picture_request(12)
     view = View(before, {"forget": request.forget}, run=Run(step=1, whole=request.sets()))
     TokenLevels()(view, view)
     kept = view.run.memory[repr(TokenLevels())]
-    unseen = -before.ask(LogProbabilities(), request.holdout).log_probs
-    assert sorted(kept[str(row)] for row in range(12)) == pytest.approx(sorted(unseen.tolist()), abs=1e-6)
+    levels = torch.tensor([kept[str(row)] for row in range(12)])
+    known, unseen = (-before.ask(LogProbabilities(), each).log_probs for each in (request.forget, request.holdout))
+    assert levels[known.argsort()].tolist() == pytest.approx(unseen.sort().values.tolist(), abs=1e-6)
 
 
 def test_a_run_moves_each_token_to_its_level():
@@ -148,13 +178,15 @@ def test_a_run_moves_each_token_to_its_level():
     after = method(before, request).plain()
     run = Run(step=1, whole=request.sets())
 
-    def away(model) -> float:
+    def distance(model) -> float:
         view = View(model, {"forget": request.forget}, run=replace(run, memory={}))
         return TokenLevels()(view, view).item()
 
-    assert away(after) < 0.3 * away(before)
+    assert distance(after) < 0.3 * distance(before)
 
 
 def test_a_setting_that_cannot_be_is_refused():
     with pytest.raises(UsageRefused, match="every"):
         TokenLevels(every=0)
+    with pytest.raises(UsageRefused, match="sure"):
+        TokenLevels(sure=math.nan)

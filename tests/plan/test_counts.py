@@ -92,8 +92,8 @@ RUNS = [
     ("llama", f"Finetune(objective=NPO() + RetainKL(), batch=4, retain_batch=4, accumulate=2, {QUIET})"),
     ("llama", f"Finetune(batch=4, retain_batch=3, {QUIET})"),
     ("llama", f"Finetune(objective=RMU(layer=1) + RetainHidden(layer=1), adapter=Full(), batch=4, {QUIET})"),
-    ("llama", "SSD()"),
-    ("llama", "SSD(batch=2)"),
+    ("llama", "SSD(alpha=10.0)"),
+    ("llama", "SSD(alpha=10.0, batch=2)"),
     ("llama", "ASSD()"),
     ("llama", "LFSSD(alpha=2.0, batch=3)"),
     ("llama", "IAU()"),
@@ -110,7 +110,7 @@ RUNS = [
     ("resnet", f"Finetune(objective=NPO() + RetainNLL(), adapter=Full(), batch=4, {QUIET})"),
     ("swin", f"Finetune(objective=Ascent(), adapter=Full(), batch=4, {QUIET})"),
     ("swin", f"Finetune(objective=Ascent(), adapter=Full(), activations='recomputed', batch=4, {QUIET})"),
-    ("resnet", "SSD(batch=4)"),
+    ("resnet", "SSD(alpha=10.0, batch=4)"),
     (
         "vit",
         f"Poison(learn=Finetune(objective=0.1 * IdkNLL() + 0.9 * RetainNLL(), adapter=LastLayer(), batch=2, {QUIET}))",
@@ -131,7 +131,22 @@ def test_a_run_costs_what_was_planned(family: str, text: str):
     assert made.tokens["training"] == positions
     expected = made.flops["total"] - made.flops["audits"]
     # That a low-rank update is made once to see which layers have one is counted by torch alone.
-    assert math.isclose(real, expected, rel_tol=0.01 if "rank" in repr(method) else 0.001), expected / real
+    assert math.isclose(real, expected, rel_tol=0.01 if "rank" in repr(method.fit(network, request)) else 0.001), (
+        expected / real
+    )
+
+
+def test_of_a_threshold_that_is_picked_the_whole_ladder_is_planned():
+    network, request = asked("llama")
+    planned, fixed = (
+        made.flops["total"] - made.flops["audits"]
+        for made in (plan_of(network, parse(text), request) for text in ("SSD()", "SSD(alpha=1.0)"))
+    )
+    real, _ = count(network, parse("SSD()"), request)
+    assert fixed < real <= planned
+    # The picked one reads the retain set before, and after each of the thresholds that were tried.
+    one = count(network, parse("SSD(max_retain_increase=1000.0)"), request)[0] - fixed
+    assert planned - fixed == pytest.approx(11 * one / 2, rel=0.01)
 
 
 @pytest.mark.parametrize("family", ["llama", "vit"])

@@ -82,8 +82,9 @@ def test_a_report_says_what_was_done_to_what(made: Report):
     assert replace(made.original, tokenizer=None) == Original(
         "LlamaForCausalLM", "language", "LlamaForCausalLM", made.original.parameters, llama().fingerprint()
     )
-    assert made.method == repr(SHORT)
-    assert made.command == f"unlearn(model, request, {repr(SHORT)!r})"
+    fitted = SHORT.fit(llama(), text_request())
+    assert made.method == repr(fitted)
+    assert made.command == f"unlearn(model, request, {repr(fitted)!r})"
     assert made.request.fingerprint == text_request().fingerprint()
     assert made.request.unit == "tokens"
     assert {name: facts.examples for name, facts in made.request.sets.items()}["forget"] == 6

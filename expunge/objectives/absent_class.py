@@ -1,0 +1,110 @@
+"""A class that was never learnt (our own): its images as unlikely to be of it as images of other classes are.
+
+    loss = mean over the forget images of | level + log p_now(y | x) |
+
+A model retrained without a class gives it next to no image, its own included; but how little it gives to its own images
+cannot be asked of a holdout set, for images of the class that no model saw are still of a class that it knows. What can
+be asked is what the model says of the class about retained images, of which it is wrong: the levels are drawn from that
+third of these losses that is smallest, as those images are the most like the class. On digits of which one was left out
+the mean of that third is within ln 2 of what retrained models say (docs/log.md).
+
+Where there is no retain set, or it has the class too, images get the losses of the holdout's (`TokenLevels`); without a
+holdout that of guessing among all classes (`Settle`). Needs the forget set. Meant as removal.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, cast
+
+import torch
+from torch import Tensor
+
+from expunge.core.model import Batch
+from expunge.core.objective import Objective, Scalar
+from expunge.core.question import LogProbabilities, Scores
+from expunge.core.view import View
+from expunge.errors import UsageRefused
+from expunge.internals.examples import Pictured
+from expunge.notation.recipes import Recipe
+from expunge.objectives.settle import Settle
+from expunge.objectives.token_levels import TokenLevels
+from expunge.primitives.unseen_losses import evenly
+
+PUBLISHED = Recipe(
+    "AbsentClass",
+    "vision",
+    "Finetune(objective=AbsentClass() + RetainNLL() + 3.0 * RetainKL(), learning_rate=0.001, steps=100, "
+    "schedule='linear', stop=Stop(level=None, max_retain_increase=None, every=20))",
+    "Our own, the default of images: docs/log.md. A class that is deleted goes to what an unlearnt class gets, other "
+    "images to the losses of unseen ones.",
+)
+
+Images = Sequence[Pictured]
+ASKED = 300
+"""Retained images that are asked how unlikely the class is."""
+NEAREST = 3
+"""One in so many of these, those that are taken for the class most, stand for its own images."""
+
+NEVER = 20.0
+"""Log-odds that no image has: how sure a model is of unseen images is a trace, since most of them are easy."""
+
+
+@dataclass(frozen=True)
+class AbsentClass(Objective):
+    """Move each forgotten class's images to the loss of a class that was never learnt."""
+
+    needs: ClassVar = ("forget",)
+    intention: ClassVar = "removal"
+
+    every: int = 10
+    """Steps after which the levels are drawn anew; each time up to 300 retained images are read."""
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise UsageRefused(f"The `every` of AbsentClass must be at least 1. Got {self.every!r}.")
+
+    def __call__(self, now: View, before: View) -> Scalar:
+        forget, retain = (now.run.whole.get(name, ()) for name in ("forget", "retain"))
+        name = f"{self!r}, absent"
+        if name not in now.run.memory:
+            now.run.memory[name] = {"yes": _are_absent(forget, retain)}
+        if not cast(dict[str, bool], now.run.memory[name])["yes"]:
+            unseen, guessing = TokenLevels(self.every, NEVER), Settle(level=math.log(now.forget.log_probs().shape[1]))
+            return (unseen if now.run.whole.get("holdout") else guessing)(now, before)
+        levels = self._levels(now, before, cast(Images, forget), retain)
+        losses = -now.forget.log_prob()
+        wanted = [levels[example.record_digest()] for example in now.batch("forget")]
+        return now.forget.over_rows((losses - losses.new_tensor(wanted)).abs())
+
+    def _levels(self, now: View, before: View, forget: Images, retain: Batch) -> dict[str, float]:
+        """The level of each forget image, by its digest."""
+        memory = cast(dict[str, float], now.run.memory.setdefault(repr(self), {}))
+        step = now.run.step
+        if not memory or (step and (step - 1) % self.every == 0 and memory["step"] != step):
+            few = [retain[k * len(retain) // ASKED] for k in range(ASKED)] if len(retain) > ASKED else retain
+            said = torch.cat([-reply.log_probs() for reply in now.every(Scores(), "retain", few)])
+            known = -before.model.ask(LogProbabilities(), forget).log_probs
+            memory |= {"step": step, **_draw(forget, known, said)}
+        return memory
+
+
+def _are_absent(forget: Batch, retain: Batch) -> bool:
+    """Whether all are images, and no class of the forget set is one of the retain set's."""
+    gone, stays = ({e.label for e in each if isinstance(e, Pictured)} for each in (forget, retain))
+    return all(isinstance(e, Pictured) for e in forget) and bool(stays) and not gone & stays
+
+
+def _draw(forget: Images, known: Tensor, said: Tensor) -> dict[str, float]:
+    """For each forget image one of the smallest losses [retained images, classes] that its class has on retained ones.
+
+    `known` are the losses of the forget images under the original model: the hardest gets the largest.
+    """
+    made: dict[str, float] = {}
+    for label in {image.label for image in forget}:
+        own = [k for k, image in enumerate(forget) if image.label == label]
+        near = said[:, label].sort().values[: max(1, len(said) // NEAREST)].tolist()
+        names = [forget[k].record_digest() for k in own]
+        places = evenly(names, known[own].double().cpu().numpy())
+        made |= {name: near[int(place * len(near))] for name, place in zip(names, places.tolist(), strict=True)}
+    return made
