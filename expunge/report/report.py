@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from expunge.core.adapter import Adapted
-from expunge.core.audit import Finding
+from expunge.core.audit import BOTH, Finding
 from expunge.core.model import Model
 from expunge.errors import DataRefused, ModelRefused, UsageRefused
 from expunge.events import Checked, Step
@@ -192,6 +192,20 @@ class Report:
     def is_met(self) -> bool:
         """Whether no answer of the verdict is no."""
         return self.verdict is None or self.verdict.is_met
+
+    def find(self, name: str, model: str | None = None) -> Finding:
+        """The finding that "SET.AUDIT" names, such as "retain.Loss": of the model after, or before in an audit.
+
+        "forget.MinK" is "forget vs holdout.MinK", since there is no other. Raises `UsageRefused`, with what there is.
+        """
+        where, _, audit = name.rpartition(".")
+        wanted = model or ("after" if self.run else "before")
+        known = {(f.set, f.audit): f for f in self.findings if f.model == wanted}
+        found = known.get((where, audit)) or (known.get((BOTH, audit)) if where == "forget" else None)
+        if found is None:
+            there = ", ".join(f"{set_}.{each}" for set_, each in known) or "none"
+            raise UsageRefused(f"The report has no finding '{name[:100]}' of the model {wanted}. There are: {there}.")
+        return found
 
     def write(self, folder: Path) -> None:
         """Write `report.json`, `report.html` and, where there are steps, `steps.jsonl` into a folder that is there."""

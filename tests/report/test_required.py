@@ -15,8 +15,9 @@ from expunge.core.audit import Finding
 from expunge.core.request import Request
 from expunge.data.text import Passage
 from expunge.errors import UsageRefused
-from expunge.report.required import Rule, check_rules
+from expunge.report.required import Rule, check_rules, read_as_meant
 from expunge.summaries.forget_quality import ForgetQuality
+from tests.families import text_request
 
 
 def found(
@@ -233,3 +234,14 @@ def test_what_is_not_a_rule_is_refused_with_an_example(text: str):
     assert said.startswith("expunge: E2-usage: --require '")
     assert "such as forget.Choice <= 0.25" in said
     assert len(said) < 500
+
+
+def test_a_rule_on_the_forget_set_is_read_as_the_comparison_that_its_audit_is_of():
+    request = text_request()
+    rules = (Rule.parse("forget.MinK <= 0.6"), Rule.parse("forget.Loss >= 1"), Rule.parse("retain.MinK <= 0.6"))
+    made, told = read_as_meant(rules, (MinK(), Loss(), ForgetQuality()), request)
+    assert [rule.set for rule in made] == ["forget vs holdout", "forget", "retain"]
+    assert [rule.text for rule in made] == [rule.text for rule in rules]
+    assert told == ["--require 'forget.MinK <= 0.6' is read as forget vs holdout.MinK: MinK compares the two"]
+    without = read_as_meant(rules[:1], (MinK(),), replace(request, holdout=()))
+    assert without == (rules[:1], [])  # it is refused by the name that was typed, for want of a holdout set
