@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from expunge.audits.choice import Choice
+from expunge.audits.linear_probe import LinearProbe
 from expunge.audits.loss import Loss
 from expunge.audits.min_k import MinK
 from expunge.audits.perplexity import Perplexity
@@ -238,9 +239,10 @@ def test_what_is_not_a_rule_is_refused_with_an_example(text: str):
 
 def test_a_rule_on_the_forget_set_is_read_as_the_comparison_that_its_audit_is_of():
     request = text_request()
-    rules = (Rule.parse("forget.MinK <= 0.6"), Rule.parse("forget.Loss >= 1"), Rule.parse("retain.MinK <= 0.6"))
-    made, told = read_as_meant(rules, (MinK(), Loss(), ForgetQuality()), request)
-    assert [rule.set for rule in made] == ["forget vs holdout", "forget", "retain"]
+    texts = ("forget.MinK <= 0.6", "forget.Loss >= 1", "forget.LinearProbe <= 1", "retain.MinK <= 0.6")
+    rules = tuple(map(Rule.parse, texts))
+    made, told = read_as_meant(rules, (MinK(), Loss(), LinearProbe(), ForgetQuality()), request)
+    assert [rule.set for rule in made] == ["forget vs holdout", "forget", "forget", "retain"]
     assert [rule.text for rule in made] == [rule.text for rule in rules]
     assert told == ["--require 'forget.MinK <= 0.6' is read as forget vs holdout.MinK: MinK compares the two"]
     without = read_as_meant(rules[:1], (MinK(),), replace(request, holdout=()))
