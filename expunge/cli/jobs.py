@@ -60,6 +60,7 @@ def make_job(
     from expunge.notation.rules import split_rule
     from expunge.notation.settings import check_audits, check_settings
     from expunge.run.checks import check_model, check_out, check_sets, check_texts, check_viewer
+    from expunge.run.earlier import find_sets
 
     images, training = images or Images(), training or Training()
     texts = texts or Texts()
@@ -82,7 +83,8 @@ def make_job(
         check_out(out, model, adapter)
     present("--stand-in", training.stand_in)
     present("--forget-ids", images.forget_ids)
-    probes, template = sets.probes(), texts.template()
+    earlier, template = find_sets(sets.earlier or ()), texts.template()
+    probes = {**earlier, **sets.probes()}
     check_sets(probes, sets.retain, images.forget_class, images.forget_ids)
     reading = Reading(texts.system, template, texts.block_size, texts.read_columns())
     files = {"forget": sets.forget, "retain": sets.retain, "holdout": sets.holdout, "stand_in": training.stand_in}
@@ -107,6 +109,7 @@ def make_job(
             only_ids=images.forget_ids,
             reading=reading,
             keep_duplicates=texts.keep_duplicates,
+            earlier=tuple(sets.earlier or ()),
         ),
         out=out,
         adapter=adapter,

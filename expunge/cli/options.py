@@ -52,6 +52,10 @@ class Sets:
         None
     )
     probe: Annotated[list[str] | None, Option("--probe", metavar="NAME=FILE", help="A further set to audit.")] = None
+    earlier: Annotated[
+        list[Path] | None,
+        Option("--earlier", metavar="OUT", help="Result of an earlier request: what it forgot must still be gone."),
+    ] = None
 
     def check(self) -> None:
         """Refuse a file that is not there."""

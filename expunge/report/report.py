@@ -154,6 +154,25 @@ class RecipeFacts:
 
 
 @dataclass(frozen=True)
+class Ancestor:
+    """An earlier request, of which the model that forgets now is the result."""
+
+    name: str
+    """Its folder's name."""
+    set: str
+    """The probe that what it forgot is asked as."""
+    forgotten: int
+    """How many records it forgot."""
+    created: str
+    original: str
+    """Fingerprint of the model that it began with."""
+    result: str
+    """Fingerprint of the model that it made."""
+    followed: bool
+    """Whether the next request, or this one, began with that model."""
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything about a run of `unlearn`, or about an audit: then `method` is empty, and nothing was changed."""
 
@@ -182,6 +201,8 @@ class Report:
     samples: Samples
     recipe: RecipeFacts | None = None
     """The published recipe that the method is; None where it was written out."""
+    earlier: tuple[Ancestor, ...] = ()
+    """Earlier requests that were asked again, in their order."""
     steps: tuple[Step | Checked, ...] = field(default=(), metadata=HELD)
     model: Model | None = field(default=None, metadata=HELD, compare=False, repr=False)
     """The model after forgetting, without adapter, where it is in memory."""

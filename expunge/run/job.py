@@ -27,6 +27,7 @@ from expunge.run.checks import check_out
 from expunge.run.choose import Chosen, audits_of, choose_method, default_method
 from expunge.run.compare import Compared, compare
 from expunge.run.config import CONFIG, write_toml
+from expunge.run.earlier import trace
 from expunge.run.families import family_name
 from expunge.run.files import failed_folder, form_of, keep_failed, save
 from expunge.run.prepare import Inputs
@@ -141,7 +142,14 @@ class Job:
         for name, intake in request.intakes.items():
             for line in intake.lines(name):
                 on_event(Note(line))
+        earlier = trace(self.inputs.earlier, model.fingerprint()) if self.inputs.earlier else ()
+        for one in earlier:
+            if not one.followed:
+                on_event(
+                    Note(f"Warning: the request after {one.name} did not begin with the model that {one.name} made")
+                )
         return Task(
+            earlier=earlier,
             model=model,
             request=request,
             audits=audits or audits_of(None, family_name(model)),

@@ -18,6 +18,7 @@ from expunge.errors import DataRefused, UsageRefused
 from expunge.primitives.repeat import Intake, Repeat
 from expunge.report.record import count_repeats, networks
 from expunge.run.checks import RESERVED, check_sets
+from expunge.run.earlier import probe_of
 from expunge.run.families import family_called, reader_of
 
 Source = Path | str | Sequence[Mapping[str, Any]]
@@ -45,6 +46,8 @@ class Inputs:
     """Texts: how they are read where their file does not say it."""
     keep_duplicates: bool = False
     """Whether an example that equals an earlier one of its set counts too."""
+    earlier: tuple[Path, ...] = ()
+    """Folders of earlier runs, of which each one's forget set is a probe."""
 
     def __post_init__(self) -> None:
         check_sets(self.probes, self.retain, self.only_class, self.only_ids)
@@ -63,9 +66,11 @@ class Inputs:
     def options(self) -> dict[str, Any]:
         """The options of the command that say the same; empty ones mean nothing."""
         sets = {name: path for name, path in self.paths.items() if name not in self.probes}
+        again = {probe_of(folder) for folder in self.earlier}
         return {
             **sets,
-            "probe": [f"{name}={path}" for name, path in self.probes.items()],
+            "probe": [f"{name}={path}" for name, path in self.probes.items() if name not in again],
+            "earlier": [str(folder) for folder in self.earlier],
             "forget_class": self.only_class,
             "forget_ids": self.only_ids,
             **self.reading.options(),

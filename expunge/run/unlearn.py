@@ -23,7 +23,7 @@ from expunge.notation.recipes import Recipe
 from expunge.report import record
 from expunge.report.ideals import with_ideals
 from expunge.report.limits import limits, say_unasked
-from expunge.report.report import SCHEMA, RecipeFacts, Report
+from expunge.report.report import SCHEMA, Ancestor, RecipeFacts, Report
 from expunge.report.required import Rule, check_rules, read_as_meant
 from expunge.report.rules import Asked
 from expunge.report.run import Run, Saved
@@ -93,6 +93,8 @@ class Task:
     """Probes that nobody gave."""
     recipe: Recipe | None = None
     """The published recipe that is run, if it is one."""
+    earlier: tuple[Ancestor, ...] = ()
+    """Earlier requests that are asked again."""
 
     def with_probes(self) -> Task:
         """The task with probes of our own, where none of the request says what should stay."""
@@ -275,6 +277,7 @@ def assemble(
         request=record.describe_request(task.request, unit_of(family), task.sources, task.added),
         environment=record.describe_environment(task.model),
         method="",
+        earlier=task.earlier,
         recipe=RecipeFacts(task.recipe.name, task.recipe.source) if task.recipe else None,
         findings=record.round_scores(findings),
         run=run,
