@@ -15,6 +15,7 @@ FITTING = {
     "Negate": "Negate(learn=Finetune(objective=-1.0 * Ascent(), adapter=Full(), learning_rate=1e-3, steps=3, "
     "stop=Stop(level=None, max_retain_increase=None)))",
     "Finetune": "Finetune(adapter=Full(), steps=3)",
+    "OwnWords": "OwnWords(learn=Finetune(adapter=Full(), steps=3))",
     "LAF": "LAF(steps=3, autoencoder_steps=20)",
     "Poison": "Poison(learn=Finetune(objective=IdkNLL() + RetainNLL(), adapter=LastLayer(), learning_rate=1e-2, "
     "steps=3, stop=Stop(level=None, max_retain_increase=None)))",
@@ -27,6 +28,7 @@ NOTHING = {
     "LAF": "LAF(extract_rate=0.0, align_rate=0.0, steps=2, autoencoder_steps=2)",
     "LFSSD": "LFSSD(alpha=1e30)",
     "Negate": "Negate(scale=0.0, learn=Finetune(objective=-1.0 * Ascent(), adapter=Full(), steps=2))",
+    "OwnWords": "OwnWords(learn=Finetune(objective=0.0 * Ascent(), adapter=Full(), steps=2, stop=Stop(level=None)))",
     "Poison": "Poison(learn=Finetune(objective=0.0 * IdkNLL(), adapter=LastLayer(), steps=2, stop=Stop(level=None)))",
     "Quantize": None,  # no number of bits is none
     "Relearn": "Relearn(items=2, learn=Finetune(objective=0.0 * RetainNLL(), adapter=Full(), stop=Stop(level=None)))",

@@ -172,10 +172,10 @@ def do_job(verb: str, job: Job, device: str, output: Output) -> int:
     from expunge.runtime.processes import is_main
 
     with at_work(device, output) as (own, progress):
-        made = do_one(verb, replace(job, device=own), progress)
-    if is_main() and output.json:
+        made, shows = do_one(verb, replace(job, device=own), progress), is_main()  # afterwards there is but one process
+    if shows and output.json:
         print_json(summarise(made, job.out))
-    elif is_main() and not output.quiet:
+    elif shows and not output.quiet:
         progress.summary(made, job.out)
     return 0 if made.is_met else THRESHOLDS_MISSED
 

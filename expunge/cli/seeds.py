@@ -44,9 +44,10 @@ def do_seeds(job: Job, seeds: tuple[int, ...], device: str, output: Output) -> i
             runs[seed], exits[seed] = _run(one, progress)
         told = gather(runs, exits)
         _refuse_others(runs)
-        if is_main():
+        shows = is_main()  # afterwards there is but one process
+        if shows:
             write_text(job.out / SEEDS, json.dumps(to_json(told), indent=1))
-    if is_main():
+    if shows:
         show_seeds(told, job.out, output)
     return min(exits.values(), key=GRAVEST.index)
 

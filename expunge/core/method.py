@@ -46,7 +46,8 @@ class Method(ABC):
 
     def fit(self, model: Model, request: Request, on_event: OnEvent = ignore_event) -> Self:
         """The method with nothing left open for this model and request. Refuses, before any audit, what cannot run."""
-        return self._with({name: part.fit(model, request, on_event) for name, part in self._parts()})
+        parts = self._parts() if isinstance(model.plain(), Network) else []
+        return self._with({name: part.fit(model, request, on_event) for name, part in parts})
 
     def rehearse(self, model: Model, request: Request, rehearsal: Rehearsal) -> Model:
         """Do what a run does, on a narrow random network that notes each pass: `expunge plan` counts those.

@@ -145,9 +145,9 @@ def every_objective() -> dict[str, Any]:
 
 def first_gradients(method: str) -> dict[str, torch.Tensor]:
     """The first step's gradients, put together; nothing of the network itself may have changed."""
-    plan = replace(parse(method), steps=1, clip=None)
-    assert isinstance(plan, Finetune)
     network = tiny()
+    plan = replace(parse(method), steps=1, clip=None).fit(network, REQUEST)
+    assert isinstance(plan, Finetune)
     print_of_it = network.fingerprint()
     torch.manual_seed(0)
     made = Loop(plan, plan.adapter(network, REQUEST), REQUEST, ignore_event, None)
@@ -202,7 +202,8 @@ def recalled(cache: Path, hold: str) -> dict[str, Any]:
 
 def asked_before(method: str) -> list[int]:
     """How many examples the model before was asked about in each step."""
-    plan, network = parse(method), tiny()
+    network = tiny()
+    plan = parse(method).fit(network, REQUEST)
     made = Loop(plan, plan.adapter(network, REQUEST), REQUEST, ignore_event, None)
     draw, counts = Batches(REQUEST, plan.batch, plan.retain_batch, 0), []
     for step in range(1, 6):
@@ -225,7 +226,8 @@ def work(folder: Path) -> None:
 
 def half() -> list[str]:
     """The precisions that the parts of a bfloat16 model with an adapter are trained in."""
-    plan, network = parse(METHODS["bounded"]), tiny(torch.bfloat16)
+    network = tiny(torch.bfloat16)
+    plan = parse(METHODS["bounded"]).fit(network, REQUEST)
     made = Loop(plan, plan.adapter(network, REQUEST), REQUEST, ignore_event, None)
     made.step(1, Batches(REQUEST, 4, 4, 0).sets())
     kinds = {str(p.dtype) for p in made.moving.values()} | {str(p.grad.dtype) for p in made.moving.values()}
