@@ -14,6 +14,7 @@ import typer
 
 from expunge import __version__
 from expunge.cli.ending import check_room_for_torch, run_guarded
+from expunge.cli.export import EXAMPLES, export
 from expunge.cli.options import (
     Adapter,
     Audits,
@@ -183,6 +184,9 @@ def demo(out: Annotated[Path, typer.Option("--out", help="New folder for the res
     from expunge.demo.run import demo_job
 
     _do("forget", demo_job(out), show_text=True, device="cpu")
+
+
+app.command(epilog=EXAMPLES)(export)
 
 
 @app.callback(invoke_without_command=True)
