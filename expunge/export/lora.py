@@ -20,7 +20,7 @@ from expunge.events import Note, OnEvent, ignore_event
 from expunge.export.logits import LogitError, compare_logits
 from expunge.export.lora_card import lora_card
 from expunge.export.runs import find_base, has_adapter, open_base, read_run
-from expunge.export.updates import Cut, cut_adapter, cut_difference, linear_layers
+from expunge.export.updates import Cut, cut_adapter, cut_difference, linear_layers, list_names
 from expunge.models.language import LanguageModel
 from expunge.models.merging import SETTINGS, WEIGHTS, insert_adapter
 from expunge.models.open import open_network
@@ -28,10 +28,12 @@ from expunge.models.source import locate, read_json
 from expunge.models.stored import Stored
 from expunge.report.card import CARD
 from expunge.run.files import check_out
-from expunge.runtime.atomic_files import check_room, open_to_readers, whole_folder, write_manifest, write_text
+from expunge.runtime.atomic_files import check_room, lock, open_to_readers, whole_folder, write_manifest, write_text
 
 NEUTRAL = Path(text.__file__).parent / "neutral.jsonl"
 """Plain texts that come with the package."""
+Asked = tuple[tuple[Example, ...], str]
+"""Texts to compare class scores on, and what they are; or none, and why."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +78,9 @@ class Written:
         ]
         if self.cut.left_out:
             share = math.hypot(*self.cut.left_out.values())
-            names = ", ".join(list(self.cut.left_out)[:3])
             said.append(
                 f"Left out, and counted as lost: {len(self.cut.left_out)} tensors that are in no linear layer of their "
-                f"own ({names}, ...), of norm {share:.3g}"
+                f"own ({list_names(self.cut.left_out)}), of norm {share:.3g}"
             )
         if self.logits is None or self.base_logits is None:
             return [*said, f"Error in logits: not measured, as {self.on}"]
@@ -96,11 +97,12 @@ def _words(error: LogitError) -> str:
 
 def export_lora(job: LoraJob, on_event: OnEvent = ignore_event) -> Written:
     """Write the LoRA of a run, with its card and a manifest, to `job.out`, all of it or nothing."""
-    report = read_run(job.run, on_event)
     check_out(job.out, str(job.run))
+    report = read_run(job.run, on_event)
     place = job.base or find_base(job.run, report)
     on_event(Note(f"Loading {place} and {job.run / 'model'}"))
     base, stored = open_base(place, report)
+    asked = _texts(job, base)
     forgotten = open_network(str(job.run / "model"))
     on_event(Note(f"Cutting the update to rank {job.rank}"))
     if has_adapter(job.run, report):
@@ -108,9 +110,9 @@ def export_lora(job: LoraJob, on_event: OnEvent = ignore_event) -> Written:
     else:
         cut = cut_difference(base, forgotten, job.rank)
     check_room((part for factors in cut.layers.values() for part in (factors.a, factors.b)), job.out)
-    with whole_folder(job.out) as folder:
+    with lock(job.out), whole_folder(job.out) as folder:
         write_lora(cut, base, place, folder)
-        made = _compare(job, cut, (base, forgotten), folder, stored)
+        made = _compare(cut, (base, forgotten), folder, stored, asked)
         write_text(folder / CARD, lora_card(report, made.rank, job.rank, made.lines(), job.line, place))
         write_manifest(folder, base=report.original.fingerprint)
     return made
@@ -149,21 +151,20 @@ def targets(module: Any, layers: set[str]) -> list[str]:
     return sorted(endings if alike == layers else layers)
 
 
-def _compare(job: LoraJob, cut: Cut, pair: tuple[Network, Network], folder: Path, stored: Stored) -> Written:
+def _compare(cut: Cut, pair: tuple[Network, Network], folder: Path, stored: Stored, asked: Asked) -> Written:
     """What was written, read back by peft and put into the base, beside the forgotten model."""
     base, forgotten = pair
     adapted = insert_adapter(base.fork(), folder, stored)  # which refuses files that do not fit the base
-    examples, on = _texts(job, base)
+    examples, on = asked
     if not examples:
         return Written(cut.rank, cut, None, None, on)
+    without = compare_logits(forgotten, base, examples)  # first, as what is merged shares the base's storage
     served = base.fork(adapted.merge_and_unload(safe_merge=True).eval())
-    return Written(
-        cut.rank, cut, compare_logits(forgotten, served, examples), compare_logits(forgotten, base, examples), on
-    )
+    return Written(cut.rank, cut, compare_logits(forgotten, served, examples), without, on)
 
 
-def _texts(job: LoraJob, network: Network) -> tuple[tuple[Example, ...], str]:
-    """The texts to compare scores on and what they are; or none, and why."""
+def _texts(job: LoraJob, network: Network) -> Asked:
+    """The texts of a job, as its network reads them."""
     if not isinstance(network, LanguageModel):
         if job.texts:
             raise UsageRefused(f"--texts: {type(network.module).__name__} reads no texts. Leave it out.")

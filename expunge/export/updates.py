@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,7 +111,14 @@ def _shared_weights(module: Any) -> set[str]:
 
 
 def _refuse_empty(cut: Cut) -> Cut:
+    if not cut.layers and cut.left_out:
+        raise ModelRefused(f"The run changed only {list_names(cut.left_out)}, which are in no linear layer.")
     if not cut.layers:
-        changed = f"only {', '.join(list(cut.left_out)[:3])}" if cut.left_out else "nothing"
-        raise ModelRefused(f"The run changed {changed}, and no linear layer, so that a LoRA has nothing to hold.")
+        raise ModelRefused("The run changed nothing, so that there is no update to export.")
     return cut
+
+
+def list_names(names: Collection[str]) -> str:
+    """The first three names, and how many more there are."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{', '.join(list(names)[:3])}{more}"
