@@ -1,17 +1,21 @@
 """Is a served LoRA still forgetful? The update of a finished run as LoRAs of several ranks, each audited as served.
 
+    python recipes/served_lora.py learn DATA FOLDER                a small model that has 60 records of TOFU by heart
     python recipes/served_lora.py run FORGOTTEN docs/served_lora.jsonl --name demo --forget F --retain R --holdout H
     python recipes/served_lora.py show docs/served_lora.jsonl       writes the table of docs/serving.md
 
 FORGOTTEN is the folder that `expunge forget` wrote, and the files are those of its request. A row for the base, one for
 the forgotten model, and one for each of `--ranks` up to the largest that the update has. A LoRA is written by `expunge
 export`, merged into the base and rounded to the precision of its file, as `expunge audit --adapter` has it. Rows that
-are there already are not made again. Use one thread (OMP_NUM_THREADS=1).
+are there already are not made again. `learn` takes stories260K and TOFU from DATA and writes into FOLDER the model
+(`base`) and the files of a request: 20 records to forget, 40 to retain, 20 that it never saw. Use one thread
+(OMP_NUM_THREADS=1).
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -19,9 +23,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from keeping import between, keep, rows
+import torch
+from keeping import add, between, keep, rows
 
 from expunge import Network, Request
+from expunge.data.text import Passage, encode, load
 from expunge.export.lora import LoraJob, Written, export_lora
 from expunge.export.runs import find_base, read_run
 from expunge.models.open import open_network
@@ -31,6 +37,12 @@ from expunge.run.prepare import Inputs
 from expunge.runtime.cached_model import CachedModel
 
 RANKS = (8, 32, 128, 512)
+SETS = {
+    "forget": ("forget01_perturbed.jsonl", 0, 20),
+    "retain": ("retain_perturbed.jsonl", 0, 40),
+    "holdout": ("forget10_perturbed.jsonl", 100, 20),
+}
+"""The file of TOFU, the first record and how many, of each set."""
 AUDITS = ("Choice()", "Loss()", "Rouge(max_new_tokens=24)", "LossMembership()", "MinK()")
 COLUMNS = {
     "forget.Choice": "forget: Choice",
@@ -45,6 +57,46 @@ COLUMNS = {
     "neutral.Loss": "neutral: loss",
 }
 """What is read, by audit and set."""
+
+
+def learn(data: Path, folder: Path) -> None:
+    """A model that knows records by heart, and the files of a request to forget some of them."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    torch.manual_seed(0)
+    folder.mkdir(parents=True)
+    for name, (source, first, count) in SETS.items():
+        raw = [json.loads(line) for line in (data / "tofu" / source).read_text(encoding="utf-8").splitlines()]
+        for k, row in enumerate(raw[first : first + count]):
+            record = {"id": f"{name}-{k}", "question": row["question"], "answer": row["answer"]}
+            add(folder / f"{name}.jsonl", [{**record, "options": row["perturbed_answer"][:3]}])
+    words = AutoTokenizer.from_pretrained(data / "stories260k")
+    module = AutoModelForCausalLM.from_pretrained(data / "stories260k", dtype=torch.float32)
+    known = [folder / f"{name}.jsonl" for name in ("forget", "retain")]
+    memorise(module, [passage for path in known for passage in encode(load(path), words, path, 512)])
+    module.save_pretrained(folder / "base")
+    words.save_pretrained(folder / "base")
+
+
+def memorise(module: Any, passages: list[Passage], steps: int = 900, batch: int = 20) -> None:
+    """Train the whole module on passages until a batch's loss is below 0.03 nats a token."""
+    width = max(len(passage.tokens) for passage in passages)
+    tokens, mask = torch.zeros(2, len(passages), width, dtype=torch.long)
+    labels = torch.full((len(passages), width), -100)
+    for row, passage in enumerate(passages):
+        own = torch.tensor(passage.tokens)
+        tokens[row, : len(own)], mask[row, : len(own)] = own, 1
+        labels[row, passage.first : len(own)] = own[passage.first :]
+    optimizer = torch.optim.AdamW(module.parameters(), lr=3e-3, weight_decay=0.0)
+    for _ in range(steps):
+        chosen = torch.randperm(len(passages))[:batch]
+        loss = module(input_ids=tokens[chosen], attention_mask=mask[chosen], labels=labels[chosen]).loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        optimizer.step()
+        if loss < 0.03:
+            return
 
 
 def run(forgotten: Path, out: Path, name: str, inputs: Inputs, ranks: Sequence[int]) -> None:
@@ -123,11 +175,17 @@ def main() -> None:
     for name in ("forget", "retain", "holdout"):
         running.add_argument(f"--{name}", type=Path, required=True)
     running.add_argument("--probe", action="append", default=[], metavar="NAME=FILE")
+    learning = parts.add_parser("learn")
+    learning.add_argument("data", type=Path)
+    learning.add_argument("folder", type=Path)
     running.add_argument("--ranks", type=int, nargs="*", default=RANKS)
     parts.add_parser("show").add_argument("out", type=Path)
     given = parser.parse_args()
     if given.what == "show":
         show(given.out)
+        return
+    if given.what == "learn":
+        learn(given.data, given.folder)
         return
     probes = {name: Path(path) for name, _, path in (text.partition("=") for text in given.probe)}
     inputs = Inputs(given.forget, given.retain, given.holdout, probes=probes)
