@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from expunge.data.text import encode, load
+from expunge.export.runs import find_base
+from expunge.report.report import Report
 from expunge.runtime.atomic_files import check_manifest
 from tests.cli.commands import CANARY, Done, Files, below, refused, write
 from tests.conftest import save_model
@@ -203,3 +206,10 @@ def test_a_run_that_was_changed_or_lacks_its_adapter_is_not_exported(expunge, do
     shutil.rmtree(run / "adapter")
     assert "adapter/ is not there" in refused(expunge(*asked), 4, "model")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_base_in_a_gguf_file_is_looked_for_by_its_name_in_the_folder_that_peft_names(done: Done, model: Path):
+    report = Report.read(done.out)
+    assert find_base(done.out, report) == str(model)
+    report = replace(report, original=replace(report.original, name="tiny.gguf"))
+    assert find_base(done.out, report) == str(model / "tiny.gguf")

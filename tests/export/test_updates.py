@@ -56,6 +56,20 @@ def test_what_no_lora_holds_is_left_out_and_counts_as_lost():
     assert cut.worst[1] < 1e-5
 
 
+def test_a_weight_that_two_layers_share_is_left_out_as_a_merge_would_change_both():
+    before, after = llama(), llama()
+    for network in (before, after):
+        first, second = (block.mlp.up_proj for block in network.module.model.layers)
+        second.weight = first.weight
+        network.module.model.layers[0].mlp.down_proj.weight.data += float(network is after)
+    after.module.model.layers[0].mlp.up_proj.weight.data += 1.0
+    cut = cut_difference(before, after, rank=1)
+    assert (set(cut.layers), set(cut.left_out)) == (
+        {"model.layers.0.mlp.down_proj"},
+        {"model.layers.0.mlp.up_proj.weight"},
+    )
+
+
 def test_networks_that_differ_in_no_linear_layer_or_in_shape_are_refused():
     before, after = gpt2(), gpt2()
     with pytest.raises(ModelRefused, match="changed nothing"):
