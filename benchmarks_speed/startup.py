@@ -10,11 +10,35 @@ import sys
 
 from side_by_side import machine, race, settings, show, spread, table
 
+GENERAL = "expunge/data/general.jsonl"
 COMMANDS = {
     "python -c pass": [sys.executable, "-c", "pass"],
     'python -c "import expunge"': [sys.executable, "-c", "import expunge"],
     "expunge --help": [sys.executable, "-m", "expunge", "--help"],
     "expunge list": [sys.executable, "-m", "expunge", "list"],
+    "expunge forget (no such file)": [sys.executable, "-m", "expunge", "forget", ".", "--forget", "none.jsonl"],
+    "expunge forget (no such audit)": [
+        sys.executable,
+        "-m",
+        "expunge",
+        "forget",
+        ".",
+        "--forget",
+        "pyproject.toml",
+        "--audits",
+        "Los",
+    ],
+    "expunge forget (no such column)": [
+        sys.executable,
+        "-m",
+        "expunge",
+        "forget",
+        ".",
+        "--forget",
+        GENERAL,
+        "--columns",
+        "text=none",
+    ],
     "expunge forget (a wrong option)": [sys.executable, "-m", "expunge", "forget", "--wrong"],
     'python -c "import torch"': [sys.executable, "-c", "import torch"],
 }

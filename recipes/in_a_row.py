@@ -66,7 +66,7 @@ def requests(network: Network, whole: Request, parts: dict[str, Any], way: str) 
         earlier = [e for name in names[:number] for e in parts[name]] if way == WAYS[1] else []
         retain = [e for name in names[number + 1 :] for e in parts[name]]
         request = replace(whole, forget=(*parts[names[number]], *earlier), retain=tuple(retain), probes={})
-        network = method(network, request).plain()
+        network = method.fit(network, request)(network, request).plain()
         for place in range(number + 1):
             about = replace(whole, forget=parts[names[place]], retain=tuple(retain), probes={})
             made.append({"after": number + 1, "contract": place + 1, **read(network, about)})

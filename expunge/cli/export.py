@@ -57,8 +57,13 @@ def export(
     run: Annotated[Path, Argument(metavar="FORGOTTEN", help="Folder that `expunge forget` wrote.")], forms: Forms
 ) -> None:
     """Write the result of a finished run as a plain LoRA, or as a folder to upload."""
+    from expunge.run.checks import check_out
+
     forms.check()
     present("FORGOTTEN", run)
+    out, option = (forms.out, "--out") if forms.hub_folder is None else (forms.hub_folder, "--hub-folder")
+    if out is not None:
+        check_out(out, str(run), option=option)
     check_room_for_torch()
     if forms.hub_folder is not None:
         from expunge.export.hub_folder import export_hub_folder

@@ -5,19 +5,21 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-import time
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import Annotated
 
 import typer
 
 from expunge import __version__
-from expunge.cli.ending import check_room_for_torch, run_guarded
+from expunge.cli.ending import run_guarded
 from expunge.cli.export import EXAMPLES, export
+from expunge.cli.jobs import do_job, make_job, show_plan
 from expunge.cli.options import (
     Adapter,
     Audits,
+    Config,
     Device,
     Devices,
     Hold,
@@ -26,21 +28,16 @@ from expunge.cli.options import (
     Keeping,
     Model,
     Out,
+    Output,
     Sets,
     Texts,
     Training,
-    present,
+    check_device,
+    read_seeds,
     spread_options,
 )
 from expunge.cli.quiet import ask_for_quiet, quiet_libraries
-from expunge.cli.signals import Interrupts, heed_signals
-from expunge.errors import THRESHOLDS_MISSED
-
-if TYPE_CHECKING:
-    from expunge.run.job import Job
-
-STARTED = time.monotonic()
-"""What a run's clock counts from: it includes the seconds in which torch is loaded."""
+from expunge.cli.signals import heed_signals
 
 app = typer.Typer(
     name="expunge",
@@ -68,15 +65,30 @@ def forget(
     training: Training,
     judging: Judging,
     keeping: Keeping,
+    output: Output,
     adapter: Adapter = None,
     audits: Audits = None,
     out: Out = Path("expunged"),
     device: Device = "cpu",
     hold: Hold = "whole",
+    seeds: Annotated[
+        str | None, typer.Option("--seeds", help="Several runs, such as 0-4 or 0,3,7: OUT/seed-0, ..., and a table.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it will cost, as `plan` does, and end.")] = False,
+    config: Config = None,
 ) -> None:
     """Make MODEL forget, audit it before and after, and write model, adapter, steps and report to a new folder."""
-    job = _job(model, sets, audits, out, images, texts, training, judging, keeping, hold, adapter)
-    _do("forget", job, judging.show_text, device)
+    check_device(device)
+    chosen = None if seeds is None else read_seeds(seeds, training.seed)
+    job = make_job(model, sets, audits, out, images, texts, training, judging, keeping, hold, adapter)
+    if dry_run:
+        show_plan(job, Devices(device, hold=hold, processes=int(os.environ.get("WORLD_SIZE", "1"))), output.json)
+    elif chosen is None:
+        raise typer.Exit(do_job("forget", job, device, output))
+    else:
+        from expunge.cli.seeds import do_seeds
+
+        raise typer.Exit(do_seeds(job, chosen, device, output))
 
 
 @app.command(
@@ -89,15 +101,18 @@ def audit(
     images: Images,
     texts: Texts,
     judging: Judging,
+    output: Output,
     adapter: Adapter = None,
     audits: Audits = None,
     out: Out = Path("audited"),
     device: Device = "cpu",
     hold: Hold = "whole",
+    config: Config = None,
 ) -> None:
     """Audit MODEL as it is, and write a report to a new folder."""
-    job = _job(model, sets, audits, out, images, texts, judging=judging, hold=hold, adapter=adapter)
-    _do("audit", job, judging.show_text, device)
+    check_device(device)
+    job = make_job(model, sets, audits, out, images, texts, judging=judging, hold=hold, adapter=adapter)
+    raise typer.Exit(do_job("audit", job, device, output))
 
 
 @app.command(epilog="Example:\n\nexpunge report forgotten another-run --out comparison.html")
@@ -165,17 +180,15 @@ def plan(
     adapter: Adapter = None,
     audits: Audits = None,
     out: Out = Path("expunged"),
-    json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print the result as JSON, and nothing else to standard output.")
+    ] = False,
+    config: Config = None,
 ) -> None:
     """Say what `forget` with the same options will cost: tokens, FLOPs, memory, disk, time. Runs and loads nothing."""
     devices.check()
-    job = _job(model, sets, audits, out, images, texts, training, hold=devices.hold, adapter=adapter)
-    from expunge.cli.plan_table import say
-    from expunge.plan.machine import Machine
-
-    memory = None if devices.device_memory is None else 1e9 * devices.device_memory
-    rate = None if devices.rate is None else 1e12 * devices.rate
-    say(job, Machine(devices.device, devices.processes, memory, devices.dtype, rate, devices.hold), json)
+    job = make_job(model, sets, audits, out, images, texts, training, hold=devices.hold, adapter=adapter)
+    show_plan(job, devices, json)
 
 
 @app.command()
@@ -183,7 +196,8 @@ def demo(out: Annotated[Path, typer.Option("--out", help="New folder for the res
     """Make a real language model (SmolLM2-135M-Instruct) forget a country, in minutes, on a CPU."""
     from expunge.demo.run import demo_job
 
-    _do("forget", demo_job(out), show_text=True, device="cpu")
+    job = replace(demo_job(out), show_text=True, line=shlex.join(["expunge", *sys.argv[1:]]))
+    raise typer.Exit(do_job("forget", job, "cpu", Output()))
 
 
 app.command(epilog=EXAMPLES)(export)
@@ -196,109 +210,6 @@ def _version(
     if version:
         typer.echo(f"expunge {__version__}")
         raise typer.Exit
-
-
-def _job(
-    model: str,
-    sets: Sets,
-    audits: str | None,
-    out: Path,
-    images: Images | None = None,
-    texts: Texts | None = None,
-    training: Training | None = None,
-    judging: Judging | None = None,
-    keeping: Keeping | None = None,
-    hold: str = "whole",
-    adapter: Path | None = None,
-) -> Job:
-    """The job that the options ask for; names and files are looked at before anything is imported to do it."""
-    from expunge.notation.parse import check_names
-    from expunge.notation.recipes import check_method
-    from expunge.notation.settings import check_settings
-
-    images, training = images or Images(), training or Training()
-    texts = texts or Texts()
-    judging, keeping = judging or Judging(), keeping or Keeping()
-    if training.method is not None:
-        check_method(training.method)
-    if audits:
-        check_names(audits)
-        check_settings(audits)
-    sets.check()
-    keeping.check()
-    present("--adapter", adapter)
-    present("--stand-in", training.stand_in)
-    probes, template = sets.probes(), texts.template()
-    check_room_for_torch()
-    _starting(model)
-    from expunge.data.text import Reading
-    from expunge.run.job import Job
-    from expunge.run.prepare import Inputs
-
-    reading = Reading(texts.system, template, texts.block_size)
-    files = (sets.forget, sets.retain, sets.holdout, training.stand_in)
-    return Job(
-        model=model,
-        inputs=Inputs(
-            *files,
-            probes=probes,
-            only_class=images.forget_class,
-            only_ids=images.forget_ids,
-            reading=reading,
-            keep_duplicates=texts.keep_duplicates,
-        ),
-        out=out,
-        adapter=adapter,
-        method=training.method,
-        audits=audits,
-        reference=judging.reference,
-        seed=training.seed,
-        added_probes=training.added_probes,
-        require=tuple(judging.require or ()),
-        checkpoint_every=keeping.checkpoint_every,
-        resume=keeping.resume,
-        dtype=keeping.dtype,
-        hold=cast(Any, hold),  # it refuses others
-    )
-
-
-def _starting(model: str) -> None:
-    """Tell who waits at a terminal what is going on before anything can show its progress."""
-    if sys.stderr.isatty() and os.environ.get("RANK", "0") == "0":
-        typer.secho("Starting torch and transformers ...", dim=True, err=True)
-        if not Path(model).exists() and not model.startswith((".", "/", "~")):
-            typer.echo(f"No folder here is called {model}: it will be looked up on the hub.", err=True)
-
-
-def _do(verb: str, job: Job, show_text: bool, device: str) -> None:
-    from dataclasses import replace
-
-    from rich.console import Console
-
-    from expunge.cli.progress import Progress
-    from expunge.primitives.out_of_memory import report_smaller_batches
-    from expunge.run import job as jobs
-    from expunge.runtime.answer_store import PLACE, default_folder
-    from expunge.runtime.processes import is_main, processes
-
-    os.environ.setdefault(PLACE, default_folder())
-
-    line = shlex.join(["expunge", *sys.argv[1:]])
-    with processes(device) as own:
-        with (
-            Progress(None if is_main() else Console(quiet=True), STARTED) as progress,
-            report_smaller_batches(progress.say),
-        ):
-            do = {"forget": jobs.forget, "audit": jobs.audit}[verb]
-            try:
-                made = do(replace(job, show_text=show_text, device=own, line=line), progress)
-            finally:
-                if (job.out / "MANIFEST.json").is_file():
-                    Interrupts.left = f"the result is in {job.out}"
-        if is_main():
-            progress.summary(made, job.out)
-    if not made.is_met:
-        raise typer.Exit(THRESHOLDS_MISSED)
 
 
 def main() -> None:

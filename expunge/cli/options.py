@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Annotated, Any, get_type_hints
 
 from typer import Argument, Option
 
+from expunge.cli.config import read_config
+from expunge.data.records import TARGETS
 from expunge.errors import DataRefused, UsageRefused
 
 Model = Annotated[str, Argument(metavar="MODEL", help="Folder, FILE.gguf, or hub id (org/name@revision).")]
@@ -22,8 +25,20 @@ Adapter = Annotated[
 ]
 Audits = Annotated[str | None, Option("--audits", help="Such as 'Loss, MinK(fraction=0.4)'.")]
 Out = Annotated[Path, Option("--out", help="New folder for the result.")]
+Config = Annotated[
+    Path | None,
+    Option(
+        "--config",
+        is_eager=True,
+        callback=read_config,
+        help="TOML file of options, such as a run's config.toml; what is typed beside it wins.",
+    ),
+]
 Device = Annotated[str, Option("--device", help="cpu or cuda.")]
 DTYPES = ("float32", "bfloat16", "float16")
+HOLDS = ("whole", "cut")
+MOST_SEEDS = 1000
+DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 Hold = Annotated[str, Option("--hold", help="With several processes: each audits a whole model, or one cut over all.")]
 
 
@@ -37,6 +52,10 @@ class Sets:
         None
     )
     probe: Annotated[list[str] | None, Option("--probe", metavar="NAME=FILE", help="A further set to audit.")] = None
+    earlier: Annotated[
+        list[Path] | None,
+        Option("--earlier", metavar="OUT", help="Result of an earlier request: what it forgot must still be gone."),
+    ] = None
 
     def check(self) -> None:
         """Refuse a file that is not there."""
@@ -79,6 +98,23 @@ class Texts:
     keep_duplicates: Annotated[
         bool, Option("--keep-duplicates", help="Count each of several equal records of a set, not one of them.")
     ] = False
+    columns: Annotated[
+        str | None,
+        Option("--columns", metavar="OURS=THEIRS", help="Texts: such as 'question=query,answer=gt', for every file."),
+    ] = None
+
+    def read_columns(self) -> dict[str, str]:
+        """What the files call each column that is meant."""
+        made: dict[str, str] = {}
+        for pair in filter(None, (part.strip() for part in (self.columns or "").split(","))):
+            ours, sign, theirs = (part.strip() for part in pair.partition("="))
+            if not (sign and theirs):
+                raise UsageRefused(f"--columns '{pair}': write OURS=THEIRS, such as question=query,answer=gt.")
+            if ours not in TARGETS or ours in made:
+                why = "is given twice" if ours in made else f"is not known. Allowed: {', '.join(TARGETS)}"
+                raise UsageRefused(f"--columns: '{ours}' {why}.")
+            made[ours] = theirs
+        return made
 
     def template(self) -> dict[str, Any]:
         """What the chat template is given beside the messages."""
@@ -140,10 +176,23 @@ class Keeping:
         str | None, Option("--dtype", help="Of the weights: float32, bfloat16, float16; else as they came.")
     ] = None
 
+    log_to: Annotated[
+        str | None, Option("--log-to", help="Write the run's numbers to OUT for a viewer too: tensorboard.")
+    ] = None
+
     def check(self) -> None:
         """Refuse a precision that is not known."""
-        if self.dtype not in (None, *DTYPES):
-            raise UsageRefused(f"--dtype '{self.dtype}' is not known. Allowed: {', '.join(DTYPES)}.")
+        one_of("--dtype", self.dtype, (None, *DTYPES))
+
+
+@dataclass(frozen=True)
+class Output:
+    """What is shown."""
+
+    json: Annotated[bool, Option("--json", help="Print the result as JSON, and nothing else to standard output.")] = (
+        False
+    )
+    quiet: Annotated[bool, Option("--quiet", "-q", help="Show nothing but errors.")] = False
 
 
 @dataclass(frozen=True)
@@ -169,8 +218,34 @@ class Devices:
             raise UsageRefused("--device-memory must be a positive number of gigabytes.")
         if self.rate is not None and not 0 < self.rate < 1e12:
             raise UsageRefused("--rate must be a positive number of TFLOP/s.")
-        if self.dtype not in (None, *DTYPES):
-            raise UsageRefused(f"--dtype '{self.dtype}' is not known. Allowed: {', '.join(DTYPES)}.")
+        one_of("--dtype", self.dtype, (None, *DTYPES))
+
+
+def one_of(option: str, value: str | None, allowed: tuple[str | None, ...]) -> None:
+    """Refuse a value that an option does not take."""
+    if value not in allowed:
+        raise UsageRefused(f"{option} '{value}' is not known. Allowed: {', '.join(filter(None, allowed))}.")
+
+
+def check_device(device: str) -> None:
+    """Refuse what is no name of a device."""
+    if not DEVICE.fullmatch(device):
+        raise UsageRefused(f"--device '{device}' is not known. Allowed: cpu, cuda, cuda:0, ...")
+
+
+def read_seeds(text: str, single: int | None) -> tuple[int, ...]:
+    """The seeds of `0-4` or `0,3,7`, in that order. Raises `UsageRefused`."""
+    if single is not None:
+        raise UsageRefused("Give --seed or --seeds, not both.")
+    if not re.fullmatch(r"\d{1,9}(-\d{1,9})?(,\d{1,9}(-\d{1,9})?)*", text):
+        raise UsageRefused(f"--seeds '{text[:100]}' could not be read. Write 0-4, or 0,3,7.")
+    ranges = [[int(end) for end in part.split("-")] for part in text.split(",")]
+    if any(each[0] > each[-1] for each in ranges) or sum(each[-1] - each[0] for each in ranges) >= MOST_SEEDS:
+        raise UsageRefused(f"--seeds {text[:100]}: give each range upwards, and at most {MOST_SEEDS} seeds.")
+    seeds = [seed for each in ranges for seed in range(each[0], each[-1] + 1)]
+    if len(set(seeds)) < len(seeds):
+        raise UsageRefused(f"--seeds {text[:100]} names a seed twice.")
+    return tuple(seeds)
 
 
 def present(option: str, path: Path | None) -> None:

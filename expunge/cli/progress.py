@@ -18,7 +18,7 @@ from expunge.events import Checked, Edited, Ended, Event, Note, Started, Step
 from expunge.report.answers import Outcome
 from expunge.report.html import any_of, by_set, outcome, rows_of
 from expunge.report.report import Report
-from expunge.report.words import number, visible, with_sign
+from expunge.report.words import interval, number, visible, with_sign
 
 WORDS = {"yes": "yes ", "no": "NO  ", "not measured": "OPEN"}
 
@@ -124,8 +124,7 @@ def _table(findings: Sequence[Finding]) -> Table:
         of = row[last] if last in row else any_of(row)
         ideal = "" if of.ideal is None else number(of.ideal)
         numbers = [number(row[name].value) if name in row else "" for name in names]
-        interval = f"{number(of.low)} to {number(of.high)}"
-        table.add_row("" if set_ == shown else set_, audit, str(of.n), *numbers, interval, ideal)
+        table.add_row("" if set_ == shown else set_, audit, str(of.n), *numbers, interval(of.low, of.high), ideal)
         shown = set_
     return table
 

@@ -9,12 +9,16 @@ conversation.
 | ShareGPT | `conversations`: dictionaries with `from` and `value` | a conversation |
 | completion | `prompt`, `completion`: both texts, or both messages | a question with its answer, or a conversation |
 | Alpaca | `instruction`, `output`; also `input`, `system`, `history` | a question with its answer, or a conversation |
+| RWKU | `query`, `answer` | a question with its answer; one with a blank, `___`, after a request to fill it |
+| MUSE | `prompt`, `gt` | a question with its answer, as a completion is |
+| TOFU | also `perturbed_answer`, or `option1`, ...; `paraphrased_...` | the same with `options`, and in other words |
 
 Nothing that a fault says is text of a record.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,6 +26,13 @@ Columns = Mapping[str, Any]
 
 COMMON = ("id", "options", "lead", "chat_template_kwargs")
 """Columns that may stand beside every question."""
+PERTURBED = "perturbed_answer"
+NUMBERED = re.compile(r"option\d+")
+"""Wrong answers as TOFU has them: a list, or a column each, where the right answer is one of them."""
+REWORDED = {"question": "paraphrased_question", "answer": "paraphrased_answer"}
+BLANK = "___"
+FILL = "Please complete the blank in the following question."
+"""What RWKU asks before a text with a blank (`eval_forget` of its code)."""
 CHATS = ("messages", "conversations", "conversation")
 ROLES = {
     **{name: name for name in ("system", "user", "assistant", "tool")},
@@ -54,8 +65,18 @@ def read_row(columns: Columns) -> dict[str, Any]:
     if chats:
         return _common(columns) | _chat(columns[chats[0]], _read_text(columns, "system"))
     if known and "text" not in columns:
-        return _common(columns) | FORMATS[known[0]][1](columns)
+        made = FORMATS[known[0]][1](columns)
+        return _common(columns) | _wrong_answers(columns, made.get("answer")) | made | _add_paraphrase(columns, made)
     return dict(columns)
+
+
+def paraphrase_of(columns: Columns) -> dict[str, Any] | None:
+    """The same record in other words, with its wrong answers, where the file has it; under the same id."""
+    if "text" in columns or "paraphrase" not in columns:
+        return None
+    options = [option for option in columns.get("options", ()) if option != columns["paraphrase"]["answer"]]
+    own = {name: columns[name] for name in ("id", "system", "chat_template_kwargs") if name in columns}
+    return {**own, **({"options": options} if options else {}), **columns["paraphrase"]}
 
 
 def turns_of(columns: Columns) -> list[dict[str, Any]]:
@@ -98,6 +119,32 @@ def _read_text(columns: Columns, name: str) -> str:
     return value
 
 
+def _wrong_answers(columns: Columns, right: object) -> dict[str, Any]:
+    """The options that TOFU's columns hold, the right answer left out; nothing where the row has its own, or none."""
+    given = columns.get(PERTURBED) or [columns[name] for name in columns if NUMBERED.fullmatch(name)]
+    if "options" in columns or not given:
+        return {}
+    listed = [given] if isinstance(given, str) else given
+    if not isinstance(listed, list) or not all(isinstance(each, str) for each in listed):
+        raise FormatError(f"'{PERTURBED}' must be a list of texts (the wrong answers)")
+    wrong = [each for each in dict.fromkeys(listed) if each.strip() and each != right]
+    return {"options": wrong} if wrong else {}
+
+
+def _add_paraphrase(columns: Columns, made: Columns) -> dict[str, Any]:
+    """TOFU's paraphrase of a row, unless it says the same in the same words."""
+    if "question" not in made or not any(name in columns for name in REWORDED.values()):
+        return {}
+    said = {own: _read_text(columns, other) or made[own] for own, other in REWORDED.items()}
+    return {"paraphrase": said} if any(said[name] != made[name] for name in said) else {}
+
+
+def _query(columns: Columns) -> dict[str, Any]:
+    asked = columns["query"]
+    blank = isinstance(asked, str) and BLANK in asked
+    return {"question": f"{FILL}\n{asked}" if blank else asked, "answer": columns["answer"]}
+
+
 def _native(columns: Columns) -> dict[str, Any]:
     asked = {name: columns[name] for name in ("question", "answer")}
     return {**asked, "system": columns["system"]} if _read_text(columns, "system").strip() else asked
@@ -135,6 +182,11 @@ def _alpaca(columns: Columns) -> dict[str, Any]:
 FORMATS: dict[str, tuple[tuple[str, ...], Callable[[Columns], dict[str, Any]]]] = {
     "question": (("question", "answer"), _native),
     "completion": (("prompt", "completion"), _completion),
+    "query": (("query", "answer"), _query),
+    "gt": (
+        ("prompt", "gt"),
+        lambda columns: {"question": columns["prompt"], "answer": columns["gt"], "verbatim": True},
+    ),
     "instruction": (("instruction", "output"), _alpaca),
     "response": (("instruction", "response"), _alpaca),
     "output": (("input", "output"), lambda columns: {"question": columns["input"], "answer": columns["output"]}),

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from expunge.data.class_names import explain_unknown, find_conflicts, list_few, number_of, shorten, spell_out
+from expunge.data.kinds import IMAGE_COLUMNS, SUFFIXES
 from expunge.data.records import SHOWN
 from expunge.data.tables import is_dataset, open_table
 from expunge.errors import DataRefused, EnvironmentRefused, ModelRefused, UsageRefused
@@ -34,9 +35,7 @@ LARGEST = 50_000_000
 AT_ONCE = 64
 """Images in one call of the processor."""
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
-IMAGE_COLUMNS = ("image", "img", "webp", "png", "jpeg")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
 MODES = {1: "L", 3: "RGB"}
 

@@ -6,8 +6,9 @@ import codecs
 import csv
 import io
 import json
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from expunge.errors import DataRefused
 
 LINE_LIMIT = 16_000_000
 """Longest line in bytes."""
+AT_ONCE = 1000
+"""Rows of a table that are read together."""
 SHOWN = 20
 """Most faults that an error names."""
 SPACES = (" ", "\t", "\n", "\r")
@@ -26,6 +29,13 @@ SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 """Other separators of CSV files, which an error names."""
 NAMES = ("id", "question", "answer", "text", "options", "lead", "image", "img", "label")
 """Columns that an error may name; others may be text of a record."""
+TARGETS = ("question", "answer", "text", "options", "lead", "id", "system", "messages")
+"""What the columns of a file can be said to hold."""
+BESIDE = ("id", "options", "lead", "system", "chat_template_kwargs")
+"""Columns that count under their own names, where others are renamed."""
+FOREIGN = {*NAMES, "query", "prompt", "gt", "input", "output", "instruction", "response", "completion", "subject"}
+COLUMN_NAME = re.compile(r"[A-Za-z_][\w.-]{0,39}")
+"""What looks like the name of a column, and not like a record: it may be printed where every row has it."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +78,33 @@ def _rows(path: Path) -> Iterator[Record | Fault]:
     if path.suffix.lower() not in readers:
         raise DataRefused(f"{path}: '{path.suffix}' files are not read. Allowed: {', '.join(readers)}.")
     return readers[path.suffix.lower()](path)
+
+
+def rename(records: list[Record], columns: Mapping[str, str], path: Path) -> list[Record]:
+    """The records with the columns that are meant, under our names: {"question": "query"}; as they are where none is.
+
+    Raises `DataRefused` for a column that no record has.
+    """
+    if not columns:
+        return records
+    known = {name for record in records for name in record.columns}
+    missing = [f"'{name}'" for name in columns.values() if name not in known]
+    if missing:
+        common = [name for name in known if all(name in record.columns for record in records)]
+        # Without its header a CSV file has a record there.
+        tells = FOREIGN if path.suffix.lower() == ".csv" else known
+        shown = sorted(name for name in common if COLUMN_NAME.fullmatch(name) and name in tells)[:SHOWN]
+        more = f" and {len(known) - len(shown)} more" if len(known) > len(shown) else ""
+        raise DataRefused(
+            f"{path}: --columns names {', '.join(missing)}, which no row has. "
+            f"Columns there: {', '.join(shown) or 'none that may be shown'}{more}."
+        )
+    return [replace(record, columns=_rename_row(record.columns, columns)) for record in records]
+
+
+def _rename_row(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    beside = {name: row[name] for name in BESIDE if name in row}
+    return beside | {ours: row[theirs] for ours, theirs in columns.items() if theirs in row}
 
 
 def refuse(path: Path, faults: list[Fault]) -> None:
@@ -199,10 +236,23 @@ def _csv(path: Path) -> Iterator[Record | Fault]:
 
 def _table(path: Path) -> Iterator[Record | Fault]:
     table = open_table(path)
-    for number in range(1, len(table) + 1):
+    for start in range(0, len(table), AT_ONCE):
+        part = table.slice(start, AT_ONCE)
         try:
-            (row,) = table.slice(number - 1, 1).to_pylist()
+            rows: list[dict[str, Any] | None] = part.to_pylist()
         except UnicodeDecodeError:
-            yield Fault(number, "not UTF-8 (save the file as UTF-8)")
-        else:
-            yield Record(number, {key: value for key, value in row.items() if value is not None})
+            rows = [_read_alone(part, place) for place in range(len(part))]
+        for number, row in enumerate(rows, start=start + 1):
+            if row is None:
+                yield Fault(number, "not UTF-8 (save the file as UTF-8)")
+            else:
+                yield Record(number, {key: value for key, value in row.items() if value is not None})
+
+
+def _read_alone(table: Any, place: int) -> dict[str, Any] | None:
+    """One row of a table; None where its text cannot be read."""
+    try:
+        (row,) = table.slice(place, 1).to_pylist()
+        return dict(row)
+    except UnicodeDecodeError:
+        return None

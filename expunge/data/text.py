@@ -8,6 +8,7 @@ A conversation is one passage for each turn of the assistant, with all that came
 from __future__ import annotations
 
 import hashlib
+import json
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -17,8 +18,8 @@ from typing import Any
 
 from expunge.core.request import Example
 from expunge.data.chat import Chat, MisfitError, Turns, Written, check_arguments
-from expunge.data.formats import FormatError, add_system, answers_in, read_row, turns_of
-from expunge.data.records import Fault, Record, read, refuse
+from expunge.data.formats import FormatError, add_system, answers_in, paraphrase_of, read_row, turns_of
+from expunge.data.records import Fault, Record, read, refuse, rename
 from expunge.errors import ModelRefused, UsageRefused
 
 LONGEST_ID = 200
@@ -85,13 +86,32 @@ class Reading:
     """What the chat template is given beside the messages, such as {"enable_thinking": False}."""
     block_size: int = 0
     """Most tokens of a piece of a text; 0: as many as the model reads."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Where a file has what we call `question`, `answer`, ...: {"question": "query"}; none where it says so itself."""
 
     def __post_init__(self) -> None:
         if self.block_size < 0 or self.block_size == 1:
             raise UsageRefused(f"--block-size must be at least 2 tokens, of which one is a row. Got {self.block_size}.")
 
+    def options(self) -> dict[str, Any]:
+        """The options of the command that say the same; empty ones mean nothing."""
+        return {
+            "system": self.system,
+            "chat_template_kwargs": json.dumps(dict(self.template)) if self.template else "",
+            "block_size": self.block_size,
+            "columns": ",".join(f"{ours}={theirs}" for ours, theirs in self.columns.items()),
+        }
+
+    def load(self, path: Path) -> list[Record]:
+        """The records of a file, checked, with what it does not say. Raises `DataRefused`."""
+        return self.check(read(path), path)
+
+    def check(self, records: list[Record], path: Path) -> list[Record]:
+        """Records as a file or a list has them, checked, with what they do not say; `path` is their name."""
+        return self.apply(check(rename(records, self.columns, path), path))
+
     def apply(self, records: list[Record]) -> list[Record]:
-        """The records with what their file does not say."""
+        """Checked records with what their file does not say."""
         return [replace(record, columns=self._columns(record.columns)) for record in records]
 
     def _columns(self, columns: dict[str, Any]) -> dict[str, Any]:
@@ -122,17 +142,36 @@ def check(records: list[Record], path: Path) -> list[Record]:
     for record in records:
         try:
             columns = read_row(record.columns)
-            what = _wrong(columns)
+            what = "" if _is_blank(columns) else _wrong(columns)
         except FormatError as error:
             what = str(error)
         if what:
             faults.append(Fault(record.line, what))
         else:
             made.append(Record(record.line, columns))
+    if all(_is_blank(record.columns) for record in made):
+        faults += [Fault(record.line, _wrong(record.columns)) for record in made]
     counts = Counter(_name(record) for record in records)
     faults += [Fault(record.line, "its id occurs twice") for record in records if counts[_name(record)] > 1]
     refuse(path, faults)
     return made
+
+
+def drop_blank(records: list[Record]) -> list[Record]:
+    """The records without the empty texts, which some corpora hold: there is nothing in them to ask."""
+    return [record for record in records if not _is_blank(record.columns)]
+
+
+def _is_blank(columns: Mapping[str, Any]) -> bool:
+    """Whether a row is a text without a letter, and nothing else that could be asked."""
+    text = columns.get("text")
+    return isinstance(text, str) and not text.strip() and "question" not in columns
+
+
+def paraphrases(records: list[Record], path: Path) -> list[Record]:
+    """Each record in the other words that its file has for it; those that have none are left out."""
+    reworded = [(record.line, paraphrase_of(record.columns)) for record in records]
+    return check([Record(line, columns) for line, columns in reworded if columns], path)
 
 
 def _name(record: Record) -> str:

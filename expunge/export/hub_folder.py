@@ -8,7 +8,7 @@ from pathlib import Path
 from expunge.events import OnEvent, ignore_event
 from expunge.export.runs import read_run
 from expunge.report.card import CARD, model_card
-from expunge.run.files import check_out
+from expunge.run.checks import check_out
 from expunge.runtime.atomic_files import lock, whole_folder, write_text
 
 

@@ -27,7 +27,7 @@ from expunge.models.open import open_network
 from expunge.models.source import locate, read_json
 from expunge.models.stored import Stored
 from expunge.report.card import CARD
-from expunge.run.files import check_out
+from expunge.run.checks import check_out
 from expunge.runtime.atomic_files import check_room, lock, open_to_readers, whole_folder, write_manifest, write_text
 
 NEUTRAL = Path(text.__file__).parent / "neutral.jsonl"

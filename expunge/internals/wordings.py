@@ -18,6 +18,8 @@ class Wordings(Question[list[Tokenized | None]]):
     cached: ClassVar[bool] = False
     max_new_tokens: int
     """Tokens after which a text is cut."""
+    start: str = ""
+    """How the model's answer is made to begin, such as "The answer is"; empty: as it begins itself."""
 
     def split(self, reply: list[Tokenized | None]) -> list[list[Tokenized | None]]:
         return [[one] for one in reply]

@@ -10,7 +10,8 @@ def count_steps(length: int | Epochs, request: Request, batches: tuple[int, int]
     if not isinstance(length, Epochs):
         return length
     steps = length.steps(request, batches[length.of == "retain"])
-    on_event(Note(f"{length.count:g} epochs of the {length.of} set: {steps} {what}"))
+    fewest = f", {length.least} at least" if length.least > 1 else ""
+    on_event(Note(f"{length.count:g} epochs of the {length.of} set{fewest}: {steps} {what}"))
     return steps
 
 

@@ -2,10 +2,10 @@
 
 A record says "Tokyo.", the model "The capital of Japan is Tokyo.": trained on the record alone it may go on saying the
 sentence, since there the answer follows other words. So before training, the model is asked every question of the
-forget and the retain set. Where its greedy text holds the right answer, word for word, the text becomes a record
-of the same set, labelled from the answer on; what stands before is its prompt, and gives nothing away. Answers that it
-does not write, such as long ones in other words, are trained on as they are in the file. Images, plain texts and models
-without a tokenizer have no questions: for them this is `learn` alone.
+forget and the retain set, also with its answer begun for it ("The answer is"). Where its greedy text holds the right
+answer, word for word, the text becomes a record of the same set, labelled from the answer on; what stands before is its
+prompt, and gives nothing away. Answers that it does not write, such as long ones in other words, are trained on as they
+are in the file. Images, plain texts and models without a tokenizer have no questions: for them this is `learn` alone.
 """
 
 from dataclasses import dataclass, replace
@@ -34,6 +34,8 @@ class OwnWords(WeightMethod):
     """How the records and the model's own words are trained on."""
     max_new_tokens: int = 24
     """Tokens after which what the model says is cut."""
+    starts: tuple[str, ...] = ("", "The answer is")
+    """How its answers are made to begin, one after the other; empty: as they begin by themselves."""
 
     resumable: ClassVar[bool] = True
 
@@ -61,6 +63,9 @@ class OwnWords(WeightMethod):
         asked = [e for e in examples[:MOST] if isinstance(e, Tokenized) and e.prompt_tokens]
         if not (asked and network.answers_to(Wordings)):
             return []
-        worded = {e.record_digest(): e for e in network.ask(Wordings(self.max_new_tokens), asked) if e is not None}
         known = {e.record_digest() for e in examples}
-        return [example for digest, example in worded.items() if digest not in known]
+        made: dict[str, Tokenized] = {}
+        for start in self.starts:
+            said = network.ask(Wordings(self.max_new_tokens, start), asked)
+            made |= {e.record_digest(): e for e in said if e is not None}
+        return [example for digest, example in made.items() if digest not in known]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from expunge.core.question import Text
 from expunge.internals.examples import Tokenized
-from expunge.internals.wordings import find_words
+from expunge.internals.wordings import Wordings, find_words
 from expunge.models.decoding import ends, side_by_side
 from expunge.models.writing import write
 from expunge.primitives.out_of_memory import in_fitting_batches
@@ -47,26 +47,29 @@ def continue_prompts(network: LanguageModel, question: Text, prompts: Sequence[T
     return [str(network.tokenizer.decode(own, skip_special_tokens=True)) for own in said]
 
 
-def word_answers(network: LanguageModel, texts: Sequence[str], prompts: Sequence[Tokenized]) -> list[Tokenized | None]:
-    """Each prompt with the text that the model wrote in place of its answer, labelled from the answer's words on; None
+def word_answers(network: LanguageModel, question: Wordings, prompts: Sequence[Tokenized]) -> list[Tokenized | None]:
+    """Each prompt with the text that the model writes in place of its answer, labelled from the answer's words on; None
     where these are not in the text."""
-    return list(_word_each(network.tokenizer, texts, prompts))
+    started = tuple(network.tokenizer(question.start, add_special_tokens=False)["input_ids"])
+    begun: list[Any] = [replace(one, prompt_tokens=(*one.prompt_tokens, *started)) for one in prompts]  # type: ignore[type-var]
+    written = continue_prompts(network, Text(question.max_new_tokens), begun)
+    # A decoder may drop the space that a continuation begins with.
+    texts = [f"{question.start} {text.lstrip()}" if question.start else text for text in written]
+    return [_word(network.tokenizer, text, prompt) for text, prompt in zip(texts, prompts, strict=True)]
 
 
-def _word_each(tokenizer: Any, texts: Sequence[str], prompts: Sequence[Tokenized]) -> Iterator[Tokenized | None]:
-    for text, prompt in zip(texts, prompts, strict=True):
-        place = find_words(text, prompt.answer)
-        if place is None:
-            yield None
-            continue
-        read = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        before = next(k for k, (_, end) in enumerate(read["offset_mapping"]) if end > place)
-        made: Any = replace(
-            prompt,  # type: ignore[type-var]
-            id=f"{prompt.id}, own words",
-            tokens=(*prompt.prompt_tokens, *read["input_ids"]),
-            first=len(prompt.prompt_tokens) + before,
-            answer=text[place:],
-            alternatives=(),
-        )
-        yield made
+def _word(tokenizer: Any, text: str, prompt: Tokenized) -> Tokenized | None:
+    place = find_words(text, prompt.answer)
+    if place is None:
+        return None
+    read = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    before = next(k for k, (_, end) in enumerate(read["offset_mapping"]) if end > place)
+    made: Any = replace(
+        prompt,  # type: ignore[type-var]
+        id=f"{prompt.id}, own words",
+        tokens=(*prompt.prompt_tokens, *read["input_ids"]),
+        first=len(prompt.prompt_tokens) + before,
+        answer=text[place:],
+        alternatives=(),
+    )
+    return cast(Tokenized, made)

@@ -167,8 +167,7 @@ class LanguageModel(Network):
 
     @answers(Wordings)
     def _wordings(self, question: Wordings, prompts: Sequence[Tokenized]) -> list[Tokenized | None]:
-        said = continue_prompts(self, Text(question.max_new_tokens), prompts)
-        return word_answers(self, said, prompts)
+        return word_answers(self, question, prompts)
 
     def side_by_side(self) -> LanguageModel:
         return replace(self, trees=0)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -262,6 +263,21 @@ def refuse_adapted(module: Any) -> Any:
     return module
 
 
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Within the block transformers draws no progress bar; who has asked for its bars has them again afterwards."""
+    from transformers.utils import logging
+
+    drawn = logging.is_progress_bar_enabled()
+    if drawn:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if drawn:
+            logging.enable_progress_bar()
+
+
 def load_module(source: Source, auto: Any, dtype: Any) -> Any:
     """The network by a transformers `Auto...` class: safetensors or GGUF only, non-finite weights refused.
 
@@ -278,7 +294,8 @@ def load_module(source: Source, auto: Any, dtype: Any) -> Any:
     if part is not None:
         kind |= {"config": part, "key_mapping": INSIDE}
     try:
-        module, info = auto.from_pretrained(**source.arguments, dtype=dtype, output_loading_info=True, **kind)
+        with without_bars():
+            module, info = auto.from_pretrained(**source.arguments, dtype=dtype, output_loading_info=True, **kind)
     except Exception as error:  # safetensors has an error class of its own
         raise ModelRefused(_reason(source, error)) from error
     if misfits := sorted(info["mismatched_keys"]):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from expunge.errors import ModelRefused
-from expunge.models.source import Source, read_json
+from expunge.models.source import Source, read_json, without_bars
 
 LONGEST_HEADER = 100 << 20
 """Bytes of a safetensors header at most, as the format has it."""
@@ -57,7 +57,8 @@ class Stored:
     def write(self, module: Any, folder: Path) -> None:
         """Write a transformers folder whose weights are held in this way."""
         limit = {"max_shard_size": self.shard} if self.shard else {}
-        module.save_pretrained(folder, safe_serialization=True, state_dict=self.state(module), **limit)
+        with without_bars():
+            module.save_pretrained(folder, safe_serialization=True, state_dict=self.state(module), **limit)
         path, called = folder / "config.json", str(self.dtype).removeprefix("torch.")
         config = read_json(path)
         if config.get("dtype") != called:  # transformers writes that of the module in memory

@@ -90,6 +90,17 @@ def check_settings(text: str) -> None:
             refuse_unknown(node.func.id, keyword.arg or "**", setting_names(plugin))
 
 
+def check_audits(text: str) -> None:
+    """Refuse a list of audits that names a plug-in of another kind. Imports none of them."""
+    tree, references = syntax(text)
+    known = {squash(plugin.name): plugin for plugin in plugins()}
+    for node in tree.body.elts if isinstance(tree.body, ast.Tuple | ast.List) else [tree.body]:
+        named = node.func if isinstance(node, ast.Call) else node
+        other = isinstance(named, ast.Name) and named.id not in references and known.get(squash(named.id))
+        if other and other.folder != "audits":
+            raise UsageRefused(f"--audits: {other.name} is not an audit. `expunge list audits` shows them.")
+
+
 def refuse_unknown(plugin: str, setting: str, known: tuple[str, ...]) -> None:
     """Refuse a setting that is not among `known`, with the nearest that is."""
     if setting not in known:

@@ -38,8 +38,9 @@ SETS = ("forget", "holdout", "retain")
 PUBLISHED = Recipe(
     "TokenLevels",
     "language",
-    "Finetune(objective=TokenLevels() + RetainNLL() + 3.0 * RetainKL(), learning_rate=0.002, steps=100, "
-    "schedule='linear', stop=Stop(level=None, max_retain_increase=None, every=20))",
+    "Finetune(objective=TokenLevels() + RetainNLL() + 3.0 * RetainKL(), learning_rate=0.002, "
+    "steps=Epochs(count=10.0, least=100), schedule='linear', "
+    "stop=Stop(level=None, max_retain_increase=None, every=20))",
     "Our own, the default of texts with a holdout set: docs/log.md tells how its settings were chosen. All steps are "
     "taken: what it aims at is a distribution, which no mean says is reached.",
 )

@@ -34,9 +34,9 @@ from expunge.primitives.class_scores import CHUNK
 from expunge.primitives.rehearsal import Rehearsal
 from expunge.report.record import networks
 from expunge.run.added import add_probes
+from expunge.run.checks import check_out
 from expunge.run.choose import audits_of
 from expunge.run.families import family_name
-from expunge.run.files import check_out
 from expunge.run.unlearn import Task, examine
 from expunge.runtime.cached_model import MOST, CachedModel
 from expunge.runtime.memory import resident_memory

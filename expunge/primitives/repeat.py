@@ -40,10 +40,14 @@ class Intake:
     """How many records became several examples: long texts, and conversations with several answers."""
     parts: int = 0
     """How many examples these became."""
+    blank: int = 0
+    """How many records are empty texts, which were left out."""
 
     def lines(self, name: str) -> list[str]:
         """What a user should know of it, in sentences."""
         said = []
+        if self.blank:
+            said.append(f"{self.blank} records of the {name} set are empty texts and were left out")
         if self.apart:
             said.append(
                 f"{self.apart} records of the {name} set became {self.parts} examples: long texts are cut, and each "

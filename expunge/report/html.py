@@ -299,9 +299,12 @@ def _line(audit: str, row: Row, models: Sequence[str], notes: Sequence[str]) -> 
 
 
 def _reach(row: Row) -> str:
-    """Where the ideal lies, seen from the interval of the model that forgot; nothing where either is not known."""
+    """Where the ideal lies, seen from the interval of the model that forgot; nothing where either is not known.
+
+    A value without an interval, such as a p-value, lies on no side of anything: it is not said to be below its ideal.
+    """
     after, ideal = row.get("after"), any_of(row).ideal
-    if after is None or not (finite(after.low) and finite(after.high) and finite(ideal)):
+    if after is None or after.low == after.high or not (finite(after.low) and finite(after.high) and finite(ideal)):
         return ""
     return (
         "after is above it"

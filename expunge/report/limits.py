@@ -19,6 +19,23 @@ BLURRED = {
 """Why records of two sets should not say the same."""
 
 
+def say_unasked(request: Request, audits: Sequence[Audit], added: Sequence[str] = ()) -> list[str]:
+    """Which sets an audit was not asked of, and what it would have needed; nothing of our own probes (`added`)."""
+    given = [name for name in request.sets() if name not in (*added, "stand_in")]
+    said = []
+    for audit in audits:
+        sets = [name for name in given if audit.needs and audit.lacks(name, request)]
+        if sets:
+            *most, last = sets
+            names = f"{', '.join(most)} and {last} have" if most else f"{last} has"
+            thing, them = audit.needs.partition(":")[0].removeprefix("a "), "them" if most else "it"
+            said.append(f"{audit.name}: {names} no {thing}, so it was not asked of {them}")
+    compared = [each.name for each in audits if each.lacks("forget", request) and not each.needs]
+    if compared and not request.holdout:
+        said.append(f"{' and '.join(compared)}: there is no holdout set, so nothing was compared")
+    return said
+
+
 def limits(
     request: Request,
     of_family: Sequence[str],
@@ -47,6 +64,7 @@ def limits(
         said.append(f"{repeat}. {BLURRED[repeat.one, repeat.other]}")
     for name, intake in request.intakes.items():
         said += [f"{line}." for line in intake.lines(name)]
+    said += [f"{line}." for line in say_unasked(request, [each for each in audits if each.needs], added)]
     if not request.retain:
         said.append("No retain set was given: nothing held the rest of the model in place.")
     if added:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from expunge.core.adapter import Adapted
-from expunge.core.audit import Finding
+from expunge.core.audit import BOTH, Finding
 from expunge.core.model import Model
 from expunge.errors import DataRefused, ModelRefused, UsageRefused
 from expunge.events import Checked, Step
@@ -154,6 +154,25 @@ class RecipeFacts:
 
 
 @dataclass(frozen=True)
+class Ancestor:
+    """An earlier request, of which the model that forgets now is the result."""
+
+    name: str
+    """Its folder's name."""
+    set: str
+    """The probe that what it forgot is asked as."""
+    forgotten: int
+    """How many records it forgot."""
+    created: str
+    original: str
+    """Fingerprint of the model that it began with."""
+    result: str
+    """Fingerprint of the model that it made."""
+    followed: bool
+    """Whether the next request, or this one, began with that model."""
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything about a run of `unlearn`, or about an audit: then `method` is empty, and nothing was changed."""
 
@@ -182,6 +201,8 @@ class Report:
     samples: Samples
     recipe: RecipeFacts | None = None
     """The published recipe that the method is; None where it was written out."""
+    earlier: tuple[Ancestor, ...] = ()
+    """Earlier requests that were asked again, in their order."""
     steps: tuple[Step | Checked, ...] = field(default=(), metadata=HELD)
     model: Model | None = field(default=None, metadata=HELD, compare=False, repr=False)
     """The model after forgetting, without adapter, where it is in memory."""
@@ -192,6 +213,20 @@ class Report:
     def is_met(self) -> bool:
         """Whether no answer of the verdict is no."""
         return self.verdict is None or self.verdict.is_met
+
+    def find(self, name: str, model: str | None = None) -> Finding:
+        """The finding that "SET.AUDIT" names, such as "retain.Loss": of the model after, or before in an audit.
+
+        "forget.MinK" is "forget vs holdout.MinK", since there is no other. Raises `UsageRefused`, with what there is.
+        """
+        where, _, audit = name.rpartition(".")
+        wanted = model or ("after" if self.run else "before")
+        known = {(f.set, f.audit): f for f in self.findings if f.model == wanted}
+        found = known.get((where, audit)) or (known.get((BOTH, audit)) if where == "forget" else None)
+        if found is None:
+            there = ", ".join(f"{set_}.{each}" for set_, each in known) or "none"
+            raise UsageRefused(f"The report has no finding '{name[:100]}' of the model {wanted}. There are: {there}.")
+        return found
 
     def write(self, folder: Path) -> None:
         """Write `report.json`, `report.html` and, where there are steps, `steps.jsonl` into a folder that is there.

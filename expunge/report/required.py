@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import ast
 import math
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from expunge.core.audit import BOTH, Audit, Finding, Summary
 from expunge.core.request import Request
 from expunge.errors import UsageRefused
+from expunge.notation.rules import bound_value, split_rule
 from expunge.report.answers import Outcome, answer_about
 
 FEW = 2
 """Records that a rule must have been asked of: of one alone nothing can be said with any confidence."""
-LONGEST = 1000
-"""Most characters of a rule."""
-RULE = re.compile(r"\s*([\w -]+?)\s*\.\s*(\w+)\s*(<=|>=|<|>)\s*(.+?)\s*")
 
 
 @dataclass(frozen=True)
@@ -33,19 +30,7 @@ class Rule:
     @staticmethod
     def parse(text: str) -> Rule:
         """Raises `UsageRefused` where `text` is not a rule."""
-        match = RULE.fullmatch(text) if len(text) <= LONGEST else None
-        if match:
-            try:
-                bound = ast.parse(match[4], mode="eval").body
-                _value(bound, {"before": 1.0, "reference": 1.0, "ideal": 1.0})
-                return Rule(text.strip(), match[1], match[2], match[3], bound)
-            except (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError):
-                pass
-        shown = text if len(text) <= 200 else f"{text[:200]}..."
-        raise UsageRefused(
-            f"--require '{shown}' could not be read. Write SET.AUDIT <= BOUND, such as forget.Choice <= 0.25 or "
-            f"retain.Choice >= before - 0.05; a bound may name before, reference and ideal."
-        )
+        return Rule(text.strip(), *split_rule(text))
 
     def read(self, findings: Iterable[Finding], power: bool = True) -> Outcome:
         """The rule's outcome: what was asked for and not measured is not met.
@@ -69,7 +54,7 @@ class Rule:
         if after.ideal is not None:
             names["ideal"] = after.ideal
         try:
-            bound = _value(self.bound, names)
+            bound = bound_value(self.bound, names)
         except ValueError:
             said = "Asked for, and its bound is not known: it names a value that was not measured."
             return Outcome(answer, self.text, "no", after.value, None, said)
@@ -84,6 +69,24 @@ class Rule:
         return Outcome(answer, self.text, "yes" if met else "no", after.value, bound, said)
 
 
+def read_as_meant(
+    rules: Sequence[Rule], measures: Sequence[Audit | Summary], request: Request
+) -> tuple[tuple[Rule, ...], list[str]]:
+    """The rules with `forget.MinK` as `forget vs holdout.MinK`, where the audit is of both; a line on each such.
+
+    An audit that compares two sets has no finding of either, so nothing else can be meant.
+    """
+    audits = [each for each in measures if isinstance(each, Audit)]
+    compared = {each.name for each in audits if each.lacks("forget", request) and not each.lacks(BOTH, request)}
+    made, told = [], []
+    for rule in rules:
+        meant = rule.set == "forget" and rule.audit in compared
+        made.append(replace(rule, set=BOTH) if meant else rule)
+        if meant:
+            told.append(f"--require '{rule.text}' is read as {BOTH}.{rule.audit}: {rule.audit} compares the two")
+    return tuple(made), told
+
+
 def check_rules(rules: Sequence[Rule], audits: Sequence[Audit], summaries: Sequence[Summary], request: Request) -> None:
     """Refuse a rule about a set or an audit that a run does not have, before the work rather than after."""
     sets, names = [*request.sets(), BOTH], [each.name for each in (*audits, *summaries)]
@@ -95,17 +98,3 @@ def check_rules(rules: Sequence[Rule], audits: Sequence[Audit], summaries: Seque
         lacks = [audit.lacks(rule.set, request) for audit in audits if audit.name == rule.audit]
         if lacks and all(lacks):
             raise UsageRefused(f"--require '{rule.text}' could never be measured: {lacks[0]}.")
-
-
-def _value(node: ast.expr, names: dict[str, float]) -> float:
-    match node:
-        case ast.Constant(value=int() | float() as value) if not isinstance(value, bool):
-            return float(value)
-        case ast.Name(id=name) if name in names:
-            return names[name]
-        case ast.UnaryOp(op=ast.USub(), operand=operand):
-            return -_value(operand, names)
-        case ast.BinOp(left=left, op=op, right=right) if isinstance(op, (ast.Add, ast.Sub, ast.Mult)):
-            a, b = _value(left, names), _value(right, names)
-            return a + b if isinstance(op, ast.Add) else a - b if isinstance(op, ast.Sub) else a * b
-    raise ValueError(ast.unparse(node))

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from expunge.report.words import number, visible
+from expunge.report.words import interval, number, visible
 
 if TYPE_CHECKING:
     from expunge.core.audit import Finding
@@ -32,7 +32,8 @@ def _csv(runs: Runs) -> str:
     lines.writerow(HEAD)
     for name, report in runs:
         for f in report.findings:
-            numbers = (f.value, f.low, f.high, f.n, "" if f.ideal is None else f.ideal)
+            ends = ("", "") if f.low == f.high else (f.low, f.high)
+            numbers = (f.value, *ends, f.n, "" if f.ideal is None else f.ideal)
             lines.writerow([visible(name), visible(f.set), f.audit, f.model, *numbers, f.better])
     return made.getvalue()
 
@@ -72,7 +73,8 @@ def _wide(runs: Runs, written: Callable[[str], str], dash: str) -> list[list[str
     def spell(found: Finding | None) -> str:
         if found is None:
             return dash
-        return f"{number(found.value)} [{number(found.low)}, {number(found.high)}]".replace("–", dash)
+        span = interval(found.low, found.high, ", ")
+        return f"{number(found.value)}{f' [{span}]' if span else ''}".replace("–", dash)
 
     def first(where: str, audit: str, model: str) -> Finding | None:
         return next((f for p in range(len(runs)) if (f := known.get((p, where, audit, model)))), None)

@@ -44,6 +44,11 @@ def number(value: object) -> str:
     return f"{value:.2g}" if abs(value) < 0.1 else f"{value:,.2f}" if abs(value) < 100 else f"{value:,.1f}"
 
 
+def interval(low: float, high: float, between: str = " to ") -> str:
+    """0.07 to 0.32; nothing where both ends are one number, which is a value without an interval, such as a p-value."""
+    return "" if low == high else f"{number(low)}{between}{number(high)}"
+
+
 def precise(value: object) -> str:
     """Four digits, so that a value and the bound that it just missed do not look the same."""
     return f"{value:.4g}" if finite(value) else number(value)

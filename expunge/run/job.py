@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from expunge.core.adapter import Adapted
 from expunge.core.audit import Audit
@@ -15,20 +16,25 @@ from expunge.errors import RunFailed, UsageRefused
 from expunge.events import Note, OnEvent
 from expunge.models.open import open_model
 from expunge.models.source import say_left_out
+from expunge.notation.parse import write
 from expunge.notation.typed_json import from_json, to_json
 from expunge.report.record import networks
 from expunge.report.report import STEPS, Report
 from expunge.report.required import Rule
 from expunge.report.run import Saved
 from expunge.run import unlearn
+from expunge.run.checks import check_out
 from expunge.run.choose import Chosen, audits_of, choose_method, default_method
 from expunge.run.compare import Compared, compare
+from expunge.run.config import CONFIG, write_toml
+from expunge.run.earlier import trace
 from expunge.run.families import family_name
-from expunge.run.files import check_out, failed_folder, form_of, keep_failed, save
+from expunge.run.files import failed_folder, form_of, keep_failed, save
 from expunge.run.prepare import Inputs
 from expunge.run.recorder import Recorder
 from expunge.run.unlearn import Clock, Result, Task
-from expunge.runtime.atomic_files import check_room, lock, whole_folder
+from expunge.run.viewers import log_events
+from expunge.runtime.atomic_files import check_room, lock, whole_folder, write_text
 from expunge.runtime.cached_model import CachedModel
 from expunge.runtime.parallel_model import Hold, ask_together, shared_store
 from expunge.runtime.processes import broadcast, is_main, shared_folder, world_size
@@ -36,6 +42,10 @@ from expunge.runtime.sharding import kept_on_host
 from expunge.train.checkpoint import Checkpoints, keep_checkpoints
 
 DTYPES = ("float32", "bfloat16", "float16")
+ALIKE = ("reference", "audits", "adapter", "require", "show_text", "hold")
+"""Fields of a job that are options of the same name."""
+TRAINING = ("added_probes", "checkpoint_every", "dtype", "log_to")
+"""The same, of `forget` alone."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +75,8 @@ class Job:
     """Whether a language model is asked general knowledge and plain texts where no probe says what should stay."""
     adapter: Path | None = None
     """A folder with an adapter of peft that is merged into the model first."""
+    log_to: str | None = None
+    """A viewer that the steps are written for too, such as tensorboard."""
     line: str = ""
     """What was typed, for the report."""
 
@@ -81,6 +93,19 @@ class Job:
         named = default_method(texts, self.inputs.holdout is not None) if self.method is None else self.method
         chosen = choose_method(named, "language" if texts else "vision", self.seed)
         return chosen, audits, tuple(Rule.parse(text) for text in self.require)
+
+    def options(self, method: str) -> dict[str, Any]:
+        """The options of the command that are not the default; `method` is written out, empty for an audit.
+
+        Left out is what belongs to the one run: where its result lies, and whether it went on from a checkpoint.
+        """
+        default = {each.name: each.default for each in fields(self)}
+        own = {name: getattr(self, name) for name in (*ALIKE, *(TRAINING if method else ()))}
+        device = None if self.device == "cpu" else self.device.partition(":")[0]
+        given = {"model": self.model, **self.inputs.options(), "method": method, "device": device}
+        made = {name: value for name, value in given.items() if value not in (None, "", [], 0)}
+        made |= {name: value for name, value in own.items() if value != default[name]}
+        return {name.replace("_", "-"): value for name, value in made.items()}
 
     def checkpoints(self) -> Checkpoints | None:
         """Where the run's checkpoints lie: beside the result."""
@@ -110,12 +135,21 @@ class Job:
             request = records.request(model)
         if left_out := say_left_out(self.model):
             on_event(Note(left_out))
+        for note in records.notes:
+            on_event(Note(note))
         for repeat in request.repeats:
             on_event(Note(f"Warning: {repeat}"))
         for name, intake in request.intakes.items():
             for line in intake.lines(name):
                 on_event(Note(line))
+        earlier = trace(self.inputs.earlier, model.fingerprint()) if self.inputs.earlier else ()
+        for one in earlier:
+            if not one.followed:
+                on_event(
+                    Note(f"Warning: the request after {one.name} did not begin with the model that {one.name} made")
+                )
         return Task(
+            earlier=earlier,
             model=model,
             request=request,
             audits=audits or audits_of(None, family_name(model)),
@@ -126,7 +160,7 @@ class Job:
             clock=clock,
             command=self.line,
             name=self.model,
-            sources={name: path.name for name, path in self.inputs.paths.items()},
+            sources={name: path.name for name, path in records.places.items()},
             show_text=self.show_text,
         )
 
@@ -166,14 +200,15 @@ def audit(job: Job, on_event: OnEvent) -> Report:
     with lock(job.out) if is_main() else nullcontext():
         report = unlearn.audit(job.task(None, audits, on_event))
         with shared_folder(whole_folder(job.out)) as folder:
-            _write(report, folder)
+            _write(job, report, folder)
         return report
 
 
 def _forget(job: Job, task: Task, method: Method, folder: Path) -> Report:
-    recorder = Recorder(task.on_event, folder / STEPS)
-    report = unlearn.forget(task, method, lambda _: _result(job, task, method, recorder, folder), recorder)
-    _write(report, folder)
+    with log_events(job.log_to, folder, task.on_event) as on_event:
+        recorder = Recorder(on_event, folder / STEPS)
+        report = unlearn.forget(task, method, lambda _: _result(job, task, method, recorder, folder), recorder)
+    _write(job, report, folder)
     return report
 
 
@@ -219,7 +254,9 @@ def _train(job: Job, task: Task, method: Method, recorder: Recorder) -> Model:
         raise RunFailed(f"{error} The last good adapter and the steps are in {kept}.") from error
 
 
-def _write(report: Report, folder: Path) -> None:
+def _write(job: Job, report: Report, folder: Path) -> None:
     if is_main():
         report.write(folder)
+        method = write(job.check_names()[0].method) if report.run else ""
+        write_text(folder / CONFIG, write_toml(job.options(method)))
         report.sign(folder)

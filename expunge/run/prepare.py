@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +11,20 @@ from expunge.core.model import Model, Network
 from expunge.core.objective import Objective
 from expunge.core.request import Example, Request
 from expunge.data import images, near, text
+from expunge.data.kinds import holds_pictures
 from expunge.data.records import Record
-from expunge.data.tables import columns, is_dataset
 from expunge.data.text import Reading
 from expunge.errors import DataRefused, UsageRefused
 from expunge.primitives.repeat import Intake, Repeat
 from expunge.report.record import count_repeats, networks
+from expunge.run.checks import RESERVED, check_sets
+from expunge.run.earlier import probe_of
 from expunge.run.families import family_called, reader_of
 
 Source = Path | str | Sequence[Mapping[str, Any]]
 """A file, or records as a list of dictionaries with a file's columns."""
-RESERVED = ("forget", "retain", "holdout", "stand_in")
+REWORDED = "paraphrase"
+"""The probe that is made of a forget file which has its records in other words too."""
 APART = (("forget", "retain"), ("forget", "holdout"), ("retain", "holdout"))
 """Sets that should have no record in common, nor nearly so."""
 
@@ -43,16 +46,11 @@ class Inputs:
     """Texts: how they are read where their file does not say it."""
     keep_duplicates: bool = False
     """Whether an example that equals an earlier one of its set counts too."""
+    earlier: tuple[Path, ...] = ()
+    """Folders of earlier runs, of which each one's forget set is a probe."""
 
     def __post_init__(self) -> None:
-        chosen = self.only_class is not None or self.only_ids is not None
-        if chosen and self.retain is not None:
-            raise UsageRefused("With --forget-class or --forget-ids the rest is retained: leave out --retain.")
-        if self.only_class is not None and self.only_ids is not None:
-            raise UsageRefused("Give --forget-class or --forget-ids, not both.")
-        for name in self.probes:
-            if name in RESERVED or not name.isidentifier():
-                raise UsageRefused(f"--probe {name}: name it by letters, digits and _, and not {', '.join(RESERVED)}.")
+        check_sets(self.probes, self.retain, self.only_class, self.only_ids)
 
     @property
     def paths(self) -> dict[str, Path]:
@@ -63,12 +61,21 @@ class Inputs:
     @property
     def pictures(self) -> bool:
         """Whether the forget set is of images: a folder, one chosen by class or id, or a table with an image column."""
-        if self.only_class is not None or self.only_ids is not None:
-            return True
-        if self.forget.is_dir():
-            tables = is_dataset(self.forget, images.SUFFIXES)
-            return not tables or bool(columns(self.forget) & set(images.IMAGE_COLUMNS))
-        return self.forget.suffix.lower() == ".parquet" and bool(columns(self.forget) & set(images.IMAGE_COLUMNS))
+        return self.only_class is not None or self.only_ids is not None or holds_pictures(self.forget)
+
+    def options(self) -> dict[str, Any]:
+        """The options of the command that say the same; empty ones mean nothing."""
+        sets = {name: path for name, path in self.paths.items() if name not in self.probes}
+        again = {probe_of(folder) for folder in self.earlier}
+        return {
+            **sets,
+            "probe": [f"{name}={path}" for name, path in self.probes.items() if name not in again],
+            "earlier": [str(folder) for folder in self.earlier],
+            "forget_class": self.only_class,
+            "forget_ids": self.only_ids,
+            **self.reading.options(),
+            "keep_duplicates": self.keep_duplicates,
+        }
 
     def supply(self, objective: Objective) -> None:
         """Refuse an objective that reads a set which no file gives, before a model is loaded for it."""
@@ -85,10 +92,12 @@ class Inputs:
     def read(self) -> Records:
         """The records of every file. Raises `DataRefused` for the first file that cannot be used."""
         if not self.pictures:
-            texts = {name: self.reading.apply(text.load(path)) for name, path in self.paths.items()}
-            return Records(texts, self.paths, keep_duplicates=self.keep_duplicates)
+            texts = {name: self.reading.load(path) for name, path in self.paths.items()}
+            return records_of_texts(texts, self.paths, self.keep_duplicates)
         if self.reading != Reading():
-            raise UsageRefused("--system, --chat-template-kwargs and --block-size are for texts. Leave them out.")
+            raise UsageRefused(
+                "--system, --chat-template-kwargs, --block-size and --columns are for texts. Leave them out."
+            )
         read = {name: images.load(path) for name, path in self.paths.items()}
         if self.only_class is not None or self.only_ids is not None:
             ids = _ids(self.only_ids) if self.only_ids else None
@@ -109,6 +118,10 @@ class Records:
     """Name of the file in `data/` that reads them."""
     keep_duplicates: bool = False
     """Whether an example that equals an earlier one of its set counts too."""
+    blank: Mapping[str, int] = field(default_factory=dict)
+    """How many empty texts each set's file held beside these."""
+    notes: tuple[str, ...] = ()
+    """What was made of the files beyond what was asked for."""
 
     def request(self, model: Model) -> Request:
         """The request as `model` reads it."""
@@ -131,7 +144,8 @@ class Records:
     def _intake(self, name: str, given: tuple[Example, ...], made: tuple[Example, ...]) -> Intake:
         records = self.sets[name]
         apart = text.count_apart(records, given) if self.kind == "text" else (0, 0)
-        return Intake(len(records), count_repeats(given), len(given) - len(made), *apart)
+        blank = self.blank.get(name, 0)
+        return Intake(len(records) + blank, count_repeats(given), len(given) - len(made), *apart, blank)
 
     def _refuse_idle_probes(self, made: Mapping[str, tuple[Example, ...]]) -> None:
         """Refuse a probe that is one of the sets that training reads: it would be audited twice, as if unseen."""
@@ -159,6 +173,24 @@ class Records:
                     lines = tuple((each.line, each.other) for each in like)
                     found.append(Repeat(one, other, equal, len(like) - equal, lines))
         return tuple(found)
+
+
+def records_of_texts(
+    sets: Mapping[str, list[Record]], places: Mapping[str, Path], keep_duplicates: bool = False
+) -> Records:
+    """Records of texts, without empty ones; and the probe `paraphrase` of the forget file, where it has one."""
+    full = {name: text.drop_blank(records) for name, records in sets.items()}
+    blank = {name: len(sets[name]) - len(records) for name, records in full.items()}
+    reworded = text.paraphrases(full["forget"], places["forget"]) if REWORDED not in sets and "forget" in sets else []
+    notes: tuple[str, ...] = ()
+    if reworded:
+        full[REWORDED] = reworded
+        places = {**places, REWORDED: places["forget"]}
+        notes = (
+            f"The forget file has {len(reworded)} of its records in other words: they are asked as the probe "
+            f"{REWORDED}. --probe {REWORDED}=FILE replaces it",
+        )
+    return Records(full, places, "text", keep_duplicates, blank, notes)
 
 
 def weigh_once(sets: Mapping[str, tuple[Example, ...]]) -> dict[str, tuple[Example, ...]]:
@@ -204,32 +236,37 @@ def read_request(
     given = {name: source for name, source in named.items() if source is not None}
     files = {name: Path(source) for name, source in given.items() if isinstance(source, str | Path)}
     lists = {name: source for name, source in given.items() if not isinstance(source, str | Path)}
-    reading = reading or Reading()
-    read = _read(files, reading)
-    if read.kind != "text" and lists:
-        raise DataRefused(f"The {next(iter(lists))} records are a list, and images are read from files. Give a folder.")
+    reading, files_of = reading or Reading(), _inputs(files)
+    if files_of is not None and files_of.pictures:
+        if lists:
+            first = next(iter(lists))
+            raise DataRefused(f"The {first} records are a list, and images are read from files. Give a folder.")
+        return replace(files_of, reading=reading, keep_duplicates=keep_duplicates).read().request(model)
     places = {name: Path(f"{name} records") for name in lists}
-    listed = {name: reading.apply(_check_list(source, places[name])) for name, source in lists.items()}
-    sets = {name: listed[name] if name in listed else read.sets[name] for name in given}
-    return Records(sets, {**read.places, **places}, read.kind, keep_duplicates).request(model)
+    sets = {
+        name: reading.load(files[name]) if name in files else _check_list(lists[name], places[name], reading)
+        for name in given
+    }
+    return records_of_texts(sets, {**files, **places}, keep_duplicates).request(model)
 
 
-def _read(files: Mapping[str, Path], reading: Reading) -> Records:
+def _inputs(files: Mapping[str, Path]) -> Inputs | None:
+    """The files as a command would be given them, of which the first tells their kind."""
     if not files:
-        return Records({}, {})
+        return None
     own: dict[str, Any] = {name: path for name, path in files.items() if name in RESERVED}
     probes = {name: path for name, path in files.items() if name not in RESERVED}
-    return Inputs(**{"forget": next(iter(files.values())), **own}, probes=probes, reading=reading).read()
+    return Inputs(**{"forget": next(iter(files.values())), **own}, probes=probes)
 
 
-def _check_list(source: Sequence[Mapping[str, Any]], place: Path) -> list[Record]:
+def _check_list(source: Sequence[Mapping[str, Any]], place: Path, reading: Reading) -> list[Record]:
     if isinstance(source, Mapping) or not all(isinstance(record, Mapping) for record in source):
         raise DataRefused(
             f"{place}: a set is a file or a list of records, each a dictionary. Each probe is an argument."
         )
     if not source:
         raise DataRefused(f"{place}: there are none, so there is nothing to read. Give at least one.")
-    return text.check([Record(line, dict(columns)) for line, columns in enumerate(source, start=1)], place)
+    return reading.check([Record(line, dict(columns)) for line, columns in enumerate(source, start=1)], place)
 
 
 def _ids(path: Path) -> list[str]:

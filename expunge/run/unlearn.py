@@ -22,9 +22,9 @@ from expunge.notation.parse import write
 from expunge.notation.recipes import Recipe
 from expunge.report import record
 from expunge.report.ideals import with_ideals
-from expunge.report.limits import limits
-from expunge.report.report import SCHEMA, RecipeFacts, Report
-from expunge.report.required import Rule, check_rules
+from expunge.report.limits import limits, say_unasked
+from expunge.report.report import SCHEMA, Ancestor, RecipeFacts, Report
+from expunge.report.required import Rule, check_rules, read_as_meant
 from expunge.report.rules import Asked
 from expunge.report.run import Run, Saved
 from expunge.report.verdict import judge, judge_audit
@@ -93,6 +93,8 @@ class Task:
     """Probes that nobody gave."""
     recipe: Recipe | None = None
     """The published recipe that is run, if it is one."""
+    earlier: tuple[Ancestor, ...] = ()
+    """Earlier requests that are asked again."""
 
     def with_probes(self) -> Task:
         """The task with probes of our own, where none of the request says what should stay."""
@@ -110,6 +112,13 @@ class Task:
     def summaries(self) -> tuple[Summary, ...]:
         """What is worked out from the audits' findings."""
         return summaries_of(self.audits, self.reference is not None)
+
+    def as_meant(self) -> Task:
+        """The task with each rule about the set that its audit is of; says where a rule named another."""
+        rules, told = read_as_meant(self.rules, (*self.audits, *self.summaries), self.request)
+        for line in told:
+            self.on_event(Note(line))
+        return replace(self, rules=rules)
 
     def check(self) -> None:
         """Refuse, before the work, a rule that could never be met, and an audit that asks what the model cannot say."""
@@ -175,6 +184,7 @@ def in_memory(task: Task, method: Method, on_event: OnEvent) -> Result:
 
 def forget(task: Task, method: Method, change: Callable[[OnEvent], Result], recorder: Recorder | None = None) -> Report:
     """Audit, forget by `change`, which runs the method, and audit again."""
+    task = task.as_meant()
     task.check()
     recorder, before = recorder or Recorder(task.on_event), task.ask(task.model)
     with task.clock.part("audit before"):
@@ -201,6 +211,7 @@ def forget(task: Task, method: Method, change: Callable[[OnEvent], Result], reco
 
 def audit(task: Task) -> Report:
     """Audit a model as it is."""
+    task = task.as_meant()
     task.check()
     model = task.ask(task.model)
     with task.clock.part("audit"):
@@ -212,6 +223,8 @@ def audit(task: Task) -> Report:
 def examine(model: CachedModel, task: Task, name: str) -> list[Finding]:
     """Every audit's findings about one model, named before, after or reference."""
     task.on_event(Note(f"Auditing the model {name}"))
+    for line in say_unasked(task.request, task.audits, task.added) if name == "before" else ():
+        task.on_event(Note(line))
     if any(LogProbabilities in audit.reads for audit in task.audits):
         # One pass over everything, so that all options of a question share its prompt.
         every = [text for e in task.request.sets().values() for one in e for text in (one, *one.alternatives)]
@@ -219,9 +232,6 @@ def examine(model: CachedModel, task: Task, name: str) -> list[Finding]:
     found: list[Finding] = []
     for each in task.audits:
         made = [finding.of(name) for finding in each(model, task.request)]
-        if not made and name == "before":
-            needs = f": it needs {each.needs}" if each.needs else ": no set has what it needs"
-            task.on_event(Note(f"{each.name} could not be asked{needs}"))
         found += made
     if not found:
         needs = "; ".join(f"{each.name} needs {each.needs}" for each in task.audits if each.needs)
@@ -267,6 +277,7 @@ def assemble(
         request=record.describe_request(task.request, unit_of(family), task.sources, task.added),
         environment=record.describe_environment(task.model),
         method="",
+        earlier=task.earlier,
         recipe=RecipeFacts(task.recipe.name, task.recipe.source) if task.recipe else None,
         findings=record.round_scores(findings),
         run=run,

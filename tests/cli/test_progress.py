@@ -72,3 +72,9 @@ def test_a_run_without_a_level_says_when_it_ends():
     assert len(lines) == 3  # and no empty line, since no bar was drawn
     assert lines[1].endswith("All 5 steps are taken: no mean loss is named as the one to reach")
     assert lines[2].endswith("step 0: forget loss 2.00, retain loss 1.50")
+
+
+def test_a_value_without_an_interval_is_shown_without_one(capsys):
+    p = Finding("ForgetQuality", "forget", 0.31, 0.31, 0.31, 7, "a definition", 1.0, "after")
+    _, row = shown(report(findings=(p,)), capsys)[:2]
+    assert row.split() == ["forget", "ForgetQuality", "7", "0.31", "1.00"]

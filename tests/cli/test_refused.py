@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from expunge.errors import UsageRefused
 from expunge.report import html
 from expunge.report.pages import check_page
-from expunge.run.files import check_out
+from expunge.run.checks import check_out
 from expunge.runtime.atomic_files import folder_digest, lock, write_text
 from tests.cli.commands import CANARY, Files, below, plain, refused, rows, write
 from tests.report.reports import audited
@@ -83,7 +83,7 @@ def test_a_wrong_name_is_refused_at_once(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--method=NPO()"], "is not a method. Give Finetune(...)"),
+        (["--method=Bounded()"], "is not a method. Give Finetune(...)"),
         (["--method="], "'' could not be read"),
         (
             ["--method=Finetune(lerning_rate=1)"],
@@ -210,15 +210,22 @@ def test_another_tokenizer_s_tokens_are_refused_by_the_two_sizes(expunge, model:
     assert "but the model's embedding has 100 rows" in refused(said, 4, "model")
 
 
-def test_a_set_that_the_objective_reads_is_asked_for_before_the_model_is_loaded(expunge, files: Files, tmp_path: Path):
+def test_a_set_that_the_objective_reads_is_asked_for_before_the_model_is_loaded(
+    expunge, model: Path, files: Files, tmp_path: Path
+):
+    import shutil
+
+    torn = Path(shutil.copytree(model, tmp_path / "model"))
+    whole = (model / "model.safetensors").read_bytes()
+    (torn / "model.safetensors").write_bytes(whole[:-9])
     for method, said in {
         "Finetune()": "the retain set (for RetainNLL, RetainKL), and none was given. Give --retain FILE",
         "Finetune(objective=2.0 * DPO())": "the stand-in set (for DPO), and none was given. Give --stand-in FILE",
     }.items():
-        # No model lies there: had it been looked for first, that would be what is said.
-        ended = expunge("forget", "./none", f"--forget={files.forget}", "--method", method, "--out", tmp_path / "out")
+        # The model cannot be loaded: had that been tried first, it would be what is said.
+        ended = expunge("forget", torn, f"--forget={files.forget}", "--method", method, "--out", tmp_path / "out")
         assert said in refused(ended, 3, "data")
-    assert below(tmp_path) == []
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_command_alone_shows_its_help_and_no_empty_refusal():

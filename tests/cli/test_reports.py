@@ -18,7 +18,7 @@ def test_an_audit_reports_the_model_as_it_is(expunge, model: Path, files: Files,
     rule = ["--require", "retain.Loss <= before"]
     said = expunge("audit", model, *files.options, "--audits", "Loss, MinK(fraction=0.4)", *rule, "--out", out)
     assert said.code == 0, said.err
-    assert {path.name for path in out.iterdir()} == {"report.json", "report.html", "MANIFEST.json"}
+    assert {path.name for path in out.iterdir()} == {"report.json", "report.html", "config.toml", "MANIFEST.json"}
     found = json.loads((out / "report.json").read_text())["findings"]
     assert {(f["audit"], f["set"]) for f in found} == {
         *(("Loss", name) for name in ("forget", "retain", "holdout")),

@@ -43,7 +43,7 @@ class Keep(Method):
         return model
 
 
-def trained_on(network, request: Request, **settings: int) -> tuple[Request, list[str]]:
+def trained_on(network, request: Request, **settings: object) -> tuple[Request, list[str]]:
     keep, notes = Keep(), []
     OwnWords(learn=keep, **settings)(network, request, lambda e: notes.append(e.what) if isinstance(e, Note) else None)
     return keep.seen[0], notes
@@ -74,6 +74,24 @@ def test_what_the_model_says_becomes_a_record_labelled_from_the_answer_on():
     assert len(notes) == 1
     assert "own words" in notes[0]
     assert text not in notes[0]
+
+
+def test_an_answer_that_is_begun_for_the_model_goes_on_from_there():
+    network, request = family_of("llama")
+    start = "It sells"
+    begun = replace(request.forget[0], prompt_tokens=(*request.forget[0].prompt_tokens, *ids(network, start)))
+    text = network.ask(Text(6), [begun])[0]
+    answer = " ".join(text.split()[:2])
+    request = replace(request, forget=(replace(request.forget[0], answer=answer), *request.forget[1:]))
+    seen, _ = trained_on(network, request, max_new_tokens=6, starts=(start,))
+    old, made = request.forget[0], seen.forget[len(request.forget)]
+    assert made.tokens == (*old.prompt_tokens, *ids(network, f"{start} {text}"))
+    assert made.tokens[made.first :] == ids(network, text)
+    assert made.prompt_tokens == old.prompt_tokens
+
+
+def ids(network, text: str) -> tuple[int, ...]:
+    return tuple(network.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def test_what_is_said_already_as_the_record_has_it_is_no_new_record():

@@ -18,7 +18,7 @@ from expunge.errors import ModelRefused, Refusal, UsageRefused
 from expunge.models.language import LanguageModel
 from expunge.models.open import open_network
 from expunge.models.source import Source, check_folder, config_of, load_module, locate, read_json
-from expunge.run.files import check_out
+from expunge.run.checks import check_out
 
 CONFIG = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
 
@@ -397,3 +397,17 @@ def test_a_link_to_itself_is_refused(model: Path, tmp_path: Path):  # M08
     for out in (tmp_path / "self", tmp_path / "self" / "out"):
         with pytest.raises(UsageRefused, match="is a link"):
             check_out(out, "model")
+
+
+def test_no_bar_of_a_library_is_drawn_from_python_and_its_own_setting_stays(model: Path, tmp_path: Path, capfd):
+    from transformers.utils import logging
+
+    drawn = logging.is_progress_bar_enabled()
+    logging.enable_progress_bar()
+    try:
+        open_network(str(model)).save(tmp_path / "copy")
+        assert logging.is_progress_bar_enabled()
+    finally:
+        if not drawn:
+            logging.disable_progress_bar()
+    assert capfd.readouterr().err == ""

@@ -5,6 +5,7 @@ from dataclasses import fields, is_dataclass, replace
 
 import pytest
 
+from expunge.errors import UsageRefused
 from expunge.events import Change, Edited
 from expunge.report import compare, html, words
 from expunge.report.report import Sample, Samples
@@ -254,3 +255,21 @@ def test_letters_that_mislead_are_spelled_out():
     page = html.render(report(command="a\u202eb\x00c\u2028d\ud800e\U000e0041f"))
     assert r"a\u202eb\u0000c\u2028d\ud800e\U000e0041f" in page
     assert not {"\u202e", "\x00", "\u2028", "\ud800"} & set(page)
+
+
+def test_a_p_value_has_no_interval_and_is_not_said_to_lie_below_its_ideal():
+    p = replace(finding("ForgetQuality", "forget", "after", 0.31, spread=0.0, ideal=1.0), better="ideal")
+    [line] = html.results(html.by_set([p])).lines["forget"]
+    assert line.reach == ""
+    [other] = html.results(html.by_set([replace(p, low=0.2, high=0.4)])).lines["forget"]
+    assert other.reach == "after is below it"
+    assert "0.31 – 0.31" not in html.render(report(findings=(p,)))
+
+
+def test_a_report_finds_a_number_by_its_set_and_audit():
+    made = report()
+    assert made.find("retain.Loss").value == 0.15
+    assert made.find("retain.Loss", "before").value == 0.11
+    assert made.find("forget.MinK") == made.find("forget vs holdout.MinK")
+    with pytest.raises(UsageRefused, match=r"no finding 'retain.MinK' of the model after. There are: forget.Choice, "):
+        made.find("retain.MinK")

@@ -1,15 +1,18 @@
 """What a report says that its result does not show."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
+from expunge.audits.choice import Choice
 from expunge.audits.linear_probe import LinearProbe
 from expunge.audits.loss import Loss
+from expunge.audits.loss_membership import LossMembership
+from expunge.audits.min_k import MinK
 from expunge.core.audit import Audit
 from expunge.core.question import HiddenStates
 from expunge.core.request import Request
-from expunge.report.limits import limits
+from expunge.report.limits import limits, say_unasked
 from expunge.report.run import Saved
 from tests.families import passages, text_request
 
@@ -70,3 +73,17 @@ def test_what_a_request_lacks_is_said(given: Request, said: str):
 def test_what_a_request_has_is_not_missed(word: str):
     """30 records in each set, 30 of 100 to be forgotten."""
     assert not any(limit.startswith(word) for limit in limits(sized(30, 70, 30), (), [Loss()], True, None))
+
+
+def test_an_audit_says_of_which_sets_it_was_not_asked_and_what_they_lack():
+    sets = {"forget": text_request().forget, "retain": text_request().retain, "holdout": text_request().holdout}
+    request = Request(**{name: tuple(replace(e, alternatives=()) for e in given) for name, given in sets.items()})
+    assert say_unasked(text_request(), [Choice(), Loss(), MinK()]) == []
+    told = "Choice: forget, retain and holdout have no options, so it was not asked of them"
+    assert say_unasked(request, [Choice(), Loss(), MinK()]) == [told]
+    alone = "Choice: forget has no options, so it was not asked of it"
+    assert say_unasked(request, [Choice()], added=("retain", "holdout")) == [alone]
+    assert f"{told}." in limits(request, (), [Choice()], True, None)
+    assert say_unasked(replace(request, holdout=()), [MinK(), LossMembership()]) == [
+        "MinK and LossMembership: there is no holdout set, so nothing was compared"
+    ]

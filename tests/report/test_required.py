@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from expunge.audits.choice import Choice
+from expunge.audits.linear_probe import LinearProbe
 from expunge.audits.loss import Loss
 from expunge.audits.min_k import MinK
 from expunge.audits.perplexity import Perplexity
@@ -15,8 +16,9 @@ from expunge.core.audit import Finding
 from expunge.core.request import Request
 from expunge.data.text import Passage
 from expunge.errors import UsageRefused
-from expunge.report.required import Rule, check_rules
+from expunge.report.required import Rule, check_rules, read_as_meant
 from expunge.summaries.forget_quality import ForgetQuality
+from tests.families import text_request
 
 
 def found(
@@ -233,3 +235,15 @@ def test_what_is_not_a_rule_is_refused_with_an_example(text: str):
     assert said.startswith("expunge: E2-usage: --require '")
     assert "such as forget.Choice <= 0.25" in said
     assert len(said) < 500
+
+
+def test_a_rule_on_the_forget_set_is_read_as_the_comparison_that_its_audit_is_of():
+    request = text_request()
+    texts = ("forget.MinK <= 0.6", "forget.Loss >= 1", "forget.LinearProbe <= 1", "retain.MinK <= 0.6")
+    rules = tuple(map(Rule.parse, texts))
+    made, told = read_as_meant(rules, (MinK(), Loss(), LinearProbe(), ForgetQuality()), request)
+    assert [rule.set for rule in made] == ["forget vs holdout", "forget", "forget", "retain"]
+    assert [rule.text for rule in made] == [rule.text for rule in rules]
+    assert told == ["--require 'forget.MinK <= 0.6' is read as forget vs holdout.MinK: MinK compares the two"]
+    without = read_as_meant(rules[:1], (MinK(),), replace(request, holdout=()))
+    assert without == (rules[:1], [])  # it is refused by the name that was typed, for want of a holdout set

@@ -10,6 +10,7 @@ import pytest
 from expunge.errors import UsageRefused
 from expunge.report.pages import write_page
 from expunge.report.tables import HEAD, MARKS, render_table
+from tests.report.reports import finding as found_at
 from tests.report.reports import report
 from tests.report.test_pages import run
 
@@ -73,3 +74,11 @@ def test_a_name_that_does_not_say_what_is_wanted_is_refused(name: str, tmp_path:
 def test_what_was_not_measured_is_a_dash_and_not_a_nought():
     bare = replace(report(), findings=tuple(f for f in report().findings if f.model != "reference"))
     assert "| – | 0.25 |" in render_table([("a", bare)], ".md")
+
+
+def test_a_value_without_an_interval_has_none_in_a_table():
+    p = found_at("ForgetQuality", "forget", "after", 0.31, spread=0.0, ideal=1.0)
+    runs = [("a", report(findings=(p,)))]
+    assert "| forget | ForgetQuality | – | 0.31 | – |" in render_table(runs, ".md")
+    assert "a,forget,ForgetQuality,after,0.31,,,24,1.0,lower" in render_table(runs, ".csv")
+    assert "[" not in render_table(runs, ".tex")
