@@ -38,7 +38,7 @@ def find_base(run: Path, report: Report) -> str:
     base = named.get("base_model_name_or_path") or hub_id(report.original.name)
     if base and report.original.name.endswith(".gguf"):  # peft names the folder that the file is in
         base = Path(base) / report.original.name
-    if not base:
+    if not base or not (Path(base).exists() or hub_id(report.original.name)):  # a folder's name is not looked up there
         raise UsageRefused(
             f"{run}: nothing in it says where its base {ascii(report.original.name)} lies. Give --base MODEL."
         )

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from expunge.data.text import encode, load
+from expunge.errors import UsageRefused
 from expunge.export.runs import find_base
 from expunge.report.report import Report
 from expunge.runtime.atomic_files import check_manifest
@@ -208,8 +209,18 @@ def test_a_run_that_was_changed_or_lacks_its_adapter_is_not_exported(expunge, do
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_a_base_in_a_gguf_file_is_looked_for_by_its_name_in_the_folder_that_peft_names(done: Done, model: Path):
+def test_a_base_in_a_gguf_file_is_looked_for_in_the_folder_that_peft_names_and_nothing_on_the_hub(
+    done: Done, model: Path, tmp_path: Path
+):
     report = Report.read(done.out)
     assert find_base(done.out, report) == str(model)
     report = replace(report, original=replace(report.original, name="tiny.gguf"))
-    assert find_base(done.out, report) == str(model / "tiny.gguf")
+    with pytest.raises(UsageRefused, match="Give --base MODEL"):
+        find_base(done.out, report)
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path)}))
+    (tmp_path / "tiny.gguf").touch()
+    assert find_base(tmp_path, report) == str(tmp_path / "tiny.gguf")
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "moved-away"}))
+    with pytest.raises(UsageRefused, match="Give --base MODEL"):
+        find_base(tmp_path, replace(report, original=replace(report.original, name="moved-away")))
