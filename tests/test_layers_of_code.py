@@ -43,6 +43,7 @@ MAY_IMPORT = {
     # 5: what is put together from the rest
     "run": {*GROUND, *LEAVES, "report", "train", "methods", "exact", "attack"},
     "plan": {*GROUND, *LEAVES, "report", "train", "methods", "exact", "attack", "run"},
+    "export": {*GROUND, "data", "models", "adapters", "report", "run"},
     "demo": {*BASE, "run"},
     "cli": ANYTHING,
     "__main__": {"cli"},

@@ -19,7 +19,7 @@ from expunge.runtime.atomic_files import open_to_readers
 
 if TYPE_CHECKING:
     from jaxtyping import Float
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from expunge.core.model import Network
     from expunge.core.request import Request
@@ -68,14 +68,7 @@ class PeftAdapter(Adapter):
         return adapted.fork(copy.merge_and_unload(safe_merge=True))
 
     def deltas(self, adapted: Network, before: Network) -> Iterator[tuple[str, Float[Tensor, "out in"]]]:
-        for peft_name, part in adapted.module.named_modules():
-            name = peft_name.removeprefix("base_model.model.")
-            if isinstance(part, BoundedExperts):
-                yield from ((f"{name}.{which}", delta) for which, delta in part.changes())
-            elif isinstance(part, BaseTunerLayer):
-                layer: Any = part
-                update: Any = sum(map(layer.get_delta_weight, layer.active_adapters))  # a start is one too
-                yield name, update.detach()
+        return updates(adapted.module)
 
     def save(self, adapted: Network, folder: Path) -> None:
         module: Any = self.portable(adapted).module
@@ -83,3 +76,16 @@ class PeftAdapter(Adapter):
         for path in folder.iterdir():
             open_to_readers(path)  # safetensors writes a temporary file that only its owner may read
         (folder / "README.md").unlink(missing_ok=True)  # peft's model card is an empty template
+
+
+def updates(module: nn.Module) -> Iterator[tuple[str, Float[Tensor, "out in"]]]:
+    """The update of each layer, and of each expert, of a model with adapters of peft in it, by the layer's name."""
+    for peft_name, part in module.named_modules():
+        name = peft_name.removeprefix("base_model.model.")
+        if isinstance(part, BoundedExperts):
+            yield from ((f"{name}.{which}", delta) for which, delta in part.changes())
+        elif isinstance(part, BaseTunerLayer):
+            layer: Any = part
+            update: Any = sum(map(layer.get_delta_weight, layer.active_adapters))  # a start is one too
+            transposed = getattr(layer, "fan_in_fan_out", False)  # peft's LoRA of GPT-2 has it as the weight is
+            yield name, update.detach().T if transposed else update.detach()

@@ -14,6 +14,7 @@ import typer
 
 from expunge import __version__
 from expunge.cli.ending import run_guarded
+from expunge.cli.export import EXAMPLES, export
 from expunge.cli.jobs import do_job, make_job, show_plan
 from expunge.cli.options import (
     Adapter,
@@ -197,6 +198,9 @@ def demo(out: Annotated[Path, typer.Option("--out", help="New folder for the res
 
     job = replace(demo_job(out), show_text=True, line=shlex.join(["expunge", *sys.argv[1:]]))
     raise typer.Exit(do_job("forget", job, "cpu", Output()))
+
+
+app.command(epilog=EXAMPLES)(export)
 
 
 @app.callback(invoke_without_command=True)

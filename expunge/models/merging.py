@@ -77,11 +77,11 @@ def merge_adapter(network: Opened, folder: Path, adapter: MergedAdapter, stored:
 
     Raises `ModelRefused` where the adapter is damaged, or was made for another model.
     """
-    _check_base(network, folder, stored)
     module: Any = network.module
     types = {name: tensor.dtype for name, tensor in module.state_dict().items()}
+    adapted = insert_adapter(network, folder, stored)
     with _in_one_line(folder, module), torch.no_grad():
-        merged = _insert(module.float(), folder, str(network.device)).merge_and_unload(safe_merge=True)
+        merged = adapted.merge_and_unload(safe_merge=True)
     if merged.state_dict().keys() != types.keys():
         raise ModelRefused(f"{folder}: the merged model has other tensors than the base. Merge it by peft itself.")
     rounded = stored.state(merged)
@@ -89,6 +89,16 @@ def merge_adapter(network: Opened, folder: Path, adapter: MergedAdapter, stored:
         if name in rounded:  # some buffers are in no file
             tensor.data = rounded[name].to(types[name])
     return replace(network, module=merged.requires_grad_(False).eval(), adapter=adapter)
+
+
+def insert_adapter(network: Network, folder: Path, stored: Stored) -> Any:
+    """peft's model of the network, in float32, with the adapter that lies in `folder` in it.
+
+    Raises `ModelRefused` where the adapter is damaged, or was made for another model.
+    """
+    _check_base(network, folder, stored)
+    with _in_one_line(folder, network.module):
+        return _insert(network.module.float(), folder, str(network.device))
 
 
 def _insert(module: Any, folder: Path, device: str) -> Any:
@@ -127,14 +137,14 @@ def _refuse_tied(adapted: Any) -> None:
 def _check_base(network: Network, folder: Path, stored: Stored) -> None:
     """Refuse a base that is not the one that a manifest beside the adapter names, in whichever precision it was."""
     base = check_manifest(folder, lambda _: False).get("base") if (folder / MANIFEST).is_file() else None
-    if base is not None and all(base != each for each in _fingerprints(network, stored)):
+    if base is not None and all(base != each for each in fingerprints(network, stored)):
         raise ModelRefused(
             f"{folder}: the adapter was made for another model: {MANIFEST} names another SHA-256 of its weights. "
             f"Give the model that it was made for."
         )
 
 
-def _fingerprints(network: Network, stored: Stored) -> Iterator[str]:
+def fingerprints(network: Network, stored: Stored) -> Iterator[str]:
     """Of the weights as they are here, in the precisions of the file, and in float32."""
     yield network.fingerprint()
     for types in (stored, Stored(torch.float32)):

@@ -90,7 +90,7 @@ def limits(
         )
     if saved and saved.format:
         said.append(
-            f"The folder audited is {saved.format}, read back from disk. A copy in another format (GGUF, 4 bits) is "
+            f"The folder audited is {saved.format}, read back from disk. A copy in another format (GGUF, 4 bits) "
             f"is another model: audit it anew. The original model still holds what was forgotten."
         )
     said.append("Whether the records were ever in the model's training data was not established.")

@@ -229,9 +229,13 @@ class Report:
         return found
 
     def write(self, folder: Path) -> None:
-        """Write `report.json`, `report.html` and, where there are steps, `steps.jsonl` into a folder that is there."""
-        from expunge.report import html  # the page draws with matplotlib, which nothing else here needs
+        """Write `report.json`, `report.html` and, where there are steps, `steps.jsonl` into a folder that is there.
 
+        A model and an adapter that are in it get a card each.
+        """
+        from expunge.report import card, html  # the page draws with matplotlib, which nothing else here needs
+
+        card.write_cards(self, folder)
         write_text(folder / REPORT, json.dumps(to_json(self), indent=1))
         write_text(folder / PAGE, html.render(self))
         if self.steps:

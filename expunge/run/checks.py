@@ -60,37 +60,41 @@ def check_model(text: str) -> None:
         locate(text)
 
 
-def check_out(out: Path, model: str, adapter: Path | None = None) -> None:
+def check_out(out: Path, model: str, adapter: Path | None = None, option: str = "--out") -> None:
     """Refuse an output folder that holds anything, or that lies in the model's or the adapter's."""
     try:
-        _check_out(out, model, adapter)
+        _check_out(out, model, adapter, option)
     except OSError as error:
-        raise UsageRefused(f"--out {str(out)[:80]}: {error.strerror or 'not a usable path'}. Give another.") from error
+        raise UsageRefused(
+            f"{option} {str(out)[:80]}: {error.strerror or 'not a usable path'}. Give another."
+        ) from error
 
 
-def _check_out(out: Path, model: str, adapter: Path | None) -> None:
+def _check_out(out: Path, model: str, adapter: Path | None, option: str) -> None:
     if not str(out).isprintable():
-        raise UsageRefused(f"--out {ascii(str(out))[:80]}: line breaks and control characters are no part of a name.")
+        raise UsageRefused(
+            f"{option} {ascii(str(out))[:80]}: line breaks and control characters are no part of a name."
+        )
     if out.is_symlink():
-        raise UsageRefused(f"--out {out} is a link, which would be replaced. Give the folder that it leads to.")
+        raise UsageRefused(f"{option} {out} is a link, which would be replaced. Give the folder that it leads to.")
     if len(os.fsencode(out.name)) + SUFFIXES > LONGEST_NAME:
         raise UsageRefused(
-            f"--out {out.name[:40]}...: the name has {len(os.fsencode(out.name))} bytes, and names beside it, such as "
-            f"those of checkpoints, must fit {LONGEST_NAME}. Give one of at most {LONGEST_NAME - SUFFIXES}."
+            f"{option} {out.name[:40]}...: the name has {len(os.fsencode(out.name))} bytes, and names beside it, such "
+            f"as those of checkpoints, must fit {LONGEST_NAME}. Give one of at most {LONGEST_NAME - SUFFIXES}."
         )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageRefused(f"{out} is not empty. Give a new folder with --out; nothing is ever written over.")
+        raise UsageRefused(f"{out} is not empty. Give a new folder with {option}; nothing is ever written over.")
     if len(model) < 256 and Path(model).is_dir() and out.resolve().is_relative_to(Path(model).resolve()):
-        raise UsageRefused(f"{out} lies in the model's folder, which is never written to. Give another --out.")
+        raise UsageRefused(f"{out} lies in the model's folder, which is never written to. Give another {option}.")
     if adapter is not None and out.resolve().is_relative_to(adapter.resolve()):
-        raise UsageRefused(f"{out} lies in the adapter's folder, which is never written to. Give another --out.")
+        raise UsageRefused(f"{out} lies in the adapter's folder, which is never written to. Give another {option}.")
     parent = next(p for p in out.absolute().parents if p.exists())
     if not parent.is_dir():
-        raise UsageRefused(f"{parent} is a file, so {out} cannot be made below it. Give another --out.")
+        raise UsageRefused(f"{parent} is a file, so {out} cannot be made below it. Give another {option}.")
     astray = next((p for p in out.absolute().parents if p.is_symlink() and not p.exists()), None)
     if astray:
-        raise UsageRefused(f"{astray} is a link that leads to nothing, or to itself. Give another --out.")
+        raise UsageRefused(f"{astray} is a link that leads to nothing, or to itself. Give another {option}.")
     if out.absolute() == Path.cwd():
-        raise UsageRefused("--out is the current folder, which cannot be replaced. Give a new one.")
+        raise UsageRefused(f"{option} is the current folder, which cannot be replaced. Give a new one.")
     if not os.access(parent, os.W_OK):
-        raise EnvironmentRefused(f"{parent} cannot be written to. Give another --out.")
+        raise EnvironmentRefused(f"{parent} cannot be written to. Give another {option}.")
