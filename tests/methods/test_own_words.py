@@ -94,6 +94,18 @@ def ids(network, text: str) -> tuple[int, ...]:
     return tuple(network.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
+def test_the_answer_of_the_record_after_other_words_is_another_record():
+    """The model says w0 w1 w2 ... wn; the record's answer is all from w2 on: what stands before alone differs."""
+    network, request = family_of("llama")
+    text = network.ask(Text(8), request.forget[:1])[0]
+    answer = text[find_words(text, " ".join(text.split()[2:])) :]
+    request = replace(request, forget=(replace(request.forget[0], answer=answer), *request.forget[1:]))
+    seen, _ = trained_on(network, request, max_new_tokens=8, starts=("",))
+    old, made = request.forget[0], seen.forget[len(request.forget)]
+    assert made.record_digest() == old.record_digest()
+    assert made.first > old.first
+
+
 def test_what_is_said_already_as_the_record_has_it_is_no_new_record():
     network, request = family_of("llama")
     text = network.ask(Text(8), request.forget[:1])[0]
