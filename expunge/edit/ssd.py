@@ -9,7 +9,7 @@ set. It is for a class or a subclass; on randomly chosen examples both importanc
 no-op.
 
 The paper's alpha does not carry over, since well-fitted examples have small gradients: on a CIFAR-10 ResNet-20 its 10
-leaves one class known and ruins the network over another (accuracy 0.92 to 0.13). So without an alpha it is picked on
+leaves one class known and ruins the network over another. So without an alpha it is picked on
 the retain set: the smallest of 1, 2, 5, 10, ... 1000 with which the retain loss rises by `max_retain_increase` at most.
 Both importances are computed once; the report names the alpha, and by how much each that was tried raised the loss.
 `SSD(alpha=10.0)` is the paper's. `ASSD` and `LFSSD` set a threshold without reading the loss.
