@@ -16,8 +16,9 @@ from rich.text import Text
 from expunge.core.audit import Finding
 from expunge.events import Checked, Edited, Ended, Event, Note, Started, Step
 from expunge.report.answers import Outcome
-from expunge.report.html import any_of, by_set, outcome, rows_of
+from expunge.report.headline import outcome
 from expunge.report.report import Report
+from expunge.report.results import any_of, by_set, rows_of
 from expunge.report.words import interval, number, visible, with_sign
 
 WORDS = {"yes": "yes ", "no": "NO  ", "not measured": "OPEN"}

@@ -52,6 +52,8 @@ class Outcome:
     """The smallest difference that matters."""
     condition: bool = False
     """Whether it must be met, and shows nothing where it is."""
+    against: bool = False
+    """Whether the value is on the wrong side by more than the tolerance, if by no more than chance may bring."""
 
 
 @dataclass(frozen=True)

@@ -13,24 +13,14 @@ from typing import TYPE_CHECKING
 
 from expunge.core.audit import Finding
 from expunge.report import plots
-from expunge.report.answers import in_order
-from expunge.report.html import (
-    Findings,
-    Headline,
-    Row,
-    Told,
-    answers_of,
-    any_of,
-    better_of,
-    by_set,
-    note_of,
-    notes_of,
-    outcome,
-    page,
-    rows_of,
-    span_of,
-)
+from expunge.report.answers import in_order, should_stay
+from expunge.report.headline import Headline, Told, answers_of, outcome
+from expunge.report.html import page
+from expunge.report.results import Findings, Row, any_of, better_of, by_set, note_of, notes_of, rows_of, span_of
+from expunge.report.samples import side_by_side
 from expunge.report.strips import Span, Strip, finite, strip
+from expunge.report.terms import explain
+from expunge.report.tradeoff import Axis, Point, draw_tradeoff
 from expunge.report.words import number
 
 if TYPE_CHECKING:
@@ -67,17 +57,20 @@ def render(runs: Sequence[tuple[str, Report]]) -> str:
     """The page that compares runs, each given as its name and its report."""
     told = [_run(position, *run) for position, run in enumerate(runs)]
     notes = notes_of(run.findings for run in told)
-    chosen = _choose_audits(told)
     return page(
         "comparison.html.j2",
         runs=told,
+        colours={run.letter: run.colour for run in told},
         letters={run.letter: run.letter for run in told},
         sentence=_sentence(told),
         warnings=differences(told),
         lines=_lines(told, notes),
         notes=notes,
-        tradeoff=_tradeoff(told, *chosen) if chosen else "",
-        axes=chosen,
+        digests=_digests(told),
+        referenced=any(f.model == "reference" for run in told for f in run.report.findings),
+        tradeoffs=_tradeoffs(told),
+        samples=side_by_side({run.letter: run.report for run in told}),
+        hidden=[run.letter for run in told if run.report.samples.items and not run.report.samples.shown],
         untouched=[run.letter for run in told if run.only_audited],
         only_looked=all(run.only_audited for run in told),
         curves=plots.overlay([(run.letter, run.report.steps) for run in told]),
@@ -102,7 +95,7 @@ def _sentence(runs: Sequence[Run]) -> str:
     if not judged:
         return "None of them was judged."
     which = f" ({', '.join(met)})" if met and len(met) < len(judged) else ""
-    return f"{len(met)} of {len(judged)} judged runs have no answer that is no{which}."
+    return f"In {len(met)} of {len(judged)} judged runs no answer is no{which}."
 
 
 def differences(runs: Sequence[Run]) -> list[str]:
@@ -141,12 +134,14 @@ class Line:
     """An audit on a set, over all runs."""
 
     audit: str
+    explained: str
     note: int | None
     better: str
     before: list[Cell]
     after: list[Cell | None]
     reference: list[Cell]
-    ideal: float | None
+    ideals: dict[str, float]
+    """Each different ideal once, by the letters of its runs; no letters where all agree."""
     strip: Strip
 
 
@@ -158,21 +153,32 @@ def _lines(runs: Sequence[Run], notes: Sequence[str]) -> dict[str, list[Line]]:
     return {where: lines[where] for where in in_order(lines)}
 
 
+def _digests(runs: Sequence[Run]) -> dict[str, str]:
+    """By set, what its first audit found of each run, for who does not open its table."""
+    made = {}
+    for where in dict.fromkeys(where for run in runs for where in run.findings):
+        audit = next(audit for run in runs for audit in run.findings.get(where, {}))
+        rows = ((run, run.findings.get(where, {}).get(audit, {}).get(run.shown_model)) for run in runs)
+        made[where] = f"{audit}: " + ", ".join(f"{run.letter} {number(found.value)}" for run, found in rows if found)
+    return made
+
+
 def _line(audit: str, rows: Sequence[Row], runs: Sequence[Run], notes: Sequence[str]) -> Line:
     first = next(row for row in rows if row)
-    same, best = any_of(first), _best(rows)
+    same, best = any_of(first), _best(rows) if _are_alike(rows, runs) else None
     begun = [{} if run.only_audited else row for row, run in zip(rows, runs, strict=True)]
     before, reference = _common_rows(begun, runs, "before"), _common_rows(rows, runs, "reference")
     under = [row.get(run.shown_model) for row, run in zip(rows, runs, strict=True)]
     after = [Cell("", found, place == best) if found else None for place, found in enumerate(under)]
     return Line(
         audit=audit,
+        explained=explain(audit),
         note=note_of(first, notes),
         better=better_of(first),
         before=before,
         after=after,
         reference=reference,
-        ideal=same.ideal,
+        ideals=_ideals(rows, runs),
         strip=_strip(before, after, reference, runs, same.ideal),
     )
 
@@ -185,6 +191,21 @@ def _common_rows(rows: Sequence[Row], runs: Sequence[Run], model: str) -> list[C
             groups.setdefault(number(row[model].value), []).append((run.letter, row[model]))
     alone = len(groups) == 1
     return [Cell("" if alone else ", ".join(letter for letter, _ in group), group[0][1]) for group in groups.values()]
+
+
+def _ideals(rows: Sequence[Row], runs: Sequence[Run]) -> dict[str, float]:
+    groups: dict[str, list[tuple[str, float]]] = {}
+    for row, run in zip(rows, runs, strict=True):
+        ideal = any_of(row).ideal if row else None
+        if finite(ideal):
+            groups.setdefault(number(ideal), []).append((run.letter, ideal))
+    alone = len(groups) == 1
+    return {"" if alone else ", ".join(letter for letter, _ in group): group[0][1] for group in groups.values()}
+
+
+def _are_alike(rows: Sequence[Row], runs: Sequence[Run]) -> bool:
+    """Whether all runs that were asked had one request, without which no value is better than another."""
+    return len({run.report.request.fingerprint for row, run in zip(rows, runs, strict=True) if row}) < 2
 
 
 def _best(rows: Sequence[Row]) -> int | None:
@@ -200,9 +221,15 @@ def _best(rows: Sequence[Row]) -> int | None:
 
 
 def _distance(finding: Finding) -> float | None:
-    """Less is better; None where the ideal is not known."""
-    if finding.better == "ideal":
-        return abs(finding.value - finding.ideal) if finite(finding.ideal) else None
+    """Less is better: how far from the ideal, on either side, for to go past it earns nothing.
+
+    None where it is not known. Of what should stay more is then better; of what should be gone less is not: it may be
+    less than a model has that never saw it.
+    """
+    if finite(finding.ideal):
+        return abs(finding.value - finding.ideal)
+    if finding.better == "ideal" or not should_stay(finding.set):
+        return None
     return finding.value if finding.better == "lower" else -finding.value
 
 
@@ -221,30 +248,56 @@ def _strip(
 
 # The trade-off
 
+PLOTS = 4
+"""Sets that are plotted at most."""
 
-def _choose_audits(runs: Sequence[Run]) -> tuple[str, str] | None:
-    """Which audits of the forget and the retain set to plot: the same on both, if there is one."""
-    forget, retain = (
-        dict.fromkeys(audit for run in runs for audit in run.findings.get(where, {})) for where in ("forget", "retain")
+
+@dataclass(frozen=True)
+class Tradeoff:
+    """What was forgotten against what one set kept."""
+
+    where: str
+    forget: str
+    kept: str
+    """The audits of the two axes."""
+    svg: str
+
+
+def _tradeoffs(runs: Sequence[Run]) -> list[Tradeoff]:
+    """A plot for each set that should stay and no training read; of the retain set only where there is no other."""
+    asked = dict.fromkeys(where for run in runs for where in run.findings if should_stay(where))
+    probes = [where for where in asked if where not in ("retain", "holdout")] or [w for w in asked if w == "retain"]
+    made = (_tradeoff(runs, where) for where in probes)
+    return [plot for plot in made if plot is not None][:PLOTS]
+
+
+def _choose_audits(runs: Sequence[Run], where: str) -> tuple[str, str] | None:
+    """Which audits of the forget set and of another to plot: the same on both, if there is one."""
+    forget, kept = (
+        dict.fromkeys(audit for run in runs for audit in run.findings.get(name, {})) for name in ("forget", where)
     )
-    if not (forget and retain):
+    if not (forget and kept):
         return None
-    same = [audit for audit in forget if audit in retain]
-    return (same[0], same[0]) if same else (next(iter(forget)), next(iter(retain)))
+    same = [audit for audit in forget if audit in kept]
+    return (same[0], same[0]) if same else (next(iter(forget)), next(iter(kept)))
 
 
-def _tradeoff(runs: Sequence[Run], forget: str, retain: str) -> str:
-    points: dict[object, plots.Point] = {}
+def _tradeoff(runs: Sequence[Run], where: str) -> Tradeoff | None:
+    chosen = _choose_audits(runs, where)
+    if chosen is None:
+        return None
+    points: dict[object, Point] = {}
     for place, run in enumerate(runs):
         own = (run.shown_model, run.letter)
         for model, label in (own, ("reference", "reference")) if run.only_audited else (*BESIDE, own):
-            spans = (_span(run, "forget", forget, model), _span(run, "retain", retain, model))
+            spans = (_span(run, "forget", chosen[0], model), _span(run, where, chosen[1], model))
             if all(finite(span.value) for span in spans):
-                point = plots.Point(label, *spans, run=place if label == run.letter else None)
+                point = Point(label, *spans, run=place if label == run.letter else None)
                 points.setdefault((label, *spans), point)  # runs on one model share their before
     if not points:
-        return ""
-    return plots.tradeoff(list(points.values()), _axis(runs, "forget", forget), _axis(runs, "retain", retain))
+        return None
+    axes = _axis(runs, "forget", chosen[0]), _axis(runs, where, chosen[1])
+    return Tradeoff(where, *chosen, draw_tradeoff(list(points.values()), *axes, name=f"tradeoff-{where}"))
 
 
 def _span(run: Run, where: str, audit: str, model: str) -> Span:
@@ -252,11 +305,11 @@ def _span(run: Run, where: str, audit: str, model: str) -> Span:
     return span_of(row[model]) if model in row else Span(math.nan)
 
 
-def _axis(runs: Sequence[Run], where: str, audit: str) -> plots.Axis:
+def _axis(runs: Sequence[Run], where: str, audit: str) -> Axis:
     rows = (run.findings.get(where, {}).get(audit) for run in runs)
     row = next(row for row in rows if row)
     better = f" ({better_of(row)})" if better_of(row) else ""
-    return plots.Axis(f"{audit} on {where}{better}", any_of(row).ideal)
+    return Axis(f"{audit} on {where}{better}", any_of(row).ideal)
 
 
 def _limits(runs: Sequence[Run]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Inline SVG plots of a run: its curves, several runs overlaid, and what forgetting cost.
+"""Inline SVG plots of a run: its curves, several runs overlaid, which share their style with trade-offs.
 
 Made for a page, not for a file of their own: no XML prologue, no size (the page sets the width), and every colour is
 `var(--name, #hex)`, so that the page's light and dark schemes recolour them. The same input gives the same bytes.
@@ -10,7 +10,6 @@ import io
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from html import escape
 from typing import Any
 
@@ -21,7 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from expunge.events import Checked, Step
-from expunge.report.strips import Span, finite
+from expunge.report.strips import finite
 
 Line = Step | Checked
 LOSSES: dict[str, Callable[[Line], float | None]] = {"forget": lambda at: at.forget, "retain": lambda at: at.retain}
@@ -62,27 +61,6 @@ STYLE: dict[Any, Any] = {
 }
 
 
-@dataclass(frozen=True)
-class Point:
-    """One model in the trade-off plot."""
-
-    label: str
-    """The run's letter, or a word for a model that is no run."""
-    forget: Span
-    retain: Span
-    run: int | None = None
-    """Which run's colour it wears; None is drawn hollow, as a landmark."""
-
-
-@dataclass(frozen=True)
-class Axis:
-    """One direction of the trade-off plot."""
-
-    name: str
-    ideal: float | None = None
-    """Where a dashed line says that the ideal is."""
-
-
 def curves(steps: Sequence[Line], kept: int | None = None, level: float | None = None) -> str:
     """Three SVGs in a row, fewer where nothing was recorded: losses, gradient norms, size of the change."""
     taken = [line for line in steps if isinstance(line, Step)]
@@ -101,23 +79,11 @@ def overlay(runs: Sequence[tuple[str, Sequence[Line]]]) -> str:
     return "\n".join(panel for panel in panels if panel)
 
 
-def tradeoff(points: Sequence[Point], forget: Axis, retain: Axis) -> str:
-    """What was forgotten against what was kept, one point for each model, with intervals."""
-    with matplotlib.rc_context(STYLE):
-        figure, axes = _panel(height=4.6)
-        for point in points:
-            _mark(axes, point)
-        _name_axes(axes, forget, retain)
-        axes.margins(0.12)
-        said = "; ".join(f"{p.label}: forget {p.forget.value:.3g}, retain {p.retain.value:.3g}" for p in points)
-        return _svg(figure, "tradeoff", f"Trade-off. {said}")
-
-
 # The panels of one run
 
 
 def _losses(taken: Sequence[Step], checks: Sequence[Checked], kept: int | None, level: float | None) -> str:
-    figure, axes = _panel(title="Loss")
+    figure, axes = panel(title="Loss")
     for name in ("forget", "retain"):
         _line(axes, taken, name, label=None if _has(checks, name) else name, color=COLOURS[name], alpha=0.5, lw=1.2)
         _line(axes, checks, name, label=name, color=COLOURS[name], lw=1.8, ms=4.5, marker=_dots(checks))
@@ -126,28 +92,28 @@ def _losses(taken: Sequence[Step], checks: Sequence[Checked], kept: int | None, 
     if finite(level):
         axes.axhline(level, color=COLOURS["forget"], lw=1.2, ls=(0, (4, 3)), label=f"level {level:.2f}")
     _finish(axes, kept)
-    return _svg(figure, "loss", "Forget and retain loss at each step")
+    return as_svg(figure, "loss", "Forget and retain loss at each step")
 
 
 def _gradients(taken: Sequence[Step], kept: int | None) -> str:
-    figure, axes = _panel(title="Gradient norm, by part of the network")
+    figure, axes = panel(title="Gradient norm, by part of the network")
     parts = dict.fromkeys(part for line in taken for part in line.gradient)
     tints = {"mlp": "run-2", "attention": "run-4"}
     for part in parts:
         norms = [_number(line.gradient.get(part)) for line in taken]
         silent = not any(norm > 0 for norm in norms)  # nothing to draw on a log axis, but worth saying
         heights = [norm if norm > 0 else math.nan for norm in norms]
-        label = _plain(part) + (": 0" if silent else "")
+        label = plain(part) + (": 0" if silent else "")
         axes.plot(_at(taken), heights, label=label, color=COLOURS[tints.get(part, "soft")], lw=1.6)
     if all(math.isnan(norm) for line in axes.lines for _, norm in _points(line)):
         return ""
     axes.set_yscale("log")
     _finish(axes, kept)
-    return _svg(figure, "gradient", "Gradient norms at each step, on a logarithmic axis")
+    return as_svg(figure, "gradient", "Gradient norms at each step, on a logarithmic axis")
 
 
 def _change(taken: Sequence[Step], kept: int | None) -> str:
-    figure, axes = _panel(title="Size of the change to the weights")
+    figure, axes = panel(title="Size of the change to the weights")
     for norm, tint in (("frobenius", "run-0"), ("spectral", "run-3")):
         sizes = [_number(line.delta.get(norm)) for line in taken]
         if any(map(math.isfinite, sizes)):
@@ -156,14 +122,14 @@ def _change(taken: Sequence[Step], kept: int | None) -> str:
         return ""
     axes.set_ylim(bottom=0)
     _finish(axes, kept)
-    return _svg(figure, "change", "Frobenius and spectral norm of the change at each step")
+    return as_svg(figure, "change", "Frobenius and spectral norm of the change at each step")
 
 
 # The panels of several runs
 
 
 def _overlaid(runs: Sequence[tuple[str, Sequence[Line]]], name: str) -> str:
-    figure, axes = _panel(title=f"{name.capitalize()} loss", pad=12)
+    figure, axes = panel(title=f"{name.capitalize()} loss", pad=12)
     for number, (label, steps) in enumerate(runs):
         checks: list[Line] = [line for line in steps if isinstance(line, Checked)]
         shown = checks if _has(checks, name) else [line for line in steps if isinstance(line, Step)]
@@ -173,7 +139,7 @@ def _overlaid(runs: Sequence[tuple[str, Sequence[Line]]], name: str) -> str:
         return ""
     _finish(axes, kept=None, legend=False)
     _letter_the_ends(axes)
-    return _svg(figure, f"overlay-{name}", f"{name.capitalize()} loss of every run at each step")
+    return as_svg(figure, f"overlay-{name}", f"{name.capitalize()} loss of every run at each step")
 
 
 def run_colour(number: int) -> str:
@@ -205,49 +171,11 @@ def _points(line: Line2D) -> list[tuple[float, float]]:
     return [(float(x), float(y)) for x, y in zip(*data, strict=True)]
 
 
-# The trade-off
-
-
-def _mark(axes: Axes, point: Point) -> None:
-    is_run = point.run is not None
-    color = COLOURS["soft"] if point.run is None else run_colour(point.run)
-    x, y = point.forget, point.retain
-    axes.errorbar(
-        [x.value], [y.value], xerr=_reach(x), yerr=_reach(y), fmt="o" if is_run else "D",
-        ms=14 if is_run else 6.5, mfc=color if is_run else COLOURS["card"], mec=color, mew=1.4,
-        ecolor=color, elinewidth=1.2, alpha=1.0, zorder=3 if is_run else 2,
-    )  # fmt: skip
-    inside, beside = (0, 0), (9, 9)  # a letter fits into its dot, a word does not
-    axes.annotate(
-        _plain(point.label), (x.value, y.value), inside if is_run else beside, textcoords="offset points",
-        ha="center" if is_run else "left", va="center_baseline" if is_run else "center", fontsize=8.5 if is_run else 10,
-        color=COLOURS["card"] if is_run else color, weight="bold" if is_run else "normal", zorder=4,
-    )  # fmt: skip
-
-
-def _reach(span: Span) -> list[list[float]] | None:
-    if not (finite(span.low) and finite(span.high)):
-        return None
-    # A bootstrap interval may leave its own estimate outside; matplotlib refuses a negative arm.
-    return [[max(0.0, span.value - span.low)], [max(0.0, span.high - span.value)]]
-
-
-def _name_axes(axes: Axes, forget: Axis, retain: Axis) -> None:
-    axes.set_xlabel(_plain(forget.name))
-    axes.set_ylabel(_plain(retain.name))
-    dashed: dict[str, Any] = {"color": COLOURS["ink"], "lw": 1.0, "ls": (0, (4, 3)), "zorder": 1}
-    if finite(forget.ideal):
-        axes.axvline(forget.ideal, **dashed)
-        axes.text(forget.ideal, 1.01, "ideal", transform=axes.get_xaxis_transform(), ha="center", va="bottom")
-    if finite(retain.ideal):
-        axes.axhline(retain.ideal, **dashed)
-        axes.text(1.01, retain.ideal, "ideal", transform=axes.get_yaxis_transform(), ha="left", va="center")
-
-
 # What every panel shares
 
 
-def _panel(title: str = "", height: float = 3.7, pad: int = 24) -> tuple[Figure, Axes]:
+def panel(title: str = "", height: float = 3.7, pad: int = 24) -> tuple[Figure, Axes]:
+    """An empty plot of a page's usual width."""
     figure = Figure(figsize=(6.4, height), layout="constrained")
     axes = figure.add_subplot()
     axes.xaxis.grid(False)
@@ -298,7 +226,7 @@ def _number(value: object) -> float:
     return float(value) if finite(value) else math.nan  # a gap in the line
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """What the layout font can measure: ASCII, and short; the page has the text in full."""
     spelled = text.encode("ascii", "backslashreplace").decode("ascii")
     printable = "".join(letter if letter.isprintable() else "?" for letter in spelled)
@@ -306,7 +234,8 @@ def _plain(text: str) -> str:
     return cut.replace("$", r"\$")  # else matplotlib would read what stands between two of them as a formula
 
 
-def _svg(figure: Figure, name: str, description: str) -> str:
+def as_svg(figure: Figure, name: str, description: str) -> str:
+    """A figure as markup for a page; `name` begins each of its ids."""
     out = io.StringIO()
     silent = {"Date": None, "Creator": None, "Format": None, "Type": None}
     with matplotlib.rc_context({"svg.hashsalt": name}):

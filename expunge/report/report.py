@@ -132,6 +132,8 @@ class Sample:
     before: str | None = None
     after: str | None = None
     reference: str | None = None
+    picture: str | None = None
+    """Of an image: a thumbnail as a data: address; the texts are then names of classes."""
 
 
 @dataclass(frozen=True)

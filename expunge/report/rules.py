@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 from expunge.core.audit import BOTH, Audit, Finding, Measure
@@ -113,7 +113,8 @@ class Row:
         gap = self._gap(self.after, ideal)
         side = self._side(gap, margin, two_sided)
         result, because = self._say(side, ideal, margin, two_sided)
-        return self._outcome(answer, rule, result, ideal.value, gap, margin, because)
+        against = result != "no" and _is_off(self._sign * gap.value, margin, two_sided)
+        return replace(self._outcome(answer, rule, result, ideal.value, gap, margin, because), against=against)
 
     def _say(self, side: int, ideal: Ideal, margin: float, two_sided: bool) -> tuple[Said, str]:
         was, now, of = number(self.before.value), number(self.after.value), f"{number(ideal.value)} ({ideal.source})"
@@ -171,7 +172,8 @@ class Row:
         rule = f"{self.name} at most {margin:.2g} {worse} {source}"
         gap = difference(self._estimate(self.after), self._estimate(bound), paired=True)
         result, because = self._weigh(gap, bound, margin)
-        return self._outcome("unharmed", rule, result, bound.value, gap, margin, because)
+        against = result != "no" and -self._sign * gap.value > margin + ROUNDING
+        return replace(self._outcome("unharmed", rule, result, bound.value, gap, margin, because), against=against)
 
     def _weigh(self, gap: Estimate, bound: Finding, margin: float) -> tuple[Said, str]:
         lost, was, now = -self._sign * gap.value, number(bound.value), number(self.after.value)
@@ -210,7 +212,7 @@ class Row:
     def _side(self, gap: Estimate, margin: float, two_sided: bool) -> int:
         """1 where the set is known better than the ideal, by more than tolerance and chance, -1 where less, else 0."""
         known = self._sign * gap.value
-        if not abs(known) > margin + ROUNDING or _includes_0(gap) or (known < 0 and not two_sided):
+        if _includes_0(gap) or not _is_off(known, margin, two_sided):
             return 0
         return 1 if known > 0 else -1
 
@@ -218,6 +220,11 @@ class Row:
         self, answer: Name, rule: str, result: Said, bound: float, gap: Estimate, margin: float, because: str
     ) -> Outcome:
         return Outcome(answer, rule, result, self.after.value, bound, because, gap.low, gap.high, margin)
+
+
+def _is_off(known: float, margin: float, two_sided: bool) -> bool:
+    """Whether a difference is larger than the tolerance: one to less counts where the rule has two sides."""
+    return abs(known) > margin + ROUNDING and (known > 0 or two_sided)
 
 
 def _includes_0(gap: Estimate) -> bool:

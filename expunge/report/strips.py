@@ -46,18 +46,30 @@ class Strip:
     start: float
     end: float
     log: bool
+    below: bool
+    """Whether a value lies below the start, where it is drawn: a logarithmic axis has no 0."""
 
 
 def strip(models: Sequence[tuple[str, str, Span]], ideal: float | None = None) -> Strip:
     """Place models, each a name, a role and a value, on an axis that begins and ends at a round number."""
-    seen = [number for _, _, span in models for number in (span.value, span.low, span.high)]
-    scale = _Scale.around([number for number in (*seen, ideal) if finite(number)])
+    values = [number for number in (*(span.value for _, _, span in models), ideal) if finite(number)]
+    ends = [end for _, _, span in models for end in (span.low, span.high) if finite(end)]
+    scale = _Scale.around(values, ends)
     dots = [
         Dot(name, role, span.value, scale.place(span.value), scale.at(span.low), scale.at(span.high), lane)
         for lane, (name, role, span) in enumerate(models)
         if finite(span.value)
     ]
-    return Strip(dots, len(models), scale.at(ideal), scale.low, scale.high, scale.log)
+    below = any(number < scale.low for number in (ideal, *(dot.value for dot in dots)) if finite(number))
+    return Strip(dots, len(models), scale.at(ideal), scale.low, scale.high, scale.log, below)
+
+
+def piles_up(values: Sequence[float], end: float) -> bool:
+    """Whether most values lie in the first tenth of an axis from 0 to `end`, and are not all alike."""
+    above = [value for value in values if value > 0]
+    near = [value for value in values if 0 <= value < end / 10]
+    apart = len(above) > 1 and max(above) >= 3 * min(above)
+    return min(values, default=-1.0) >= 0 and 2 * len(near) > len(values) and apart
 
 
 @dataclass(frozen=True)
@@ -67,12 +79,15 @@ class _Scale:
     log: bool
 
     @classmethod
-    def around(cls, values: Sequence[float]) -> _Scale:
-        low, high = min(values, default=0.0), max(values, default=1.0)
+    def around(cls, values: Sequence[float], ends: Sequence[float]) -> _Scale:
+        """An axis for values and the ends of their intervals."""
+        low, high = min((*values, *ends), default=0.0), max((*values, *ends), default=1.0)
+        least = min((value for value in values if value > 1e-300), default=1.0)
+        whole = 1.0 if low > -1e-300 and high <= 1 else _round_up(high)
+        if piles_up(values, whole) or (min(values, default=0.0) > 1e-300 and high > 1000 * least):
+            return cls(10.0 ** math.floor(math.log10(least)), 10.0 ** math.ceil(math.log10(high)), log=True)
         if low > -1e-300 and high <= 1:
             return cls(0.0, 1.0, log=False)  # shares and areas under a curve: one axis for all rows
-        if low > 0 and high > 1000 * low:
-            return cls(10.0 ** math.floor(math.log10(max(low, 1e-300))), 10.0 ** math.ceil(math.log10(high)), log=True)
         return cls(0.0 - _round_up(-low), _round_up(high), log=False)
 
     def at(self, value: float | None) -> float | None:

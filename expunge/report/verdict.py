@@ -62,7 +62,7 @@ def _answer(name: Name, outcomes: Sequence[Outcome], lacking: Sequence[str], bes
     unmeasured = (*lacking, *_because(by["not measured"]), *besides)
     shown = [rule for rule in by["yes"] if not rule.condition]
     if by["no"]:
-        worst = max(by["no"], key=_gravity)
+        worst = max(by["no"], key=gravity)
         more = len(by["no"]) - 1
         also = f" {more} more rule{'s say' if more > 1 else ' says'} no." if more else ""
         return Answer("no", f"{subject(worst)} – {worst.because}{also}", rules, unmeasured)
@@ -84,7 +84,7 @@ def subject(rule: Outcome) -> str:
     return named[0] if named else rule.rule
 
 
-def _gravity(rule: Outcome) -> float:
+def gravity(rule: Outcome) -> float:
     """How far a rule was missed, in tolerances; what was asked for and what a run must do go first."""
     if rule.condition or rule.tolerance is None or rule.value is None or rule.bound is None:
         return math.inf

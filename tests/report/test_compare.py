@@ -3,28 +3,66 @@
 from dataclasses import replace
 
 from expunge.report import compare
-from expunge.report.report import Report
+from expunge.report.report import Report, Sample, Samples
 from tests.report.reports import STEPS, Page, assert_inert, audited, finding, findings, report
 
 
 def test_a_comparison_has_a_column_for_each_run_and_shares_what_they_share():
     runs = [("gentle", report()), ("harsh", report(findings=findings(0.02, 0.7)))]
     found = assert_inert(compare.render(runs))
-    assert "Audit Before A gentle B harsh Reference Ideal" in found.text
-    shown = "0.97 0.92 – 1.02 n = 24 0.20 0.15 – 0.25 n = 24 best 0.02 -0.03 – 0.07 n = 24 0.29 0.24 – 0.34 n = 24 0.25"
-    assert shown in found.text  # before, A, B, reference, ideal
+    assert "Audit Ideal Reference Before A gentle B harsh" in found.text
+    shown = "0.25 0.29 0.24 – 0.34 n = 24 0.97 0.92 – 1.02 n = 24 0.20 0.15 – 0.25 n = 24 best 0.02 -0.03 – 0.07 n = 24"
+    assert shown in found.text  # ideal, reference, before, A, B
     assert "Not all runs" not in found.text
 
 
 def test_the_best_run_is_the_nearest_to_the_ideal_not_the_lowest():
-    def best(better, *values):
-        return compare._best([{"after": finding("X", "forget", "after", v, ideal=0.25, better=better)} for v in values])
+    def best(where, better, ideal, *values):
+        return compare._best([{"after": finding("X", where, "after", v, ideal=ideal, better=better)} for v in values])
 
-    assert best("ideal", 0.02, 0.2, 0.9) == 1  # |0.20 - 0.25| = 0.05, |0.02 - 0.25| = 0.23
-    assert best("lower", 0.02, 0.2, 0.9) == 0
-    assert best("higher", 0.02, 0.2, 0.9) == 2
-    assert best("lower", 0.2, 0.2) is None  # a tie
-    assert best("lower", 0.2) is None  # nothing to choose from
+    assert best("forget", "ideal", 0.25, 0.02, 0.2, 0.9) == 1  # |0.20 - 0.25| = 0.05, |0.02 - 0.25| = 0.23
+    assert best("forget", "lower", None, 0.02, 0.2, 0.9) is None  # a model that never saw it may have more than 0.02
+    assert best("general", "higher", 0.9, 0.8, 0.88, 0.99) == 1  # |0.88 - 0.90| = 0.02, |0.99 - 0.90| = 0.09
+    assert best("general", "lower", None, 0.02, 0.2, 0.9) == 0
+    assert best("general", "higher", None, 0.02, 0.2, 0.9) == 2
+    assert best("general", "lower", None, 0.2, 0.2) is None  # a tie
+    assert best("general", "lower", None, 0.2) is None  # nothing to choose from
+
+
+def test_of_runs_with_other_requests_none_is_best():
+    other = report(findings=findings(0.02), request=replace(report().request, fingerprint="c" * 64))
+    assert 'class="best"' in compare.render([("one", report()), ("two", report(findings=findings(0.02)))])
+    assert 'class="best"' not in compare.render([("one", report()), ("two", other)])
+
+
+def probed(after):
+    """A run that asked a probe as well, which no training read."""
+    more = (finding("Choice", "neighbours", "before", 0.9), finding("Choice", "neighbours", "after", after))
+    return report(findings=(*findings(), *more))
+
+
+def test_what_no_training_read_is_plotted_and_the_retain_set_only_where_there_is_nothing_else():
+    page = compare.render([("one", probed(0.8)), ("two", probed(0.7))])
+    assert "A: forget 0.2, kept 0.8; B: forget 0.2, kept 0.7" in page
+    assert "Choice on neighbours" in page
+    assert "Choice on retain" not in page
+    plain = tuple(each for each in findings() if each.set != "general")
+    page = compare.render([("one", report(findings=plain)), ("two", report(findings=plain))])
+    assert "Choice on retain" in page
+    assert "training read it, for no other was asked" in page
+
+
+def test_samples_stand_side_by_side_and_those_of_a_run_that_hides_them_do_not():
+    def wrote(text, shown=True):
+        item = Sample("forget", "forget-01", "Where does Mira live?", "In Ostrava.", "Ostrava.", text)
+        return report(samples=Samples(shown, (item,)))
+
+    runs = [("one", wrote("In Brno.")), ("two", wrote("Nowhere.")), ("three", wrote("Sealed.", shown=False))]
+    text = assert_inert(compare.render(runs)).text
+    side = "forget-01 Asked Where does Mira live? Right answer In Ostrava. Before Ostrava. A In Brno. B Nowhere."
+    assert side in text
+    assert "The texts of C are hidden" in text
+    assert "Sealed." not in text
 
 
 def test_different_beginnings_are_told_apart_and_warned_of():
@@ -50,17 +88,17 @@ def looked(value: float) -> Report:
 def test_a_model_that_was_only_audited_stands_under_its_letter_and_is_said_to_be_as_it_was():
     page = compare.render([("gentle", report()), ("retrained", looked(0.31))])
     text = assert_inert(page).text
-    assert "Audit Before A gentle B retrained nothing done Reference Ideal" in text
+    assert "Audit Ideal Reference Before A gentle B retrained nothing done" in text
     assert "0.97 0.92 – 1.02 n = 24 0.20 0.15 – 0.25 n = 24 0.31 " in text  # before (of A alone), A, B
     assert "Each lettered dot is a model after forgetting, but for B: nothing was done to it, audited as it is." in text
-    assert "B: forget 0.31, retain 0.31" in page  # the plot's own words for its dots
+    assert "B: forget 0.31, kept 0.31" in page  # the plot's own words for its dots
     assert "Nothing was done to this model: it was audited as it is" in text
     assert 'class="best"' not in page  # there is but one model that forgot
 
 
 def test_audits_alone_are_compared_without_a_column_of_dashes():
     text = Page(compare.render([("one", looked(0.9)), ("two", looked(0.3))])).text
-    assert "Audit A one nothing done B two nothing done Reference Ideal" in text
+    assert "Audit Ideal A one nothing done B two nothing done" in text
     assert "but for A, B: nothing was done to them" in text
 
 

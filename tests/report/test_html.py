@@ -1,14 +1,18 @@
 """The pages of a report and a comparison: complete, repeatable, inert whatever they are told, silent on hidden text."""
 
+import itertools
 import math
+import re
 from dataclasses import fields, is_dataclass, replace
 
 import pytest
 
 from expunge.errors import UsageRefused
 from expunge.events import Change, Edited
-from expunge.report import compare, html, words
+from expunge.report import compare, headline, html, words
 from expunge.report.report import Sample, Samples
+from expunge.report.results import by_set, results
+from expunge.report.samples import samples_of
 from tests.report.reports import RUN, STEPS, Page, assert_inert, audited, finding, findings, outcome, report, verdict
 
 # The whole
@@ -23,12 +27,13 @@ def test_the_same_report_gives_the_same_bytes():
 def test_a_page_says_everything_it_was_told_in_the_order_it_is_read():
     text = assert_inert(html.render(report(steps=STEPS))).text
     order = [
-        "Forgotten, traceless, unharmed", "Forgotten yes", "Why unharmed is so.", "Key facts", "134.5 M",
-        "What was asked", "expunge forget ./smollm2", "What the verdict rests on", "✓ met, 0.05 to spare", "Results",
-        "Choice 1", "0.15 – 0.25", "Loss 2", "MinK 3", "How MinK is defined.", "The run", "step 22 of 24", "1.2e-05",
-        "Samples", "--show-text", "forget-01", "Cost and environment", "1 min 20 s", "2.4 GB",
-        "What this does not show", "Outputs only", "Fingerprints", "9f86d081884c7d65", "c0ffee081884c7d65",
-        "60303ae22b998861",
+        "Forgotten, traceless, unharmed", "Forgotten yes", "Right answers among the options: 0.20", "In plain words",
+        "What was asked", "24 records (forget.jsonl)", "What is gone", "What is left", "What was harmed",
+        "What was not measured", "Outputs only", "What this does not show", "Results", "Choice 0.97 → 0.20, ideal 0.25",
+        "Choice 1", "0.15 – 0.25", "Loss 2", "MinK 3", "How MinK is defined.", "Samples", "--show-text", "forget-01",
+        "What the verdict rests on", "✓ met, 0.05 to spare", "Key facts", "134.5 M", "expunge forget ./smollm2",
+        "The run", "step 22 of 24", "1.2e-05", "Cost and environment", "1 min 20 s", "2.4 GB",
+        "Fingerprints", "9f86d081884c7d65", "c0ffee081884c7d65", "60303ae22b998861",
     ]  # fmt: skip
     places = [text.find(piece, text.find("report on")) for piece in order]
     assert -1 not in places, order[places.index(-1)]
@@ -83,7 +88,7 @@ def judged(*results, **changed):
 
 
 @pytest.mark.parametrize(
-    ("results", "words", "mark"),
+    ("said", "words", "mark"),
     [
         (("yes", "yes", "yes"), "Forgotten, traceless, unharmed", "met"),
         (("yes", "no", "no"), "Forgotten, traces show, harmed", "missed"),
@@ -91,23 +96,68 @@ def judged(*results, **changed):
         (("not measured", "yes", "not measured"), "Forgotten not measured, traceless, unharmed not measured", "open"),
     ],
 )
-def test_the_headline_is_the_three_answers(results, words, mark):
-    assert html.outcome(judged(*results)) == html.Headline(words, mark)
+def test_the_headline_is_the_three_answers(said, words, mark):
+    assert headline.outcome(judged(*said)) == headline.Headline(words, mark)
+
+
+def first_screen(made):
+    page = html.render(made)
+    return Page(page[: page.index('id="limits"')]).text
+
+
+def in_order(text, *pieces):
+    places = [text.find(piece) for piece in pieces]
+    assert -1 not in places, pieces[places.index(-1)]
+    assert places == sorted(places)
 
 
 def test_the_first_screen_has_three_answers_three_reasons_and_what_was_not_measured():
-    made = report(verdict=verdict(outcome("forget.B <= 1", "no"), unmeasured=("MinK: left out of --audits.",)))
-    page = html.render(made)
-    first = Page(page[: page.index("<h2>Key facts")]).text
-    order = [
+    rule = outcome("forget.B <= 1", "no", because="Still known: 0.9.")
+    text = first_screen(report(verdict=verdict(rule, unmeasured=("forget vs holdout.MinK: left out of --audits.",))))
+    in_order(
+        text[text.find("report on") :],
         "Not forgotten, traceless not measured, unharmed not measured",
-        "Forgotten no", "Why forgotten is so.", "Traceless not measured", "Why traceless is so.",
-        "Unharmed not measured", "Why unharmed is so.", "What else was not measured",
-        "Traceless. MinK: left out of --audits.",
-    ]  # fmt: skip
-    places = [first.find(piece, first.find("report on")) for piece in order]
-    assert -1 not in places, order[places.index(-1)]
-    assert places == sorted(places)
+        "Not measured: traceless; unharmed; telling forgotten from never seen records by their least likely tokens",
+        "Forgotten no", "known no better", "B: Still known: 0.9.", "Traceless not measured", "Why traceless is so.",
+        "Unharmed not measured", "Why unharmed is so.", "What was not measured",
+        "Traceless: telling forgotten from never seen records by their least likely tokens: left out of --audits.",
+        "Outputs only",
+    )  # fmt: skip
+
+
+def scored(audit, model, right, n=32, ideal=None):
+    """A share of records that are answered rightly, the first ones."""
+    scores = (1.0,) * right + (0.0,) * (n - right)
+    made = finding(audit, "forget", model, right / n, ideal=ideal, better="ideal")
+    return replace(made, scores=scores, n=n)
+
+
+def test_what_is_gone_and_what_is_left_are_told_in_counts():
+    found = (*(scored("Choice", model, k, ideal=0.16) for model, k in (("before", 30), ("after", 8))),)
+    rule = outcome("forget.Choice within 0.05 of the holdout set's", value=0.25, bound=0.16, low=-0.1, high=0.3)
+    text = first_screen(report(findings=found, verdict=verdict(rule)))
+    in_order(
+        text,
+        "Right answers among the options: 8 of 32 now, 30 of 32 before; a model that never saw them: about 5 of 32.",
+        "What is gone 22 of the 30 right answers among the options.",
+        "What is left 8 of 32 right answers among the options; a model that never saw them: about 5.",
+    )
+
+
+def test_no_tick_stands_over_numbers_that_speak_against_it():
+    rules = [outcome("forget.Choice within 0.05 of the holdout set's", value=0.25, bound=0.16, low=-0.1, high=0.3)]
+    rules += [outcome("a.B <= 1", answer=name) for name in ("traceless", "unharmed")]
+    assert headline.outcome(report(verdict=verdict(*rules))).mark == "met"
+    rules[0] = replace(rules[0], against=True)
+    made = report(verdict=verdict(*rules))
+    assert headline.outcome(made) == headline.Headline("Forgotten, traceless, unharmed", "doubted")
+    page = html.render(made)
+    text = Page(page).text
+    assert "Some numbers speak against it" in text
+    assert "But Right answers among the options: 0.20, held against 0.16; with 24 records this may be chance." in text
+    card = page[page.index("Forgotten</span>") - 400 : page.index("Forgotten</span>")]
+    assert "mark-doubted" in card
+    assert "mark-met" not in card
 
 
 def test_a_rule_stands_with_its_value_interval_and_sentence_and_the_noes_come_first():
@@ -129,10 +179,10 @@ def test_a_rule_stands_with_its_value_interval_and_sentence_and_the_noes_come_fi
 
 
 def test_an_audit_without_thresholds_and_one_with_them():
-    assert html.outcome(audited(verdict=None)) == html.Headline("Audited; no thresholds were set", "open")
+    assert headline.outcome(audited(verdict=None)) == headline.Headline("Audited; no thresholds were set", "open")
     rules = [outcome("a.B <= 1", each) for each in ("yes", "no", "no")]
-    assert html.outcome(audited(verdict=verdict(*rules))).words == "2 of 3 thresholds were not met"
-    assert html.outcome(audited(verdict=verdict(rules[1]))).words == "1 of 1 threshold was not met"
+    assert headline.outcome(audited(verdict=verdict(*rules))).words == "2 of 3 thresholds were not met"
+    assert headline.outcome(audited(verdict=verdict(rules[1]))).words == "1 of 1 threshold was not met"
     page = Page(html.render(audited(verdict=verdict(*rules)))).text
     assert "Why forgotten is so." not in page  # nothing was forgotten
 
@@ -140,15 +190,25 @@ def test_an_audit_without_thresholds_and_one_with_them():
 def test_what_should_be_gone_is_read_first_then_what_should_stay():
     names = ["world", "holdout", "paraphrase", "retain", "forget"]
     found = [finding("Loss", where, "after", 1.0) for where in names]
-    assert list(html.by_set(found)) == ["forget", "retain", "holdout", "world", "paraphrase"]
-    assert [tile.where for tile in html.tiles(html.by_set(found))] == [
-        "forget", "retain", "holdout", "world",
-    ]  # fmt: skip
+    assert list(by_set(found)) == ["forget", "retain", "holdout", "world", "paraphrase"]
+    assert [tile.where for tile in html.tiles(by_set(found))] == ["forget", "retain", "holdout", "world"]
+
+
+def test_what_is_not_asked_first_is_folded_and_headings_go_down_by_one():
+    page = html.render(report(steps=STEPS))
+    shown = re.sub(r"<details.*?</details>", "", page, flags=re.DOTALL)
+    assert "<table" not in shown
+    assert "<details open" not in page
+    levels = [int(level) for level in re.findall(r"<h([1-6])", page)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+    assert '<html lang="en">' in page
 
 
 def test_each_number_of_a_rule_is_named_where_the_table_is_stacked():
     page = html.render(report())
-    rules = page[page.index("<h2>What the verdict") : page.index("<h2>Results")]
+    rules = page[page.index("<h2>What the verdict") : page.index("<h2>For the record")]
     assert '<table class="stack rules">' in rules
     assert [rules.count(f'data-label="{name}"') for name in ("Measured", "Held against", "Off by")] == [3, 3, 3]
 
@@ -176,7 +236,8 @@ SECRETS = {"prompt": "Where does Mira live?", "answer": "In Ostrava", "before": 
 
 def test_hidden_samples_show_no_text_even_when_they_carry_it():
     samples = Samples(False, (Sample("forget", "forget-01", **SECRETS),))
-    assert [sample.texts for sample in html.samples_of(report(samples=samples))] == [[]]  # no template ever has it
+    [shown] = samples_of(report(samples=samples))["forget"]
+    assert (shown.texts, shown.picture) == ([], "")  # no template ever has it
     page = html.render(report(samples=samples))
     assert [text for text in SECRETS.values() if text in page] == []
     assert "forget-01" in page
@@ -259,9 +320,9 @@ def test_letters_that_mislead_are_spelled_out():
 
 def test_a_p_value_has_no_interval_and_is_not_said_to_lie_below_its_ideal():
     p = replace(finding("ForgetQuality", "forget", "after", 0.31, spread=0.0, ideal=1.0), better="ideal")
-    [line] = html.results(html.by_set([p])).lines["forget"]
+    [line] = results(by_set([p])).lines["forget"]
     assert line.reach == ""
-    [other] = html.results(html.by_set([replace(p, low=0.2, high=0.4)])).lines["forget"]
+    [other] = results(by_set([replace(p, low=0.2, high=0.4)])).lines["forget"]
     assert other.reach == "after is below it"
     assert "0.31 – 0.31" not in html.render(report(findings=(p,)))
 

@@ -1,12 +1,14 @@
 """Plots: the same bytes each time, nothing that reaches outside, and places along a strip worked by hand."""
 
+import itertools
 import math
 import re
 from dataclasses import replace
 
 from expunge.events import Checked, Step
-from expunge.report.plots import COLOURS, Axis, Point, curves, overlay, tradeoff
+from expunge.report.plots import COLOURS, curves, overlay
 from expunge.report.strips import Span, strip
+from expunge.report.tradeoff import Axis, Point, draw_tradeoff, part
 
 
 def step(number, forget, retain=0.5, mlp=1.0):
@@ -42,7 +44,7 @@ def test_the_same_steps_give_the_same_bytes():
 
 
 def test_no_two_plots_share_an_id_and_every_reference_has_its_target():
-    page = curves(RUN) + overlay([("A", RUN), ("B", RUN)]) + tradeoff([point("A", 0.1, 0.9, run=0)], *AXES)
+    page = curves(RUN) + overlay([("A", RUN), ("B", RUN)]) + draw_tradeoff([point("A", 0.1, 0.9, run=0)], *AXES)
     assert len(ids(page)) == len(set(ids(page)))
     wanted = set(re.findall(r'(?:url\(|href=")#([^")]+)', page))
     assert wanted
@@ -110,13 +112,13 @@ def point(label, forget, retain, run=None):
 
 
 def test_the_tradeoff_names_every_model_and_the_ideal():
-    drawn = tradeoff([point("before", 0.9, 0.9), point("A", 0.2, 0.8, run=0), point("B", 0.3, 0.7, run=1)], *AXES)
+    drawn = draw_tradeoff([point("before", 0.9, 0.9), point("A", 0.2, 0.8, run=0), point("B", 0.3, 0.7, run=1)], *AXES)
     assert {"before", "A", "B", "ideal", "Choice on forget", "Choice on retain"} <= set(texts(drawn))
-    assert 'aria-label="Trade-off. before: forget 0.9, retain 0.9; A: forget 0.2, retain 0.8;' in drawn
+    assert 'aria-label="Trade-off. before: forget 0.9, kept 0.9; A: forget 0.2, kept 0.8;' in drawn
 
 
 def test_an_interval_that_leaves_its_value_outside_is_still_drawn():
-    assert "<svg" in tradeoff([Point("A", Span(0.5, 0.6, 0.7), Span(0.5), run=0)], *AXES)
+    assert "<svg" in draw_tradeoff([Point("A", Span(0.5, 0.6, 0.7), Span(0.5), run=0)], *AXES)
 
 
 # Strips: an axis runs from 3 to 97 per cent of the width
@@ -156,3 +158,31 @@ def test_numbers_at_the_edge_of_floats_have_a_place_or_none():
     for value in (0.0, -5e-324, 5e-324, 1e299, -1e299, 10**400, math.inf):
         placed = strip([("after", "after", Span(value)), ("before", "before", Span(1.5))])
         assert all(3 <= dot.at <= 97 for dot in placed.dots)
+
+
+def test_values_that_pile_up_at_0_stand_on_a_log_axis():
+    placed = strip([("before", "before", Span(0.16)), ("after", "after", Span(0.037, 0.004, 0.05))], ideal=0.029)
+    assert (placed.log, placed.start, placed.end, placed.below) == (True, 0.01, 1.0, False)
+    before, after = placed.dots
+    assert before.at == round(3 + 94 * (math.log10(0.16) + 2) / 2, 2)
+    assert after.low == 3.0  # it goes on beyond the axis
+    nothing = strip([("before", "before", Span(0.0)), ("after", "after", Span(0.01)), ("A", "A", Span(0.5))], ideal=0.0)
+    assert (nothing.log, nothing.below, nothing.dots[0].at) == (True, True, 3.0)
+    assert strip([("before", "before", Span(0.9)), ("after", "after", Span(0.02))], ideal=0.6).log is False
+    drawn = draw_tradeoff(
+        [point("A", 0.01, 0.8, run=0), point("B", 0.002, 0.8, run=1), point("C", 0.5, 0.7, run=2)],
+        Axis("Rouge"),
+        Axis("Choice"),
+    )
+    assert "Rouge, log axis" in texts(drawn)
+    assert "Choice" in texts(drawn)
+
+
+def test_marks_that_would_cover_one_another_are_parted_and_the_others_stay():
+    places = [(0.0, 0.0), (4.0, 0.0), (100.0, 0.0), (100.0, 0.0), (300.0, 0.0), (310.0, 0.0)]
+    shifts = part(places, [False, False, False, False, True, False])
+    now = [complex(*place) + complex(*shift) for place, shift in zip(places, shifts, strict=True)]
+    assert min(abs(a - b) for a, b in itertools.combinations(now, 2)) > 17.8
+    assert shifts[:2] == [(-7.0, 0.0), (7.0, 0.0)]  # 18 apart, each by half of what lacks
+    assert shifts[4:] == [(0.0, 0.0), (8.0, 0.0)]  # a fixed one stays, the other goes all the way
+    assert part([(0.0, 0.0), (18.0, 0.0)], [False, False]) == [(0.0, 0.0), (0.0, 0.0)]

@@ -24,8 +24,8 @@ from expunge.events import Checked, Ended, Event, Note, OnEvent, Started, Step
 from expunge.methods.finetune import Finetune
 from expunge.methods.stop import Stop
 from expunge.objectives.grad_diff import GradDiff
-from expunge.report.html import better_of, by_set
 from expunge.report.report import Original
+from expunge.report.results import better_of, by_set
 from expunge.run.choose import audits_of
 from expunge.runtime.atomic_files import check_manifest
 from tests.cli.commands import CANARY, rows
