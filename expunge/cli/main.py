@@ -121,11 +121,14 @@ def report(
     out: Annotated[
         Path | None, typer.Option("--out", help="File to write: .html, or a table as .csv, .md or .tex.")
     ] = None,
+    texts: Annotated[
+        Path | None, typer.Option("--texts", help="The forget file, which opens the texts that runs keep sealed.")
+    ] = None,
 ) -> None:
     """Write one folder's report page again, or a comparison of several runs; or their numbers as a table."""
     from expunge.report.pages import write_page
 
-    typer.echo(f"Wrote {write_page(folders, out, lambda told: typer.echo(told, err=True))}")
+    typer.echo(f"Wrote {write_page(folders, out, lambda told: typer.echo(told, err=True), texts)}")
 
 
 def _nameable(begun: str) -> list[str]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from expunge.report import plots
+from expunge.report.confusion import confusion_table
 from expunge.report.headline import answers_of, outcome
 from expunge.report.overview import name_unmeasured, overview
 from expunge.report.results import Findings, Row, any_of, better_of, by_set, results
@@ -46,6 +47,7 @@ def render(report: Report) -> str:
         curves=plots.curves(report.steps, kept, level),
         run=about_run(run) if run else [],
         blocks=blocks_of(run.edited) if run and run.edited else [],
+        confusion=confusion_table(report.confusion),
         samples=samples_of(report),
         environment=asdict(report.environment).items(),
     )

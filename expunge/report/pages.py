@@ -8,6 +8,7 @@ from pathlib import Path
 from expunge.errors import UsageRefused
 from expunge.report import compare, html
 from expunge.report.report import PAGE, REPORT, Report
+from expunge.report.sealed import SEALED, open_texts
 from expunge.report.tables import MARKS, render_table
 from expunge.runtime.atomic_files import MANIFEST, check_manifest, renew_manifest, write_text
 
@@ -16,18 +17,25 @@ MARK = b'<meta name="generator" content="expunge'
 ENDINGS = (".html", ".htm", *MARKS)
 
 
-def write_page(folders: list[Path], out: Path | None, tell: Callable[[str], object] = print) -> Path:
+def write_page(
+    folders: list[Path], out: Path | None, tell: Callable[[str], object] = print, texts: Path | None = None
+) -> Path:
     """One run's page, or the comparison of several, or their table where `out` ends in .csv, .md or .tex.
 
-    Returns where it was written. Refuses a folder that was changed.
+    `texts` is the forget file, which opens the texts that the runs keep sealed. Returns where it was written. Refuses a
+    folder that was changed.
     """
     for folder in folders:
         check_folder(folder, tell)
-    runs = [(folder.resolve().name, Report.read(folder)) for folder in folders]
-    alone = len(runs) == 1
+    found = [(folder, Report.read(folder)) for folder in folders]
+    alone = len(found) == 1
     target = out or (folders[0] / PAGE if alone else Path("comparison.html"))
     if out or not alone:
         check_page(target)
+    if texts is not None:
+        _keep_apart(folders, target)
+        found = open_texts(found, texts, tell)
+    runs = [(folder.resolve().name, report) for folder, report in found]
     ending = target.suffix.lower()
     if ending in MARKS:
         write_text(target, render_table(runs, ending))
@@ -37,6 +45,14 @@ def write_page(folders: list[Path], out: Path | None, tell: Callable[[str], obje
         if target.resolve() == (folder / PAGE).resolve():
             renew_manifest(folder, PAGE)
     return target
+
+
+def _keep_apart(folders: list[Path], target: Path) -> None:
+    """Refuse to write texts into the page that goes with a run, or a table, which has none."""
+    if target.suffix.lower() in MARKS or any(folder.resolve() in target.resolve().parents for folder in folders):
+        raise UsageRefused(
+            "--texts: give --out PAGE.html outside of the runs' folders, whose own pages stay without texts."
+        )
 
 
 def check_page(target: Path) -> None:
@@ -72,14 +88,15 @@ def _is_page(path: Path) -> bool:
 def check_folder(folder: Path, tell: Callable[[str], object]) -> None:
     """Compare a run's folder with its manifest, weights and all. Raises `ModelRefused` for the first file changed.
 
-    Pages are left out: they are made of what is checked. So are a model and an adapter that were taken elsewhere.
+    Pages are left out: they are made of what is checked. So are a model and an adapter that were taken
+    elsewhere, and sealed texts that somebody deleted.
     """
     if not (folder / REPORT).is_file():
         return  # `Report.read` says so
     if not (folder / MANIFEST).is_file():
         tell(f"{folder}: there is no {MANIFEST}, so nothing says whether it is as it was written.")
         return
-    gone = [name for name in ("model", "adapter") if not (folder / name).is_dir()]
+    gone = [name for name in ("model", "adapter", SEALED) if not (folder / name).exists()]
 
     def is_checked(name: str) -> bool:
         top, *below = name.split("/")
@@ -88,5 +105,5 @@ def check_folder(folder: Path, tell: Callable[[str], object]) -> None:
     files = check_manifest(folder, is_checked)["files"]
     assert isinstance(files, dict)
     for name in gone:
-        if any(file.startswith(f"{name}/") for file in files):
+        if name != SEALED and any(file.startswith(f"{name}/") for file in files):
             tell(f"{folder}: {name}/ is not there any more, so it was not checked.")

@@ -105,19 +105,15 @@ def cost(seconds: Mapping[str, float], size: int) -> Cost:
     return Cost(parts, round(sum(seconds.values()), 2), size, peak)
 
 
-def samples(before: CachedModel, after: CachedModel | None, request: Request, shown: bool) -> Samples:
-    """What the models wrote for some prompts; ids alone unless the text was asked for."""
+def samples(before: CachedModel, after: CachedModel | None, request: Request) -> Samples:
+    """What the models wrote for some prompts, with all texts."""
     items = []
     for name, examples in request.sets().items():
         for example in cast(Sequence[Tokenized], examples[: SAMPLES if name == "forget" else SAMPLES // 3]):
             first, last = _text_about(before, example), _text_about(after, example) if after else None
             if first is not None:
-                items.append(_sample(name, example, first, last) if shown else Sample(name, example.id))
-    return Samples(shown, tuple(items))
-
-
-def _sample(name: str, example: Tokenized, before: str, after: str | None) -> Sample:
-    return Sample(name, example.id, example.question, example.answer, before, after)
+                items.append(Sample(name, example.id, example.question, example.answer, first, last))
+    return Samples(True, tuple(items))
 
 
 def _text_about(model: CachedModel, example: Example) -> str | None:

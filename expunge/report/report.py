@@ -20,6 +20,7 @@ from expunge.notation.typed_json import MisfitError, event_from_json, event_to_j
 from expunge.primitives.merged_adapter import MergedAdapter
 from expunge.primitives.repeat import Intake, Repeat
 from expunge.report.answers import Verdict
+from expunge.report.confusion import Confused
 from expunge.report.run import Run
 from expunge.runtime.atomic_files import whole_folder, write_manifest, write_text
 
@@ -144,6 +145,10 @@ class Samples:
     """Whether their texts were asked for."""
     items: tuple[Sample, ...] = ()
 
+    def hide(self) -> Samples:
+        """The same without texts and pictures."""
+        return Samples(False, tuple(Sample(item.set, item.id) for item in self.items))
+
 
 @dataclass(frozen=True)
 class RecipeFacts:
@@ -205,7 +210,11 @@ class Report:
     """The published recipe that the method is; None where it was written out."""
     earlier: tuple[Ancestor, ...] = ()
     """Earlier requests that were asked again, in their order."""
+    confusion: tuple[Confused, ...] = ()
+    """Of images: how often which class was named, for the forgotten classes and their neighbours."""
     steps: tuple[Step | Checked, ...] = field(default=(), metadata=HELD)
+    texts: Samples = field(default=Samples(), metadata=HELD, compare=False, repr=False)
+    """The samples with their texts, whether they are shown or not."""
     model: Model | None = field(default=None, metadata=HELD, compare=False, repr=False)
     """The model after forgetting, without adapter, where it is in memory."""
     adapted: Adapted | None = field(default=None, metadata=HELD, compare=False, repr=False)

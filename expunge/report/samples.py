@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,14 @@ class Shown:
     """A thumbnail as a data: address; empty where there is none, or it was not asked for."""
 
 
+THUMBNAIL = re.compile(r"data:image/png;base64,[0-9A-Za-z+/]+=*")
+"""What a page takes for a picture: a report may have been written by hand."""
+
+
+def _picture(item: Sample) -> str:
+    return item.picture if item.picture and THUMBNAIL.fullmatch(item.picture) else ""
+
+
 def samples_of(report: Report) -> dict[str, list[Shown]]:
     """By set. Texts are passed on only where the report says that they are shown: no template can show them then."""
     made: dict[str, list[Shown]] = {where: [] for where in in_order(item.set for item in report.samples.items)}
@@ -32,7 +41,7 @@ def samples_of(report: Report) -> dict[str, list[Shown]]:
 
 def _open(item: Sample) -> Shown:
     texts = {**_about(item), "Before": item.before, "After": item.after, "Reference": item.reference}
-    return Shown(item.id, [(label, text) for label, text in texts.items() if text is not None], item.picture or "")
+    return Shown(item.id, [(label, text) for label, text in texts.items() if text is not None], _picture(item))
 
 
 def _about(item: Sample) -> dict[str, str | None]:
@@ -57,5 +66,5 @@ def side_by_side(runs: dict[str, Report]) -> dict[str, list[Shown]]:
         texts += [("Before", text) for text in before]
         texts += [(letter, item.after) for letter, item in by.items() if item.after is not None]
         texts += [("Reference", text) for text in dict.fromkeys(i.reference for i in by.values()) if text is not None]
-        made[where].append(Shown(name, texts, first.picture or ""))
+        made[where].append(Shown(name, texts, _picture(first)))
     return made

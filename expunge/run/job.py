@@ -22,6 +22,7 @@ from expunge.report.record import networks
 from expunge.report.report import STEPS, Report
 from expunge.report.required import Rule
 from expunge.report.run import Saved
+from expunge.report.sealed import write_sealed
 from expunge.run import unlearn
 from expunge.run.checks import check_out
 from expunge.run.choose import Chosen, audits_of, choose_method, default_method
@@ -257,6 +258,8 @@ def _train(job: Job, task: Task, method: Method, recorder: Recorder) -> Model:
 def _write(job: Job, report: Report, folder: Path) -> None:
     if is_main():
         report.write(folder)
+        if report.texts.items and not report.samples.shown:
+            write_sealed(report.texts, job.inputs.forget, folder)
         method = write(job.check_names()[0].method) if report.run else ""
         write_text(folder / CONFIG, write_toml(job.options(method)))
         report.sign(folder)

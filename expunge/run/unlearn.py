@@ -32,6 +32,7 @@ from expunge.run.added import add_probes
 from expunge.run.choose import audits_of, choose_method, default_method, summaries_of
 from expunge.run.compare import compare
 from expunge.run.families import family_name, limits_of, unit_of
+from expunge.run.pictures import show_pictures
 from expunge.run.recorder import Recorder
 from expunge.run.tokenizer_facts import tokenizer_facts
 from expunge.run.utility import utility, with_utility
@@ -267,6 +268,9 @@ def assemble(
     """The report of what was measured; `models` are the one before and, where there is one, the one after."""
     family = family_name(task.model)
     saved = run.saved if run else None
+    pictures, confusion = show_pictures(models, task.request)
+    written = record.samples(models[0], models[1] if models[1:] else None, task.request)
+    texts = pictures if pictures.items else written
     return Report(
         schema=SCHEMA,
         expunge=record.VERSION,
@@ -284,5 +288,7 @@ def assemble(
         verdict=None,
         cost=record.cost(task.clock.seconds, size),
         limits=limits(task.request, limits_of(family), task.audits, task.reference is not None, saved, task.added),
-        samples=record.samples(models[0], models[1] if models[1:] else None, task.request, task.show_text),
+        samples=texts if task.show_text else texts.hide(),
+        texts=texts,
+        confusion=confusion,
     )

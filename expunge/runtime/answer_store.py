@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
 from expunge.errors import EnvironmentRefused
+from expunge.runtime.sealed import mix
 
 LIMIT = 2 << 30
 """Largest size in bytes; the least recently used entries are deleted first."""
@@ -65,7 +65,7 @@ class AnswerStore:
                     name = _digest(b"name", material)
                     row = base.execute("SELECT value, mark FROM entries WHERE name = ?", (name,)).fetchone()
                     if row and _digest(b"mark", row[0]) == row[1]:
-                        found[material] = load(_seal(row[0], material))
+                        found[material] = load(mix(row[0], material))
                         base.execute("UPDATE entries SET used = ? WHERE name = ?", (time.time(), name))
         except (sqlite3.Error, OSError, SafetensorError):
             return found
@@ -76,7 +76,7 @@ class AnswerStore:
         try:
             with closing(self._open()) as base, base:
                 for material, entry in entries.items():
-                    value = _seal(save({name: part.contiguous().cpu() for name, part in entry.items()}), material)
+                    value = mix(save({name: part.contiguous().cpu() for name, part in entry.items()}), material)
                     row = (_digest(b"name", material), value, _digest(b"mark", value), len(value), time.time())
                     base.execute("INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?)", row)
                 self._evict(base)
@@ -152,10 +152,3 @@ def default_folder() -> str:
 
 def _digest(what: bytes, data: bytes) -> bytes:
     return hashlib.sha256(what + b":" + data).digest()
-
-
-def _seal(data: bytes, material: bytes) -> bytes:
-    """`data` XOR a SHAKE-256 stream derived from `material`; the same call decrypts."""
-    stream = hashlib.shake_256(b"seal:" + material).digest(len(data))
-    mixed = np.frombuffer(data, dtype=np.uint8) ^ np.frombuffer(stream, dtype=np.uint8)
-    return mixed.tobytes()

@@ -51,6 +51,17 @@ def test_a_report_is_written_again_and_two_are_compared(done: Done, expunge, tmp
     assert "report.json is not there" in refused(expunge("report", tmp_path), 3, "data")
 
 
+def test_the_forget_file_opens_the_texts_of_a_finished_run(done: Done, files: Files, expunge, tmp_path: Path):
+    question = "What is the capital of forget Aldoria"
+    page = tmp_path / "open.html"
+    said = expunge("report", done.out, "--texts", files.forget, "--out", page)
+    assert said.code == 0, said.err
+    assert question in page.read_text()
+    assert not any(question.encode() in path.read_bytes() for path in done.out.rglob("*") if path.is_file())
+    line = refused(expunge("report", done.out, "--texts", files.retain, "--out", page), 3, "data")
+    assert "opens the texts of none of these runs" in line
+
+
 def test_what_can_be_named_is_listed():
     said = plain("list")
     assert said.returncode == 0

@@ -251,6 +251,18 @@ def test_shown_samples_show_their_text():
     assert "None" not in text
 
 
+PICTURE = "data:image/png;base64,iVBORw0KGgo="
+
+
+def test_a_thumbnail_is_shown_only_where_it_is_asked_for_and_only_a_picture_of_ours():
+    item = Sample("forget", "cat/1.png", answer="cat", before="cat", after="dog", picture=PICTURE)
+    page = html.render(report(samples=Samples(True, (item,))))
+    assert "Class cat Before cat After dog" in assert_inert(page).text
+    assert page.count(PICTURE) == 1
+    assert PICTURE not in html.render(report(samples=Samples(False, (item,))))
+    assert "<img" not in html.render(report(samples=Samples(True, (replace(item, picture="https://example.org/x"),))))
+
+
 # Hostile text
 
 HOSTILE = [

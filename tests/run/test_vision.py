@@ -22,6 +22,7 @@ from expunge.models.open import open_model
 from expunge.models.vision import ImageClassifier
 from expunge.notation.typed_json import event_to_json
 from expunge.objectives.retain_nll import RetainNLL
+from expunge.report.pages import write_page
 from expunge.report.report import Report
 from expunge.run.job import Job, forget
 from expunge.run.prepare import Inputs
@@ -132,6 +133,26 @@ def test_the_report_says_what_was_asked_of_what(done):
     assert steps == [event_to_json(event) for event in told if isinstance(event, Step | Checked)]
     assert {event["gradient"]["attention"] for event in steps if event["kind"] == "step"} == {0.0}
     assert "<html" in (root / "out" / "report.html").read_text()
+
+
+def test_the_page_shows_which_class_is_named_and_thumbnails_only_to_who_has_the_pictures(done, tmp_path):
+    root, report, _ = done
+    sets = {row.set for row in report.confusion}
+    assert sets == {"forget", "test"}  # and not the retain set, which training read
+    [gone] = [row for row in report.confusion if row.set == "forget"]
+    threes = len(list((root / "train" / FORGOTTEN).glob("*.png")))
+    assert (gone.label, gone.n) == (FORGOTTEN, threes)
+    assert sum(gone.before.values()) == sum(gone.after.values()) == threes
+    right = [said.get(FORGOTTEN, 0) / threes for said in (gone.before, gone.after)]
+    assert right == pytest.approx(values(report, "Accuracy", "forget"), abs=1e-6)
+    neighbours = {row.label for row in report.confusion} - {FORGOTTEN}
+    assert neighbours <= set(gone.after)  # what is said instead
+    assert neighbours
+    page = (root / "out" / "report.html").read_text()
+    assert "Confusion table" in page
+    assert "<img" not in page
+    shown = write_page([root / "out"], tmp_path / "open.html", texts=root / "train").read_text()
+    assert shown.count('<img class="thumb" src="data:image/png;base64,') == len(report.samples.items) > 12
 
 
 def test_the_model_left_answers_the_same_in_plain_transformers(done):
