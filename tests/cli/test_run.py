@@ -27,7 +27,7 @@ def test_a_run_ends_with_0_or_6_as_its_verdict_says(done: Done):
 
 def test_a_run_writes_everything_and_nothing_beside_it(done: Done):
     names = {path.name for path in done.out.iterdir()}
-    told = {"steps.jsonl", "report.json", "report.html", "config.toml", "MANIFEST.json"}
+    told = {"steps.jsonl", "report.json", "report.html", "texts.sealed", "config.toml", "MANIFEST.json"}
     assert names == {"model", "adapter", *told}
     assert [path.name for path in done.out.parent.iterdir()] == ["out"]  # no lock, no scratch folder
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {p.name for p in (done.out / "model").iterdir()}
