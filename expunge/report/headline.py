@@ -152,7 +152,8 @@ def _like(value: float | None, finding: Finding | None) -> str:
     """An ideal as a finding beside it is told."""
     if finding is None or not _is_counted(finding) or not finite(value):
         return number(value)
-    return f"about {value * finding.n:.0f} of {finding.n}"
+    count = value * finding.n
+    return f"{'' if abs(count - round(count)) < 1e-6 else 'about '}{count:.0f} of {finding.n}"
 
 
 def _is_counted(finding: Finding) -> bool:
@@ -162,10 +163,9 @@ def _is_counted(finding: Finding) -> bool:
 
 def _speak_against(rule: Outcome, findings: Findings) -> str:
     where, audit = parts_of(rule)
-    row = findings.get(where, {}).get(audit, {})
-    now = tell(row["after"]) if "after" in row else number(rule.value)
-    n = f"; with {row['after'].n} records this may be chance" if "after" in row else ""
-    return f"{begin(name_finding(where, audit))}: {now}, held against {_like(rule.bound, row.get('after'))}{n}."
+    after = findings.get(where, {}).get(audit, {}).get("after")
+    now, n = (tell(after), f" (n = {after.n:,})") if after else (number(rule.value), "")
+    return f"{begin(name_finding(where, audit))}: {now} instead of {_like(rule.bound, after)}; may be chance{n}."
 
 
 def _result(rule: Outcome) -> str:

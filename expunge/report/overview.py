@@ -101,19 +101,20 @@ def _asked_as(where: str) -> str:
 
 def _harmed(answers: Sequence[Told]) -> Iterator[str]:
     [unharmed] = [answer for answer in answers if answer.name == "unharmed"]
-    for rule in (each.outcome for each in unharmed.rules if each.outcome.result == "no"):
-        yield f"{begin(name_rule(rule))}: {rule.because}"
-    yield from (f"Perhaps: {line[:1].lower()}{line[1:]}" for line in unharmed.against)
     if unharmed.said == "yes":
         yield "Nothing that was asked, by more than its tolerance and by more than chance."
     if unharmed.said == "not measured":
         yield unharmed.reason
+    for rule in (each.outcome for each in unharmed.rules if each.outcome.result == "no"):
+        yield f"{begin(name_rule(rule))}: {rule.because}"
+    yield from (f"Perhaps: {line[:1].lower()}{line[1:]}" for line in unharmed.against)
 
 
 def name_unmeasured(report: Report, answers: Sequence[Told]) -> list[str]:
     """What was not measured, each in a few words."""
     named = [answer.name for answer in answers if answer.said == "not measured"]
-    named += [line.partition(":")[0] for answer in answers for line in answer.further]
+    further = [line.partition(":")[0] for answer in answers for line in answer.further]
+    named += [name[:1].lower() + name[1:] for name in further]
     return [*dict.fromkeys(named), *(["what the weights still hold"] if report.run else [])]
 
 

@@ -153,8 +153,7 @@ def test_no_tick_stands_over_numbers_that_speak_against_it():
     assert headline.outcome(made) == headline.Headline("Forgotten, traceless, unharmed", "doubted")
     page = html.render(made)
     text = Page(page).text
-    assert "Some numbers speak against it" in text
-    assert "But Right answers among the options: 0.20, held against 0.16; with 24 records this may be chance." in text
+    assert "But Right answers among the options: 0.20 instead of 0.16; may be chance (n = 24)." in text
     card = page[page.index("Forgotten</span>") - 400 : page.index("Forgotten</span>")]
     assert "mark-doubted" in card
     assert "mark-met" not in card
