@@ -91,7 +91,10 @@ def test_a_wrong_name_is_refused_at_once(
         ),
         (["--method=Finetune(steps=0, learning_rate=-1)"], "learning_rate must be positive"),
         (["--method=Finetune(steps=0, learning_rate=-1)"], "steps must be at least 1"),
-        (["--method=Finetune(steps=1.5)"], "The `steps` of Finetune must be a whole number or an Epochs. Got 1.5."),
+        (
+            ["--method=Finetune(steps=1.5)"],
+            "The `steps` of Finetune must be a whole number or an Epochs or a Memorised. Got 1.5.",
+        ),
         (["--method=Finetune(adapter=LoRA(rank=0))"], "rank must be a whole number from 1 to 65536 (got 0)"),
         (["--method=os:system(command='touch canary')"], "'os:system' is not a plug-in"),
         (["--audits=NPO()"], "is not an audit"),
