@@ -29,7 +29,7 @@ from expunge.report.rules import Asked
 from expunge.report.run import Run, Saved
 from expunge.report.verdict import judge, judge_audit
 from expunge.run.added import add_probes
-from expunge.run.choose import audits_of, choose_method, default_method, summaries_of
+from expunge.run.choose import aims_at_levels, audits_of, choose_method, default_method, summaries_of
 from expunge.run.compare import compare
 from expunge.run.families import family_name, limits_of, unit_of
 from expunge.run.recorder import Recorder
@@ -112,6 +112,16 @@ class Task:
     def summaries(self) -> tuple[Summary, ...]:
         """What is worked out from the audits' findings."""
         return summaries_of(self.audits, self.reference is not None)
+
+    def to_train(self, method: Method) -> Request:
+        """What the method reads. Where it aims at levels, what earlier requests forgot is in the forget set too: it is
+        at its levels already, and is held there."""
+        again = {e.record_digest(): e for one in self.earlier for e in self.request.probes.get(one.set, ())}
+        known = {e.record_digest() for e in self.request.forget}
+        held = [example for digest, example in again.items() if digest not in known]
+        if not held or not aims_at_levels(method):
+            return self.request
+        return replace(self.request, forget=(*self.request.forget, *held))
 
     def as_meant(self) -> Task:
         """The task with each rule about the set that its audit is of; says where a rule named another."""
