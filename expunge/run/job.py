@@ -174,6 +174,7 @@ def forget(job: Job, on_event: OnEvent) -> Report:
         if saved:
             broadcast(saved.check)
         task = replace(job.task(chosen.method.minimises, audits, on_event), recipe=chosen.recipe)
+        task = task.with_retain(chosen.method)
         asked = task.to_train(chosen.method)
         if task.earlier:
             on_event(Note(_say_held(len(asked.forget) - len(task.request.forget))))

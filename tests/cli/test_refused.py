@@ -222,7 +222,6 @@ def test_a_set_that_the_objective_reads_is_asked_for_before_the_model_is_loaded(
     whole = (model / "model.safetensors").read_bytes()
     (torn / "model.safetensors").write_bytes(whole[:-9])
     for method, said in {
-        "Finetune()": "the retain set (for RetainNLL, RetainKL), and none was given. Give --retain FILE",
         "Finetune(objective=2.0 * DPO())": "the stand-in set (for DPO), and none was given. Give --stand-in FILE",
     }.items():
         # The model cannot be loaded: had that been tried first, it would be what is said.
