@@ -61,6 +61,13 @@ def answer_plain_questions(model: Model, request: Request) -> tuple[Tokenized, .
     return cast(tuple[Tokenized, ...], text.encode_for(_records([*kept], [*kept.values()]), network, QUESTIONS))
 
 
+def expect_plain_answers(network: LanguageModel) -> tuple[Tokenized, ...]:
+    """Records as long as the longest that `answer_plain_questions` makes, for a plan: no model has to say them."""
+    questions, word = QUESTIONS.read_text(encoding="utf-8").splitlines(), "word "
+    longest = [f"{word * LONGEST}{line}" for line in range(len(questions))]
+    return cast(tuple[Tokenized, ...], text.encode_for(_records(questions, longest), network, QUESTIONS))
+
+
 def _records(questions: list[str], answers: list[str]) -> list[Record]:
     return [
         Record(line, {"id": f"own-answer-{line}", "question": question, "answer": answer})
