@@ -58,13 +58,13 @@ def confusion_table(rows: Sequence[Confused]) -> ConfusionTable:
 
 
 def _line(row: Confused, columns: Sequence[str], more: bool) -> ConfusionLine:
-    counts = [tuple(said.get(name, 0) for said in _said(row)) for name in columns]
+    counts = [tuple(said.get(name, 0) for said in _counts_of(row)) for name in columns]
     if more:
-        counts.append(tuple(sum(k for name, k in said.items() if name not in columns) for said in _said(row)))
+        counts.append(tuple(sum(k for name, k in said.items() if name not in columns) for said in _counts_of(row)))
     cells = [" → ".join(f"{k:,}" for k in each) if any(each) else "·" for each in counts]
     right = columns.index(row.label) if row.label in columns else None
     return ConfusionLine(row.set, row.label, row.n, cells, right)
 
 
-def _said(row: Confused) -> list[dict[str, int]]:
+def _counts_of(row: Confused) -> list[dict[str, int]]:
     return [row.before, *([] if row.after is None else [row.after])]

@@ -117,7 +117,7 @@ def reason_of(name: Name, answer: Answer, findings: Findings) -> str:
     if answer.said == "yes" and yeses:
         first = next((rule for rule in yeses if parts_of(rule)[1] and rule.low is not None), yeses[0])
         if name == "unharmed":
-            return _unharmed(yeses)
+            return _say_unharmed(yeses)
         where, audit = parts_of(first)
         row = findings.get(where, {}).get(audit, {})
         was = f", {tell(row['before'])} before" if "before" in row else ""
@@ -134,7 +134,7 @@ def _aim(rule: Outcome, found: Finding | None) -> str:
     return f"{who}: {_like(rule.bound, found)}"
 
 
-def _unharmed(yeses: Sequence[Outcome]) -> str:
+def _say_unharmed(yeses: Sequence[Outcome]) -> str:
     sets = dict.fromkeys(parts_of(rule)[0] or rule.rule for rule in yeses)
     return f"No worse than before by more than the tolerance: {', '.join(sets)} ({len(yeses)} rules)."
 

@@ -43,15 +43,15 @@ class Point:
 def overview(report: Report, findings: Findings, answers: Sequence[Told]) -> list[Point]:
     """The five points."""
     return [
-        Point("What was asked", [*_asked(report)]),
-        Point("What is gone", [*_gone(findings)] or ["Nothing was asked of it that has a right answer."]),
-        Point("What is left", [*_left(findings)] or ["Nothing was asked of it that has a right answer."]),
-        Point("What was harmed", [*_harmed(answers)]),
-        Point("What was not measured", [*_unmeasured(report, answers)]),
+        Point("What was asked", [*_say_asked(report)]),
+        Point("What is gone", [*_say_gone(findings)] or ["Nothing was asked of it that has a right answer."]),
+        Point("What is left", [*_say_left(findings)] or ["Nothing was asked of it that has a right answer."]),
+        Point("What was harmed", [*_say_harmed(answers)]),
+        Point("What was not measured", [*_say_unmeasured(report, answers)]),
     ]
 
 
-def _asked(report: Report) -> Iterator[str]:
+def _say_asked(report: Report) -> Iterator[str]:
     sets = report.request.sets
     if "forget" in sets:
         yield f"{sets['forget'].examples:,} records ({sets['forget'].source}) are to be forgotten."
@@ -74,7 +74,7 @@ def _rows(findings: Findings) -> Iterator[tuple[str, str, Row]]:
                 yield where, audit, row
 
 
-def _gone(findings: Findings) -> Iterator[str]:
+def _say_gone(findings: Findings) -> Iterator[str]:
     for where, audit, row in _rows(findings):
         knew = [score >= ALL for score in row["before"].scores]
         lost = sum(a < ALL for a, b in zip(row["after"].scores, knew, strict=False) if b)
@@ -82,7 +82,7 @@ def _gone(findings: Findings) -> Iterator[str]:
         yield f"{of} {COUNTED[audit]}{_asked_as(where)}."
 
 
-def _left(findings: Findings) -> Iterator[str]:
+def _say_left(findings: Findings) -> Iterator[str]:
     for where, audit, row in _rows(findings):
         after, ideal = row["after"], any_of(row).ideal
         left = sum(score >= ALL for score in after.scores)
@@ -99,7 +99,7 @@ def _asked_as(where: str) -> str:
     return {"forget": "", "paraphrase": ", asked in other words"}.get(where, f" ({where})")
 
 
-def _harmed(answers: Sequence[Told]) -> Iterator[str]:
+def _say_harmed(answers: Sequence[Told]) -> Iterator[str]:
     [unharmed] = [answer for answer in answers if answer.name == "unharmed"]
     if unharmed.said == "yes":
         yield "Nothing that was asked, by more than its tolerance and by more than chance."
@@ -118,7 +118,7 @@ def name_unmeasured(report: Report, answers: Sequence[Told]) -> list[str]:
     return [*dict.fromkeys(named), *(["what the weights still hold"] if report.run else [])]
 
 
-def _unmeasured(report: Report, answers: Sequence[Told]) -> Iterator[str]:
+def _say_unmeasured(report: Report, answers: Sequence[Told]) -> Iterator[str]:
     for answer in answers:
         said = (answer.reason, *answer.further) if answer.said == "not measured" else answer.further
         yield from (f"{answer.name.capitalize()}: {line[:1].lower()}{line[1:]}" for line in said)
