@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from expunge.core.audit import Finding
+from expunge.primitives.meanings import meaning_of
 from expunge.report import plots
 from expunge.report.answers import Outcome, in_order
 from expunge.report.run import Fact, about_run, blocks_of
@@ -36,15 +37,8 @@ MEANINGS = {
     "neighbours": "near what should be gone, and should stay",
     "holdout": "never seen in training",
 }
-COLOURS = {
-    "forget": "gone",
-    "paraphrase": "gone",
-    "retain": "kept",
-    "general": "kept",
-    "neutral": "kept",
-    "neighbour": "kept",
-    "neighbours": "kept",
-}
+MEANT = {"gone": "what should be gone", "kept": "what should stay", "never": "never seen in training"}
+"""Of sets that go by other names, or were declared to be what their names do not say."""
 
 Row = dict[str, Finding]  # findings of one audit on one set, by model
 Findings = dict[str, dict[str, Row]]  # by set, then by audit
@@ -338,12 +332,15 @@ def note_of(row: Row, notes: Sequence[str]) -> int | None:
 
 def meaning(where: str) -> str:
     """What a set is for, in plain words."""
-    return "can the two be told apart?" if " vs " in where else MEANINGS.get(where, "")
+    if " vs " in where:
+        return "can the two be told apart?"
+    told = MEANT.get(meaning_of(where) or "", "")
+    return MEANINGS.get(where, told) if meaning_of(where) == meaning_of(str(where)) else told
 
 
 def colour(where: str) -> str:
     """The page's style for a set."""
-    return COLOURS.get(where.split(" ")[0], "other")
+    return {"gone": "gone", "kept": "kept"}.get(meaning_of(where) or "", "other")
 
 
 # The samples
