@@ -181,7 +181,7 @@ class Keeping:
     ] = None
 
     log_to: Annotated[
-        str | None, Option("--log-to", help="Write the run's numbers to OUT for a viewer too: tensorboard.")
+        str | None, Option("--log-to", help="Hand the run's numbers to a viewer too: tensorboard or trackio.")
     ] = None
 
     def check(self) -> None:
