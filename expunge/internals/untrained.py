@@ -10,8 +10,8 @@ from torch import nn
 from expunge.core.model import Network
 
 
-def draw_weights(network: Network, seed: int) -> Network:
-    """The network with the weights that its layers begin with, on the same device; `network` is left as it is.
+def draw_weights(network: Network, seed: int, device: torch.device) -> Network:
+    """The network with the weights that its layers begin with, on `device`; `network` is left as it is.
 
     Layers start as torch starts them. A parameter of no such layer, such as a table of positions, a class token or the
     stacked matrices of experts, gets its own entries in another order: as large as before, and without knowledge.
@@ -26,7 +26,7 @@ def draw_weights(network: Network, seed: int) -> Network:
             else:
                 for parameter in layer.parameters(recurse=False):
                     _shuffle(parameter)
-    return network.fork(module.to(network.device).requires_grad_(False).eval())
+    return network.fork(module.to(device).requires_grad_(False).eval())
 
 
 def _shuffle(parameter: nn.Parameter) -> None:

@@ -9,7 +9,7 @@ not see it. A class of which the answers are random is not one that a retrained 
 images for those of the likest class, so the forgetting shows.
 
 Needs the forget set; the reference gives the shape. Meant as removal. Costs one more pass through the forget batch, and
-the memory of a second model.
+the memory of a second model in each process.
 """
 
 from dataclasses import dataclass, replace
@@ -25,6 +25,7 @@ from expunge.internals.untrained import draw_weights
 from expunge.notation.recipes import ALL_STEPS, Recipe
 from expunge.primitives.class_scores import divergence
 from expunge.primitives.settings import check_finite, check_seed
+from expunge.runtime.parallel_model import ParallelModel
 
 PUBLISHED = Recipe(
     "BadTeacher",
@@ -62,7 +63,10 @@ class BadTeacher(Objective):
         """The same for all steps of a run."""
         name = f"{self!r}, teacher"
         if name not in now.run.memory:
-            now.run.memory[name] = draw_weights(network_of(before.model, "BadTeacher"), self.seed)
+            shape, learner = (network_of(view.model, "BadTeacher") for view in (before, now))
+            # Of several processes each asks a teacher of its own about its share of the step.
+            whole = shape.whole if isinstance(shape, ParallelModel) else shape
+            now.run.memory[name] = draw_weights(whole, self.seed, learner.device)
         return cast(Model, now.run.memory[name])
 
     def _divergence(self, labels: Tensor, now: Tensor, taught: Tensor) -> Tensor:

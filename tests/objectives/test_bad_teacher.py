@@ -24,17 +24,21 @@ def views(family: str) -> tuple[View, View]:
     return View(network, sets), View(network, sets, gradients=False)
 
 
+def drawn(network: Network, seed: int = 0) -> Network:
+    return draw_weights(network, seed, torch.device("cpu"))
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_teacher_knows_nothing_and_the_original_is_left_as_it_was(family: str):
     network, _ = family_of(family)
     found = {name: tensor.clone() for name, tensor in network.module.named_parameters()}
-    first, again, other = draw_weights(network, 0), draw_weights(network, 0), draw_weights(network, 1)
+    first, again, other = drawn(network), drawn(network), drawn(network, 1)
     assert first.fingerprint() == again.fingerprint() != other.fingerprint()
     assert all(torch.equal(tensor, found[name]) for name, tensor in network.module.named_parameters())
-    for name, drawn in first.module.named_parameters():
-        if drawn.dim() > 1:
-            like = torch.corrcoef(torch.stack([found[name].flatten(), drawn.flatten()]).detach())[0, 1]
-            assert abs(like) < 6 / math.sqrt(drawn.numel()), name  # as of independent numbers
+    for name, weight in first.module.named_parameters():
+        if weight.dim() > 1:
+            like = torch.corrcoef(torch.stack([found[name].flatten(), weight.flatten()]).detach())[0, 1]
+            assert abs(like) < 6 / math.sqrt(weight.numel()), name  # as of independent numbers
 
 
 def test_drawing_a_teacher_draws_nothing_of_the_run():
@@ -42,7 +46,7 @@ def test_drawing_a_teacher_draws_nothing_of_the_run():
     torch.manual_seed(5)
     wanted = torch.rand(3)
     torch.manual_seed(5)
-    draw_weights(network, 0)
+    drawn(network)
     assert torch.equal(torch.rand(3), wanted)
 
 
@@ -50,7 +54,7 @@ def test_drawing_a_teacher_draws_nothing_of_the_run():
 def test_the_loss_is_the_mean_distance_from_the_teacher(family: str):
     now, before = views(family)
     log_p, log_q = (
-        scores_of(each, now.sets["forget"]).div(2).log_softmax(-1) for each in (draw_weights(now.model, 3), now.model)
+        scores_of(each, now.sets["forget"]).div(2).log_softmax(-1) for each in (drawn(now.model, 3), now.model)
     )
     by_hand = (log_p.exp() * (log_p - log_q)).sum() / len(log_p)
     assert BadTeacher(temperature=2.0, seed=3)(now, before).item() == pytest.approx(by_hand.item(), rel=1e-5)
@@ -66,7 +70,7 @@ def scores_of(network: Network, batch: Batch) -> torch.Tensor:
 
 def test_a_model_that_is_the_teacher_has_no_loss_and_no_gradient():
     network, request = family_of("vit")
-    teacher = draw_weights(network, 0)
+    teacher = drawn(network)
     taught = teacher.fork(teacher.module.requires_grad_(True))
     sets = {"forget": request.forget}
     loss = BadTeacher()(View(taught, sets), View(network, sets, gradients=False))
@@ -93,5 +97,5 @@ def test_what_was_learnt_by_heart_is_known_as_by_the_teacher():
     after = Finetune(objective=BadTeacher(), adapter=Full(), steps=60, learning_rate=3e-3, stop=EVERY_STEP)(
         network, request
     )
-    taught, said = (scores_of(each.plain(), request.forget).softmax(-1) for each in (draw_weights(network, 0), after))
+    taught, said = (scores_of(each.plain(), request.forget).softmax(-1) for each in (drawn(network), after))
     assert (taught - said).abs().max() < 0.05
