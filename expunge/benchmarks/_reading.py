@@ -1,0 +1,186 @@
+"""Texts of a benchmark through a model: each once, whatever is measured of it, and all continuations together."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from expunge.benchmarks._values import RIGHT, Column, Values
+from expunge.core.model import Model, network_of
+from expunge.core.predictions import Predictions, RowMoments, RowScores
+from expunge.core.question import LogProbabilities, RowStatistics, Text
+from expunge.data.text import Passage
+from expunge.events import Note, OnEvent
+from expunge.internals.gradients import Slopes
+from expunge.primitives.memorisation import extraction_strength, lowest_mean, standardise
+from expunge.runtime.cached_model import CachedModel
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
+
+
+@dataclass(frozen=True)
+class Item:
+    """A text of a benchmark and what is measured of it."""
+
+    set: str
+    record: int
+    """Place in its file, from 0."""
+    passage: Passage = field(repr=False)
+    answer: str = RIGHT
+    measures: tuple[str, ...] = ("loss", "tokens")
+    """Names of formulas."""
+    write: int = 0
+    """Tokens of its prompt's continuation; 0: none is asked for."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a model says of the labelled tokens of one text."""
+
+    log_probs: Float[Tensor, " rows"]
+    """Natural log-probability of each token, in float64."""
+    right: Bool[Tensor, " rows"]
+    """Whether it has the highest score."""
+    scaled: Float[Tensor, " rows"] | None
+    """Its log-probability centred and scaled by its own distribution, where that was asked for."""
+    inner: slice
+    """Which rows are not the end token."""
+    text: str
+    """What is labelled, as text."""
+
+
+Formula = Callable[[Rows], float]
+
+
+def mean_loss(rows: Rows) -> float:
+    """Mean negative log-probability of a token, in nats."""
+    return -float(rows.log_probs.mean())
+
+
+def extraction(rows: Rows) -> float:
+    """Extraction strength without the end token; a text that ends wrong counts 1 / n, as open-unlearning has it."""
+    return extraction_strength(rows.right[rows.inner], "last row")
+
+
+def min_k(rows: Rows, fraction: float = 0.4) -> float:
+    """Minus the mean of the lowest 40 % of log-probabilities, without the end token."""
+    inner = rows.log_probs[rows.inner]
+    return -float(lowest_mean(inner, fraction)) if len(inner) else 0.0
+
+
+def min_k_plus(rows: Rows, fraction: float = 0.4) -> float:
+    """The same of log-probabilities that are centred and scaled by each token's own distribution."""
+    inner = rows.log_probs[:0] if rows.scaled is None else rows.scaled[rows.inner]
+    return -float(lowest_mean(inner, fraction)) if len(inner) else 0.0
+
+
+def packed(rows: Rows) -> float:
+    """Mean loss over the number of bytes that zlib packs the text to."""
+    return mean_loss(rows) / len(zlib.compress(rows.text.encode("utf-8", "replace")))
+
+
+def exact(rows: Rows) -> float:
+    """Share of the tokens, end token aside, that the model scores highest."""
+    right = rows.right[rows.inner].double()
+    return float(right.mean()) if len(right) else 0.0
+
+
+FORMULAS: Mapping[str, Formula] = {
+    "loss": mean_loss,
+    "tokens": lambda rows: len(rows.log_probs),
+    "extraction_strength": extraction,
+    "exact_memorisation": exact,
+    "min_k": min_k,
+    "min_k_plus": min_k_plus,
+    "zlib": packed,
+}
+"""What is worked out from one pass over a text, by the name of the measure."""
+STATISTICS = {"min_k_plus"}
+"""Those that need each token's whole distribution, which costs as much again as its log-probability."""
+GRADIENT = "gradient_norm"
+"""The one measure that needs a pass of its own, backward too."""
+Written = Callable[[Sequence[str], Sequence[str]], Sequence[Mapping[str, float]]]
+"""From right answers and continuations to measures of each."""
+
+
+def read(known: CachedModel, items: Sequence[Item], tokenizer: Any, on_event: OnEvent) -> Values:
+    """Every formula of every item, by one pass over each text."""
+    on_event(Note(f"Reading {len(items)} texts"))
+    rows: list[tuple[Column, int, float]] = []
+    deep = [bool(STATISTICS & {*item.measures}) for item in items]
+    for question, group in (
+        (RowStatistics(), [item for item, whole in zip(items, deep, strict=True) if whole]),
+        (LogProbabilities(), [item for item, whole in zip(items, deep, strict=True) if not whole]),
+    ):
+        passages = [item.passage for item in group]
+        parts = question.split(known.ask(question, passages)) if group else []  # type: ignore[arg-type]
+        for item, part in zip(group, parts, strict=True):
+            scores = part if isinstance(part, RowScores) else _scores(part)
+            known.learn(LogProbabilities(), [item.passage], [scores])
+            own = _rows(scores, part, item.passage, tokenizer)
+            rows += [
+                (Column(item.set, name, item.answer), item.record, FORMULAS[name](own))
+                for name in item.measures
+                if name != GRADIENT
+            ]
+    return Values.collect(rows)
+
+
+def _scores(part: RowMoments) -> RowScores:
+    """The log-probabilities among statistics: what is known of a token then need not be generated anew."""
+    return RowScores(
+        part.labels, part.example, 1, None, part.log_probs, part.rank == 0, weights=part.weights
+    )
+
+
+def _rows(scores: RowScores, part: RowScores | RowMoments, passage: Passage, tokenizer: Any) -> Rows:
+    log_probs = scores.log_probs.double()
+    scaled = (
+        standardise(log_probs, part.mean_log_prob.double(), part.variance.double())
+        if isinstance(part, RowMoments)
+        else None
+    )
+    ends = passage.tokens[-1] == tokenizer.eos_token_id
+    text = str(tokenizer.decode(passage.tokens[passage.first :], skip_special_tokens=True))
+    return Rows(log_probs, scores.right, scaled, slice(0, len(log_probs) - ends), text)
+
+
+def write(known: CachedModel, items: Sequence[Item], score: Written, on_event: OnEvent) -> Values:
+    """What is measured of the continuations of those items that have one, generated together."""
+    rows: list[tuple[Column, int, float]] = []
+    asked = [item for item in items if item.write]
+    on_event(Note(f"Continuing {len(asked)} prompts"))
+    for most in sorted({item.write for item in asked}):
+        group = [item for item in asked if item.write == most]
+        texts = known.ask(Text(most), [item.passage for item in group])
+        scores = score([item.passage.answer for item in group], texts)
+        rows += [
+            (Column(item.set, name, item.answer), item.record, value)
+            for item, each in zip(group, scores, strict=True)
+            for name, value in each.items()
+        ]
+    return Values.collect(rows)
+
+
+def gradient_norms(model: Model, items: Sequence[Item]) -> Values:
+    """Of those items that ask for it the mean over the weight tensors of their gradients' norms, dropout off, of the
+    mean loss without the end token."""
+    asked = [item for item in items if GRADIENT in item.measures]
+    rows = []
+    for slopes in [Slopes(network_of(model, GRADIENT))] if asked else []:
+        for item in asked:
+            slopes.add([item.passage], _inner_loss)
+            norms = torch.stack([slope.double().norm() for _, slope in slopes.take()])
+            rows.append((Column(item.set, GRADIENT, item.answer), item.record, float(norms.mean())))
+    return Values.collect(rows)
+
+
+def _inner_loss(said: Predictions) -> Tensor:
+    inner = said.log_prob()[:-1]
+    return -inner.mean() if len(inner) else 0 * said.log_prob().sum()
