@@ -25,7 +25,12 @@ OPEN_UNLEARNING = {"forget": "forget", "retain": "retain", "ra": "real_authors",
 ANSWERS = {"Q_A_Prob": RIGHT, "Q_A_PARA_Prob": PARAPHRASE, "Q_A_PERT_Prob": WRONG}
 ROUGE = {"rougeL_recall": "rouge", "rougeL_f1": "rouge_f1", "rouge1_recall": "rouge_words"}
 OF_FORGET = {"extraction_strength": "extraction_strength", "exact_memorization": "exact_memorisation"}
-RATIOS = {"forget": "forget_truth_ratio", "retain": "retain_Truth_Ratio", "ra": "ra_Truth_Ratio", "wf": "wf_Truth_Ratio"}
+RATIOS = {
+    "forget": "forget_truth_ratio",
+    "retain": "retain_Truth_Ratio",
+    "ra": "ra_Truth_Ratio",
+    "wf": "wf_Truth_Ratio",
+}
 ATTACKS = {
     "mia_loss": "loss",
     "mia_min_k": "min_k",
@@ -71,7 +76,7 @@ def read_log(path: Path) -> Values:
 
 def _load(path: Path) -> Mapping[str, Any]:
     try:
-        with (gzip.open(path) if path.suffix == ".gz" else path.open("rb")) as file:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             raw = file.read(LARGEST + 1)
         read = json.loads(raw) if len(raw) <= LARGEST else None
     except (OSError, EOFError, ValueError, RecursionError) as error:

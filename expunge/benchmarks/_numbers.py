@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -10,7 +11,8 @@ import torch
 
 from expunge.audits.truth_ratio import TINY, TruthRatio
 from expunge.benchmarks._values import Column, Values
-from expunge.primitives.statistics import auc, bootstrap, ks, mean_interval, priv_leak, smallest_detectable
+from expunge.primitives.estimates import Estimate, area_estimate, mean_estimate
+from expunge.primitives.statistics import ks, priv_leak, smallest_detectable
 
 SIDES = ("forget", "holdout")
 """The sets that membership is of."""
@@ -32,7 +34,8 @@ class Number:
 
     name: str
     set: str
-    value: float
+    value: float | None
+    """None: it is not defined here, such as PrivLeak beside a reference that tells members with certainty."""
     n: int
     definition: str
     low: float | None = None
@@ -48,8 +51,9 @@ class Number:
 
 def mean(name: str, where: str, values: Sequence[float], definition: str) -> Number:
     """The mean over records."""
-    low, high = mean_interval(values)
-    return Number(name, where, sum(values) / len(values), len(values), definition, low, high)
+    found = mean_estimate(values)
+    low, high = (found.low, found.high) if len(values) > 1 else (None, None)
+    return Number(name, where, found.value, len(values), definition, low, high)
 
 
 def probabilities(losses: Sequence[float]) -> list[float]:
@@ -57,9 +61,7 @@ def probabilities(losses: Sequence[float]) -> list[float]:
     return torch.tensor(losses, dtype=torch.float64).neg().exp().tolist()
 
 
-def option_probabilities(
-    right: Sequence[float], wrong: Sequence[Sequence[float]], least: float = TINY
-) -> list[float]:
+def option_probabilities(right: Sequence[float], wrong: Sequence[Sequence[float]], least: float = TINY) -> list[float]:
     """p / (p + the sum of p of the wrong answers + `least`), where p = exp(-loss).
 
     Of mean losses it is the released definition. Of losses summed over tokens it is the paper's, of which `least` is 0:
@@ -88,41 +90,51 @@ def truth_scores(ratios: Sequence[float], gone: bool) -> list[float]:
 
 def membership(values: Values, measure: str) -> Number:
     """How well an attacker tells the forget set from the holdout set by a measure of each answer."""
-    forget, holdout = (values.of(where, measure) for where in SIDES)
-    low, high = bootstrap(auc, holdout, forget)
+    found = _area(values, measure)
     told = (
         f"Chance that an answer of the holdout set has a higher value than one of the forget set ({MEMBERSHIP[measure]}"
         f"): 0.5 cannot be told apart, 1 is remembered, 0 is over-forgotten."
     )
-    area = auc(holdout, forget)
-    return Number(f"membership by {measure}", "forget vs holdout", area, len(forget) + len(holdout), told, low, high)
+    n = sum(len(values.of(side, measure)) for side in SIDES)
+    return Number(f"membership by {measure}", " vs ".join(SIDES), found.value, n, told, found.low, found.high)
+
+
+def _area(values: Values, measure: str) -> Estimate:
+    forget, holdout = (values.of(where, measure) for where in SIDES)
+    return area_estimate([*holdout, *forget], positives=len(holdout))
 
 
 def leak(values: Values, reference: Values | None, against: str, measure: str = "min_k") -> Number:
     """PrivLeak by a measure; a reference that lacks it counts as one that cannot tell (0.5)."""
     there = reference is not None and all(reference.has(where, measure) for where in SIDES)
-    chance = membership(reference, measure).value if reference is not None and there else 0.5
-    area = membership(values, measure)
+    chance = _area(reference, measure).value if reference is not None and there else 0.5
+    area = _area(values, measure).value
     told = f"100 ((1 - AUC) - (1 - AUC of {against if there else 'chance, 0.5'})) / (1 - that AUC), by {measure}."
-    return Number("PrivLeak", area.set, priv_leak(area.value, chance), area.n, told, against=against if there else "")
+    leaked = priv_leak(area, chance)
+    where, n = " vs ".join(SIDES), sum(len(values.of(side, measure)) for side in SIDES)
+    return Number("PrivLeak", where, None if math.isnan(leaked) else leaked, n, told, against=against if there else "")
 
 
 def compare(ours: Sequence[float], theirs: Sequence[float], against: str, averaged: Mean) -> list[Number]:
     """Forget quality: whether truth ratios look drawn like the reference's, on which side they lie, and what shows."""
     shift, sizes = ks(ours, theirs), f"{len(ours)} against {len(theirs)} questions"
     least = smallest_detectable(len(ours), len(theirs))
-    said = {
-        "forget quality": (shift.p, f"p of the two-sided two-sample Kolmogorov-Smirnov test of R ({averaged}), {sizes}."),
+    said: dict[str, tuple[float | None, str]] = {
+        "forget quality": (
+            shift.p,
+            f"p of the two-sided two-sample Kolmogorov-Smirnov test of R ({averaged}), {sizes}.",
+        ),
         "KS distance": (shift.distance, f"The statistic of that test, {sizes}."),
         "KS side": (
             float(shift.sign),
             "-1: R lies below the reference's, so more is known than there; 1: above, so it is over-forgotten.",
         ),
-        "KS detectable": (least, f"The smallest distance that has p < 0.05 with {sizes}: no lesser one shows."),
+        "KS detectable": (
+            least if math.isfinite(least) else None,
+            f"The smallest distance that has p < 0.05 with {sizes}: no lesser one shows.",
+        ),
     }
-    return [
-        Number(name, "forget", value, len(ours), told, against=against) for name, (value, told) in said.items()
-    ]
+    return [Number(name, "forget", value, len(ours), told, against=against) for name, (value, told) in said.items()]
 
 
 def against(values: Values, reference: Values, name: str) -> list[Number]:

@@ -134,9 +134,7 @@ def read(known: CachedModel, items: Sequence[Item], tokenizer: Any, on_event: On
 
 def _scores(part: RowMoments) -> RowScores:
     """The log-probabilities among statistics: what is known of a token then need not be generated anew."""
-    return RowScores(
-        part.labels, part.example, 1, None, part.log_probs, part.rank == 0, weights=part.weights
-    )
+    return RowScores(part.labels, part.example, 1, None, part.log_probs, part.rank == 0, weights=part.weights)
 
 
 def _rows(scores: RowScores, part: RowScores | RowMoments, passage: Passage, tokenizer: Any) -> Rows:

@@ -144,7 +144,7 @@ def alone(values: Values, by: Definition) -> Iterator[Number]:
     nine = [number for where in USEFUL for number in found[where] if (number.name, where) in NINE]
     if len(nine) == len(NINE):
         utility, n = harmonic_mean([number.value for number in nine]), sum(number.n for number in nine[::3])
-        yield Number("model utility", "all", utility, n, "Harmonic mean of nine: " + ", ".join(map(_call, nine)) + ".")
+        yield Number("model utility", "all", utility, n, NINE_TOLD)
     for measure, told in (("extraction_strength", EXTRACTED), ("exact_memorisation", EXACT)):
         if values.has("forget", measure):
             yield mean(measure.replace("_", " "), "forget", values.of("forget", measure, RIGHT, by.first), told)
@@ -158,12 +158,11 @@ NINE = {
     *((name, where) for where in GENERAL for name in ("option probability", "ROUGE", "truth ratio")),
 }
 """The parts of model utility."""
+NINE_TOLD = (
+    "Harmonic mean of probability (of the options, where there are any), ROUGE and truth ratio of the three sets."
+)
 EXTRACTED = "Mean of 1 - k / n: given its first k tokens, a model says the other n - k of the answer (1 / n at least)."
 EXACT = "Mean share of the answer's tokens, end token aside, that have the highest score."
-
-
-def _call(number: Number) -> str:
-    return f"{number.name} of {number.set} ({number.value:.4f})"
 
 
 OPEN_UNLEARNING = {
@@ -213,7 +212,9 @@ def with_ratios(values: Values) -> Values:
 def totals(values: Values) -> dict[str, float]:
     """open-unlearning's `agg_value` of everything that is of the model alone."""
     by = DEFINITIONS["open-unlearning"]
-    known = {name: number.value for number in alone(values, by) if (name := OPEN_UNLEARNING.get((number.name, number.set)))}
+    known = {
+        name: number.value for number in alone(values, by) if (name := OPEN_UNLEARNING.get((number.name, number.set)))
+    }
     for letters, where in (("forget", "forget"), ("retain", "retain"), ("ra", "real_authors"), ("wf", "world_facts")):
         if values.has(where, "loss", PARAPHRASE):
             known[f"{letters}_Q_A_PARA_Prob"] = statistics.mean(probabilities(values.of(where, "loss", PARAPHRASE)))

@@ -95,5 +95,7 @@ def _parquet() -> tuple[Any, Any]:
     try:
         import pyarrow.parquet  # an extra
     except ImportError as error:
-        raise EnvironmentRefused("The values are kept as Parquet, which needs: pip install 'expunge[parquet]'.") from error
+        raise EnvironmentRefused(
+            "The values are kept as Parquet, which needs: pip install 'expunge[parquet]'."
+        ) from error
     return pyarrow.parquet, pyarrow

@@ -1,4 +1,4 @@
-"""How much of one text is in another: ROUGE (Lin, 2004), and overlaps of n-grams (Jang et al., 2022, arXiv 2210.01504)."""
+"""How much of one text is in another: ROUGE (Lin, 2004), and overlaps of n-grams (Jang et al., 2022, 2210.01504)."""
 
 from __future__ import annotations
 
