@@ -109,7 +109,7 @@ def continued(network: LanguageModel, batch: Sequence[Item]) -> list[tuple[Colum
         tokens, attention_mask=mask, max_new_tokens=200, do_sample=False, use_cache=True, pad_token_id=pad
     )
     texts = network.tokenizer.batch_decode(made[:, width:], skip_special_tokens=True)
-    scores = BENCHMARK.score([item.passage.answer for item in batch], texts)
+    scores = BENCHMARK.score(batch, texts)
     pairs = [(item, name, value) for item, each in zip(batch, scores, strict=True) for name, value in each.items()]
     return [(Column(item.set, name, item.answer), item.record, value) for item, name, value in pairs]
 
@@ -135,7 +135,7 @@ def main() -> None:
     network = open_network(str(given.model))
     data = Data(given.data, BENCHMARK.home)
     items = BENCHMARK.items(data, network.tokenizer)
-    BENCHMARK.score(["warm"], ["up"])
+    BENCHMARK.score(items[:1], ["warm"])
     start = time.process_time()
     ours = BENCHMARK.measure(network, data, CachedModel(network), ignore_event)
     ours_seconds = time.process_time() - start

@@ -70,7 +70,7 @@ def find_data(given: str | None, home: str) -> Data:
 
 def _fetch(name: str, revision: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.utils import HfHubHTTPError
+    from huggingface_hub.errors import HfHubHTTPError
 
     patterns: Sequence[str] = [f"*{end}" for end in ENDINGS]
     try:

@@ -123,7 +123,11 @@ def _refer(job: Job, text: str, data: Data, on_event: OnEvent) -> Values:
         Result.read(path)
         return Values.read(path / VALUES)
     if path.is_file() and path.suffix != ".gguf":
-        return job.benchmark.read_reference(path)
+        form = job.benchmark.form
+        if form is None:
+            name = type(job.benchmark).__name__
+            raise DataRefused(f"{path}: logs of {name} are not read. Give a model, or a folder of an earlier result.")
+        return form.read(path)
     on_event(Note(f"Loading the reference {text}"))
     return _measure(job.benchmark, open_model(text, job.device), data, on_event)
 
@@ -135,8 +139,8 @@ def _write(
     (folder / REFERENCES).mkdir()
     for place, reference in enumerate(references.values()):
         reference.save(folder / REFERENCES / f"{place}.parquet")
-    for name, text in benchmark.foreign(values, list(result.numbers)).items():
-        write_text(folder / name, text)
+    if benchmark.form is not None:
+        write_text(folder / benchmark.form.file, benchmark.form.write(values, result.numbers))
     write_text(folder / RESULT, json.dumps(to_json(result), indent=1, allow_nan=False))
     write_manifest(folder, kind="benchmark")
 

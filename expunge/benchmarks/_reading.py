@@ -13,11 +13,12 @@ from torch import Tensor
 from expunge.benchmarks._values import RIGHT, Column, Values
 from expunge.core.model import Model, network_of
 from expunge.core.predictions import Predictions, RowMoments, RowScores
-from expunge.core.question import LogProbabilities, RowStatistics, Text
+from expunge.core.question import LogProbabilities, Question, Reply, RowStatistics, Text
 from expunge.data.text import Passage
 from expunge.events import Note, OnEvent
 from expunge.internals.gradients import Slopes
 from expunge.primitives.memorisation import extraction_strength, lowest_mean, standardise
+from expunge.primitives.overlap import Words, rouge
 from expunge.runtime.cached_model import CachedModel
 
 if TYPE_CHECKING:
@@ -105,31 +106,32 @@ STATISTICS = {"min_k_plus"}
 """Those that need each token's whole distribution, which costs as much again as its log-probability."""
 GRADIENT = "gradient_norm"
 """The one measure that needs a pass of its own, backward too."""
-Written = Callable[[Sequence[str], Sequence[str]], Sequence[Mapping[str, float]]]
-"""From right answers and continuations to measures of each."""
+Written = Callable[[Sequence["Item"], Sequence[str]], Sequence[Mapping[str, float]]]
+"""From texts and the continuations of their prompts to measures of each."""
 
 
 def read(known: CachedModel, items: Sequence[Item], tokenizer: Any, on_event: OnEvent) -> Values:
     """Every formula of every item, by one pass over each text."""
     on_event(Note(f"Reading {len(items)} texts"))
+    deep = [item for item in items if STATISTICS & {*item.measures}]
+    rest = [item for item in items if not STATISTICS & {*item.measures}]
+    whole = _ask(known, RowStatistics(), deep)
+    scores = [*map(_scores, whole), *_ask(known, LogProbabilities(), rest)]
+    known.learn(LogProbabilities(), [item.passage for item in (*deep, *rest)], scores)
     rows: list[tuple[Column, int, float]] = []
-    deep = [bool(STATISTICS & {*item.measures}) for item in items]
-    for question, group in (
-        (RowStatistics(), [item for item, whole in zip(items, deep, strict=True) if whole]),
-        (LogProbabilities(), [item for item, whole in zip(items, deep, strict=True) if not whole]),
-    ):
-        passages = [item.passage for item in group]
-        parts = question.split(known.ask(question, passages)) if group else []  # type: ignore[arg-type]
-        for item, part in zip(group, parts, strict=True):
-            scores = part if isinstance(part, RowScores) else _scores(part)
-            known.learn(LogProbabilities(), [item.passage], [scores])
-            own = _rows(scores, part, item.passage, tokenizer)
-            rows += [
-                (Column(item.set, name, item.answer), item.record, FORMULAS[name](own))
-                for name in item.measures
-                if name != GRADIENT
-            ]
+    for item, own, moments in zip((*deep, *rest), scores, (*whole, *[None] * len(rest)), strict=True):
+        formed = _rows(own, moments, item.passage, tokenizer)
+        rows += [
+            (Column(item.set, name, item.answer), item.record, FORMULAS[name](formed))
+            for name in item.measures
+            if name in FORMULAS
+        ]
     return Values.collect(rows)
+
+
+def _ask(known: CachedModel, question: Question[Reply], items: Sequence[Item]) -> list[Reply]:
+    """The reply about each item."""
+    return question.split(known.ask(question, [item.passage for item in items])) if items else []
 
 
 def _scores(part: RowMoments) -> RowScores:
@@ -137,13 +139,9 @@ def _scores(part: RowMoments) -> RowScores:
     return RowScores(part.labels, part.example, 1, None, part.log_probs, part.rank == 0, weights=part.weights)
 
 
-def _rows(scores: RowScores, part: RowScores | RowMoments, passage: Passage, tokenizer: Any) -> Rows:
+def _rows(scores: RowScores, moments: RowMoments | None, passage: Passage, tokenizer: Any) -> Rows:
     log_probs = scores.log_probs.double()
-    scaled = (
-        standardise(log_probs, part.mean_log_prob.double(), part.variance.double())
-        if isinstance(part, RowMoments)
-        else None
-    )
+    scaled = moments and standardise(log_probs, moments.mean_log_prob.double(), moments.variance.double())
     ends = passage.tokens[-1] == tokenizer.eos_token_id
     text = str(tokenizer.decode(passage.tokens[passage.first :], skip_special_tokens=True))
     return Rows(log_probs, scores.right, scaled, slice(0, len(log_probs) - ends), text)
@@ -157,7 +155,7 @@ def write(known: CachedModel, items: Sequence[Item], score: Written, on_event: O
     for most in sorted({item.write for item in asked}):
         group = [item for item in asked if item.write == most]
         texts = known.ask(Text(most), [item.passage for item in group])
-        scores = score([item.passage.answer for item in group], texts)
+        scores = score(group, texts)
         rows += [
             (Column(item.set, name, item.answer), item.record, value)
             for item, each in zip(group, scores, strict=True)
@@ -166,19 +164,40 @@ def write(known: CachedModel, items: Sequence[Item], score: Written, on_event: O
     return Values.collect(rows)
 
 
+def score_overlap(right: Sequence[str], written: Sequence[str], words: Words = "stemmed") -> list[Mapping[str, float]]:
+    """ROUGE of each continuation against the right answer."""
+    return [
+        {"rouge": each.recall, "rouge_f1": each.f1, "rouge_words": each.words} for each in rouge(right, written, words)
+    ]
+
+
 def gradient_norms(model: Model, items: Sequence[Item]) -> Values:
-    """Of those items that ask for it the mean over the weight tensors of their gradients' norms, dropout off, of the
+    """Of each item the mean over the weight tensors of their gradients' norms, dropout off, of the
     mean loss without the end token."""
-    asked = [item for item in items if GRADIENT in item.measures]
+    slopes = Slopes(network_of(model, GRADIENT))
     rows = []
-    for slopes in [Slopes(network_of(model, GRADIENT))] if asked else []:
-        for item in asked:
-            slopes.add([item.passage], _inner_loss)
-            norms = torch.stack([slope.double().norm() for _, slope in slopes.take()])
-            rows.append((Column(item.set, GRADIENT, item.answer), item.record, float(norms.mean())))
+    for item in items:
+        slopes.add([item.passage], _inner_loss)
+        norms = torch.stack([slope.double().norm() for _, slope in slopes.take()])
+        rows.append((Column(item.set, GRADIENT, item.answer), item.record, float(norms.mean())))
     return Values.collect(rows)
 
 
 def _inner_loss(said: Predictions) -> Tensor:
     inner = said.log_prob()[:-1]
     return -inner.mean() if len(inner) else 0 * said.log_prob().sum()
+
+
+DEEP: Mapping[str, Callable[[Model, Sequence[Item]], Values]] = {GRADIENT: gradient_norms}
+"""Measures that need passes of their own."""
+
+
+def measure_deeply(model: Model, items: Sequence[Item], on_event: OnEvent) -> Values:
+    """What the items ask for that needs passes of its own."""
+    values = Values({})
+    for name, measure in DEEP.items():
+        asked = [item for item in items if name in item.measures]
+        if asked:
+            on_event(Note(f"Measuring {name} of {len(asked)} texts"))
+            values = values.joined(measure(model, asked))
+    return values

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from expunge.benchmarks._data import Data, need
+from expunge.benchmarks._logs import write_log
 from expunge.benchmarks._numbers import (
     MEMBERSHIP,
     Mean,
@@ -143,7 +144,7 @@ def alone(values: Values, by: Definition) -> Iterator[Number]:
         yield from each
     nine = [number for where in USEFUL for number in found[where] if (number.name, where) in NINE]
     if len(nine) == len(NINE):
-        utility, n = harmonic_mean([number.value for number in nine]), sum(number.n for number in nine[::3])
+        utility, n = harmonic_mean([number.value or 0.0 for number in nine]), sum(number.n for number in nine[::3])
         yield Number("model utility", "all", utility, n, NINE_TOLD)
     for measure, told in (("extraction_strength", EXTRACTED), ("exact_memorisation", EXACT)):
         if values.has("forget", measure):
@@ -222,3 +223,10 @@ def totals(values: Values) -> dict[str, float]:
         if wrong:
             known[f"{letters}_Q_A_PERT_Prob"] = statistics.mean(wrong)
     return known
+
+
+def write_result(values: Values, numbers: Sequence[Number]) -> str:
+    """The result as open-unlearning writes its own; of several references the last one's comparison."""
+    named = {OPEN_UNLEARNING.get((n.name, n.set)): n.value for n in numbers if n.against}
+    compared = {name: value for name, value in named.items() if name is not None and value is not None}
+    return write_log(with_ratios(values), {**totals(values), **compared})

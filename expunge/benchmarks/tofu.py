@@ -12,17 +12,16 @@ Three definitions are in use, and numbers of one cannot be held against those of
     open-unlearning   as released, of all questions, with tokens counted and texts continued as open-unlearning does
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from expunge.benchmarks._data import Data
-from expunge.benchmarks._kinds import Benchmark
-from expunge.benchmarks._logs import read_log, write_log
+from expunge.benchmarks._kinds import Benchmark, Form
+from expunge.benchmarks._logs import read_log
 from expunge.benchmarks._numbers import Number, against, compare, leak
-from expunge.benchmarks._reading import Item
-from expunge.benchmarks._tofu import DEFINITIONS, OPEN_UNLEARNING, alone, items, ratios, totals, with_ratios
+from expunge.benchmarks._reading import Item, score_overlap
+from expunge.benchmarks._tofu import DEFINITIONS, alone, items, ratios, write_result
 from expunge.benchmarks._values import Values
 from expunge.benchmarks._wording import Wording, check_template
 
@@ -43,6 +42,7 @@ class TOFU(Benchmark):
 
     home = "locuslab/TOFU"
     axes = (("forget quality", "forget"), ("model utility", "all"))
+    form = Form("open-unlearning.json", read_log, write_result)
 
     def __post_init__(self) -> None:
         check_template(self.template)
@@ -64,9 +64,5 @@ class TOFU(Benchmark):
             found += against(values, reference, name)
         return found
 
-    def read_reference(self, path: Path) -> Values:
-        return read_log(path)
-
-    def foreign(self, values: Values, numbers: list[Number]) -> Mapping[str, str]:
-        compared = {name: n.value for n in numbers if n.against and (name := OPEN_UNLEARNING.get((n.name, n.set)))}
-        return {"open-unlearning.json": write_log(with_ratios(values), {**compared, **totals(values)})}
+    def score(self, items: Sequence[Item], written: Sequence[str]) -> list[Mapping[str, float]]:
+        return score_overlap([item.passage.answer for item in items], written)

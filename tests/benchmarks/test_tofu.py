@@ -108,7 +108,7 @@ def test_continuations_are_those_of_generate_padded_on_the_left_or_not(measured,
                 pad_token_id=0,
             )
             text = network.tokenizer.decode(made[0, prompt.shape[1] :], skip_special_tokens=True)
-            [score] = ALL.score([item.passage.answer], [text])
+            [score] = ALL.score([item], [text])
             assert values.columns[Column(item.set, "rouge")][item.record] == pytest.approx(score["rouge"])
 
 
