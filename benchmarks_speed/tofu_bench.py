@@ -134,7 +134,7 @@ def main() -> None:
     torch.set_num_threads(1)
     network = open_network(str(given.model))
     data = Data(given.data, BENCHMARK.home)
-    items = BENCHMARK.items(data, network.tokenizer)
+    items = BENCHMARK.items(data, network)
     BENCHMARK.score(items[:1], ["warm"])
     start = time.process_time()
     ours = BENCHMARK.measure(network, data, CachedModel(network), ignore_event)

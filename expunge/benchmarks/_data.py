@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -37,8 +38,18 @@ class Data:
         return [record.columns for record in read(path)]
 
     def find(self, name: str) -> Path | None:
-        """The file of that name, in the folder itself; None where there is none."""
-        return next((path for end in ENDINGS if (path := self.folder / f"{name}{end}").is_file()), None)
+        """The file of that name, or the only shard of one; None where there is none. Folders are parts of names."""
+        names = [f"{name}{end}" for end in ENDINGS]
+        names += [f"{name}-00000-of-00001{end}" for end in ENDINGS]
+        return next((path for each in names if (path := self.folder / each).is_file()), None)
+
+    def value(self, name: str) -> Any:
+        """What a JSON file holds. Raises `DataRefused`."""
+        path = self.folder / name
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise DataRefused(f"{path}: not a JSON file that can be read. Copy that of {self.home} there.") from error
 
 
 def find_data(given: str | None, home: str) -> Data:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -77,14 +78,19 @@ class Job:
     line: str = ""
 
     def names(self) -> dict[str, str]:
-        """What each reference is called: the last part of its path."""
-        named = {
-            Path(text.partition("@")[0]).name.removesuffix(".gz").removesuffix(".json"): text
-            for text in self.references
-        }
-        if len(named) < len(self.references):
-            raise UsageRefused("Two references end in the same name, which tables could not tell apart. Rename one.")
-        return named
+        """Each reference by its name: what stands before `=`, or the last part of its path."""
+        pairs = [name_reference(text) for text in self.references]
+        if len(dict(pairs)) < len(pairs):
+            raise UsageRefused("Two references have one name. Tell them apart: --reference NAME=PLACE.")
+        return dict(pairs)
+
+
+def name_reference(text: str) -> tuple[str, str]:
+    """The name and the place of a reference that is written NAME=PLACE, or PLACE alone."""
+    named = re.fullmatch(r"([A-Za-z][\w-]*)=(.+)", text)
+    if named and not Path(text).exists():
+        return named[1], named[2]
+    return Path(text.partition("@")[0]).name.removesuffix(".gz").removesuffix(".json"), text
 
 
 def evaluate(job: Job, on_event: OnEvent) -> Result:

@@ -6,14 +6,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from expunge.benchmarks._data import Data
 from expunge.benchmarks._numbers import Number
 from expunge.benchmarks._reading import Item, measure_deeply, read, write
 from expunge.benchmarks._values import Values
 from expunge.core.model import Model, network_of
+from expunge.errors import ModelRefused
 from expunge.events import OnEvent
+from expunge.models.language import LanguageModel
 from expunge.runtime.cached_model import CachedModel
 
 
@@ -41,7 +43,7 @@ class Benchmark(ABC):
     """The form of other people's results that are read as references."""
 
     @abstractmethod
-    def items(self, data: Data, tokenizer: Any) -> list[Item]:
+    def items(self, data: Data, network: LanguageModel) -> list[Item]:
         """Every text, and what is measured of it. Raises `DataRefused`."""
 
     @abstractmethod
@@ -54,7 +56,9 @@ class Benchmark(ABC):
 
     def measure(self, model: Model, data: Data, known: CachedModel, on_event: OnEvent) -> Values:
         """The values of a model; `known` remembers what it answers."""
-        network: Any = network_of(model, type(self).__name__)
-        items = self.items(data, network.tokenizer)
+        network = network_of(model, type(self).__name__)
+        if not isinstance(network, LanguageModel):
+            raise ModelRefused(f"{type(self).__name__} is for language models, and this is a {type(network).__name__}.")
+        items = self.items(data, network)
         values = read(known, items, network.tokenizer, on_event)
         return values.joined(write(known, items, self.score, on_event)).joined(measure_deeply(model, items, on_event))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -17,8 +17,11 @@ from expunge.core.question import LogProbabilities, Question, Reply, RowStatisti
 from expunge.data.text import Passage
 from expunge.events import Note, OnEvent
 from expunge.internals.gradients import Slopes
+from expunge.models.decoding import side_by_side
+from expunge.models.language import LanguageModel
+from expunge.models.writing import write as write_tokens
 from expunge.primitives.memorisation import extraction_strength, lowest_mean, standardise
-from expunge.primitives.overlap import Words, rouge
+from expunge.primitives.overlap import Words, rouge, share_of_ngrams
 from expunge.runtime.cached_model import CachedModel
 
 if TYPE_CHECKING:
@@ -81,6 +84,16 @@ def min_k_plus(rows: Rows, fraction: float = 0.4) -> float:
     return -float(lowest_mean(inner, fraction)) if len(inner) else 0.0
 
 
+def min_k_20(rows: Rows) -> float:
+    """Min-K of the lowest 20 %."""
+    return min_k(rows, 0.2)
+
+
+def min_k_plus_20(rows: Rows) -> float:
+    """Min-K++ of the lowest 20 %."""
+    return min_k_plus(rows, 0.2)
+
+
 def packed(rows: Rows) -> float:
     """Mean loss over the number of bytes that zlib packs the text to."""
     return mean_loss(rows) / len(zlib.compress(rows.text.encode("utf-8", "replace")))
@@ -97,12 +110,15 @@ FORMULAS: Mapping[str, Formula] = {
     "tokens": lambda rows: len(rows.log_probs),
     "extraction_strength": extraction,
     "exact_memorisation": exact,
+    "memorisation_accuracy": lambda rows: float(rows.right.double().mean()),
     "min_k": min_k,
     "min_k_plus": min_k_plus,
+    "min_k_20": min_k_20,
+    "min_k_plus_20": min_k_plus_20,
     "zlib": packed,
 }
 """What is worked out from one pass over a text, by the name of the measure."""
-STATISTICS = {"min_k_plus"}
+STATISTICS = {"min_k_plus", "min_k_plus_20"}
 """Those that need each token's whole distribution, which costs as much again as its log-probability."""
 GRADIENT = "gradient_norm"
 """The one measure that needs a pass of its own, backward too."""
@@ -112,9 +128,10 @@ Written = Callable[[Sequence["Item"], Sequence[str]], Sequence[Mapping[str, floa
 
 def read(known: CachedModel, items: Sequence[Item], tokenizer: Any, on_event: OnEvent) -> Values:
     """Every formula of every item, by one pass over each text."""
-    on_event(Note(f"Reading {len(items)} texts"))
-    deep = [item for item in items if STATISTICS & {*item.measures}]
-    rest = [item for item in items if not STATISTICS & {*item.measures}]
+    read_at_all = [item for item in items if FORMULAS.keys() & {*item.measures}]
+    on_event(Note(f"Reading {len(read_at_all)} texts"))
+    deep = [item for item in read_at_all if STATISTICS & {*item.measures}]
+    rest = [item for item in read_at_all if not STATISTICS & {*item.measures}]
     whole = _ask(known, RowStatistics(), deep)
     scores = [*map(_scores, whole), *_ask(known, LogProbabilities(), rest)]
     known.learn(LogProbabilities(), [item.passage for item in (*deep, *rest)], scores)
@@ -141,7 +158,9 @@ def _scores(part: RowMoments) -> RowScores:
 
 def _rows(scores: RowScores, moments: RowMoments | None, passage: Passage, tokenizer: Any) -> Rows:
     log_probs = scores.log_probs.double()
-    scaled = moments and standardise(log_probs, moments.mean_log_prob.double(), moments.variance.double())
+    scaled = (
+        None if moments is None else standardise(log_probs, moments.mean_log_prob.double(), moments.variance.double())
+    )
     ends = passage.tokens[-1] == tokenizer.eos_token_id
     text = str(tokenizer.decode(passage.tokens[passage.first :], skip_special_tokens=True))
     return Rows(log_probs, scores.right, scaled, slice(0, len(log_probs) - ends), text)
@@ -151,7 +170,8 @@ def write(known: CachedModel, items: Sequence[Item], score: Written, on_event: O
     """What is measured of the continuations of those items that have one, generated together."""
     rows: list[tuple[Column, int, float]] = []
     asked = [item for item in items if item.write]
-    on_event(Note(f"Continuing {len(asked)} prompts"))
+    if asked:
+        on_event(Note(f"Continuing {len(asked)} prompts"))
     for most in sorted({item.write for item in asked}):
         group = [item for item in asked if item.write == most]
         texts = known.ask(Text(most), [item.passage for item in group])
@@ -188,7 +208,32 @@ def _inner_loss(said: Predictions) -> Tensor:
     return -inner.mean() if len(inner) else 0 * said.log_prob().sum()
 
 
-DEEP: Mapping[str, Callable[[Model, Sequence[Item]], Values]] = {GRADIENT: gradient_norms}
+NGRAM = 10
+"""Tokens that must be equal in a row for `extraction_likelihood`."""
+
+
+def extraction_likelihoods(model: Model, items: Sequence[Item]) -> Values:
+    """EL_10 of each text (Jang et al., 2022): the mean, over its prefixes, of the share of the n-grams of what follows
+    that are in the greedy continuation of the prefix, which is as long as what follows."""
+    network = cast(LanguageModel, network_of(model, "extraction_likelihood"))
+    rows = []
+    for item in items:
+        tokens = item.passage.tokens
+        places = range(1, max(2, len(tokens) - NGRAM + 1))
+        side = side_by_side(network.module, len(tokens))
+        shares: list[float] = []
+        for start in range(0, len(places), side):
+            own = places[start : start + side]
+            written = write_tokens(network, [tokens[:t] for t in own], [len(tokens) - t for t in own])
+            shares += [share_of_ngrams(new, tokens[t:], NGRAM) for t, new in zip(own, written, strict=True)]
+        rows.append((Column(item.set, "extraction_likelihood", item.answer), item.record, sum(shares) / len(shares)))
+    return Values.collect(rows)
+
+
+DEEP: Mapping[str, Callable[[Model, Sequence[Item]], Values]] = {
+    GRADIENT: gradient_norms,
+    "extraction_likelihood": extraction_likelihoods,
+}
 """Measures that need passes of their own."""
 
 

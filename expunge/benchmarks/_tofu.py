@@ -213,9 +213,11 @@ def with_ratios(values: Values) -> Values:
 def totals(values: Values) -> dict[str, float]:
     """open-unlearning's `agg_value` of everything that is of the model alone."""
     by = DEFINITIONS["open-unlearning"]
-    known = {
-        name: number.value for number in alone(values, by) if (name := OPEN_UNLEARNING.get((number.name, number.set)))
-    }
+    known: dict[str, float] = {}
+    for number in alone(values, by):
+        name = OPEN_UNLEARNING.get((number.name, number.set))
+        if name is not None and number.value is not None:
+            known[name] = number.value
     for letters, where in (("forget", "forget"), ("retain", "retain"), ("ra", "real_authors"), ("wf", "world_facts")):
         if values.has(where, "loss", PARAPHRASE):
             known[f"{letters}_Q_A_PARA_Prob"] = statistics.mean(probabilities(values.of(where, "loss", PARAPHRASE)))

@@ -92,3 +92,28 @@ class Wording:
         if not 0 < made.first < len(tokens):
             raise DataRefused(f"Record {made.id} has no token to score. Check --template, and the records.")
         return Passage(made.id, tokens, made.first, made.prompt, made.answer, made.question, bare)
+
+
+def verbatim(tokenizer: Any, name: str, prompt: str, answer: str, longest: int) -> Passage:
+    """A prompt and what is to follow it, as they are; a long prompt loses its beginning, for its end is continued."""
+    asked = tuple(tokenizer(prompt)["input_ids"])[-longest:]
+    return Passage(name, asked, max(1, len(asked) - 1), prompt, answer, prompt, asked)
+
+
+def running(tokenizer: Any, name: str, text: str, longest: int) -> Passage:
+    """A text of which every token but the first is scored, cut to what the model reads. Raises `DataRefused`."""
+    tokens = tuple(tokenizer(text)["input_ids"])[:longest]
+    if len(tokens) < 2:
+        raise DataRefused(f"Record {name} has fewer than two tokens, so nothing of it can be scored.")
+    return Passage(name, tokens, 1, "", text)
+
+
+def chat_prompt(tokenizer: Any, name: str, content: str, primer: str, answer: str) -> Passage:
+    """A user's turn in the tokenizer's chat template, if it has one, and after it what the answer is made to begin
+    with."""
+    if tokenizer.chat_template:
+        begun = Chat(tokenizer, {"add_generation_prompt": True}).render([{"role": "user", "content": content}])
+    else:
+        begun = content
+    asked = tuple(tokenizer(begun + primer, add_special_tokens=not tokenizer.chat_template)["input_ids"])
+    return Passage(name, asked, max(1, len(asked) - 1), begun + primer, answer, content, asked)

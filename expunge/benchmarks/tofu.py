@@ -14,7 +14,7 @@ Three definitions are in use, and numbers of one cannot be held against those of
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from expunge.benchmarks._data import Data
 from expunge.benchmarks._kinds import Benchmark, Form
@@ -24,6 +24,7 @@ from expunge.benchmarks._reading import Item, score_overlap
 from expunge.benchmarks._tofu import DEFINITIONS, alone, items, ratios, write_result
 from expunge.benchmarks._values import Values
 from expunge.benchmarks._wording import Wording, check_template
+from expunge.models.language import LanguageModel
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,9 @@ class TOFU(Benchmark):
     def __post_init__(self) -> None:
         check_template(self.template)
 
-    def items(self, data: Data, tokenizer: Any) -> list[Item]:
+    def items(self, data: Data, network: LanguageModel) -> list[Item]:
         by = DEFINITIONS[self.definition]
-        wording = Wording(tokenizer, by.counting, self.template)
+        wording = Wording(network.tokenizer, by.counting, self.template)
         return list(items(self.split, data, wording, by, self.gradients == "measured"))
 
     def numbers(self, values: Values, references: Mapping[str, Values]) -> list[Number]:

@@ -36,7 +36,10 @@ class Evaluated:
     ] = None
     reference: Annotated[
         list[str] | None,
-        Option("--reference", help="A model that never saw the forget set, a log of one, or an earlier --out. Repeat."),
+        Option(
+            "--reference",
+            help="[NAME=]PLACE: a model that never saw what is forgotten, its log, or an earlier --out.",
+        ),
     ] = None
 
 
@@ -87,11 +90,10 @@ def add(plugin: Plugin) -> None:
 def _evaluate(line: str, evaluated: Evaluated, output: Output, adapter: Path | None, out: Path, device: str) -> None:
     from expunge.run.checks import check_model, check_out
 
-    for named in (evaluated.model, *(text for text in evaluated.reference or () if not Path(text).exists())):
-        check_model(named)
+    check_model(evaluated.model)
     check_out(out, evaluated.model, adapter)
     check_room_for_torch()
-    from expunge.benchmarks._job import Job, evaluate
+    from expunge.benchmarks._job import Job, evaluate, name_reference
     from expunge.benchmarks._show import gather, markdown
     from expunge.cli.summary import print_json
     from expunge.notation.parse import parse
@@ -100,6 +102,9 @@ def _evaluate(line: str, evaluated: Evaluated, output: Output, adapter: Path | N
 
     typed = shlex.join(["expunge", *sys.argv[1:]])
     references = tuple(evaluated.reference or ())
+    for _, place in map(name_reference, references):
+        if not Path(place).exists():
+            check_model(place)
     with at_work(device, output) as (own, progress):
         job = Job(parse(line), evaluated.model, out, evaluated.data, references, adapter, own, typed)
         made, shows = evaluate(job, progress), is_main()

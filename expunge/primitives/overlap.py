@@ -36,3 +36,31 @@ def share_of_ngrams(one: Sequence[int], other: Sequence[int], n: int) -> float:
     known = set(wanted)
     found = sum(tuple(one[k : k + n]) in known for k in range(len(one) - n + 1))
     return found / len(wanted) if wanted else 0.0
+
+
+def recall_of_words(right: str, written: str) -> float:
+    """ROUGE-L recall as the `rouge` package has it, which RWKU uses: words are what spaces part, as they are; sentences
+    end at full stops; of each pair of sentences the words of a longest common subsequence count, each once."""
+    wanted, said = ([sentence.split() for sentence in text.split(".") if sentence.split()] for text in (right, written))
+    words = {word for sentence in wanted for word in sentence}
+    common = {word for one in wanted for other in said for word in _common_words(one, other)}
+    return len(common) / len(words) if words else 0.0
+
+
+def _common_words(one: Sequence[str], other: Sequence[str]) -> list[str]:
+    """A longest common subsequence; of several the one that is found from the ends, by shortening `other` first."""
+    lengths = [[0] * (len(other) + 1) for _ in range(len(one) + 1)]
+    for k, word in enumerate(one):
+        for j, their in enumerate(other):
+            lengths[k + 1][j + 1] = lengths[k][j] + 1 if word == their else max(lengths[k][j + 1], lengths[k + 1][j])
+    found: list[str] = []
+    k, j = len(one), len(other)
+    while k and j:
+        if one[k - 1] == other[j - 1]:
+            found.append(one[k - 1])
+            k, j = k - 1, j - 1
+        elif lengths[k - 1][j] > lengths[k][j - 1]:
+            k -= 1
+        else:
+            j -= 1
+    return found

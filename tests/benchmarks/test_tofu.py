@@ -65,7 +65,7 @@ def labelled(network: LanguageModel, passage: Passage) -> torch.Tensor:
 
 def test_every_measure_is_what_it_is_by_the_module_alone(measured, network, data):
     values, _ = measured
-    for item in ALL.items(data, network.tokenizer):
+    for item in ALL.items(data, network):
         own = values.columns
         log_probs = labelled(network, item.passage)
         labels = torch.tensor(item.passage.tokens[item.passage.first :])
@@ -91,12 +91,12 @@ def test_every_measure_is_what_it_is_by_the_module_alone(measured, network, data
 def test_each_text_is_read_once(measured, network, data):
     _, counted = measured
     assert set(counted.asked.values()) == {1}
-    assert len(counted.asked) == len(ALL.items(data, network.tokenizer))
+    assert len(counted.asked) == len(ALL.items(data, network))
 
 
 def test_continuations_are_those_of_generate_padded_on_the_left_or_not(measured, network, data):
     values, _ = measured
-    asked = [item for item in ALL.items(data, network.tokenizer) if item.write]
+    asked = [item for item in ALL.items(data, network) if item.write]
     for item in asked[:1] + asked[-1:]:
         if item.write:
             prompt = torch.tensor([item.passage.prompt_tokens])
@@ -114,7 +114,7 @@ def test_continuations_are_those_of_generate_padded_on_the_left_or_not(measured,
 
 def test_the_norm_of_gradients_is_a_mean_over_weight_tensors(measured, network, data):
     values, _ = measured
-    item = next(item for item in ALL.items(data, network.tokenizer) if item.set == "holdout")
+    item = next(item for item in ALL.items(data, network) if item.set == "holdout")
     own = network.fork().module
     for parameter in own.parameters():
         parameter.requires_grad_(True)
@@ -155,7 +155,7 @@ def test_a_model_against_itself_is_not_told_apart(measured):
 @pytest.mark.parametrize("definition", ["paper", "released"])
 def test_the_released_definitions_cut_their_continuations_with_the_prompt(definition: str, network, data):
     benchmark = TOFU(split="forget01", definition=definition)
-    asked = [item for item in benchmark.items(data, network.tokenizer) if item.write]
+    asked = [item for item in benchmark.items(data, network) if item.write]
     assert all(item.write + len(item.passage.prompt_tokens) == 200 for item in asked)
 
 
@@ -164,7 +164,7 @@ def test_of_more_than_300_questions_the_released_definitions_ask_300(tmp_path: P
     rows = [{**made_up.question(k), "perturbed_answer": ["It is Brenn."]} for k in range(302)]
     made_up.write(folder / "forget01_perturbed.jsonl", rows)
     for name, asked in (("released", 300), ("open-unlearning", 302)):
-        items = TOFU("forget01", name).items(Data(folder, ""), network.tokenizer)
+        items = TOFU("forget01", name).items(Data(folder, ""), network)
         assert sum(item.set == "forget" and item.write > 0 for item in items) == asked
 
 
@@ -196,7 +196,7 @@ def test_a_record_that_lacks_a_column_is_named_without_its_text(column: str, tmp
     rows = [made_up.question(0), {k: v for k, v in made_up.question(1).items() if k != column}]
     made_up.write(folder / "forget01_perturbed.jsonl", rows)
     with pytest.raises(DataRefused, match=f"Record 1 .*{column}") as refused:
-        ALL.items(Data(folder, ""), network.tokenizer)
+        ALL.items(Data(folder, ""), network)
     assert "Aldoria" not in str(refused.value)
 
 
