@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -161,9 +162,13 @@ def _rows(scores: RowScores, moments: RowMoments | None, passage: Passage, token
     scaled = (
         None if moments is None else standardise(log_probs, moments.mean_log_prob.double(), moments.variance.double())
     )
-    ends = passage.tokens[-1] == tokenizer.eos_token_id
     text = str(tokenizer.decode(passage.tokens[passage.first :], skip_special_tokens=True))
-    return Rows(log_probs, scores.right, scaled, slice(0, len(log_probs) - ends), text)
+    return Rows(log_probs, scores.right, scaled, slice(0, len(log_probs) - _ends(passage, tokenizer)), text)
+
+
+def _ends(passage: Passage, tokenizer: Any) -> bool:
+    """Whether its last token is an end token."""
+    return bool(passage.tokens[-1] == tokenizer.eos_token_id)
 
 
 def write(known: CachedModel, items: Sequence[Item], score: Written, on_event: OnEvent) -> Values:
@@ -194,17 +199,18 @@ def score_overlap(right: Sequence[str], written: Sequence[str], words: Words = "
 def gradient_norms(model: Model, items: Sequence[Item]) -> Values:
     """Of each item the mean over the weight tensors of their gradients' norms, dropout off, of the
     mean loss without the end token."""
-    slopes = Slopes(network_of(model, GRADIENT))
+    network = network_of(model, GRADIENT)
+    slopes, tokenizer = Slopes(network), cast(LanguageModel, network).tokenizer
     rows = []
     for item in items:
-        slopes.add([item.passage], _inner_loss)
+        slopes.add([item.passage], partial(_inner_loss, _ends(item.passage, tokenizer)))
         norms = torch.stack([slope.double().norm() for _, slope in slopes.take()])
         rows.append((Column(item.set, GRADIENT, item.answer), item.record, float(norms.mean())))
     return Values.collect(rows)
 
 
-def _inner_loss(said: Predictions) -> Tensor:
-    inner = said.log_prob()[:-1]
+def _inner_loss(ends: bool, said: Predictions) -> Tensor:
+    inner = said.log_prob()[: len(said.labels) - ends]
     return -inner.mean() if len(inner) else 0 * said.log_prob().sum()
 
 

@@ -15,7 +15,7 @@ from expunge.cli.ending import check_room_for_torch
 from expunge.cli.jobs import at_work
 from expunge.cli.options import Adapter, Device, Output, check_device, present, spread_options
 from expunge.errors import UsageRefused
-from expunge.notation.parse import Plugin, plugins
+from expunge.notation.parse import Plugin, plugins_of
 from expunge.notation.settings import made_by, settings
 
 bench = typer.Typer(
@@ -141,6 +141,5 @@ def show(
     typer.echo(f"Wrote {out}")
 
 
-for _plugin in plugins():
-    if _plugin.folder == "benchmarks":
-        add(_plugin)
+for _plugin in plugins_of("benchmarks"):
+    add(_plugin)

@@ -278,6 +278,7 @@ def test_a_changed_result_and_different_definitions_are_refused(model, data, tmp
     [
         (["--split", "forget20"], 2, "The `split` of TOFU must be one of forget01, forget05, forget10."),
         (["--data", "nowhere"], 3, "no such folder, and no data set at a commit"),
+        (["--data", f"locuslab/TOFU@{'0' * 40}"], 7, "could not be fetched from the hub"),
         (["--reference", "./nowhere"], 2, "./nowhere: no such folder"),
     ],
 )
