@@ -118,10 +118,18 @@ def cifar(file: Path, count: int, side: int = 32) -> tuple[Picture, ...]:
 
 
 def samples(pictures: Sequence[Picture], test: Sequence[Picture], seed: int, gone: int, unseen: int) -> Request:
-    """Some training pictures to forget, drawn by the seed; the rest is retained, and the test part cut in two."""
-    order = random.Random(seed).sample(range(len(pictures)), len(pictures))
-    forget, retain = ([pictures[k] for k in part] for part in (order[:gone], order[gone:]))
-    return Request(tuple(forget), tuple(retain), holdout=tuple(test[:unseen]), probes={"unseen": tuple(test[unseen:])})
+    """Some training pictures to forget, drawn by the seed; the rest is retained, and the test part cut in two.
+
+    Both files are sorted by class, so the test part is drawn too: else the unseen pictures would be of other classes.
+    """
+    draw = random.Random(seed)
+    known, other = (draw.sample(list(each), len(each)) for each in (pictures, test))
+    return Request(
+        forget=tuple(known[:gone]),
+        retain=tuple(known[gone:]),
+        holdout=tuple(other[:unseen]),
+        probes={"unseen": tuple(other[unseen:])},
+    )
 
 
 def resnet(seed: int, places: Places) -> Trial:

@@ -77,7 +77,7 @@ def run(places: Places, out: Path, names: Sequence[str], seeds: Sequence[int], m
                 for method in wanted:
                     row = tried(trial, method, seed)
                     if row:
-                        keep(out, {"set": name, "seed": seed, "method": method, **row})
+                        keep(out, {"set": name, "seed": seed, "method": method, "device": places.device, **row})
 
 
 def tried(trial: Trial, name: str, seed: int) -> Row | None:
@@ -211,13 +211,14 @@ def main() -> None:
     running.add_argument(
         "--models", type=Path, default=Path("test-set-models"), help="where models that were learnt are kept"
     )
+    running.add_argument("--device", default="cpu", help="of SmolLM2")
     running.add_argument("--sets", nargs="*", choices=list(WORLDS), default=list(WORLDS))
     running.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     running.add_argument("--methods", nargs="*", choices=[YARDSTICK, *METHODS], default=[YARDSTICK, *METHODS])
     parts.add_parser("show").add_argument("out", type=Path)
     given = parser.parse_args()
     if given.what == "run":
-        run(Places(given.data, given.models), given.out, given.sets, given.seeds, given.methods)
+        run(Places(given.data, given.models, given.device), given.out, given.sets, given.seeds, given.methods)
     else:
         show(given.out)
 

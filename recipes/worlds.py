@@ -40,10 +40,12 @@ Rows = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Places:
-    """Where data lies, and where models that were learnt are kept."""
+    """Where data lies, where models that were learnt are kept, and what they run on."""
 
     data: Path
     models: Path
+    device: str = "cpu"
+    """Of SmolLM2; the small models are as quick on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +68,12 @@ def read(path: Path) -> Rows:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def kept(folder: Path, make: Callable[[], Network]) -> Network:
+def kept(folder: Path, make: Callable[[], Network], device: str = "cpu") -> Network:
     """A model from its folder; made and written there where it is missing."""
     if not folder.exists():
         with whole_folder(folder) as place:
             make().save(place)
-    return open_network(str(folder))
+    return open_network(str(folder), device)
 
 
 def learnt(
@@ -94,6 +96,7 @@ def learnt(
             tokens[row, :size] = torch.tensor(record.tokens)
             labels[row, record.first : size] = torch.tensor(record.tokens[record.first :])
             there[row, :size] = 1
+        tokens, labels, there = (each.to(network.device) for each in (tokens, labels, there))
         loss = module(input_ids=tokens, attention_mask=there, labels=labels, use_cache=False).loss
         loss.backward()
         optimizer.step()
@@ -209,13 +212,13 @@ def people(seed: int, places: Places) -> Trial:
 
 
 @cache
-def smollm2() -> Network:
-    return open_model(demo.demo_model())
+def smollm2(device: str) -> Network:
+    return open_network(demo.demo_model(), device)
 
 
 def country(seed: int, places: Places) -> Trial:
     """The demo; its seeds are the method's."""
-    base, paths = smollm2(), demo.demo_job(Path("unused")).inputs.paths
+    base, paths = smollm2(places.device), demo.demo_job(Path("unused")).inputs.paths
     sets = {name: str(path) for name, path in paths.items()}
     return Trial(base, read_request(base, **sets), audits=TEXT_AUDITS.format(12))
 
@@ -229,7 +232,7 @@ STRANGERS = ("Orvel Tashkin", "Dalia Broomquist", "Henning Varro", "Sima Okfelt"
 def person(seed: int, places: Places) -> Trial:
     """What RWKU asks about a person; retained are other people, unseen are questions about people who do not exist."""
     levels = {name: by_subject(places.data / "rwku" / f"{name}.parquet") for name in RWKU}
-    who, base = PERSONS[seed], smollm2()
+    who, base = PERSONS[seed], smollm2(places.device)
     others = [name for name in levels["forget_level2"] if name not in PERSONS]
     rest = [row for other in others[:12] for row in direct(levels, other)[::3]]
     strange = [
@@ -287,7 +290,7 @@ def library(seed: int, places: Places, count: int = 1) -> Trial:
     known = read(places.data / "tofu" / "forget10_perturbed.jsonl")[:LIBRARY]
     first = PER_AUTHOR * (10 + 3 * seed)
     own = known[first : first + count * PER_AUTHOR]
-    base, folder = smollm2(), places.models / "library"
+    base, folder = smollm2(places.device), places.models / "library"
     request = read_request(
         base,
         forget=tofu(own, "forget"),
@@ -296,9 +299,17 @@ def library(seed: int, places: Places, count: int = 1) -> Trial:
         paraphrase=tofu(own, "paraphrase", again=True),
     )
     every = (*request.forget, *request.retain)
-    original = kept(folder / "original", lambda: learnt(base, every, 0, STEPS, 2e-4, 8))
-    retrained = kept(folder / f"retrained-{count}-{seed}", lambda: learnt(base, request.retain, 1, STEPS, 2e-4, 8))
-    return Trial(original, request, retrained)
+    original, retrained, again = (
+        kept(folder / name, lambda records=records, k=k: learnt(base, records, k, STEPS, 2e-4, 8), places.device)
+        for k, (name, records) in enumerate(
+            {
+                "original": every,
+                f"retrained-{count}-{seed}": request.retain,
+                f"again-{count}-{seed}": request.retain,
+            }.items()
+        )
+    )
+    return Trial(original, request, retrained, again)
 
 
 def shelf(seed: int, places: Places) -> Trial:

@@ -195,7 +195,7 @@ LANGUAGE = pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral"])
 
 
 def each(*folders: str) -> pytest.MarkDecorator:
-    parts = ("Epochs", "GradientNorm", "Stop")  # parts of a method, beside it
+    parts = ("Epochs", "GradientNorm", "Memorised", "Stop")  # parts of a method, beside it
     found = [plugin for plugin in plugins() if plugin.folder in folders and plugin.name not in parts]
     assert {plugin.folder for plugin in found} == set(folders), f"no plug-in in one of {folders}"
     return pytest.mark.parametrize("plugin", found, ids=lambda plugin: plugin.name)

@@ -35,6 +35,7 @@ def facts(made: Plan) -> dict[str, Any]:
         "method": write(made.method),
         "machine": asdict(machine) | {"dtype": str(paper.dtype).removeprefix("torch.")},
         "steps": made.rehearsal.steps,
+        "more_steps": made.longer,
         "trainable": made.costs[1],
         "tokens": made.tokens,
         "flops": made.flops,
@@ -47,7 +48,8 @@ def facts(made: Plan) -> dict[str, Any]:
 def show(said: Mapping[str, Any], console: Console) -> None:
     """Print what a run will cost."""
     model, machine, phases = said["model"], said["machine"], said["memory"]["phases"]
-    steps = f"{said['steps']} steps at most" if said["steps"] else "no steps"
+    most = "steps, more where it is known by heart" if said["more_steps"] else "steps at most"
+    steps = f"{said['steps']} {most}" if said["steps"] else "no steps"
     console.print(
         f"{model['name']}: {model['parameters']:,} parameters in {model['blocks']} blocks, {machine['dtype']} on "
         f"{machine['processes']} x {machine['device']}; {said['trainable']:,} move; {steps}",

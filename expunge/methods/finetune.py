@@ -25,9 +25,10 @@ from expunge.core.request import Request
 from expunge.errors import UsageRefused
 from expunge.events import Checked, Event, Note, OnEvent, Step, ignore_event
 from expunge.internals.blocks import every_block
-from expunge.methods._lengths import as_steps, count_steps
+from expunge.methods._lengths import as_steps, count_steps, measure_steps
 from expunge.methods._loop import Loop
 from expunge.methods.epochs import Epochs
+from expunge.methods.memorised import Memorised
 from expunge.methods.stop import Stop
 from expunge.objectives.retain_kl import RetainKL
 from expunge.objectives.retain_nll import RetainNLL
@@ -53,9 +54,9 @@ class Finetune(WeightMethod):
     blocks, as a ResNet has none; the report names which."""
     learning_rate: float = 3e-4
     """Step size. By AdamW each parameter changes by about this much in a step."""
-    steps: int | Epochs = 60
+    steps: int | Epochs | Memorised = 60
     """Most steps; the run ends earlier once `stop` is met. `Epochs(count=5.0)`: so many passes through the forget
-    set."""
+    set; `Memorised()`: the more, the better the set is known."""
     batch: int = 8
     """Forget examples in a step."""
     retain_batch: int = 16
@@ -89,11 +90,11 @@ class Finetune(WeightMethod):
             f"{name} must be {rule} (got {getattr(self, name)!r})"
             for name, rule, good in (
                 ("learning_rate", "positive and finite", 0 < self.learning_rate < math.inf),
-                ("steps", "at least 1", isinstance(self.steps, Epochs) or self.steps >= 1),
+                ("steps", "at least 1", not isinstance(self.steps, int) or self.steps >= 1),
                 ("batch", "at least 1", self.batch >= 1),
                 ("retain_batch", "at least 1", self.retain_batch >= 1),
                 ("accumulate", "from 1 to batch", 1 <= self.accumulate <= self.batch),
-                ("warmup", "at least 0", isinstance(self.warmup, Epochs) or self.warmup >= 0),
+                ("warmup", "at least 0", not isinstance(self.warmup, int) or self.warmup >= 0),
                 ("optimizer", "adamw or sgd", self.optimizer in ("adamw", "sgd")),
                 ("schedule", "constant, linear or cosine", self.schedule in ("constant", "linear", "cosine")),
                 ("weight_decay", "at least 0 and finite", 0 <= self.weight_decay < math.inf),
@@ -119,7 +120,7 @@ class Finetune(WeightMethod):
         return replace(
             self,
             adapter=self._choose_adapter(network, on_event),
-            steps=count_steps(self.steps, request, batches, "steps", on_event),
+            steps=measure_steps(self.steps, network, request, batches, on_event),
             warmup=count_steps(self.warmup, request, batches, "steps of warm-up", on_event),
         )
 

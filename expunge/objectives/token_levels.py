@@ -12,11 +12,17 @@ and among these one drawn by the token's own hash, so that levels are spread as 
 The distance is one of log-odds: that of losses has no slope where a token is known by heart. A level at which the token
 is likely (log-odds of `sure` or more) asks for no more than that.
 
+What is known by heart is called up by a part of it, too. So every second step reads the texts with a share of the
+answers' tokens replaced by those of other texts, and brings what is left of them to the same levels. Without it the
+rest of an answer stays expected after a wrong word, which is then punished: wrong answers become less likely than a
+model that never saw the record finds them, and the right one stands out.
+
 Rows that are no tokens, such as images, keep the order that their losses have under the original model: the hardest
 forget image gets the largest loss of the holdout's. Without a holdout this is `Settle`: the run's level for an
 example's mean, or ascent where the run has none. Needs the forget set. Meant as removal.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, cast
 
@@ -24,13 +30,15 @@ import torch
 
 from expunge.core.model import Batch, Model
 from expunge.core.objective import Objective, Scalar
+from expunge.core.predictions import Predictions
 from expunge.core.question import LogProbabilities
 from expunge.core.view import View
 from expunge.errors import UsageRefused
+from expunge.internals.corrupted import answer_tokens, corrupt_answers
 from expunge.internals.examples import Tokenized
 from expunge.notation.recipes import Recipe
-from expunge.objectives._log_odds import away
 from expunge.objectives.settle import Settle
+from expunge.primitives.log_odds import away
 from expunge.primitives.settings import check_finite
 from expunge.primitives.unseen_losses import Estimate, Text
 
@@ -39,7 +47,7 @@ PUBLISHED = Recipe(
     "TokenLevels",
     "language",
     "Finetune(objective=TokenLevels() + RetainNLL() + 3.0 * RetainKL(), learning_rate=0.002, "
-    "steps=Epochs(count=10.0, least=100), schedule='linear', "
+    "steps=Memorised(), schedule='linear', "
     "stop=Stop(level=None, max_retain_increase=None, every=20))",
     "Our own, the default of texts with a holdout set: docs/log.md tells how its settings were chosen. All steps are "
     "taken: what it aims at is a distribution, which no mean says is reached.",
@@ -60,19 +68,38 @@ class TokenLevels(Objective):
     """Log-odds from which on a token counts as known: what an unseen token has beyond that is nobody's aim. 1 is a
     probability of 0.73."""
 
+    corrupted: float = 0.4
+    """Share of an answer's tokens that every second step replaces; 0 for none. Of texts only."""
+
     def __post_init__(self) -> None:
         check_finite(self, "sure")
+        if not 0 <= self.corrupted < 1:
+            raise UsageRefused(
+                f"The `corrupted` of TokenLevels must be at least 0 and below 1. Got {self.corrupted!r}."
+            )
         if self.every < 1:
             raise UsageRefused(f"The `every` of TokenLevels must be at least 1. Got {self.every!r}.")
 
     def __call__(self, now: View, before: View) -> Scalar:
         if not now.run.whole.get("holdout"):
             return Settle()(now, before)
-        levels = self._levels(now, before)
-        said = now.forget.log_prob()
-        asked = [levels[example.input_digest()] for example in now.batch("forget")]
-        wanted = -torch.cat(asked).to(said) if now.forget.examples else said.detach()
-        return now.forget.over_rows(away(said, wanted, self.sure))
+        levels, forget, step = self._levels(now, before), now.batch("forget"), now.run.step
+        texts = all(isinstance(example, Tokenized) for example in forget)
+        if not (texts and self.corrupted and step and step % 2 == 0):
+            return now.forget.over_rows(self._distance(now.forget, forget, levels))
+        pool = cast(list[int], now.run.memory.setdefault("answers' tokens", answer_tokens(now.run.whole)))
+        read, own = corrupt_answers(cast(Sequence[Tokenized], forget), pool, self.corrupted, str(step))
+        said = now.instead("forget", read)
+        distance = self._distance(said, forget, levels)
+        return said.over_rows(distance * torch.tensor(own).to(distance) if said.examples else distance)
+
+    def _distance(self, said: Predictions, forget: Batch, levels: dict[bytes, torch.Tensor]) -> torch.Tensor:
+        """From the level of each row; of what is said of the examples, or of others with as many rows."""
+        log_prob = said.log_prob()
+        if not said.examples:  # this process has none in this step
+            return away(log_prob, log_prob.detach(), self.sure)
+        wanted = -torch.cat([levels[example.input_digest()] for example in forget]).to(log_prob)
+        return away(log_prob, wanted, self.sure)
 
     def _levels(self, now: View, before: View) -> dict[bytes, torch.Tensor]:
         """The level of each row of each forget example."""

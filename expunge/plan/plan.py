@@ -24,7 +24,10 @@ from expunge.core.model import Model, Network
 from expunge.core.request import Request
 from expunge.errors import EnvironmentRefused, Refusal, UsageRefused
 from expunge.internals.examples import Tokenized
+from expunge.methods.finetune import Finetune
+from expunge.methods.memorised import Memorised
 from expunge.models.decoding import WRITES, cache_bytes
+from expunge.models.language import LanguageModel
 from expunge.models.prefix_tree import Layout
 from expunge.plan.count import Line, Opened, costs, measure_pass
 from expunge.plan.machine import DTYPES, Machine, remedy
@@ -37,6 +40,7 @@ from expunge.run.added import add_probes
 from expunge.run.checks import check_out
 from expunge.run.choose import audits_of
 from expunge.run.families import family_name
+from expunge.run.own_answers import expect_plain_answers, lacks_retain
 from expunge.run.unlearn import Task, examine
 from expunge.runtime.cached_model import MOST, CachedModel
 from expunge.runtime.memory import resident_memory
@@ -69,6 +73,8 @@ class Plan:
     audits: tuple[Audit, ...]
     machine: Machine
     out: Path
+    longer: bool = False
+    """Whether there may be more steps: how many is read from what the model knows, and a plan reads no weights."""
 
     # What is done
 
@@ -272,9 +278,13 @@ def plan(job: Job, machine: Machine) -> Plan:
     records = job.inputs.read()
     paper = open_paper(job.model, machine.device, DTYPES[machine.dtype] if machine.dtype else None)
     request = records.request(paper.network)
+    if lacks_retain(request, chosen.method.minimises) and isinstance(paper.network, LanguageModel):
+        request = replace(request, retain=expect_plain_answers(paper.network))
     method = chosen.method.fit(paper.network, request)
     request = add_probes(paper.network, request)[0] if job.added_probes else request
     found = make_plan(paper, method, request, audits or audits_of(None, family_name(paper.network)), machine, job.out)
+    longer = isinstance(chosen.method, Finetune) and isinstance(chosen.method.steps, Memorised)
+    found = replace(found, longer=longer)
     if machine.hold == "cut" and not found.rehearsal.shared:
         raise UsageRefused(f"--hold cut: {method.name} works on the whole model. Plan it with --hold whole.")
     if found.short:

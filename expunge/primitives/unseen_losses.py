@@ -17,6 +17,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy.stats import ks_2samp, rankdata
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -32,6 +33,8 @@ TAILS = (1, 2, 3, 5)
 FOLDS = 5
 NEAR, FEWEST = 80, 10
 """Most and fewest unseen tokens, the nearest by estimate, whose losses are drawn from; between them a sixteenth."""
+UNLIKE = 0.01
+"""Chance below which texts count as unlike the unseen ones in what can be foretold of them."""
 GOLDEN = (math.sqrt(5) - 1) / 2
 
 
@@ -97,6 +100,8 @@ class Estimate:
     """Which text each belongs to."""
     seen: Numbers
     """Lines of the tokens to be estimated."""
+    whose: NDArray[np.int64]
+    """Which text each of these belongs to."""
     draws: Numbers
     """A number from 0 to 1 for each of these, its place among the losses of the like."""
 
@@ -104,22 +109,26 @@ class Estimate:
     def of(seen: Sequence[Text], unseen: Sequence[Text], kept: Sequence[Text]) -> Estimate:
         counts = Counts(kept)
         own, others = describe(seen, counts), describe(unseen, counts)
-        owner = np.repeat(np.arange(len(unseen)), [text.rows for text in unseen])
+        owner, whose = (np.repeat(np.arange(len(each)), [text.rows for text in each]) for each in (unseen, seen))
         names = [(text.tokens[text.first :], place) for text in seen for place in range(text.rows)]
-        return Estimate(others, owner, own, spread(names, own[:, ORDERS - 1]))
+        return Estimate(others, owner, own, whose, spread(names, own[:, ORDERS - 1]))
 
     @staticmethod
     def by_rank(seen: Sequence[str], losses: Numbers, unseen: int) -> Estimate:
         """For rows of which only the names are known and the losses of a model that has seen them: the order of these
         is kept."""
-        return Estimate(np.empty((unseen, 0)), np.arange(unseen), np.empty((len(seen), 0)), evenly(seen, losses))
+        nothing = (np.empty((count, 0)) for count in (unseen, len(seen)))
+        return Estimate(next(nothing), np.arange(unseen), next(nothing), np.arange(len(seen)), evenly(seen, losses))
 
     def levels(self, losses: Numbers) -> Numbers:
         """A loss for each seen token, drawn from those of the unseen tokens whose estimates are nearest to its own.
 
-        The unseen tokens' own estimates are made without their text, so that both are as uncertain.
+        The unseen tokens' own estimates are made without their text, so that both are as uncertain. Where the means of
+        the texts' estimates are no other than those of the unseen texts (Kolmogorov-Smirnov), a difference is taken
+        for noise of the few texts, and the estimates count by their rank alone.
         """
         there, here = self._estimates(losses)
+        here = here if self._unlike(there, here) else _ranked_as(there, here)
         order = np.argsort(there, kind="stable")
         ordered, values = there[order], losses[order]
         near = min(max(FEWEST, min(NEAR, len(values) // 16)), len(values)) if self.unseen.shape[1] else len(values)
@@ -148,9 +157,24 @@ class Estimate:
             return nothing
         return there, _fit(self.unseen, losses, self.seen)
 
+    def _unlike(self, there: Numbers, here: Numbers) -> bool:
+        """Whether the two sets of texts differ in what is foretold of them."""
+        means = [
+            np.bincount(texts, values) / np.bincount(texts)
+            for texts, values in ((self.owner, there), (self.whose, here))
+        ]
+        return bool(ks_2samp(*means).pvalue < UNLIKE)
+
     @cached_property
     def _fold(self) -> NDArray[np.int64]:
         return self.owner % FOLDS
+
+
+def _ranked_as(values: Numbers, others: Numbers) -> Numbers:
+    """For each of the others the quantile of `values` at its rank."""
+    ranks = (rankdata(others) - 0.5) / len(others)
+    made: Numbers = np.quantile(values, ranks)
+    return made
 
 
 def spread(names: Sequence[object], value: Numbers) -> Numbers:

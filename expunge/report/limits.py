@@ -20,7 +20,7 @@ BLURRED = {
 
 
 def say_unasked(request: Request, audits: Sequence[Audit], added: Sequence[str] = ()) -> list[str]:
-    """Which sets an audit was not asked of, and what it would have needed; nothing of our own probes (`added`)."""
+    """Which sets an audit was not asked of, and what it would have needed; nothing of sets of our own (`added`)."""
     given = [name for name in request.sets() if name not in (*added, "stand_in")]
     said = []
     for audit in audits:
@@ -44,11 +44,11 @@ def limits(
     saved: Saved | None,
     added: Sequence[str] = (),
 ) -> tuple[str, ...]:
-    """Sentences, the gravest first; `of_family` are those of its family, `added` are our own probes."""
-    probes = "" if any(HiddenStates in audit.reads for audit in audits) else ", probes of hidden states"
+    """Sentences, the gravest first; `of_family` are those of its family, `added` are sets of our own."""
+    inside = "" if any(HiddenStates in audit.reads for audit in audits) else ", probes of hidden states"
     said = [
         "Answers were tested, not weights. What no longer shows in answers may still be stored: relearning, "
-        f"quantisation{probes} and jailbreak prompts were not tried.",
+        f"quantisation{inside} and jailbreak prompts were not tried.",
     ]
     if not referenced:
         said.append(
@@ -67,9 +67,14 @@ def limits(
     said += [f"{line}." for line in say_unasked(request, [each for each in audits if each.needs], added)]
     if not request.retain:
         said.append("No retain set was given: nothing held the rest of the model in place.")
-    if added:
+    if "retain" in added:
         said.append(
-            f"No probe said what should stay. expunge added {' and '.join(added)}, which hold no neighbours of the "
+            "No retain set was given: the model's own answers to plain questions stood for it. What lies near the "
+            "forget set was not held in place; a retain set of such records does that."
+        )
+    if probes := [name for name in added if name != "retain"]:
+        said.append(
+            f"No probe said what should stay. expunge added {' and '.join(probes)}, which hold no neighbours of the "
             f"forget set, where harm shows first: give those with --probe."
         )
     if not set(request.probes) - set(added):
@@ -81,7 +86,11 @@ def limits(
     small = [f"{name} ({len(e)})" for name, e in request.sets().items() if len(e) < SMALL]
     if small:
         said.append(f"Few examples, so wide intervals: {', '.join(small)}.")
-    if len(request.forget) > 0.3 * (len(request.forget) + len(request.retain)) and request.retain:
+    if (
+        len(request.forget) > 0.3 * (len(request.forget) + len(request.retain))
+        and request.retain
+        and "retain" not in added
+    ):
         said.append("The forget set is more than 30 % of the data given: retraining may be the better answer.")
     if saved and saved.max_logit_rounding:
         said.append(

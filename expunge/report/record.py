@@ -64,7 +64,7 @@ def describe_request(
 ) -> RequestFacts:
     """What was asked; `unit` is what a row is, `sources` where each set comes from.
 
-    The fingerprint is that of the request as it was given, without the probes that were `added` to it.
+    The fingerprint is that of the request as it was given, without the sets that were `added` to it.
     """
     other = sources.get("forget", "records")  # a set that was chosen from the forget file
     sets = {
@@ -77,7 +77,8 @@ def describe_request(
         for name, examples in request.sets().items()
     }
     duplicates = {name: count_repeats(examples) for name, examples in request.sets().items()}
-    given = replace(request, probes={name: e for name, e in request.probes.items() if name not in added})
+    probes = {name: e for name, e in request.probes.items() if name not in added}
+    given = replace(request, probes=probes, retain=() if "retain" in added else request.retain)
     return RequestFacts(given.fingerprint(), unit, sets, duplicates, request.repeats)
 
 

@@ -15,6 +15,9 @@ from expunge.notation.recipes import Recipe, recipe_of, written_with
 
 Kind = TypeVar("Kind")
 
+DEFAULTS = ("AbsentClass", "TokenLevels", "Settle")
+"""Recipes where no method is named: for images, and for texts with a holdout set and without one."""
+
 
 @dataclass(frozen=True)
 class Chosen:
@@ -26,7 +29,14 @@ class Chosen:
 
 def default_method(texts: bool, unseen: bool) -> str:
     """The recipe where no method is named; `unseen`: whether there is a holdout set, from which levels are taken."""
-    return "AbsentClass" if not texts else "TokenLevels" if unseen else "Settle"
+    images, texts_unseen, texts_alone = DEFAULTS
+    return images if not texts else texts_unseen if unseen else texts_alone
+
+
+def aims_at_levels(method: Method) -> bool:
+    """Whether it moves the forget set to losses and holds it there from either side, as the defaults do."""
+    terms = method.minimises.terms() if method.minimises is not None else ()
+    return any(type(term).__name__ in DEFAULTS for _, term in terms)
 
 
 def choose_method(method: str | Method, family: str, seed: int | None = None) -> Chosen:

@@ -174,12 +174,16 @@ def forget(job: Job, on_event: OnEvent) -> Report:
         if saved:
             broadcast(saved.check)
         task = replace(job.task(chosen.method.minimises, audits, on_event), recipe=chosen.recipe)
-        method = chosen.method.fit(task.model, task.request, on_event)
+        task = task.with_retain(chosen.method)
+        asked = task.to_train(chosen.method)
+        if task.earlier:
+            on_event(Note(_say_held(len(asked.forget) - len(task.request.forget))))
+        method = chosen.method.fit(task.model, asked, on_event)
         task = task.with_probes() if job.added_probes else task
         inside = list(networks(task.model))
         if saved and isinstance(task.model, Network):
             network = task.model
-            broadcast(lambda: saved.compare(method, network, task.request))
+            broadcast(lambda: saved.compare(method, network, asked))
         check_room((tensor for each in inside for tensor in each.module.state_dict().values()), job.out)
         try:
             with shared_folder(whole_folder(job.out)) as folder:
@@ -191,6 +195,12 @@ def forget(job: Job, on_event: OnEvent) -> Report:
         if saved:
             saved.remove()
         return report
+
+
+def _say_held(count: int) -> str:
+    if not count:
+        return "What earlier requests forgot is asked again, and not held in training: the method aims at no level"
+    return f"What earlier requests forgot is asked again, and held in training: {count} records"
 
 
 def audit(job: Job, on_event: OnEvent) -> Report:
@@ -242,7 +252,7 @@ def _train(job: Job, task: Task, method: Method, recorder: Recorder) -> Model:
     checkpoints = job.checkpoints()
     try:
         with keep_checkpoints(checkpoints):
-            return method(task.model, task.request, recorder)
+            return method(task.model, task.to_train(method), recorder)
     except RunFailed as error:
         adapted, steps = error.last_good, recorder.path
         if not isinstance(adapted, Adapted) or steps is None:

@@ -78,8 +78,12 @@ class Inputs:
         }
 
     def supply(self, objective: Objective) -> None:
-        """Refuse an objective that reads a set which no file gives, before a model is loaded for it."""
-        given = {*self.paths, *(("retain",) if self.only_class is not None or self.only_ids is not None else ())}
+        """Refuse an objective that reads a set which no file gives, before a model is loaded for it.
+
+        Of texts a retain set can be made; of images, only by choosing a class or ids of a file.
+        """
+        made = not self.pictures or self.only_class is not None or self.only_ids is not None
+        given = {*self.paths, *(("retain",) if made else ())}
         for name in ("retain", "stand_in"):
             readers = [type(term).__name__ for _, term in objective.terms() if name in term.needs]
             if readers and name not in given:

@@ -29,9 +29,10 @@ from expunge.report.rules import Asked
 from expunge.report.run import Run, Saved
 from expunge.report.verdict import judge, judge_audit
 from expunge.run.added import add_probes
-from expunge.run.choose import audits_of, choose_method, default_method, summaries_of
+from expunge.run.choose import aims_at_levels, audits_of, choose_method, default_method, summaries_of
 from expunge.run.compare import compare
 from expunge.run.families import family_name, limits_of, unit_of
+from expunge.run.own_answers import answer_plain_questions, lacks_retain
 from expunge.run.recorder import Recorder
 from expunge.run.tokenizer_facts import tokenizer_facts
 from expunge.run.utility import utility, with_utility
@@ -90,16 +91,29 @@ class Task:
     """Where each set comes from."""
     show_text: bool = False
     added: tuple[str, ...] = ()
-    """Probes that nobody gave."""
+    """Sets that nobody gave."""
     recipe: Recipe | None = None
     """The published recipe that is run, if it is one."""
     earlier: tuple[Ancestor, ...] = ()
     """Earlier requests that are asked again."""
 
+    def with_retain(self, method: Method) -> Task:
+        """The task with a retain set of the model's own answers, where a method reads one and none was given."""
+        if not lacks_retain(self.request, method.minimises):
+            return self
+        made = answer_plain_questions(self.model, self.request)
+        self.on_event(
+            Note(
+                f"No retain set was given: {len(made)} of the model's own answers to plain questions stand for it. "
+                f"They hold nothing near what is forgotten; --retain FILE with such records keeps more"
+            )
+        )
+        return replace(self, request=replace(self.request, retain=made), added=(*self.added, "retain"))
+
     def with_probes(self) -> Task:
         """The task with probes of our own, where none of the request says what should stay."""
         request, added = add_probes(self.model, self.request, self.on_event)
-        return replace(self, request=request, added=added)
+        return replace(self, request=request, added=(*self.added, *added))
 
     @property
     def to_judge(self) -> Asked:
@@ -112,6 +126,16 @@ class Task:
     def summaries(self) -> tuple[Summary, ...]:
         """What is worked out from the audits' findings."""
         return summaries_of(self.audits, self.reference is not None)
+
+    def to_train(self, method: Method) -> Request:
+        """What the method reads. Where it aims at levels, what earlier requests forgot is in the forget set too: it is
+        at its levels already, and is held there."""
+        again = {e.record_digest(): e for one in self.earlier for e in self.request.probes.get(one.set, ())}
+        known = {e.record_digest() for e in self.request.forget}
+        held = [example for digest, example in again.items() if digest not in known]
+        if not held or not aims_at_levels(method):
+            return self.request
+        return replace(self.request, forget=(*self.request.forget, *held))
 
     def as_meant(self) -> Task:
         """The task with each rule about the set that its audit is of; says where a rule named another."""
@@ -156,7 +180,6 @@ def unlearn(
     texts = all(isinstance(example, Tokenized) for example in request.forget)
     named = default_method(texts, bool(request.holdout)) if method is None else method
     chosen = choose_method(named, family_name(model))
-    fitted = chosen.method.fit(model, request, on_event)
     task = Task(
         model=model,
         request=request,
@@ -164,9 +187,10 @@ def unlearn(
         rules=tuple(Rule.parse(text) for text in require),
         reference=None if reference is None else lambda: reference,
         on_event=on_event,
-        command=f"unlearn(model, request, {write(fitted)!r})",
         recipe=chosen.recipe,
-    )
+    ).with_retain(chosen.method)
+    fitted = chosen.method.fit(model, task.request, on_event)
+    task = replace(task, command=f"unlearn(model, request, {write(fitted)!r})")
     task = task.with_probes() if added_probes else task
     return forget(task, fitted, lambda told: in_memory(task, fitted, told))
 

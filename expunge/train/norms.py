@@ -42,7 +42,7 @@ class Norms:
 
     def _spectral(self, name: str, delta: Tensor) -> float:
         known = self.directions.get(name)
-        right = _start(delta.shape[1]).to(delta.device) if known is None else known
+        right = (_start(delta.shape[1]) if known is None else known).to(delta.device)  # a checkpoint's are on the CPU
         for _ in range(4 if known is None else 1):
             right = delta.T @ (delta @ right)
             length = right.norm()

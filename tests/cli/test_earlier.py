@@ -3,14 +3,18 @@
 import json
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from string import ascii_lowercase
 
 import pytest
 
-from expunge.report.report import Report
+from expunge.notation.parse import parse
+from expunge.report.report import Ancestor, Report
 from expunge.run.earlier import find_sets, probe_of
+from expunge.run.unlearn import Task
 from tests.cli.commands import CANARY, METHOD, Files, refused, write
+from tests.families import family_of
 
 QUICK = ["--audits=Loss, MinK", "--no-added-probes"]
 WHOLE = "stop=Stop(level=None, max_retain_increase=None, max_growth=None, every=1000), norms=False"
@@ -80,6 +84,39 @@ def test_the_report_shows_whose_result_the_model_is(expunge, first: Path, model:
     again = second(expunge, model, first, tmp_path / "other", METHOD)  # the model that the first began with
     assert "the request after first did not begin with the model that first made" in again.out + again.err
     assert not Report.read(tmp_path / "other").earlier[0].followed
+
+
+@pytest.mark.parametrize(
+    ("method", "held"),
+    [
+        ("Finetune(objective=TokenLevels() + RetainNLL())", True),
+        ("Finetune(objective=0.5 * Settle())", True),
+        ("Finetune(objective=NPO() + RetainNLL())", False),
+        ("Negate()", False),
+    ],
+)
+def test_what_earlier_requests_forgot_is_held_where_a_method_aims_at_levels(method: str, held: bool):
+    """One of the earlier records is forgotten now, too, and counts once."""
+    network, request = family_of("llama")
+    first, *others = request.retain[:3]
+    asked = replace(
+        request,
+        forget=(*request.forget, first),
+        retain=request.retain[3:],
+        probes={"forget_one": (first, *others)},
+    )
+    ancestor = Ancestor("one", "forget_one", 3, "2026-01-01", "a", "b", followed=True)
+    task = Task(network, asked, (), earlier=(ancestor,))
+    assert task.to_train(parse(method)).forget == (*asked.forget, *(others if held else ()))
+    assert replace(task, earlier=()).to_train(parse(method)) is asked
+
+
+def test_a_run_says_whether_it_holds_what_earlier_requests_forgot(expunge, first: Path, tmp_path: Path):
+    said = second(expunge, first / "model", first, tmp_path / "out", METHOD)
+    assert "What earlier requests forgot is asked again, and held in training: 8 records" in said.err
+    ascent = "Finetune(objective=Ascent(), steps=1, stop=Stop(level=None, every=1))"
+    said = second(expunge, first / "model", first, tmp_path / "other", ascent)
+    assert "is asked again, and not held in training: the method aims at no level" in said.err
 
 
 def test_the_line_that_repeats_a_run_names_the_earlier_one_and_no_probe(expunge, first: Path, tmp_path: Path):

@@ -39,10 +39,10 @@ def test_a_run_that_makes_nan_stops_before_the_step_and_keeps_the_last_good_adap
 
 
 def test_an_objective_without_its_set_is_refused_and_leaves_nothing(expunge, model: Path, files: Files, tmp_path: Path):
-    method = "Finetune(objective=Ascent() + RetainKL(), steps=1)"  # D02
+    method = "Finetune(objective=Ascent() + DPO(), steps=1)"
     said = expunge("forget", model, f"--forget={files.forget}", "--method", method, "--out", tmp_path / "out")
     line = refused(said, 3, "data")
-    assert "the retain set" in line
+    assert "the stand-in set" in line
     assert below(tmp_path) == []
 
 

@@ -91,7 +91,10 @@ def test_a_wrong_name_is_refused_at_once(
         ),
         (["--method=Finetune(steps=0, learning_rate=-1)"], "learning_rate must be positive"),
         (["--method=Finetune(steps=0, learning_rate=-1)"], "steps must be at least 1"),
-        (["--method=Finetune(steps=1.5)"], "The `steps` of Finetune must be a whole number or an Epochs. Got 1.5."),
+        (
+            ["--method=Finetune(steps=1.5)"],
+            "The `steps` of Finetune must be a whole number or an Epochs or a Memorised. Got 1.5.",
+        ),
         (["--method=Finetune(adapter=LoRA(rank=0))"], "rank must be a whole number from 1 to 65536 (got 0)"),
         (["--method=os:system(command='touch canary')"], "'os:system' is not a plug-in"),
         (["--audits=NPO()"], "is not an audit"),
@@ -219,7 +222,6 @@ def test_a_set_that_the_objective_reads_is_asked_for_before_the_model_is_loaded(
     whole = (model / "model.safetensors").read_bytes()
     (torn / "model.safetensors").write_bytes(whole[:-9])
     for method, said in {
-        "Finetune()": "the retain set (for RetainNLL, RetainKL), and none was given. Give --retain FILE",
         "Finetune(objective=2.0 * DPO())": "the stand-in set (for DPO), and none was given. Give --stand-in FILE",
     }.items():
         # The model cannot be loaded: had that been tried first, it would be what is said.

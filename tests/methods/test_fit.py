@@ -1,6 +1,9 @@
 """What a method leaves open is settled for the model and request at hand, and what cannot run is refused at once."""
 
+import math
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -10,11 +13,13 @@ from expunge.adapters.bounded import Bounded
 from expunge.adapters.full import Full
 from expunge.audits.loss import Loss
 from expunge.core.model import Batch, Model
+from expunge.core.question import LogProbabilities
 from expunge.core.request import Request
 from expunge.errors import DataRefused, ModelRefused, UsageRefused
 from expunge.events import Note, Started, Step
 from expunge.methods.epochs import Epochs
 from expunge.methods.finetune import Finetune
+from expunge.methods.memorised import Memorised
 from expunge.notation.parse import parse, write
 from expunge.objectives.ascent import Ascent
 from expunge.report.report import Report
@@ -37,6 +42,40 @@ def test_a_set_that_fits_a_batch_is_a_step_an_epoch_and_there_is_always_one():
     assert [Epochs(count=n, least=2).steps(request, 32) for n in (0.1, 1, 3)] == [2, 2, 3]
     with pytest.raises(DataRefused, match="Epochs go through the retain set, and the request has none"):
         Epochs(of="retain").steps(Request(passages("f", 7, 0)), 10)
+
+
+def test_what_is_memorised_takes_steps_for_each_unit_of_log_odds():
+    """A model that is sure of one answer in two knows it with log-odds of 0, and an unseen one with odds of one to
+    four has -ln 4: a gap of 1.386."""
+    request = Request(passages("f", 3, 0), holdout=passages("h", 3, 1))
+    network = Known({0.5: request.forget, 0.2: request.holdout})
+    assert Memorised(least=1).gap(network, request) == pytest.approx(math.log(4))
+    assert [Memorised(count=n, least=1, epochs=0).steps(network, request, 8) for n in (20, 100)] == [28, 139]
+    assert Memorised(count=1, least=1, epochs=5).steps(network, request, 2) == 8  # 7.5, to the nearest even
+    assert Memorised(count=1, epochs=1).steps(network, request, 8) == 100
+    assert Memorised(least=7, epochs=0).steps(network, Request(request.forget), 8) == 7  # nothing unseen to compare
+
+
+class Known:
+    """Says each set's answers with a probability of its own."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, sets: dict[float, Batch]) -> None:
+        self.sets = sets
+
+    def ask(self, question: LogProbabilities, examples: Batch) -> Any:
+        (odds,) = [probability for probability, batch in self.sets.items() if batch is examples]
+        return SimpleNamespace(log_probs=torch.full((sum(e.rows for e in examples),), math.log(odds)))
+
+
+def test_a_default_run_says_how_many_steps_it_takes_and_why():
+    method = Finetune(objective=Ascent(), steps=Memorised(count=0.0, least=3, epochs=0.0), batch=4, stop=FREE)
+    notes: list[str] = []
+    fitted = method.fit(tiny(), REQUEST, lambda event: notes.append(event.what) if isinstance(event, Note) else None)
+    assert fitted.steps == 3
+    assert notes == ["3 steps, by how well the forget set is known: 0 for each unit of log-odds"]
+    assert parse(write(method)) == method
 
 
 def test_epochs_become_steps_that_are_said_and_reported():

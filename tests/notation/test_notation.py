@@ -203,8 +203,11 @@ def test_a_setting_that_is_unknown_or_given_twice_is_refused():
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("Finetune(steps=1.5)", "The `steps` of Finetune must be a whole number or an Epochs. Got 1.5."),
-        ("Finetune(steps=True)", "The `steps` of Finetune must be a whole number or an Epochs. Got True."),
+        ("Finetune(steps=1.5)", "The `steps` of Finetune must be a whole number or an Epochs or a Memorised. Got 1.5."),
+        (
+            "Finetune(steps=True)",
+            "The `steps` of Finetune must be a whole number or an Epochs or a Memorised. Got True.",
+        ),
         ("Finetune(learning_rate='a')", "The `learning_rate` of Finetune must be a number. Got 'a'."),
         ("Finetune(clip='a')", "The `clip` of Finetune must be a number or None. Got 'a'."),
         ("Finetune(objective=3)", "The `objective` of Finetune must be an Objective. Got 3."),

@@ -1,6 +1,7 @@
 """Token levels: the estimate by worked numbers and laws, the loss by hand, and a run that is resumed."""
 
 import math
+import random
 from dataclasses import replace
 
 import numpy as np
@@ -11,10 +12,11 @@ from expunge.adapters.full import Full
 from expunge.core.question import LogProbabilities
 from expunge.core.view import Run, View
 from expunge.errors import UsageRefused
+from expunge.internals.corrupted import answer_tokens, corrupt, corrupt_answers
 from expunge.notation.parse import parse
-from expunge.objectives._log_odds import away
 from expunge.objectives.settle import Settle
 from expunge.objectives.token_levels import TokenLevels
+from expunge.primitives.log_odds import away
 from expunge.primitives.unseen_losses import BACKED, Counts, Estimate, Text, describe, evenly, spread
 from tests.families import family_of, moved, picture_request
 
@@ -102,6 +104,20 @@ def views(kind: str, step: int = 1) -> tuple[View, View]:
     return View(now, sets, run=run), View(before, sets, gradients=False, run=run)
 
 
+def test_estimates_that_differ_by_chance_count_by_rank_and_others_as_they_are():
+    """Forty texts of one word that is followed by a likely or an unlikely one: the same mixture twice, then another."""
+    kept = [Text((1, 2), 0)] * 50 + [Text((1, 3), 0)]
+    likely, rare = Text((1, 2), 1), Text((1, 3), 1)
+    unseen = [likely, rare] * 20
+    losses = np.array([0.5, 6.0] * 20) + np.linspace(0, 0.1, 40)
+    same = Estimate.of([likely, rare] * 10, unseen, kept)
+    assert same.levels(losses).mean() == pytest.approx(losses.mean(), abs=0.1)
+    fewer = Estimate.of([likely] * 11 + [rare] * 9, unseen, kept)  # by chance: no lower than the unseen ones
+    assert fewer.levels(losses).mean() == pytest.approx(losses.mean(), abs=0.3)
+    other = Estimate.of([likely] * 20, unseen, kept)
+    assert other.levels(losses).mean() == pytest.approx(0.55, abs=0.1)
+
+
 @pytest.mark.parametrize("kind", ["llama", "resnet"])
 def test_the_loss_is_the_mean_distance_from_levels_that_are_losses_of_the_holdout(kind):
     now, before = views(kind)
@@ -154,6 +170,39 @@ def test_levels_stay_until_they_are_due_and_are_then_those_of_the_model_of_now()
     assert now.run.memory[repr(objective)]["step"] == 11
 
 
+def test_every_second_step_reads_the_texts_with_words_of_others_and_counts_the_rest():
+    now, before = views("llama", step=2)
+    objective = TokenLevels(corrupted=0.5)
+    value = objective(now, before).item()
+    forget, drawn = now.sets["forget"], now.run.memory[repr(objective)]
+    levels = torch.tensor([drawn[str(row)] for row in range(len(drawn) - 1)])
+    read, own = corrupt_answers(forget, answer_tokens(now.run.whole), 0.5, "2")
+    said = now.model.ask(LogProbabilities(), read).log_probs
+    whole = away(said, -levels, objective.sure)[torch.tensor(own)].sum()
+    assert own.count(False) > 0.2 * len(own)
+    for example, other in zip(forget, read, strict=True):
+        assert (other.first, other.tokens[: other.first]) == (example.first, example.tokens[: example.first])
+    assert value == pytest.approx(float(whole) / len(own), rel=1e-4)
+    assert {name for name, _ in now.replies} == {"forget, instead"}
+    plain = View(now.model, now.sets, run=replace(now.run, step=0, memory={}))
+    assert TokenLevels(corrupted=0.0)(plain, before).item() != pytest.approx(value)
+    odd = View(now.model, now.sets, run=replace(now.run, step=3, memory={}))
+    assert objective(odd, before).item() == pytest.approx(TokenLevels(corrupted=0.0)(plain, before).item())
+
+
+def test_about_the_share_of_an_answer_is_replaced_and_never_its_end_or_the_prompt():
+    draw = random.Random(0)
+    tokens, first = tuple(range(100, 160)), 10
+    replaced = []
+    for _ in range(200):
+        made, own = corrupt(tokens, first, [7, 8], 0.3, draw)
+        assert (made[:first], made[-1], own[-1]) == (tokens[:first], tokens[-1], True)
+        assert [a == b for a, b in zip(made[first:], tokens[first:], strict=True)] == own
+        replaced.append(own.count(False) / (len(own) - 1))
+    assert np.mean(replaced) == pytest.approx(0.3, abs=0.02)
+    assert corrupt(tokens, first, [7], 0.0, draw)[0] == tokens
+
+
 def test_without_a_holdout_it_holds_the_mean_of_each_example_at_the_runs_level():
     now, before = views("llama")
     now.run.whole = {name: batch for name, batch in now.run.whole.items() if name != "holdout"}
@@ -190,3 +239,6 @@ def test_a_setting_that_cannot_be_is_refused():
         TokenLevels(every=0)
     with pytest.raises(UsageRefused, match="sure"):
         TokenLevels(sure=math.nan)
+    for share in (-0.1, 1.0, math.nan):
+        with pytest.raises(UsageRefused, match="corrupted"):
+            TokenLevels(corrupted=share)

@@ -10,9 +10,10 @@ SMALLEST = 1e-6
 def away(said: Tensor, wanted: Tensor, sure: float) -> Tensor:
     """Distance in log-odds of log-probabilities from those wanted [rows]; where these are surer than `sure`, from it
     and from below alone."""
-    now, then = _log_odds(said), _log_odds(wanted)
+    now, then = log_odds(said), log_odds(wanted)
     return torch.where(then < sure, (now - then).abs(), torch.relu(sure - now))
 
 
-def _log_odds(log_prob: Tensor) -> Tensor:
+def log_odds(log_prob: Tensor) -> Tensor:
+    """Of natural log-probabilities."""
     return log_prob - (-torch.expm1(log_prob)).clamp(min=SMALLEST).log()
