@@ -98,13 +98,13 @@ def evaluate(job: Job, on_event: OnEvent) -> Result:
     data, names = find_data(job.data, job.benchmark.home), job.names()
     seconds: dict[str, float] = {}
     with lock(job.out) if is_main() else nullcontext():
-        with _timed(seconds, "model"):
+        with _time_part(seconds, "model"):
             on_event(Note(f"Loading {job.model}"))
             model = open_model(job.model, job.device, adapter=job.adapter)
             values = _measure(job.benchmark, model, data, on_event)
             fingerprint = model.fingerprint()
         del model
-        with _timed(seconds, "references"):
+        with _time_part(seconds, "references"):
             references = {name: _refer(job, text, data, on_event) for name, text in names.items()}
         numbers = job.benchmark.numbers(values, references)
         result = Result(
@@ -163,7 +163,7 @@ def recompute(folder: Path) -> tuple[Result, list[Number]]:
 
 
 @contextmanager
-def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+def _time_part(seconds: dict[str, float], name: str) -> Iterator[None]:
     start = time.monotonic()
     yield
     seconds[name] = time.monotonic() - start

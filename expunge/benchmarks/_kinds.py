@@ -61,4 +61,4 @@ class Benchmark(ABC):
             raise ModelRefused(f"{type(self).__name__} is for language models, and this is a {type(network).__name__}.")
         items = self.items(data, network)
         values = read(known, items, network.tokenizer, on_event)
-        return values.joined(write(known, items, self.score, on_event)).joined(measure_deeply(model, items, on_event))
+        return values.join(write(known, items, self.score, on_event)).join(measure_deeply(model, items, on_event))

@@ -132,7 +132,7 @@ def write_log(values: Values, totals: Mapping[str, float]) -> str:
     made: dict[str, Any] = {}
     for letters, where in OPEN_UNLEARNING.items():
         for name, answer in ANSWERS.items():
-            losses = _listed(values, where, answer)
+            losses = _list_losses(values, where, answer)
             if losses:
                 shown = {str(k): {"prob": _exp(loss), "avg_loss": loss} for k, loss in losses.items()}
                 made[f"{letters}_{name}"] = {"value_by_index": shown}
@@ -151,7 +151,7 @@ def write_log(values: Values, totals: Mapping[str, float]) -> str:
     return json.dumps(made, indent=1, sort_keys=True)
 
 
-def _listed(values: Values, where: str, answer: str) -> Mapping[int, Any]:
+def _list_losses(values: Values, where: str, answer: str) -> Mapping[int, Any]:
     if answer != WRONG:
         return values.records(where, "loss", answer) if values.has(where, "loss", answer) else {}
     if not values.has(where, "loss", f"{WRONG} 1"):

@@ -95,7 +95,7 @@ def min_k_plus_20(rows: Rows) -> float:
     return min_k_plus(rows, 0.2)
 
 
-def packed(rows: Rows) -> float:
+def loss_by_packed_size(rows: Rows) -> float:
     """Mean loss over the number of bytes that zlib packs the text to."""
     return mean_loss(rows) / len(zlib.compress(rows.text.encode("utf-8", "replace")))
 
@@ -116,7 +116,7 @@ FORMULAS: Mapping[str, Formula] = {
     "min_k_plus": min_k_plus,
     "min_k_20": min_k_20,
     "min_k_plus_20": min_k_plus_20,
-    "zlib": packed,
+    "zlib": loss_by_packed_size,
 }
 """What is worked out from one pass over a text, by the name of the measure."""
 STATISTICS = {"min_k_plus", "min_k_plus_20"}
@@ -250,5 +250,5 @@ def measure_deeply(model: Model, items: Sequence[Item], on_event: OnEvent) -> Va
         asked = [item for item in items if name in item.measures]
         if asked:
             on_event(Note(f"Measuring {name} of {len(asked)} texts"))
-            values = values.joined(measure(model, asked))
+            values = values.join(measure(model, asked))
     return values

@@ -82,17 +82,17 @@ def _questions(
         if not isinstance(wrong, list) or not wrong or not all(isinstance(each, str) for each in wrong):
             raise DataRefused(f"Record {record} of {where} has no list of wrong answers (perturbed_answer).")
 
-        def written(other: str, of: str = question, name: str = f"{where} {record}") -> Any:
+        def word(other: str, of: str = question, name: str = f"{where} {record}") -> Any:
             return wording.write(name, of, other)
 
-        passage = written(answer)
+        passage = word(answer)
         room = ROOM - (len(passage.prompt_tokens) if by.room == "with prompt" else 0)
         yield Item(where, record, passage, RIGHT, measures, max(1, room))
         if where not in GENERAL:
             [paraphrase] = need(row, record, "paraphrased_answer")
-            yield Item(where, record, written(paraphrase), PARAPHRASE, TOKENS)
+            yield Item(where, record, word(paraphrase), PARAPHRASE, TOKENS)
         for number, other in enumerate(wrong, start=1):
-            yield Item(where, record, written(other), f"{WRONG} {number}", TOKENS)
+            yield Item(where, record, word(other), f"{WRONG} {number}", TOKENS)
 
 
 def ratios(values: Values, where: str, by: Definition) -> list[float]:
@@ -108,7 +108,7 @@ def ratios(values: Values, where: str, by: Definition) -> list[float]:
     return truth_ratios(values.of(where, "loss", right, first), wrong, by.averaged)
 
 
-def _weighed(values: Values, where: str, by: Definition) -> list[float]:
+def _weigh_options(values: Values, where: str, by: Definition) -> list[float]:
     """The probability of each right answer among its options."""
     right, wrong = values.of(where, "loss"), values.wrong(where, "loss")
     if by.options == "normalised":
@@ -127,7 +127,7 @@ def parts(values: Values, where: str, by: Definition) -> Iterator[Number]:
         yield mean("probability", where, probabilities(values.of(where, "loss", RIGHT, first)), told)
     if where in GENERAL and values.wrong(where, "loss"):
         told = f"Mean of p / (p + sum of p of the wrong answers), p {by.options}."
-        yield mean("option probability", where, _weighed(values, where, by), told)
+        yield mean("option probability", where, _weigh_options(values, where, by), told)
     if values.has(where, "rouge"):
         told = "Mean ROUGE-L recall, stemmed, of the greedy continuation against the answer."
         yield mean("ROUGE", where, values.of(where, "rouge", RIGHT, first), told)
@@ -207,7 +207,7 @@ def with_ratios(values: Values) -> Values:
         if values.wrong(where, "loss"):
             records = values.records(where, "loss")
             made[Column(where, "truth_ratio")] = dict(zip(records, ratios(values, where, by), strict=True))
-    return values.joined(Values(made))
+    return values.join(Values(made))
 
 
 def totals(values: Values) -> dict[str, float]:

@@ -59,7 +59,7 @@ class Values:
         """The sets, in the order of the table."""
         return list(dict.fromkeys(column.set for column in self.columns))
 
-    def joined(self, other: Values) -> Values:
+    def join(self, other: Values) -> Values:
         """Both tables as one."""
         return Values({**self.columns, **other.columns})
 

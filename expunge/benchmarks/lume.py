@@ -51,9 +51,9 @@ class LUME(Benchmark):
             raise UsageRefused("The `tokens` of LUME must be at least 1, and `mmlu` from 0 to 1.")
 
     def items(self, data: Data, network: LanguageModel) -> list[Item]:
-        return [*self._written(data, network), *self._attacked(data, network)]
+        return [*self._pose(data, network), *self._list_members(data, network)]
 
-    def _written(self, data: Data, network: LanguageModel) -> Iterator[Item]:
+    def _pose(self, data: Data, network: LanguageModel) -> Iterator[Item]:
         places: Counter[str] = Counter()
         for where in ("forget", "retain"):
             for record, row in enumerate(data.rows(where)):
@@ -66,7 +66,7 @@ class LUME(Benchmark):
                 yield Item(own, places[own], passage, RIGHT, (), self.tokens)
                 places[own] += 1
 
-    def _attacked(self, data: Data, network: LanguageModel) -> Iterator[Item]:
+    def _list_members(self, data: Data, network: LanguageModel) -> Iterator[Item]:
         """Texts that were learnt and texts that were not, where the folder has them."""
         for where, name in zip(SIDES, ("member", "nonmember"), strict=True):
             for record, row in enumerate(data.rows(name) if data.find(name) else ()):

@@ -44,9 +44,13 @@ class MUSE(Benchmark):
     axes = (("VerbMem", "forget"), ("KnowMem", "retain"))
 
     def items(self, data: Data, network: LanguageModel) -> list[Item]:
-        return [*self._continued(data, network), *self._asked(data, network), *self._attacked(data, network)]
+        return [
+            *self._pose_pieces(data, network),
+            *self._pose_questions(data, network),
+            *self._list_members(data, network),
+        ]
 
-    def _continued(self, data: Data, network: LanguageModel) -> Iterator[Item]:
+    def _pose_pieces(self, data: Data, network: LanguageModel) -> Iterator[Item]:
         words, most = network.tokenizer, LENGTHS["verbmem"]
         for record, row in enumerate(data.rows("verbmem_forget", "verbmem/forget")):
             prompt, after = need({"gt": row.get("answer"), **row}, record, "prompt", "gt")
@@ -54,7 +58,7 @@ class MUSE(Benchmark):
             passage = verbatim(words, f"verbmem {record}", prompt, after, network.longest - most)
             yield Item("verbmem", record, passage, RIGHT, (), most)
 
-    def _asked(self, data: Data, network: LanguageModel) -> Iterator[Item]:
+    def _pose_questions(self, data: Data, network: LanguageModel) -> Iterator[Item]:
         words, most = network.tokenizer, LENGTHS["knowmem"]
         for where, names in KNOWN.items():
             rows = [need(row, k, "question", "answer") for k, row in enumerate(data.rows(*(f"{n}_icl" for n in names)))]
@@ -65,7 +69,7 @@ class MUSE(Benchmark):
                 passage = verbatim(words, f"knowmem {record}", prompt, answer, network.longest - most)
                 yield Item(f"knowmem {where}", record, passage, RIGHT, (), most)
 
-    def _attacked(self, data: Data, network: LanguageModel) -> Iterator[Item]:
+    def _list_members(self, data: Data, network: LanguageModel) -> Iterator[Item]:
         for where in ("forget", "holdout") if self.membership == "measured" else ():
             for record, row in enumerate(data.rows(f"privleak_{where}", f"privleak/{where}")):
                 [text] = need(row, record, "text")

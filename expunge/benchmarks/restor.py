@@ -49,11 +49,11 @@ class RESTOR(Benchmark):
         read, about = data.value("facts.json"), data.value("entities.json")
         try:
             facts = {entity: read["dset"][entity] for entity in about}
-            return list(self._asked(facts, read["context"], network))
+            return list(self._pose(facts, read["context"], network))
         except (KeyError, TypeError, AttributeError) as error:
             raise DataRefused(f"{data.folder}/facts.json: not the facts as published. Copy it anew.") from error
 
-    def _asked(self, facts: Any, context: Any, network: LanguageModel) -> Iterator[Item]:
+    def _pose(self, facts: Any, context: Any, network: LanguageModel) -> Iterator[Item]:
         record = 0
         for entity, relations in facts.items():
             for relation, fact in relations.items():

@@ -45,7 +45,7 @@ class RWKU(Benchmark):
     axes = (("recall", "forget"), ("recall", "neighbour"))
 
     def items(self, data: Data, network: LanguageModel) -> list[Item]:
-        made = [*self._asked(data, network), *self._attacked(data, network)]
+        made = [*self._pose(data, network), *self._list_members(data, network)]
         if not made:
             raise DataRefused(f"No record is about '{self.target}'. Names are those of the column subject or target.")
         return made
@@ -54,7 +54,7 @@ class RWKU(Benchmark):
         named = ((record, row, row.get("target") or row.get("subject")) for record, row in enumerate(rows))
         return [(record, row) for record, row, target in named if self.target in ("", target)]
 
-    def _asked(self, data: Data, network: LanguageModel) -> Iterator[Item]:
+    def _pose(self, data: Data, network: LanguageModel) -> Iterator[Item]:
         for where, name in SETS.items():
             for record, row in self._of_target(data.rows(name)):
                 query, answer, kind = need(row, record, "query", "answer", "type")
@@ -64,7 +64,7 @@ class RWKU(Benchmark):
                 own = f"{where}: {kind}" if where == "forget level 3" else where
                 yield Item(own, record, passage, RIGHT, (), ROOM)
 
-    def _attacked(self, data: Data, network: LanguageModel) -> Iterator[Item]:
+    def _list_members(self, data: Data, network: LanguageModel) -> Iterator[Item]:
         for where, name in MEMBERS.items():
             for record, row in self._of_target(data.rows(name)):
                 [text] = need(row, record, "text")
