@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from expunge.methods.stop import Stop
     from expunge.models.open import open_model
     from expunge.notation.parse import parse
+    from expunge.primitives.meanings import SetName
     from expunge.report.report import Report
     from expunge.run.prepare import Inputs, read_request
     from expunge.run.unlearn import unlearn
@@ -55,6 +56,7 @@ _HOME = {
     "RowStatistics": "core.question",
     "ScoreAudit": "audits._kinds",
     "Scores": "core.question",
+    "SetName": "primitives.meanings",
     "Stop": "methods.stop",
     "Text": "core.question",
     "WeightMethod": "core.method",
@@ -90,6 +92,7 @@ __all__ = [
     "RowStatistics",
     "ScoreAudit",
     "Scores",
+    "SetName",
     "Stop",
     "Text",
     "WeightMethod",

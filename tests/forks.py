@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +33,7 @@ def fork(
     try:
         for place, path in enumerate(streams, start=1):
             os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), place)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what runs in the background ignore it
         os.chdir(folder or Path.cwd())
         os.environ.update(environment or {})
         run(program, arguments)

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
+from tests.benchmarks.made_up import tofu
 from tests.conftest import save_model
 
 ROOT = Path(__file__).parent.parent
@@ -51,6 +52,7 @@ def make_files(folder: Path) -> None:
         (folder / f"{kind}.jsonl").write_text(text, encoding="utf-8")
     save_model(folder / "my-model")
     (folder / "llama-8b").symlink_to("my-model")
+    tofu(folder / "tofu")
     _save_pictures(folder)
 
 

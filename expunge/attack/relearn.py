@@ -73,9 +73,9 @@ class Relearn(WeightMethod):
         return sets[self.source][: self.items]
 
     def others(self, request: Request) -> Request:
-        """The request without the attacker's examples in its forget set, which the attack is measured on."""
-        known = {example.record_digest() for example in self.attacker_examples(request)}
-        left = tuple(example for example in request.forget if example.record_digest() not in known)
+        """The request without the attacker's facts in its forget set, which the attack is measured on."""
+        known = {example.fact_digest() for example in self.attacker_examples(request)}
+        left = tuple(example for example in request.forget if example.fact_digest() not in known)
         if not left:
             raise DataRefused(
                 f"Relearn: the attacker has all {len(request.forget)} forget examples, so none is left to measure. "

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, cast
 from expunge.core.audit import BOTH, Audit, Finding
 from expunge.core.model import Batch, Model, Network, network_of
 from expunge.core.question import HiddenStates
-from expunge.core.request import Example, Request, should_be_gone
+from expunge.core.request import Example, Request
 from expunge.internals.examples import Pictured
 from expunge.primitives.estimates import area_estimate
+from expunge.primitives.meanings import should_be_gone
 from expunge.primitives.standard import Standard
 from expunge.primitives.statistics import Interval, auc, bootstrap, mean_interval, weighted_mean
 

@@ -9,6 +9,7 @@ from expunge.audits._kinds import MembershipAudit
 from expunge.core.model import Batch, Model
 from expunge.core.question import LogProbabilities
 from expunge.errors import UsageRefused
+from expunge.primitives.memorisation import lowest_mean
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -34,7 +35,4 @@ class MinK(MembershipAudit):
 
     def score(self, model: Model, batch: Batch) -> "Float[Tensor, ' examples']":
         said = model.ask(LogProbabilities(), batch)
-        return torch.stack([self._lowest(rows) for rows in said.split(said.log_probs)])
-
-    def _lowest(self, rows: "Float[Tensor, ' rows']") -> "Float[Tensor, '']":
-        return rows.sort().values[: max(1, int(len(rows) * self.fraction))].mean()
+        return torch.stack([lowest_mean(rows, self.fraction) for rows in said.split(said.log_probs)])

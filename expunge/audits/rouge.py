@@ -12,6 +12,7 @@ from expunge.core.question import Text
 from expunge.core.request import Example
 from expunge.errors import UsageRefused
 from expunge.internals.examples import Prompted
+from expunge.primitives.overlap import rouge
 from expunge.primitives.standard import Standard, Tolerance
 
 if TYPE_CHECKING:
@@ -40,10 +41,6 @@ class Rouge(ScoreAudit):
         return isinstance(example, Prompted) and bool(example.prompt_tokens)
 
     def score(self, model: Model, batch: Batch) -> "Float[Tensor, ' examples']":
-        from rouge_score.rouge_scorer import RougeScorer  # takes a second to import
-
-        scorer = RougeScorer(["rougeL"], use_stemmer=True)
         written = model.ask(Text(self.max_new_tokens), batch)
         answers = [example.answer for example in cast(Sequence[Prompted], batch)]
-        scores = [scorer.score(right, text)["rougeL"].recall for right, text in zip(answers, written, strict=True)]
-        return torch.tensor(scores)
+        return torch.tensor([each.recall for each in rouge(answers, written)])

@@ -21,7 +21,8 @@ from expunge.audits._kinds import SetAudit, mean_of
 from expunge.core.audit import Finding
 from expunge.core.model import Batch, Model
 from expunge.core.question import LogProbabilities
-from expunge.core.request import Example, Request, should_be_gone
+from expunge.core.request import Example, Request
+from expunge.primitives.meanings import is_unseen, should_be_gone
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -85,4 +86,4 @@ class TruthRatio(SetAudit):
 
 def _is_inverse(where: str) -> bool:
     """Whether the mean over a set is of min(R, 1/R), which a model that knows the set takes to 0."""
-    return should_be_gone(where) or where == "holdout"
+    return should_be_gone(where) or is_unseen(where)

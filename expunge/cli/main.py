@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from expunge import __version__
+from expunge.cli.bench import bench
 from expunge.cli.ending import run_guarded
 from expunge.cli.export import EXAMPLES, export
 from expunge.cli.jobs import do_job, make_job, show_plan
@@ -204,6 +205,7 @@ def demo(out: Annotated[Path, typer.Option("--out", help="New folder for the res
 
 
 app.command(epilog=EXAMPLES)(export)
+app.add_typer(bench)
 
 
 @app.callback(invoke_without_command=True)

@@ -18,6 +18,7 @@ from typer import Argument, Option
 from expunge.cli.config import read_config
 from expunge.data.records import TARGETS
 from expunge.errors import DataRefused, UsageRefused
+from expunge.run.probes import split_probe
 
 Model = Annotated[str, Argument(metavar="MODEL", help="Folder, FILE.gguf, or hub id (org/name@revision).")]
 Adapter = Annotated[
@@ -51,7 +52,12 @@ class Sets:
     holdout: Annotated[Path | None, Option("--holdout", help="Like the forget set, but never seen by any model.")] = (
         None
     )
-    probe: Annotated[list[str] | None, Option("--probe", metavar="NAME=FILE", help="A further set to audit.")] = None
+    probe: Annotated[
+        list[str] | None,
+        Option(
+            "--probe", metavar="NAME=FILE:MEANING", help="A further set to audit; it holds what is gone, kept or never."
+        ),
+    ] = None
     earlier: Annotated[
         list[Path] | None,
         Option("--earlier", metavar="OUT", help="Result of an earlier request: what it forgot must still be gone."),
@@ -66,12 +72,10 @@ class Sets:
         """The file of each probe, by its name."""
         read: dict[str, Path] = {}
         for text in self.probe or ():
-            name, sign, path = text.partition("=")
-            if not sign:
-                raise UsageRefused(f"--probe '{text}': write NAME=FILE, such as paraphrase=paraphrase.jsonl.")
+            name, path = split_probe(text)
             if name in read:
                 raise UsageRefused(f"--probe {name} is given twice. Give each probe a name of its own.")
-            read[name] = Path(path)
+            read[name] = path
         for name, file in read.items():
             present(f"--probe {name}", file)
         return read
@@ -177,7 +181,7 @@ class Keeping:
     ] = None
 
     log_to: Annotated[
-        str | None, Option("--log-to", help="Write the run's numbers to OUT for a viewer too: tensorboard.")
+        str | None, Option("--log-to", help="Hand the run's numbers to a viewer too: tensorboard or trackio.")
     ] = None
 
     def check(self) -> None:

@@ -9,8 +9,9 @@ from typing import Any, ClassVar, Literal
 
 from expunge.core.model import Model
 from expunge.core.question import LogProbabilities, Question
-from expunge.core.request import Request, should_be_gone
+from expunge.core.request import Request
 from expunge.errors import UsageRefused
+from expunge.primitives.meanings import is_unseen, should_be_gone
 from expunge.primitives.standard import Standard
 
 Better = Literal["lower", "higher", "ideal"]
@@ -81,7 +82,7 @@ class Measure(ABC):
         if should_be_gone(where):
             lost: Better = "lower" if self.direction(where) == "higher" else "higher"
             return lost if ideal is None else "ideal"
-        return "ideal" if "holdout" in where else self.direction(where)
+        return "ideal" if where == BOTH or is_unseen(where) else self.direction(where)
 
     def finding(
         self,

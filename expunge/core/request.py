@@ -41,10 +41,8 @@ class Example(Protocol):
     def record_digest(self) -> str:
         """SHA-256 of its content without the id, case and spaces normalised: equal for equal records."""
 
-
-def should_be_gone(name: str) -> bool:
-    """Whether a set holds what should be forgotten: the forget set, and probes named forget... or paraphrase...."""
-    return name.startswith(("forget", "paraphrase"))
+    def fact_digest(self) -> str:
+        """The same of what is asked and answered alone: records of one fact, however its answer begins, have one."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +98,8 @@ class Request:
                 object.__setattr__(self, field_name, value)
 
     def _refuse_overlap(self, one: str, other: str) -> None:
-        known = {example.record_digest(): example.id for example in getattr(self, one)}
-        common = [(known[e.record_digest()], e.id) for e in getattr(self, other) if e.record_digest() in known]
+        known = {example.fact_digest(): example.id for example in getattr(self, one)}
+        common = [(known[e.fact_digest()], e.id) for e in getattr(self, other) if e.fact_digest() in known]
         if common:
             shown = ", ".join(f"{a} = {b}" for a, b in common[:5]) + (", ..." if len(common) > 5 else "")
             raise DataRefused(

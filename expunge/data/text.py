@@ -46,6 +46,8 @@ class Passage:
     """The question as the file has it; of a conversation all that came before; empty for a plain text."""
     prompt_tokens: tuple[int, ...] = field(repr=False, default=())
     """Tokens of the prompt, without a lead: the input that a continuation is generated from."""
+    lead: str = field(repr=False, default="")
+    """How the answer begins, given to the model and not labelled."""
     alternatives: tuple[Passage, ...] = field(repr=False, default=())
     """The same prompt with wrong answers."""
     weight: float = 1.0
@@ -66,10 +68,17 @@ class Passage:
         return hashlib.sha256(repr((self.tokens, self.first, self.prompt_tokens)).encode()).digest()
 
     def record_digest(self) -> str:
-        """SHA-256 of question and answer, case and spaces normalised (NFC, casefold)."""
-        # Normalised before they are joined: split() takes the separator for a space.
-        text = "\x1f".join(_normalize(part) for part in (self.question, self.answer))
-        return hashlib.sha256(text.encode()).hexdigest()
+        """SHA-256 of question, answer and lead, case and spaces normalised (NFC, casefold)."""
+        return _digest(self.question, self.answer, *([self.lead] if self.lead else []))
+
+    def fact_digest(self) -> str:
+        """SHA-256 of question and answer, normalised likewise."""
+        return _digest(self.question, self.answer)
+
+
+def _digest(*parts: str) -> str:
+    # Normalised before they are joined: split() takes the separator for a space.
+    return hashlib.sha256("\x1f".join(map(_normalize, parts)).encode()).hexdigest()
 
 
 def _normalize(text: str) -> str:
@@ -314,7 +323,7 @@ class Writer:
         begun = written.start + len(lead)
         tokens, first = _label(written, begun, self.tokenizer)
         prompt = _prompt_tokens(written.before, self.tokenizer)
-        return Passage(name, tokens, first, written.text[:begun], answer, _question(asked), prompt)
+        return Passage(name, tokens, first, written.text[:begun], answer, _question(asked), prompt, lead=lead)
 
 
 def _question(asked: Turns) -> str:

@@ -63,15 +63,9 @@ class OwnWords(WeightMethod):
         asked = [e for e in examples[:MOST] if isinstance(e, Tokenized) and e.prompt_tokens]
         if not (asked and network.answers_to(Wordings)):
             return []
-        known = {_key(e) for e in examples if isinstance(e, Tokenized)}
-        made: dict[tuple[str, int], Tokenized] = {}
+        known = {e.record_digest() for e in examples}
+        made: dict[str, Tokenized] = {}
         for start in self.starts:
             said = network.ask(Wordings(self.max_new_tokens, start), asked)
-            made |= {_key(e): e for e in said if e is not None}
-        return [example for key, example in made.items() if key not in known]
-
-
-def _key(example: Tokenized) -> tuple[str, int]:
-    """The record, and how many words of the answer's sentence stand before it: the same answer after others is another
-    thing to forget."""
-    return example.record_digest(), example.first - len(example.prompt_tokens)
+            made |= {e.record_digest(): e for e in said if e is not None}
+        return [example for digest, example in made.items() if digest not in known]

@@ -70,6 +70,7 @@ def _word(tokenizer: Any, text: str, prompt: Tokenized) -> Tokenized | None:
         tokens=(*prompt.prompt_tokens, *read["input_ids"]),
         first=len(prompt.prompt_tokens) + before,
         answer=text[place:],
+        lead=text[:place].rstrip(),
         alternatives=(),
     )
     return cast(Tokenized, made)

@@ -67,18 +67,22 @@ def squash(name: str) -> str:
 @cache
 def plugins(root: Path = ROOT) -> tuple[Plugin, ...]:
     """All plug-ins by folder and file, none of them imported."""
+    return tuple(plugin for folder in FOLDERS for plugin in plugins_of(folder, root))
+
+
+def plugins_of(folder: str, root: Path = ROOT) -> list[Plugin]:
+    """The plug-ins of one folder."""
     found = []
-    for folder in FOLDERS:
-        for path in sorted((root / folder).glob("[!_]*.py")):
-            source = path.read_text(encoding="utf-8")
-            names = re.findall(r"^(?:@dataclass\(frozen=True\)\nclass|def) (\w+)", source, re.MULTILINE)
-            name = next((n for n in names if squash(n) == squash(path.stem)), None)
-            if name:
-                tree = ast.parse(source)
-                summary = (ast.get_docstring(tree) or "").split("\n\n")[0].replace("\n", " ")
-                module = f"expunge.{folder}.{path.stem}"
-                found.append(Plugin(name, folder, module, summary, **_read_metadata(tree, name, root)))
-    return tuple(found)
+    for path in sorted((root / folder).glob("[!_]*.py")):
+        source = path.read_text(encoding="utf-8")
+        names = re.findall(r"^(?:@dataclass\(frozen=True\)\nclass|def) (\w+)", source, re.MULTILINE)
+        name = next((n for n in names if squash(n) == squash(path.stem)), None)
+        if name:
+            tree = ast.parse(source)
+            summary = (ast.get_docstring(tree) or "").split("\n\n")[0].replace("\n", " ")
+            module = f"expunge.{folder}.{path.stem}"
+            found.append(Plugin(name, folder, module, summary, **_read_metadata(tree, name, root)))
+    return found
 
 
 def _read_metadata(tree: ast.Module, name: str, root: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from expunge.primitives.estimates import Estimator, mean_estimate
+from expunge.primitives.meanings import is_unseen
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Standard:
     text: Tolerance | None = None
     """The same on running texts, of which each token counts; None: as on other sets."""
     luck: bool = False
-    """Whether on the holdout set, whose answers no model was taught, the value is luck, which nothing can harm."""
+    """Whether on what no model was taught, such as the holdout set, the value is luck, which nothing can harm."""
     less_is_fine: bool = False
     """Whether a model may know less of what should be gone than one that never saw it; a reference still counts."""
     estimate: Estimator = mean_estimate
@@ -42,7 +43,7 @@ class Standard:
 
     def harm(self, where: str, running: bool) -> Tolerance | None:
         """How much worse a set that should stay may be; `running`: whether it is of running texts."""
-        if where == "holdout" and self.luck:
+        if is_unseen(where) and self.luck:
             return None
         if running and self.text is not None:
             return self.text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -131,6 +133,43 @@ def ks(one: Values, other: Values) -> Shift:
         found = ks_2samp(a, b)
     sign = int(np.sign(int(gaps.max()) + int(gaps.min())))
     return Shift(float(found.statistic), float(found.pvalue), sign)
+
+
+def smallest_detectable(one: int, other: int, level: float = 0.05) -> float:
+    """The smallest distance D of two samples of these sizes at which p falls below `level`; infinite if none does.
+
+    D is a multiple of 1 / lcm(one, other), and p depends on D and the sizes alone.
+    """
+    common = math.lcm(one, other)
+    counts = np.arange(one + 1)[:, None] * (common // one) - np.arange(other + 1)[None] * (common // other)
+    gaps, first = np.unique(counts[counts > 0], return_index=True)
+    pairs = np.argwhere(counts > 0)[first]
+
+    def is_seen(place: int) -> bool:
+        zeros = pairs[place].tolist()
+        samples = [[0.0] * k + [1.0] * (n - k) for k, n in zip(zeros, (one, other), strict=True)]
+        return ks(*samples).p < level
+
+    place = bisect.bisect_left(range(len(gaps)), True, key=is_seen)
+    return float(gaps[place] / common) if place < len(gaps) else math.inf
+
+
+def harmonic_mean(values: Values) -> float:
+    """n over the sum of the inverses; 0 where one value is 0."""
+    array = np.asarray(values, dtype=np.float64)
+    return float(len(array) / (1 / array).sum()) if (array > 0).all() else 0.0
+
+
+def priv_leak(area: float, reference: float) -> float:
+    """By how many per cent members are farther from standing out than in the reference (PrivLeak, Shi et al., 2024,
+    MUSE, arXiv 2407.06460):
+
+        100 ((1 - area) - (1 - reference)) / (1 - reference)
+
+    of areas under the curve with the forget set as positives. Below 0 the forget set still looks like training data,
+    above 0 it is over-forgotten. Not a number where the reference's area is 1.
+    """
+    return 100 * (reference - area) / (1 - reference) if reference != 1 else math.nan
 
 
 def area(budgets: Values, values: Values) -> float:

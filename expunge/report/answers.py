@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from expunge.core.audit import BOTH
-from expunge.core.request import should_be_gone
+from expunge.primitives.meanings import is_unseen, should_be_gone
 
 Name = Literal["forgotten", "traceless", "unharmed"]
 Said = Literal["yes", "no", "not measured"]
@@ -23,6 +23,11 @@ def in_order(sets: Iterable[str]) -> list[str]:
 def should_stay(where: str) -> bool:
     """Whether a model is expected to know a set as well as before."""
     return not should_be_gone(where) and where not in (BOTH, "stand_in")
+
+
+def asks_what_stays(where: str) -> bool:
+    """Whether a probe shows what became of the rest of the model's knowledge."""
+    return should_stay(where) and not is_unseen(where)
 
 
 def answer_about(where: str) -> Name:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from expunge.core.audit import BOTH, Finding
-from expunge.core.request import should_be_gone
+from expunge.primitives.meanings import should_be_gone
 
 Unlike = Mapping[tuple[str, str], str]
 """By audit and set: why the holdout set does not show what a model that never saw the set would get."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from expunge.core.audit import Audit
 from expunge.core.question import HiddenStates
 from expunge.core.request import Request
+from expunge.primitives.meanings import meaning_of
 from expunge.report.run import Saved
 
 SMALL = 30
@@ -34,6 +35,15 @@ def say_unasked(request: Request, audits: Sequence[Audit], added: Sequence[str] 
     if compared and not request.holdout:
         said.append(f"{' and '.join(compared)}: there is no holdout set, so nothing was compared")
     return said
+
+
+def say_undeclared(request: Request) -> list[str]:
+    """One line on the probes of which neither their declaration nor their name says what they hold."""
+    names = [name for name in request.probes if meaning_of(name) is None]
+    if not names:
+        return []
+    what = f"What the probe {names[0]} holds" if len(names) == 1 else f"What the probes {', '.join(names)} hold"
+    return [f"{what} was not said, so it is taken for what should stay: --probe {names[0]}=FILE:gone, :kept or :never"]
 
 
 def limits(
@@ -64,7 +74,8 @@ def limits(
         said.append(f"{repeat}. {BLURRED[repeat.one, repeat.other]}")
     for name, intake in request.intakes.items():
         said += [f"{line}." for line in intake.lines(name)]
-    said += [f"{line}." for line in say_unasked(request, [each for each in audits if each.needs], added)]
+    unasked = say_unasked(request, [each for each in audits if each.needs], added)
+    said += [f"{line}." for line in (*unasked, *say_undeclared(request))]
     if not request.retain:
         said.append("No retain set was given: nothing held the rest of the model in place.")
     if "retain" in added:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from expunge.core.audit import BOTH
-from expunge.core.request import should_be_gone
 from expunge.primitives.estimates import is_yes_or_no
+from expunge.primitives.meanings import should_be_gone
 from expunge.report.headline import Told
 from expunge.report.results import Findings, Row, any_of
 from expunge.report.strips import finite

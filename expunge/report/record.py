@@ -21,6 +21,7 @@ from expunge.core.question import Text
 from expunge.core.request import Example, Request
 from expunge.internals.examples import Tokenized
 from expunge.primitives.composed_files import parts_of
+from expunge.primitives.meanings import meaning_of
 from expunge.report.report import Cost, Environment, Original, RequestFacts, Sample, Samples, SetFacts
 from expunge.runtime.cached_model import CachedModel
 
@@ -73,6 +74,7 @@ def describe_request(
             sum(e.rows for e in examples),
             ADDED if name in added else sources.get(name, other),
             request.intakes.get(name),
+            meaning_of(name),
         )
         for name, examples in request.sets().items()
     }

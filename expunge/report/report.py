@@ -17,6 +17,7 @@ from expunge.core.model import Model
 from expunge.errors import DataRefused, ModelRefused, UsageRefused
 from expunge.events import Checked, Step
 from expunge.notation.typed_json import MisfitError, event_from_json, event_to_json, from_json, to_json
+from expunge.primitives.meanings import Meaning, SetName
 from expunge.primitives.merged_adapter import MergedAdapter
 from expunge.primitives.repeat import Intake, Repeat
 from expunge.report.answers import Verdict
@@ -79,6 +80,8 @@ class SetFacts:
     """The file's name, or "records"."""
     intake: Intake | None = None
     """What became of its records; null where the examples were given."""
+    meaning: Meaning | None = None
+    """What it holds, as declared or by its name; null where neither says so, and it is taken for what should stay."""
 
 
 @dataclass(frozen=True)
@@ -288,7 +291,8 @@ class Report:
                 raise MisfitError(f"schema must be {SCHEMA}")
         except MisfitError as error:
             raise ModelRefused(f"{path}: {error}, so it is no report of this version of expunge.") from error
-        return replace(report, steps=tuple(_step(line, f"{steps}, line {n}") for n, line in enumerate(lines, start=1)))
+        told = tuple(_step(line, f"{steps}, line {n}") for n, line in enumerate(lines, start=1))
+        return replace(_name_sets(report), steps=told)
 
 
 def save_adapter(adapted: Adapted, folder: Path, base: str) -> bool:
@@ -298,6 +302,20 @@ def save_adapter(adapted: Adapted, folder: Path, base: str) -> bool:
         return False
     write_manifest(folder / "adapter", base=base)
     return True
+
+
+def _name_sets(report: Report) -> Report:
+    """The report with the name of each set saying what the set holds, as it did when the report was made."""
+    sets = {SetName(name, of.meaning) if of.meaning else name: of for name, of in report.request.sets.items()}
+    named = {str(name): name for name in sets}
+    return replace(
+        report,
+        request=replace(report.request, sets=sets),
+        findings=tuple(replace(f, set=named.get(f.set, f.set)) for f in report.findings),
+        samples=replace(
+            report.samples, items=tuple(replace(s, set=named.get(s.set, s.set)) for s in report.samples.items)
+        ),
+    )
 
 
 def _step(line: dict[str, Any], where: str) -> Step | Checked:

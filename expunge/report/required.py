@@ -46,7 +46,7 @@ class Rule:
         return replace(made, result="not measured", because="Met, but the original model meets it too.")
 
     def _read(self, known: dict[str, Finding]) -> Outcome:
-        answer, after = answer_about(self.set), known.get("after")
+        answer, after = answer_about(next((f.set for f in known.values()), self.set)), known.get("after")
         if after is None:
             said = "Asked for, and not measured: no record of this set has what the audit needs."
             return Outcome(answer, self.text, "no", None, None, said)

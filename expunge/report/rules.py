@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 from typing import cast
 
 from expunge.core.audit import BOTH, Audit, Finding, Measure
-from expunge.core.request import Request, should_be_gone
+from expunge.core.request import Request
 from expunge.internals.examples import Prompted
 from expunge.primitives.estimates import Estimate, difference, is_yes_or_no
+from expunge.primitives.meanings import should_be_gone
 from expunge.primitives.standard import Standard, Tolerance
 from expunge.report.answers import Name, Outcome, Said, in_order, should_stay
 from expunge.report.ideals import Ideal, Ideals, Unlike

@@ -45,7 +45,7 @@ def _markdown(runs: Runs) -> str:
 
 
 def _latex(runs: Runs) -> str:
-    head, *lines = _wide(runs, _escape, "--")
+    head, *lines = _wide(runs, escape_latex, "--")
     body = [" & ".join(line) + r" \\" for line in (head, *lines)]
     return "\n".join(
         [
@@ -96,6 +96,7 @@ def _wide(runs: Runs, written: Callable[[str], str], dash: str) -> list[list[str
     return lines
 
 
-def _escape(text: str) -> str:
+def escape_latex(text: str) -> str:
+    """A text in which nothing is a command to LaTeX."""
     named = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     return SPECIAL.sub(lambda found: named.get(found[0], f"\\{found[0]}"), text)

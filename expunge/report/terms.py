@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from expunge.primitives.meanings import meaning_of
 from expunge.report.answers import Outcome
 
 
@@ -49,26 +50,23 @@ SETS = {
     "neighbours": "near what should be gone, and should stay",
     "holdout": "never seen in training",
 }
-COLOURS = {
-    "forget": "gone",
-    "paraphrase": "gone",
-    "retain": "kept",
-    "general": "kept",
-    "neutral": "kept",
-    "neighbour": "kept",
-    "neighbours": "kept",
-}
+MEANT = {"gone": "what should be gone", "kept": "what should stay", "never": "never seen in training"}
+"""Of sets that go by other names, or were declared to be what their names do not say."""
 NAMED = re.compile(rf"(\w[\w -]*?)\.({'|'.join(TERMS)})\b")
 
 
 def meaning(where: str) -> str:
     """What a set is for, in plain words."""
-    return "can the two be told apart?" if " vs " in where else SETS.get(where, "")
+    if " vs " in where:
+        return "can the two be told apart?"
+    meant = meaning_of(where)
+    told = MEANT.get(meant or "", "")
+    return SETS.get(where, told) if meant == meaning_of(str(where)) else told
 
 
 def colour(where: str) -> str:
     """The page's style for a set."""
-    return COLOURS.get(where.split(" ")[0], "other")
+    return {"gone": "gone", "kept": "kept"}.get(meaning_of(where) or "", "other")
 
 
 def explain(audit: str) -> str:

@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from expunge.core.audit import Finding
-from expunge.core.request import should_be_gone
+from expunge.primitives.meanings import should_be_gone
 from expunge.primitives.standard import Standard
-from expunge.report.answers import NAMES, Answer, Name, Outcome, Verdict, should_stay
+from expunge.report.answers import NAMES, Answer, Name, Outcome, Verdict, asks_what_stays
 from expunge.report.required import Rule
 from expunge.report.rules import Asked, apply_rules
 
@@ -107,7 +107,7 @@ def _lacking(name: Name, asked: Asked) -> Iterator[str]:
         yield "How a model that never saw it answers: give --holdout (with options, for Choice) or --reference."
     if name == "traceless" and not request.holdout:
         yield "Whether forgotten and never seen records can be told apart: give --holdout."
-    if name == "unharmed" and not (request.retain or any(map(should_stay, request.probes))):
+    if name == "unharmed" and not (request.retain or any(map(asks_what_stays, request.probes))):
         yield "What should stay: give --retain, or a --probe."
 
 
@@ -117,7 +117,7 @@ def _besides(name: Name, asked: Asked) -> Iterator[str]:
     if left_out:
         yield f"{', '.join(left_out)}: left out of --audits."
     probes = asked.request.probes
-    if name == "unharmed" and asked.request.retain and not any(map(should_stay, probes)):
+    if name == "unharmed" and asked.request.retain and not any(map(asks_what_stays, probes)):
         yield "What the model knows besides the retain set, which training reads: give a --probe."
     if name == "forgotten" and not any(map(should_be_gone, probes)):
         yield "The same asked in other words: give --probe paraphrase=FILE."

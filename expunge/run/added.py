@@ -16,7 +16,7 @@ from expunge.errors import Refusal
 from expunge.events import Note, OnEvent, ignore_event
 from expunge.internals.examples import Tokenized
 from expunge.models.language import LanguageModel
-from expunge.report.answers import should_stay
+from expunge.report.answers import asks_what_stays
 from expunge.report.record import networks
 
 NAMES = ("general", "neutral")
@@ -27,7 +27,7 @@ PLACE = Path(text.__file__).parent
 def add_probes(model: Model, request: Request, on_event: OnEvent = ignore_event) -> tuple[Request, tuple[str, ...]]:
     """The request with the probes that its model can be asked, if it has none that should stay; and their names."""
     network = next(iter(networks(model)), None)
-    if not isinstance(network, LanguageModel) or any(map(should_stay, request.probes)):
+    if not isinstance(network, LanguageModel) or any(map(asks_what_stays, request.probes)):
         return request, ()
     added: dict[str, tuple[Example, ...]] = {}
     for name in NAMES:

@@ -17,8 +17,8 @@ from expunge.runtime.atomic_files import SUFFIXES
 
 RESERVED = ("forget", "retain", "holdout", "stand_in")
 """The sets that are no probes."""
-VIEWERS = ("tensorboard",)
-"""What `--log-to` takes; each is the name of its package, of our extra, and of its folder in OUT."""
+VIEWERS = ("tensorboard", "trackio")
+"""What `--log-to` takes; each is the name of its package and of our extra."""
 LONGEST_NAME = 255
 """Bytes of a file's name at most, on the file systems in use."""
 LARGEST = 10_000_000

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from expunge.errors import DataRefused, UsageRefused
+from expunge.primitives.meanings import SetName
 from expunge.run.config import CONFIG
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def find_sets(folders: Sequence[Path]) -> dict[str, Path]:
         name = probe_of(folder)
         if name in made:
             raise UsageRefused(f"--earlier {folder}: another is called {folder.name} too. Rename one of the folders.")
-        made[name] = _forgot(folder, name)
+        made[SetName(name, "gone")] = _forgot(folder, name)
     return made
 
 

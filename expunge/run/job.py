@@ -216,7 +216,7 @@ def audit(job: Job, on_event: OnEvent) -> Report:
 
 
 def _forget(job: Job, task: Task, method: Method, folder: Path) -> Report:
-    with log_events(job.log_to, folder, task.on_event) as on_event:
+    with log_events(job.log_to, folder, job.out.name, task.on_event) as on_event:
         recorder = Recorder(on_event, folder / STEPS)
         report = unlearn.forget(task, method, lambda _: _result(job, task, method, recorder, folder), recorder)
     _write(job, report, folder)

@@ -15,11 +15,13 @@ from expunge.data.kinds import holds_pictures
 from expunge.data.records import Record
 from expunge.data.text import Reading
 from expunge.errors import DataRefused, UsageRefused
+from expunge.primitives.meanings import Meaning, SetName
 from expunge.primitives.repeat import Intake, Repeat
 from expunge.report.record import count_repeats, networks
 from expunge.run.checks import RESERVED, check_sets
 from expunge.run.earlier import probe_of
 from expunge.run.families import family_called, reader_of
+from expunge.run.probes import check_meanings, write_probe
 
 Source = Path | str | Sequence[Mapping[str, Any]]
 """A file, or records as a list of dictionaries with a file's columns."""
@@ -69,7 +71,7 @@ class Inputs:
         again = {probe_of(folder) for folder in self.earlier}
         return {
             **sets,
-            "probe": [f"{name}={path}" for name, path in self.probes.items() if name not in again],
+            "probe": [write_probe(name, path) for name, path in self.probes.items() if name not in again],
             "earlier": [str(folder) for folder in self.earlier],
             "forget_class": self.only_class,
             "forget_ids": self.only_ids,
@@ -226,17 +228,21 @@ def read_request(
     stand_in: Source | None = None,
     reading: Reading | None = None,
     keep_duplicates: bool = False,
+    meanings: Mapping[str, Meaning] | None = None,
     **probes: Source,
 ) -> Request:
     """The request as `model` reads it, each set from a file or from a list of records.
 
     A record is a dictionary with the columns of a file: `question` and `answer`, or `text`; optionally `id`, `options`
     and `lead`; or those of another format that files may have. Files may be of images too. Names other than those of
-    the four sets are probes, which only audits read. `reading` says how texts are read where they do not say it, and of
-    equal examples in a set one counts, unless `keep_duplicates`.
+    the four sets are probes, which only audits read; `meanings`, such as {"twins": "gone"}, says where their names do
+    not what they hold: gone, kept, or never (seen by any model). `reading` says how texts are read where they do not
+    say it, and of equal examples in a set one counts, unless `keep_duplicates`.
     Raises `DataRefused` with the place of each record that cannot be used.
     """
-    named = {"forget": forget, "retain": retain, "holdout": holdout, "stand_in": stand_in, **probes}
+    meant = check_meanings(meanings or {}, probes)
+    asked = {SetName(name, meant[name]) if name in meant else name: source for name, source in probes.items()}
+    named = {"forget": forget, "retain": retain, "holdout": holdout, "stand_in": stand_in, **asked}
     given = {name: source for name, source in named.items() if source is not None}
     files = {name: Path(source) for name, source in given.items() if isinstance(source, str | Path)}
     lists = {name: source for name, source in given.items() if not isinstance(source, str | Path)}

@@ -22,7 +22,7 @@ from expunge.notation.parse import write
 from expunge.notation.recipes import Recipe
 from expunge.report import record
 from expunge.report.ideals import with_ideals
-from expunge.report.limits import limits, say_unasked
+from expunge.report.limits import limits, say_unasked, say_undeclared
 from expunge.report.report import SCHEMA, Ancestor, RecipeFacts, Report
 from expunge.report.required import Rule, check_rules, read_as_meant
 from expunge.report.rules import Asked
@@ -248,8 +248,9 @@ def audit(task: Task) -> Report:
 def examine(model: CachedModel, task: Task, name: str) -> list[Finding]:
     """Every audit's findings about one model, named before, after or reference."""
     task.on_event(Note(f"Auditing the model {name}"))
-    for line in say_unasked(task.request, task.audits, task.added) if name == "before" else ():
-        task.on_event(Note(line))
+    if name == "before":
+        for line in (*say_unasked(task.request, task.audits, task.added), *say_undeclared(task.request)):
+            task.on_event(Note(line))
     if any(LogProbabilities in audit.reads for audit in task.audits):
         # One pass over everything, so that all options of a question share its prompt.
         every = [text for e in task.request.sets().values() for one in e for text in (one, *one.alternatives)]

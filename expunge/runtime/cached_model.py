@@ -62,6 +62,11 @@ class CachedModel(Wrapper):
         entry = self.replies.get(repr(question), {}).get(id(example))
         return None if entry is None else entry[1]
 
+    def learn(self, question: Question[Reply], batch: Batch, parts: Sequence[Reply]) -> None:
+        """Remember replies that are known from elsewhere, one for each example."""
+        known = self.replies.setdefault(repr(question), {})
+        known |= {id(e): (e, part) for e, part in zip(batch, parts, strict=True)}
+
     def is_wide(self, batch: Batch) -> bool:
         """Whether rows are too wide to be cached, which the first example of a batch shows."""
         if self.wide is None and not isinstance(self.inner, Network):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from expunge.core.audit import Finding
-from expunge.core.request import should_be_gone
+from expunge.primitives.meanings import should_be_gone
 
 
 def pairs(findings: Sequence[Finding]) -> Iterator[tuple[Finding, Finding]]:

@@ -43,6 +43,8 @@ class Asked:
     def record_digest(self) -> str:
         return self.id
 
+    fact_digest = record_digest
+
     def input_digest(self) -> bytes:
         return self.id.encode()
 

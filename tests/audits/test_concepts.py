@@ -52,6 +52,8 @@ class Point:
     def record_digest(self) -> str:
         return self.id
 
+    fact_digest = record_digest
+
 
 class Layers(nn.Module):
     """The identity, as a layer that can be named, and two class scores of what it says."""

@@ -41,6 +41,8 @@ class Shown:
     def record_digest(self) -> str:
         return self.id
 
+    fact_digest = record_digest
+
 
 @dataclass(frozen=True)
 class Shows(Network):

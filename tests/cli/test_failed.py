@@ -1,10 +1,8 @@
 """Runs that fail or are ended: what they say, and what they leave."""
 
-import functools
 import json
 import os
-import subprocess
-import sys
+import signal
 from pathlib import Path
 
 import pytest
@@ -46,32 +44,20 @@ def test_an_objective_without_its_set_is_refused_and_leaves_nothing(expunge, mod
     assert below(tmp_path) == []
 
 
-def test_an_interrupted_run_ends_with_130_and_leaves_nothing(model: Path, files: Files, tmp_path: Path):  # R12
-    import signal
-
+def test_an_interrupted_run_ends_with_130_and_leaves_nothing(start, model: Path, files: Files, tmp_path: Path):  # R12
     method = (
         "Finetune(adapter=LoRA(rank=2), learning_rate=1e-9, steps=100000, "
         "stop=Stop(level=None, max_retain_increase=None, every=2))"
     )
-    out = tmp_path / "out"
-    asked = ["forget", model, *files.options, "--method", method, "--out", out, "--checkpoint-every", "0"]
-    command = [sys.executable, "-m", "expunge", *asked]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    # Where the tests themselves run in the background, a shell has them ignore SIGINT, and children inherit that.
-    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    with subprocess.Popen(command, env=environment, preexec_fn=heed, **pipes) as run:
-        for line in run.stderr:
-            if "step 4:" in line:
-                break
-        run.send_signal(signal.SIGINT)
-        try:
-            _, said = run.communicate(timeout=60)
-        finally:
-            run.kill()
-    assert run.returncode == 130, said
-    assert said.endswith("expunge: interrupted; no result was written.\n")
-    assert "Traceback" not in said
+    asked = ["forget", model, *files.options, "--method", method, "--out", tmp_path / "out", "--checkpoint-every", "0"]
+    run = start(*asked)
+    run.wait_for("step 4:")
+    [child] = run.children
+    os.kill(child, signal.SIGINT)
+    [said] = run.end()
+    assert said.code == 130, said.err
+    assert said.err.endswith("expunge: interrupted; no result was written.\n")
+    assert "Traceback" not in said.err
     assert below(tmp_path) == []
 
 

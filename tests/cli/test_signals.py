@@ -66,8 +66,9 @@ def strike(body: str, kind: signal.Signals, **options: object) -> tuple[int, str
 
 
 def heed() -> None:
-    """Where tests run in the background, a shell has them ignore SIGINT, which children inherit."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    """Where tests run in the background, a shell has them ignore SIGINT, and nohup SIGHUP, which children inherit."""
+    for kind in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(kind, signal.SIG_DFL)
 
 
 @pytest.mark.parametrize("body", [WAITS, SWALLOWS, MISTAKES], ids=["waits", "swallows", "mistakes"])

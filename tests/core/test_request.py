@@ -28,6 +28,8 @@ class Fact:
     def record_digest(self) -> str:
         return Passage(self.id, (1, 2), 1, "", self.text).record_digest()
 
+    fact_digest = record_digest
+
 
 def facts(*texts: str, start: int = 1) -> tuple[Fact, ...]:
     return tuple(Fact(f"f{k}", text) for k, text in enumerate(texts, start=start))

@@ -48,6 +48,8 @@ class Point:
     def record_digest(self) -> str:
         return self.id
 
+    fact_digest = record_digest
+
 
 @dataclass(frozen=True)
 class Linear(Network):

@@ -102,7 +102,8 @@ def test_the_answer_of_the_record_after_other_words_is_another_record():
     request = replace(request, forget=(replace(request.forget[0], answer=answer), *request.forget[1:]))
     seen, _ = trained_on(network, request, max_new_tokens=8, starts=("",))
     old, made = request.forget[0], seen.forget[len(request.forget)]
-    assert made.record_digest() == old.record_digest()
+    assert made.fact_digest() == old.fact_digest()
+    assert made.lead == " ".join(text.split()[:2])
     assert made.first > old.first
 
 

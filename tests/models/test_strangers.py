@@ -141,6 +141,8 @@ class Node:
     def record_digest(self) -> str:
         return f"{self.number} {self.label}"
 
+    fact_digest = record_digest
+
 
 @dataclass(frozen=True)
 class GraphNetwork(Network):

@@ -109,6 +109,8 @@ class Choice:
     def record_digest(self) -> str:
         return hashlib.sha256(self.id.encode()).hexdigest()
 
+    fact_digest = record_digest
+
 
 class Remembers(Model):
     """A model that says `scores`, and keeps what it was asked."""

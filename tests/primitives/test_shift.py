@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from expunge.primitives.statistics import area, first_reaching, ks
+from expunge.primitives.statistics import area, first_reaching, harmonic_mean, ks, priv_leak, smallest_detectable
 
 samples = st.lists(st.integers(-4, 4).map(float), min_size=1, max_size=12)
 
@@ -107,3 +107,34 @@ def test_a_level_is_reached_at_the_first_budget_that_has_it():
     assert first_reaching([0, 1, 2, 5], [0.0, 0.4, 0.5, 0.4], 0.5) == 2
     assert first_reaching([0, 1, 2, 5], [0.6, 0.4, 0.5, 0.4], 0.5) == 0
     assert first_reaching([0, 1], [0.0, 0.4], 0.5) is None
+
+
+@pytest.mark.parametrize(
+    ("n", "m", "least", "too_small"),
+    [
+        (40, 40, 13 / 40, 12 / 40),
+        (300, 300, 34 / 300, 33 / 300),
+        (200, 200, 28 / 200, 27 / 200),
+        (40, 300, 135 / 600, 0),
+    ],
+)
+def test_the_smallest_distance_that_shows_is_the_first_on_the_grid_below_5_per_cent(n, m, least, too_small):
+    assert smallest_detectable(n, m) == pytest.approx(least)
+    assert ks(*apart(n, m, round(least * math.lcm(n, m)))).p < 0.05
+    assert not too_small or ks(*apart(n, m, round(too_small * math.lcm(n, m)))).p >= 0.05
+
+
+def test_one_against_one_shows_nothing():
+    assert smallest_detectable(1, 1) == math.inf
+
+
+def test_a_harmonic_mean_is_that_of_the_inverses_and_0_where_one_is():
+    assert harmonic_mean([1.0, 0.5, 0.25]) == pytest.approx(3 / 7)
+    assert harmonic_mean([1.0, 0.0]) == 0
+
+
+def test_privleak_is_negative_where_the_forget_set_still_looks_like_training_data():
+    assert priv_leak(1.0, 0.5) == -100  # every member is told, as MUSE reports of the unchanged model
+    assert priv_leak(0.5, 0.5) == 0
+    assert priv_leak(0.2, 0.6) == pytest.approx(100)
+    assert math.isnan(priv_leak(0.5, 1.0))

@@ -1,5 +1,6 @@
 """Findings with made-up scores: what a model is said to have answered, for tests of what follows from it."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from expunge.audits.accuracy import Accuracy
@@ -53,9 +54,10 @@ Table = dict[str, dict[str, list[float]]]
 """By `set.Audit`, the scores of each model."""
 
 
-def findings(table: Table) -> list[Finding]:
+def findings(table: Table, named: Iterable[str] = ()) -> list[Finding]:
+    names = {str(name): name for name in named}
     return [
-        finding(key.split(".")[1], key.split(".")[0], model, scores)
+        finding(key.split(".")[1], names.get(key.split(".")[0], key.split(".")[0]), model, scores)
         for key, row in table.items()
         for model, scores in row.items()
     ]
@@ -66,20 +68,21 @@ def passages(name: str, count: int, running: bool) -> tuple[Passage, ...]:
     return tuple(Passage(f"{name}{k}", (1, 2), 1, "", f"{name} {k}", "", prompt) for k in range(count))
 
 
-def asked(table: Table, left_out: tuple[str, ...] = ()) -> Asked:
-    """The request that the table is of; the set `neutral` is of running texts."""
+def asked(table: Table, left_out: tuple[str, ...] = (), named: Iterable[str] = ()) -> Asked:
+    """The request that the table is of; the set `neutral` is of running texts, and `named` are sets as declared."""
     counts = {key.split(".")[0]: len(next(iter(row.values()))) for key, row in table.items()}
     sets = {name: passages(name, n, name == "neutral") for name, n in counts.items() if name != BOTH}
     own = {name: sets.pop(name, ()) for name in ("forget", "retain", "holdout")}
     own["forget"] = own["forget"] or passages("forget", 2, False)
     measures = tuple(AUDITS[name] for name in dict.fromkeys(key.split(".")[1] for key in table))
+    sets = {{str(each): each for each in named}.get(name, name): of for name, of in sets.items()}
     return Asked(Request(**own, probes=sets), measures, tuple(AUDITS[name] for name in left_out))
 
 
-def verdict(table: Table, run: Run | None = None, left_out: tuple[str, ...] = ()) -> Verdict:
+def verdict(table: Table, run: Run | None = None, left_out: tuple[str, ...] = (), named: Sequence[str] = ()) -> Verdict:
     """What is said of the models in a table."""
-    whole = asked(table, left_out)
-    return judge([], with_ideals(findings(table), whole.unlike()), run or Run(), whole)
+    whole = asked(table, left_out, named)
+    return judge([], with_ideals(findings(table, named), whole.unlike()), run or Run(), whole)
 
 
 def said(of: Verdict) -> tuple[str, ...]:

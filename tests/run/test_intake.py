@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from expunge.core.request import Request
+from expunge.data import text
+from expunge.demo import run as demo
 from expunge.errors import DataRefused, UsageRefused
 from expunge.primitives.repeat import Intake
 from expunge.report.limits import limits
@@ -35,6 +37,31 @@ def test_an_example_that_repeats_another_weighs_once_unless_it_is_asked_for():
     kept = read(forget=forget, keep_duplicates=True)
     assert [e.id for e in kept.forget] == ["line-1", "line-2", "line-3"]
     assert kept.intakes == {"forget": Intake(3, repeated=1, left_out=0)}
+
+
+def test_the_same_answer_after_another_lead_is_another_record():
+    row = asked(("Aldoria", "bread"))[0]
+    leads = ["", "It is mostly", "it is  MOSTLY ", "They sell"]
+    request = read(forget=[{**row, "lead": lead} for lead in leads])
+    assert [e.id for e in request.forget] == ["line-1", "line-2", "line-4"]
+    assert request.intakes == {"forget": Intake(4, repeated=1, left_out=1)}
+    begun, probe = [{**row, "lead": "They sell"}], [{**row, "lead": "It is mostly"}]
+    assert read(forget=begun).fingerprint() != read(forget=probe).fingerprint()
+    assert len(read(forget=begun, begun=probe).probes["begun"]) == 1  # another question, and no idle probe
+
+
+@pytest.mark.parametrize("other", ["retain", "holdout"])
+def test_a_fact_is_not_forgotten_and_retained_whatever_its_answers_begin_with(other: str):
+    row = asked(("Aldoria", "bread"))[0]
+    with pytest.raises(DataRefused, match=f"1 records are in the forget set and in the {other} set"):
+        read(**{"forget": [{**row, "lead": "It is mostly"}], other: [{**row, "lead": "They sell"}]})
+
+
+def test_no_record_of_the_demo_is_left_out():
+    folder = Path(demo.__file__).parent
+    for name in ("forget", "retain", "holdout", "neighbour", "paraphrase"):
+        records = text.load(folder / f"{name}.jsonl")
+        assert len(weigh_once({name: text.encode_for(records, llama(), folder)})[name]) == len(records), name
 
 
 def test_the_loss_of_a_set_with_a_repeated_record_is_that_of_the_set_without_it():

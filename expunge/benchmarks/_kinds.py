@@ -1,0 +1,64 @@
+"""What a benchmark is: texts from its data, values of each text, and numbers that are made of the values alone."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from expunge.benchmarks._data import Data
+from expunge.benchmarks._numbers import Number
+from expunge.benchmarks._reading import Item, measure_deeply, read, write
+from expunge.benchmarks._values import Values
+from expunge.core.model import Model, network_of
+from expunge.errors import ModelRefused
+from expunge.events import OnEvent
+from expunge.models.language import LanguageModel
+from expunge.runtime.cached_model import CachedModel
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form in which other people keep results of a benchmark."""
+
+    file: str
+    """What a result is called in that form."""
+    read: Callable[[Path], Values]
+    """The values in a file of it. Raises `DataRefused`."""
+    write: Callable[[Values, Sequence[Number]], str]
+
+
+@dataclass(frozen=True)
+class Benchmark(ABC):
+    """A benchmark of language models, as one definition of it has it. Its fields are its settings."""
+
+    home: ClassVar[str]
+    """Its data: the name on the hub, and after the last slash that of the folder."""
+    axes: ClassVar[tuple[tuple[str, str], tuple[str, str]]]
+    """Name and set of the numbers that its plot has: how far forgotten, and what is left."""
+
+    form: ClassVar[Form | None] = None
+    """The form of other people's results that are read as references."""
+
+    @abstractmethod
+    def items(self, data: Data, network: LanguageModel) -> list[Item]:
+        """Every text, and what is measured of it. Raises `DataRefused`."""
+
+    @abstractmethod
+    def numbers(self, values: Values, references: Mapping[str, Values]) -> list[Number]:
+        """The numbers, from values alone: of the model, and against each reference."""
+
+    @abstractmethod
+    def score(self, items: Sequence[Item], written: Sequence[str]) -> list[Mapping[str, float]]:
+        """What is measured of each continuation."""
+
+    def measure(self, model: Model, data: Data, known: CachedModel, on_event: OnEvent) -> Values:
+        """The values of a model; `known` remembers what it answers."""
+        network = network_of(model, type(self).__name__)
+        if not isinstance(network, LanguageModel):
+            raise ModelRefused(f"{type(self).__name__} is for language models, and this is a {type(network).__name__}.")
+        items = self.items(data, network)
+        values = read(known, items, network.tokenizer, on_event)
+        return values.join(write(known, items, self.score, on_event)).join(measure_deeply(model, items, on_event))
