@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from expunge.events import Note
 from expunge.notation.parse import write
 from expunge.plan.pace import seconds
 from expunge.plan.plan import Plan, plan
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 
 def say(job: Job, machine: Machine, as_json: bool) -> None:
     """Print the plan of a job as a table, or as JSON."""
-    made = plan(job, machine)
+    told = Console(stderr=True, highlight=False)
+    made = plan(job, machine, lambda event: told.print(event.what) if isinstance(event, Note) else None)
     said = facts(made) | {"seconds": seconds(made)}
     print(json.dumps(said, indent=1)) if as_json else show(said, Console(highlight=False))
 
@@ -35,7 +37,6 @@ def facts(made: Plan) -> dict[str, Any]:
         "method": write(made.method),
         "machine": asdict(machine) | {"dtype": str(paper.dtype).removeprefix("torch.")},
         "steps": made.rehearsal.steps,
-        "more_steps": made.longer,
         "trainable": made.costs[1],
         "tokens": made.tokens,
         "flops": made.flops,
@@ -48,8 +49,7 @@ def facts(made: Plan) -> dict[str, Any]:
 def show(said: Mapping[str, Any], console: Console) -> None:
     """Print what a run will cost."""
     model, machine, phases = said["model"], said["machine"], said["memory"]["phases"]
-    most = "steps, more where it is known by heart" if said["more_steps"] else "steps at most"
-    steps = f"{said['steps']} {most}" if said["steps"] else "no steps"
+    steps = f"{said['steps']} steps at most" if said["steps"] else "no steps"
     console.print(
         f"{model['name']}: {model['parameters']:,} parameters in {model['blocks']} blocks, {machine['dtype']} on "
         f"{machine['processes']} x {machine['device']}; {said['trainable']:,} move; {steps}",

@@ -16,7 +16,9 @@ def measure_steps(
     if not isinstance(length, Memorised):
         return count_steps(length, request, batches, "steps", on_event)
     steps = length.steps(network, request, batches[0])
-    on_event(Note(f"{steps} steps, by how well the forget set is known: {length.count:g} for each unit of log-odds"))
+    more = ", or more: what the model knows is not read in a plan" if network.device.type == "meta" else ""
+    each = f"{length.count:g} for each unit of log-odds"
+    on_event(Note(f"{steps} steps{more}, by how well the forget set is known: {each}"))
     return steps
 
 

@@ -27,8 +27,9 @@ from expunge.core.request import Request
 from expunge.errors import DataRefused
 from expunge.internals.examples import Tokenized
 from expunge.models.sketch import sketch
-from expunge.plan.plan import Plan, texts
+from expunge.plan.plan import Plan
 from expunge.primitives.rehearsal import Clock
+from expunge.run.unlearn import every_text
 
 MOST = 2e9
 """Numbers of a network that is timed at the most."""
@@ -102,7 +103,7 @@ def _method(network: Network, part: Plan) -> float:
 
 
 def _read(network: Network, part: Plan) -> float:
-    every = list(texts(part.request))
+    every = every_text(part.request)
     return _seconds(lambda: network.ask(LogProbabilities(), every), 1)
 
 

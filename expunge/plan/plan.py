@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -23,11 +23,9 @@ from expunge.core.adapter import Adapted
 from expunge.core.model import Model, Network
 from expunge.core.request import Request
 from expunge.errors import EnvironmentRefused, Refusal, UsageRefused
+from expunge.events import OnEvent, ignore_event
 from expunge.internals.examples import Tokenized
-from expunge.methods.finetune import Finetune
-from expunge.methods.memorised import Memorised
 from expunge.models.decoding import WRITES, cache_bytes
-from expunge.models.language import LanguageModel
 from expunge.models.prefix_tree import Layout
 from expunge.plan.count import Line, Opened, costs, measure_pass
 from expunge.plan.machine import DTYPES, Machine, remedy
@@ -40,7 +38,7 @@ from expunge.run.added import add_probes
 from expunge.run.checks import check_out
 from expunge.run.choose import audits_of
 from expunge.run.families import family_name
-from expunge.run.own_answers import expect_plain_answers, lacks_retain
+from expunge.run.own_answers import expect_plain_answers
 from expunge.run.unlearn import Task, examine
 from expunge.runtime.cached_model import MOST, CachedModel
 from expunge.runtime.memory import resident_memory
@@ -73,8 +71,6 @@ class Plan:
     audits: tuple[Audit, ...]
     machine: Machine
     out: Path
-    longer: bool = False
-    """Whether there may be more steps: how many is read from what the model knows, and a plan reads no weights."""
 
     # What is done
 
@@ -268,7 +264,7 @@ class Plan:
         return "disk" if HEADROOM * sum(self.disk.values()) > self.free else ""
 
 
-def plan(job: Job, machine: Machine) -> Plan:
+def plan(job: Job, machine: Machine, on_event: OnEvent = ignore_event) -> Plan:
     """What `job` will cost on `machine`. Nothing of it is run, and no weight is read.
 
     Raises `EnvironmentRefused` where it cannot fit; the message names the settings with which it would.
@@ -277,14 +273,10 @@ def plan(job: Job, machine: Machine) -> Plan:
     check_out(job.out, job.model)
     records = job.inputs.read()
     paper = open_paper(job.model, machine.device, DTYPES[machine.dtype] if machine.dtype else None)
-    request = records.request(paper.network)
-    if lacks_retain(request, chosen.method.minimises) and isinstance(paper.network, LanguageModel):
-        request = replace(request, retain=expect_plain_answers(paper.network))
-    method = chosen.method.fit(paper.network, request)
+    request = expect_plain_answers(paper.network, records.request(paper.network), chosen.method.minimises)
+    method = chosen.method.fit(paper.network, request, on_event)
     request = add_probes(paper.network, request)[0] if job.added_probes else request
     found = make_plan(paper, method, request, audits or audits_of(None, family_name(paper.network)), machine, job.out)
-    longer = isinstance(chosen.method, Finetune) and isinstance(chosen.method.steps, Memorised)
-    found = replace(found, longer=longer)
     if machine.hold == "cut" and not found.rehearsal.shared:
         raise UsageRefused(f"--hold cut: {method.name} works on the whole model. Plan it with --hold whole.")
     if found.short:
@@ -332,11 +324,6 @@ def _refusal(found: Plan) -> str:
     if not other:
         return f"{said} No setting of the run would make it fit: give a machine with more, or a smaller model."
     return f"{said} It would fit with {', '.join(other)}."
-
-
-def texts(request: Request) -> Iterable[Any]:
-    """Every example of a request, and the same prompts with other answers."""
-    return (text for examples in request.sets().values() for one in examples for text in (one, *one.alternatives))
 
 
 def _bytes(model: Model) -> float:

@@ -8,10 +8,11 @@ forgetting harms first; the report says so, and that a set of one's own is bette
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
-from expunge.core.model import Model
+from expunge.core.model import Model, Network
 from expunge.core.objective import Objective
 from expunge.core.question import Text
 from expunge.core.request import Request
@@ -61,11 +62,13 @@ def answer_plain_questions(model: Model, request: Request) -> tuple[Tokenized, .
     return cast(tuple[Tokenized, ...], text.encode_for(_records([*kept], [*kept.values()]), network, QUESTIONS))
 
 
-def expect_plain_answers(network: LanguageModel) -> tuple[Tokenized, ...]:
-    """Records as long as the longest that `answer_plain_questions` makes, for a plan: no model has to say them."""
+def expect_plain_answers(network: Network, request: Request, objective: Objective | None) -> Request:
+    """For a plan: the request, where it lacks one with a retain set as long as the longest that would be made."""
+    if not lacks_retain(request, objective) or not isinstance(network, LanguageModel):
+        return request
     questions, word = QUESTIONS.read_text(encoding="utf-8").splitlines(), "word "
     longest = [f"{word * LONGEST}{line}" for line in range(len(questions))]
-    return cast(tuple[Tokenized, ...], text.encode_for(_records(questions, longest), network, QUESTIONS))
+    return replace(request, retain=text.encode_for(_records(questions, longest), network, QUESTIONS))
 
 
 def _records(questions: list[str], answers: list[str]) -> list[Record]:

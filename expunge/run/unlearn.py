@@ -14,7 +14,7 @@ from expunge.core.audit import Audit, Finding, Summary
 from expunge.core.method import Method
 from expunge.core.model import Model
 from expunge.core.question import LogProbabilities
-from expunge.core.request import Request
+from expunge.core.request import Example, Request
 from expunge.errors import DataRefused, ModelRefused, UsageRefused
 from expunge.events import Note, OnEvent, ignore_event
 from expunge.internals.examples import Tokenized
@@ -253,8 +253,7 @@ def examine(model: CachedModel, task: Task, name: str) -> list[Finding]:
             task.on_event(Note(line))
     if any(LogProbabilities in audit.reads for audit in task.audits):
         # One pass over everything, so that all options of a question share its prompt.
-        every = [text for e in task.request.sets().values() for one in e for text in (one, *one.alternatives)]
-        model.ask(LogProbabilities(), every)
+        model.ask(LogProbabilities(), every_text(task.request))
     found: list[Finding] = []
     for each in task.audits:
         made = [finding.of(name) for finding in each(model, task.request)]
@@ -263,6 +262,11 @@ def examine(model: CachedModel, task: Task, name: str) -> list[Finding]:
         needs = "; ".join(f"{each.name} needs {each.needs}" for each in task.audits if each.needs)
         raise DataRefused(f"No audit could be asked of these records. {needs or 'Membership needs a holdout set'}.")
     return found
+
+
+def every_text(request: Request) -> list[Example]:
+    """Every example of a request, and the same prompts with other answers."""
+    return [text for examples in request.sets().values() for one in examples for text in (one, *one.alternatives)]
 
 
 def examine_reference(task: Task) -> list[Finding]:
