@@ -21,6 +21,7 @@ from expunge.benchmarks._values import RIGHT, Values
 from expunge.benchmarks._wording import running, verbatim
 from expunge.errors import DataRefused, UsageRefused
 from expunge.models.language import LanguageModel
+from expunge.primitives.settings import check_least
 from expunge.primitives.statistics import harmonic_mean
 
 KIND = re.compile(r"(sc|qa)\d*$")
@@ -47,8 +48,9 @@ class LUME(Benchmark):
     axes = (("task aggregate", "all"), ("regurgitation", "retain Task1"))
 
     def __post_init__(self) -> None:
-        if self.tokens < 1 or not (self.mmlu is None or 0 <= self.mmlu <= 1):
-            raise UsageRefused("The `tokens` of LUME must be at least 1, and `mmlu` from 0 to 1.")
+        check_least(self, tokens=1)
+        if not (self.mmlu is None or 0 <= self.mmlu <= 1):
+            raise UsageRefused(f"The `mmlu` of LUME must be from 0 to 1. Got {self.mmlu!r}.")
 
     def items(self, data: Data, network: LanguageModel) -> list[Item]:
         return [*self._pose(data, network), *self._list_members(data, network)]

@@ -19,9 +19,10 @@ from expunge.benchmarks._numbers import Number, mean
 from expunge.benchmarks._reading import Item
 from expunge.benchmarks._values import RIGHT, Values
 from expunge.benchmarks._wording import verbatim
-from expunge.errors import DataRefused, UsageRefused
+from expunge.errors import DataRefused
 from expunge.internals.wordings import find_words
 from expunge.models.language import LanguageModel
+from expunge.primitives.settings import check_least
 
 SHOTS = 5
 CLEAN, CORRUPTED = "clean", "corrupted"
@@ -42,8 +43,7 @@ class RESTOR(Benchmark):
     axes = (("recovery rate", "facts"), ("accuracy", "facts"))
 
     def __post_init__(self) -> None:
-        if self.tokens < 1:
-            raise UsageRefused("The `tokens` of RESTOR must be at least 1.")
+        check_least(self, tokens=1)
 
     def items(self, data: Data, network: LanguageModel) -> list[Item]:
         read, about = data.value("facts.json"), data.value("entities.json")

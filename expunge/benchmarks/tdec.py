@@ -21,8 +21,9 @@ from expunge.benchmarks._reading import Item
 from expunge.benchmarks._values import RIGHT, Values
 from expunge.benchmarks._wording import running
 from expunge.data.text import Passage
-from expunge.errors import DataRefused, UsageRefused
+from expunge.errors import DataRefused
 from expunge.models.language import LanguageModel
+from expunge.primitives.settings import check_least
 
 PARTS = ("val_preprefix", "val_prefix", "val_suffix")
 """Of each sequence 100 tokens, 50 and 50."""
@@ -46,8 +47,7 @@ class TDEC(Benchmark):
     axes = ((EL, "forget"), (MA, "forget"))
 
     def __post_init__(self) -> None:
-        if self.sequences < 1 or self.draw < 0:
-            raise UsageRefused("The `sequences` of TDEC must be at least 1, and `draw` at least 0.")
+        check_least(self, sequences=1, draw=0)
 
     def items(self, data: Data, network: LanguageModel) -> list[Item]:
         whole = _load(data)

@@ -23,6 +23,14 @@ def check_finite(plugin: object, *names: str) -> None:
             raise UsageRefused(f"The `{name}` of {type(plugin).__name__} must be a finite number. Got {value!r}.")
 
 
+def check_least(plugin: object, **least: int) -> None:
+    """Refuse whole numbers that are too small."""
+    for name, smallest in least.items():
+        value = vars(plugin)[name]
+        if value < smallest:
+            raise UsageRefused(f"The `{name}` of {type(plugin).__name__} must be at least {smallest}. Got {value!r}.")
+
+
 def check_seed(plugin: object) -> None:
     """Refuse a `seed` that a generator of random numbers does not take."""
     seed = vars(plugin)["seed"]

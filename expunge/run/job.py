@@ -184,7 +184,7 @@ def forget(job: Job, on_event: OnEvent) -> Report:
         inside = list(networks(task.model))
         if saved and isinstance(task.model, Network):
             network = task.model
-            broadcast(lambda: saved.compare(method, network, asked))
+            broadcast(lambda: saved.compare(method, network, task.to_train(method)))
         check_room((tensor for each in inside for tensor in each.module.state_dict().values()), job.out)
         try:
             with shared_folder(whole_folder(job.out)) as folder:

@@ -116,7 +116,7 @@ def test_lume_scores_completions_by_overlap_and_answers_word_for_word(tmp_path: 
     made_up.write(tmp_path / "retain.jsonl", [{**rows[0], "id": "nothing"}])
     with pytest.raises(DataRefused, match="Record 0 of retain: its id ends neither in sc nor in qa"):
         LUME().items(Data(tmp_path, ""), network)
-    with pytest.raises(UsageRefused, match="`mmlu` from 0 to 1"):
+    with pytest.raises(UsageRefused, match="`mmlu` of LUME must be from 0 to 1"):
         LUME(mmlu=25.0)
 
 
