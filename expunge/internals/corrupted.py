@@ -13,17 +13,21 @@ from expunge.internals.examples import Tokenized
 
 RUNS = (1, 2, 3)
 """Tokens that are replaced in a row: about a word or a name."""
+SHORT = 8
+"""Answers of fewer tokens stay whole: what follows a wrong word is next to nothing there, and on SmolLM2's one-word
+answers replacing them harmed plain texts (docs/log.md)."""
 
 
 def corrupt_answers(
     examples: Sequence[Tokenized], pool: Sequence[int], share: float, lot: str
 ) -> tuple[list[Example], list[bool]]:
-    """The examples with about `share` of each answer's tokens replaced by tokens of `pool`, as the lot and the example
-    decide; and of each row whether its label is still the example's own."""
+    """The examples with about `share` of each longer answer's tokens replaced by tokens of `pool`, as the lot and the
+    example decide; and of each row whether its label is still the example's own."""
     made, own = [], []
     for example in examples:
         draw = random.Random(f"{lot} {example.input_digest().hex()}")
-        tokens, kept = corrupt(example.tokens, example.first, pool, share, draw)
+        part = share if example.rows >= SHORT else 0.0
+        tokens, kept = corrupt(example.tokens, example.first, pool, part, draw)
         made.append(replace(cast(Any, example), tokens=tokens))
         own += kept
     return made, own

@@ -69,7 +69,7 @@ class TokenLevels(Objective):
     probability of 0.73."""
 
     corrupted: float = 0.4
-    """Share of an answer's tokens that every second step replaces; 0 for none. Of texts only."""
+    """Share of an answer's tokens that every second step replaces, where it has eight or more; 0 for none."""
 
     def __post_init__(self) -> None:
         check_finite(self, "sure")

@@ -12,7 +12,7 @@ from expunge.adapters.full import Full
 from expunge.core.question import LogProbabilities
 from expunge.core.view import Run, View
 from expunge.errors import UsageRefused
-from expunge.internals.corrupted import answer_tokens, corrupt, corrupt_answers
+from expunge.internals.corrupted import SHORT, answer_tokens, corrupt, corrupt_answers
 from expunge.notation.parse import parse
 from expunge.objectives.settle import Settle
 from expunge.objectives.token_levels import TokenLevels
@@ -170,7 +170,8 @@ def test_levels_stay_until_they_are_due_and_are_then_those_of_the_model_of_now()
     assert now.run.memory[repr(objective)]["step"] == 11
 
 
-def test_every_second_step_reads_the_texts_with_words_of_others_and_counts_the_rest():
+def test_every_second_step_reads_the_texts_with_words_of_others_and_counts_the_rest(monkeypatch):
+    monkeypatch.setattr("expunge.internals.corrupted.SHORT", 2)
     now, before = views("llama", step=2)
     objective = TokenLevels(corrupted=0.5)
     value = objective(now, before).item()
@@ -188,6 +189,17 @@ def test_every_second_step_reads_the_texts_with_words_of_others_and_counts_the_r
     assert TokenLevels(corrupted=0.0)(plain, before).item() != pytest.approx(value)
     odd = View(now.model, now.sets, run=replace(now.run, step=3, memory={}))
     assert objective(odd, before).item() == pytest.approx(TokenLevels(corrupted=0.0)(plain, before).item())
+
+
+def test_short_answers_stay_whole():
+    request = family_of("llama")[1]
+    short = request.forget[0]
+    long = replace(short, tokens=(*short.tokens[: short.first], *range(5, 25)))
+    made, own = corrupt_answers([short, long], [1], 0.9, "2")
+    assert short.rows < SHORT <= long.rows
+    assert made[0] == short
+    assert made[1].tokens != long.tokens
+    assert own[: short.rows] == [True] * short.rows
 
 
 def test_about_the_share_of_an_answer_is_replaced_and_never_its_end_or_the_prompt():
