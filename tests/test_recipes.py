@@ -20,6 +20,7 @@ def test_sixty_people_and_six_of_them_to_forget_are_the_default():
     # 54 people in three wordings of five questions, and half of the 48 retained in the fourth
     assert len(world.training(forgotten=True)) == 54 * 5 * 3 + 24 * 5
     assert len(world.training(forgotten=False)) == 48 * 5 * 3 + 24 * 5
+    assert len({record.record_digest() for record in (*request.forget, *request.holdout)}) == 2 * 6 * 5
 
 
 def test_a_larger_world_has_as_many_never_seen_as_forgotten_and_nobody_twice():

@@ -46,12 +46,12 @@ class Passage:
     """The question as the file has it; of a conversation all that came before; empty for a plain text."""
     prompt_tokens: tuple[int, ...] = field(repr=False, default=())
     """Tokens of the prompt, without a lead: the input that a continuation is generated from."""
-    lead: str = field(repr=False, default="")
-    """How the answer begins, given to the model and not labelled."""
     alternatives: tuple[Passage, ...] = field(repr=False, default=())
     """The same prompt with wrong answers."""
     weight: float = 1.0
     """How often it counts."""
+    lead: str = field(repr=False, default="")
+    """How the answer begins, given to the model and not labelled."""
 
     @property
     def rows(self) -> int:
