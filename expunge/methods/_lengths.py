@@ -27,8 +27,7 @@ def count_steps(length: int | Epochs, request: Request, batches: Batches, what: 
     if not isinstance(length, Epochs):
         return length
     steps = length.steps(request, batches[length.of == "retain"])
-    fewest = f", {length.least} at least" if length.least > 1 else ""
-    on_event(Note(f"{length.count:g} epochs of the {length.of} set{fewest}: {steps} {what}"))
+    on_event(Note(f"{length.count:g} epochs of the {length.of} set: {steps} {what}"))
     return steps
 
 

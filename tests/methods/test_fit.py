@@ -39,7 +39,6 @@ def test_a_set_that_fits_a_batch_is_a_step_an_epoch_and_there_is_always_one():
     request = Request(passages("f", 7, 0), passages("r", 30, 1))
     assert [Epochs(count=n).steps(request, 32) for n in (0.1, 1, 3)] == [1, 1, 3]
     assert Epochs(count=2, of="retain").steps(request, 10) == 6
-    assert [Epochs(count=n, least=2).steps(request, 32) for n in (0.1, 1, 3)] == [2, 2, 3]
     with pytest.raises(DataRefused, match="Epochs go through the retain set, and the request has none"):
         Epochs(of="retain").steps(Request(passages("f", 7, 0)), 10)
 
@@ -94,9 +93,7 @@ def test_epochs_become_steps_that_are_said_and_reported():
     assert parse(write(method)) == method
 
 
-@pytest.mark.parametrize(
-    "text", ["Epochs(count=0)", "Epochs(count=-1.0)", "Epochs(least=0)", "Finetune(steps=Epochs(of='holdout'))"]
-)
+@pytest.mark.parametrize("text", ["Epochs(count=0)", "Epochs(count=-1.0)", "Finetune(steps=Epochs(of='holdout'))"])
 def test_epochs_that_make_no_sense_are_refused(text: str):
     with pytest.raises(UsageRefused, match="Epochs must be"):
         parse(text)

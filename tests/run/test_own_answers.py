@@ -8,7 +8,14 @@ from expunge.core.question import Text
 from expunge.core.request import Request
 from expunge.errors import DataRefused
 from expunge.notation.parse import parse
-from expunge.run.own_answers import FEWEST, QUESTIONS, answer_plain_questions, lacks_retain
+from expunge.run.own_answers import (
+    FEWEST,
+    LONGEST,
+    QUESTIONS,
+    answer_plain_questions,
+    expect_plain_answers,
+    lacks_retain,
+)
 from tests.families import family_of
 
 ASKED = QUESTIONS.read_text(encoding="utf-8").splitlines()
@@ -56,3 +63,13 @@ def test_a_model_that_says_too_little_needs_a_retain_set(monkeypatch):
     picture, pictures = family_of("resnet")
     with pytest.raises(DataRefused, match="The objective reads the retain set, and none was given"):
         answer_plain_questions(picture, replace(pictures, retain=()))
+
+
+def test_a_plan_counts_answers_as_long_as_the_longest_that_may_be_made():
+    network, request = family_of("llama")
+    objective, bare = parse("Finetune()").minimises, replace(request, retain=())
+    expected = expect_plain_answers(network, bare, objective)
+    assert len(expected.retain) == len(ASKED)
+    assert min(example.rows for example in expected.retain) >= LONGEST
+    assert expect_plain_answers(network, request, objective) is request
+    assert expect_plain_answers(network, bare, None) is bare
