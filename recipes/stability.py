@@ -6,7 +6,7 @@
 Gradient difference with equal weights on the digits transformer, which forgets the eights: 32 + 32 images a step, rank
 8, alpha 16, MLP layers, a constant learning rate, no clipping, nothing that stops a run. `linear` is as steep at zero
 as sine and tanh and has no bound. One run of 480 steps is read three times on its way. Use one thread
-(OMP_NUM_THREADS=1): all 180 runs take about 40 minutes of it.
+(OMP_NUM_THREADS=1): all 180 runs take about 50 minutes of it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from digits import FORGOTTEN, Digits, trained
-from keeping import add, rows
+from keeping import add, between, rows
 
 from expunge import Bounded, Finetune, LogProbabilities, Network, Request, Stop
 from expunge.core.adapter import Adapted
@@ -38,11 +38,15 @@ OMEGAS = (25.0, 100.0, 400.0, 2000.0)
 RATES = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 LENGTHS = (30, 120, 480)
 SEEDS = (0, 1, 2)
-TELLING = ((1e-2, OMEGAS), (1e-3, OMEGAS[1:]), (3e-3, OMEGAS), (1e-4, OMEGAS[2:]), (3e-2, OMEGAS[:1]))
-REST = ((3e-2, OMEGAS[1:2]), (1e-3, OMEGAS[:1]), (1e-4, OMEGAS[:2]), (3e-2, OMEGAS[2:]))
-FIRST = ((TELLING[:1], MAPS), (TELLING[1:], MAPS[:2]), (TELLING[1:], MAPS[2:]), (REST, MAPS))
-"""The order of the cells, each with all seeds, so that a study cut short has the most telling ones: omega times the
-rate, by which the phase moves in a step, is near 1 there."""
+FIRST = (
+    (1e-2, OMEGAS, MAPS, LENGTHS[-1]),
+    *((rate, OMEGAS, MAPS, LENGTHS[1]) for rate in (3e-3, 1e-3)),
+    (1e-3, OMEGAS[1:2], MAPS[:2], LENGTHS[-1]),
+    *((rate, OMEGAS, MAPS, LENGTHS[1]) for rate in (3e-2, 1e-4)),
+    *((rate, OMEGAS, MAPS, LENGTHS[-1]) for rate in RATES),
+)
+"""Rates, omegas, maps and steps in the order in which they are run, so that a study cut short has the most telling ones
+with all seeds. A rate is constant, so the first steps of a long run are a short one."""
 ALL_STEPS = Stop(level=None, max_retain_increase=None, max_forget_loss=None, max_growth=None, every=LENGTHS[0])
 
 
@@ -54,6 +58,7 @@ class Setting:
     omega: float
     rate: float
     seed: int
+    steps: int
 
     def method(self) -> Finetune:
         """As the first lines of this file say."""
@@ -61,7 +66,7 @@ class Setting:
             objective=GradDiff(),
             adapter=Bounded(map=self.map, omega=self.omega),
             learning_rate=self.rate,
-            steps=LENGTHS[-1],
+            steps=self.steps,
             batch=32,
             retain_batch=32,
             stop=ALL_STEPS,
@@ -71,12 +76,11 @@ class Setting:
 
 
 def grid() -> Iterator[Setting]:
-    """All 180 runs."""
-    for cells, maps in FIRST:
-        for rate, omegas in cells:
-            for omega in omegas:
-                for seed in SEEDS:
-                    yield from (Setting(map, omega, rate, seed) for map in maps)
+    """All runs, the most telling ones first."""
+    for rate, omegas, maps, steps in FIRST:
+        for omega in omegas:
+            for seed in SEEDS:
+                yield from (Setting(map, omega, rate, seed, steps) for map in maps)
 
 
 @dataclass(frozen=True)
@@ -153,22 +157,182 @@ def perform(setting: Setting) -> Iterator[dict[str, Any]]:
     adapted = plan.adapter(network, request)
     with suppress(RunFailed):  # a run that ends in NaN is a result of the study, not a fault of it
         Loop(plan, adapted, request, watch, None).train()
-    for steps in LENGTHS:
+    for steps in (length for length in LENGTHS if length <= setting.steps):
         numbers = {key: float(f"{value:.5g}") for key, value in found.get(steps, {}).items()}
         yield {**asdict(setting), "steps": steps, "taken": min(steps, len(gradients)), "found": numbers or None}
 
 
 def run(path: Path) -> None:
     """Make every row that is not there."""
-    done = {(row["map"], row["omega"], row["rate"], row["seed"], row["steps"]) for row in rows(path)}
+    done = {place(row) for row in rows(path)}
     for seed in SEEDS:
-        if ("original", None, None, seed, 0) not in done:
-            found = read(original(seed), Parts.load())
-            add(path, [{"map": "original", "omega": None, "rate": None, "seed": seed, "steps": 0, "found": found}])
+        before = {"map": "original", "omega": None, "rate": None, "seed": seed, "steps": 0}
+        if place(before) not in done:
+            add(path, [before | {"found": read(original(seed), Parts.load())}])
     for setting in grid():
-        if (*asdict(setting).values(), LENGTHS[-1]) not in done:
-            add(path, perform(setting))
+        if place(asdict(setting)) not in done:
+            made = [row for row in perform(setting) if place(row) not in done]
+            done |= {place(row) for row in made}
+            add(path, made)
             print(setting, flush=True)
+
+
+def place(row: dict[str, Any]) -> tuple[Any, ...]:
+    """What tells a row from the others."""
+    return tuple(row[key] for key in ("map", "omega", "rate", "seed", "steps"))
+
+
+Cell = tuple[float, float, int]
+"""A learning rate, an omega and a number of steps."""
+Found = dict[tuple[Cell, str], dict[int, dict[str, float]]]
+"""What was read of each cell and map, by seed; of runs that ended in NaN nothing."""
+ENOUGH = 0.05
+"""Share of the training eights that a run may still know and count as one that forgot them."""
+
+
+def gather(path: Path) -> Found:
+    """The rows of the file."""
+    found: Found = {}
+    for row in rows(path):
+        if row["steps"]:
+            of = found.setdefault(((row["rate"], row["omega"], row["steps"]), row["map"]), {})
+            if row["found"]:
+                of[row["seed"]] = row["found"]
+    return found
+
+
+def mean(of: dict[int, dict[str, float]], key: str) -> float:
+    """Over seeds."""
+    return statistics.fmean(found[key] for found in of.values())
+
+
+def gains(found: Found, cell: Cell, map: str) -> list[float]:
+    """By how much more of the retained test images a map keeps than `linear` of the same seed."""
+    ours, theirs = (found.get((cell, each), {}) for each in (map, "linear"))
+    return [ours[seed]["kept"] - theirs[seed]["kept"] for seed in SEEDS if seed in ours and seed in theirs]
+
+
+def agree(differences: list[float]) -> bool:
+    """Whether all three seeds have the same sign."""
+    return len(differences) == len(SEEDS) and (min(differences) > 0 or max(differences) < 0)
+
+
+def cells() -> Iterator[Cell]:
+    """All cells, by length, then rate, then omega."""
+    for steps in LENGTHS:
+        for rate in RATES:
+            yield from ((rate, omega, steps) for omega in OMEGAS)
+
+
+def table(found: Found) -> str:
+    """A line for each cell that has rows."""
+    lines = [
+        "| steps | rate | omega | kept: linear | sine | tanh | sine less linear | tanh less linear | eights known | "
+        "largest gradient | gradient at the end | size of the update | phases beyond the first crest |",
+        "|---" * 13 + "|",
+    ]
+    for cell in cells():
+        each = {map: found.get((cell, map), {}) for map in MAPS}
+        if not any(each.values()):
+            continue
+        kept = [_spread([seed["kept"] for seed in of.values()]) for of in each.values()]
+        less = [_difference(gains(found, cell, map)) for map in MAPS[1:]]
+        numbers = ("known", "largest", "gradient", "size", "turned")
+        rest = [" / ".join(_short(mean(of, key)) if of else "-" for of in each.values()) for key in numbers]
+        rate, omega, steps = cell
+        lines.append(f"| {steps} | {rate:g} | {omega:g} | {' | '.join([*kept, *less, *rest])} |")
+    return "\n".join(lines)
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def _spread(values: list[float]) -> str:
+    return f"{statistics.fmean(values):.2f} ({min(values):.2f} to {max(values):.2f})" if values else "-"
+
+
+def _difference(values: list[float]) -> str:
+    if not values:
+        return "-"
+    said = f"{statistics.fmean(values):+.2f}"
+    return f"**{said}**" if agree(values) else said
+
+
+def tuned(found: Found) -> str:
+    """For each length, omega and map the rate that keeps most among those that forgot, and what it keeps."""
+    lines = ["| steps | omega | linear: best rate, kept | sine | tanh |", "|---" * 5 + "|"]
+    for steps in LENGTHS:
+        for omega in OMEGAS:
+            said = [_best(found, steps, omega, map) for map in MAPS]
+            lines.append(f"| {steps} | {omega:g} | {' | '.join(said)} |")
+    return "\n".join(lines)
+
+
+def _best(found: Found, steps: int, omega: float, map: str) -> str:
+    asked = {rate: found.get(((rate, omega, steps), map), {}) for rate in RATES}
+    forgot = {rate: of for rate, of in asked.items() if of and max(f["known"] for f in of.values()) <= ENOUGH}
+    if not forgot:
+        return "none forgot" if any(asked.values()) else "-"
+    rate = max(forgot, key=lambda each: mean(forgot[each], "kept"))
+    return f"{rate:g}: {_spread([seed['kept'] for seed in forgot[rate].values()])}"
+
+
+def plot(found: Found, path: Path) -> None:
+    """Heat maps of what sine and tanh keep more than `linear`; a column for each length."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context({"svg.hashsalt": "stability", "svg.fonttype": "path", "font.size": 8.5}):
+        figure = Figure(figsize=(11, 6.4), layout="constrained")
+        axes = figure.subplots(2, len(LENGTHS), sharex=True, sharey=True)
+        for row, map in zip(axes, MAPS[1:], strict=True):
+            for axis, steps in zip(row, LENGTHS, strict=True):
+                shown = _panel(axis, found, map, steps)
+                axis.set_title(f"{map}, {steps} steps")
+        for axis in axes[-1]:
+            axis.set_xlabel("omega (omega / gain at 64 inputs)")
+        for row in axes:
+            row[0].set_ylabel("learning rate")
+        figure.colorbar(shown, ax=axes, shrink=0.7, label="retained test images, less those that linear keeps")
+        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def _panel(axis: Any, found: Found, map: str, steps: int) -> Any:
+    """One heat map: the difference, and under it what `linear` keeps; bold where all seeds agree."""
+    every = [[gains(found, (rate, omega, steps), map) for omega in OMEGAS] for rate in RATES]
+    means = [[statistics.fmean(values) if values else math.nan for values in line] for line in every]
+    shown = axis.imshow(means, cmap="RdBu", vmin=-0.5, vmax=0.5, aspect="auto", origin="lower")
+    axis.set_facecolor("#eeeeee")
+    axis.set_xticks(range(len(OMEGAS)), [f"{omega:g}\n({omega / 8:.3g})" for omega in OMEGAS])
+    axis.set_yticks(range(len(RATES)), [f"{rate:g}" for rate in RATES])
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+    for y, line in enumerate(every):
+        for x, values in enumerate(line):
+            if not values:
+                continue
+            level = mean(found[(RATES[y], OMEGAS[x], steps), "linear"], "kept")
+            colour = "white" if abs(means[y][x]) > 0.33 else "#222222"
+            weight = "bold" if agree(values) else "normal"
+            axis.text(x, y + 0.12, f"{means[y][x]:+.2f}", ha="center", va="center", color=colour, weight=weight)
+            axis.text(x, y - 0.24, f"linear {level:.2f}", ha="center", va="center", color=colour, size=6.5)
+    return shown
+
+
+def show(path: Path) -> None:
+    """Write the tables between the marks of docs/stability.md, and the figure beside it."""
+    found, page = gather(path), path.with_suffix(".md")
+    made = [row for row in rows(path) if row["steps"]]
+    every = len(RATES) * len(OMEGAS) * len(MAPS) * len(SEEDS) * len(LENGTHS)
+    lost = sum(row["found"] is None for row in made)
+    before = statistics.fmean(row["found"]["kept"] for row in rows(path) if not row["steps"])
+    head = (
+        f"{len(made)} of {every} readings; in NaN: {lost}. Before, {before:.3f} of the retained test images are right."
+    )
+    between(page, "stability", f"{head}\n\n{tuned(found)}\n\n{table(found)}")
+    plot(found, path.with_suffix(".svg"))
+    print(page, path.with_suffix(".svg"))
 
 
 def main() -> None:
@@ -177,8 +341,7 @@ def main() -> None:
     parser.add_argument("what", choices=["run", "show"])
     parser.add_argument("path", type=Path)
     asked = parser.parse_args()
-    if asked.what == "run":
-        run(asked.path)
+    (run if asked.what == "run" else show)(asked.path)
 
 
 if __name__ == "__main__":

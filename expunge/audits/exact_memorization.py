@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class ExactMemorization(ScoreAudit):
     """Share of an answer's tokens, the last one aside, that have the highest score."""
 
-    needs = "an answer of two tokens, its end among them"
+    needs = "a second labelled token"
     definition = (
         "Mean over texts of the share of labelled tokens, the last one aside, that have the highest score "
         "(as in open-unlearning)."

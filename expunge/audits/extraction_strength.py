@@ -4,8 +4,7 @@
 
 As open-unlearning defines it (Dorna et al., 2025, arXiv 2506.12618): the last labelled token, which ends an answer, is
 not counted, and an answer whose last counted token is wrong has 1 / n, since the loop there ends at it. The model is
-given the right tokens throughout, so nothing is written. Of texts alone; those with one labelled token are left
-out.
+given the right tokens throughout, so nothing is written. Of texts alone; those with one labelled token are left out.
 """
 
 from dataclasses import dataclass
@@ -33,7 +32,7 @@ class ExtractionStrength(ScoreAudit):
     floor: Floor = "last row"
     """What an answer gets whose last counted token is wrong: "last row": 1 / n, as in open-unlearning; "none": 0."""
 
-    needs = "an answer of two tokens, its end among them"
+    needs = "a second labelled token"
     definition = (
         "Mean over texts of the share of labelled tokens, the last one aside, that lie behind the last wrong one "
         "(as in open-unlearning)."
