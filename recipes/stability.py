@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from calibration import kept
 from digits import FORGOTTEN, Digits, trained
 from keeping import add, between, rows
 
@@ -40,13 +41,16 @@ LENGTHS = (30, 120, 480)
 SEEDS = (0, 1, 2)
 FIRST = (
     (1e-2, OMEGAS, MAPS, LENGTHS[-1]),
-    *((rate, OMEGAS, MAPS, LENGTHS[1]) for rate in (3e-3, 1e-3)),
+    (3e-3, OMEGAS[1:], MAPS, LENGTHS[1]),
+    (1e-3, OMEGAS[1:], MAPS[:2], LENGTHS[1]),
+    (1e-4, OMEGAS[3:], MAPS[:2], LENGTHS[1]),
+    (3e-2, OMEGAS[:2], MAPS, LENGTHS[1]),
     (1e-3, OMEGAS[1:2], MAPS[:2], LENGTHS[-1]),
-    *((rate, OMEGAS, MAPS, LENGTHS[1]) for rate in (3e-2, 1e-4)),
-    *((rate, OMEGAS, MAPS, LENGTHS[-1]) for rate in RATES),
+    *((rate, OMEGAS, MAPS, steps) for steps in LENGTHS[1:] for rate in RATES),
 )
 """Rates, omegas, maps and steps in the order in which they are run, so that a study cut short has the most telling ones
 with all seeds. A rate is constant, so the first steps of a long run are a short one."""
+MODELS = Path(__file__).parent.parent / "docs" / "calibration" / "models"
 ALL_STEPS = Stop(level=None, max_retain_increase=None, max_forget_loss=None, max_growth=None, every=LENGTHS[0])
 
 
@@ -103,8 +107,8 @@ class Parts:
 
 @cache
 def original(seed: int) -> Network:
-    """The transformer before it forgets; half a minute."""
-    return trained(Digits.load().train, seed)
+    """The transformer before it forgets; half a minute where it was not made before."""
+    return kept(MODELS / f"digits-{seed}", lambda: trained(Digits.load().train, seed))
 
 
 def read(model: Network | Adapted, parts: Parts) -> dict[str, float]:
@@ -218,18 +222,17 @@ def agree(differences: list[float]) -> bool:
 
 
 def cells() -> Iterator[Cell]:
-    """All cells, by length, then rate, then omega."""
-    for steps in LENGTHS:
-        for rate in RATES:
-            yield from ((rate, omega, steps) for omega in OMEGAS)
+    """All cells, by length, then by omega times the rate: by about so much a step may move the phase."""
+    places = sorted(((rate, omega) for rate in RATES for omega in OMEGAS), key=lambda at: (at[0] * at[1], at[0]))
+    yield from ((rate, omega, steps) for steps in LENGTHS for rate, omega in places)
 
 
 def table(found: Found) -> str:
     """A line for each cell that has rows."""
     lines = [
-        "| steps | rate | omega | kept: linear | sine | tanh | sine less linear | tanh less linear | eights known | "
-        "largest gradient | gradient at the end | size of the update | phases beyond the first crest |",
-        "|---" * 13 + "|",
+        "| steps | omega x rate | rate | omega | kept: linear | sine | tanh | sine less linear | tanh less linear | "
+        "eights known | largest gradient | gradient at the end | size of the update | phases beyond the first crest |",
+        "|---" * 14 + "|",
     ]
     for cell in cells():
         each = {map: found.get((cell, map), {}) for map in MAPS}
@@ -240,7 +243,7 @@ def table(found: Found) -> str:
         numbers = ("known", "largest", "gradient", "size", "turned")
         rest = [" / ".join(_short(mean(of, key)) if of else "-" for of in each.values()) for key in numbers]
         rate, omega, steps = cell
-        lines.append(f"| {steps} | {rate:g} | {omega:g} | {' | '.join([*kept, *less, *rest])} |")
+        lines.append(f"| {steps} | {omega * rate:g} | {rate:g} | {omega:g} | {' | '.join([*kept, *less, *rest])} |")
     return "\n".join(lines)
 
 
@@ -252,10 +255,14 @@ def _spread(values: list[float]) -> str:
     return f"{statistics.fmean(values):.2f} ({min(values):.2f} to {max(values):.2f})" if values else "-"
 
 
+def _signed(value: float) -> str:
+    return f"{round(value, 2) + 0.0:+.2f}"  # + 0.0: no minus before a zero
+
+
 def _difference(values: list[float]) -> str:
     if not values:
         return "-"
-    said = f"{statistics.fmean(values):+.2f}"
+    said = _signed(statistics.fmean(values))
     return f"**{said}**" if agree(values) else said
 
 
@@ -315,7 +322,7 @@ def _panel(axis: Any, found: Found, map: str, steps: int) -> Any:
             level = mean(found[(RATES[y], OMEGAS[x], steps), "linear"], "kept")
             colour = "white" if abs(means[y][x]) > 0.33 else "#222222"
             weight = "bold" if agree(values) else "normal"
-            axis.text(x, y + 0.12, f"{means[y][x]:+.2f}", ha="center", va="center", color=colour, weight=weight)
+            axis.text(x, y + 0.12, _signed(means[y][x]), ha="center", va="center", color=colour, weight=weight)
             axis.text(x, y - 0.24, f"linear {level:.2f}", ha="center", va="center", color=colour, size=6.5)
     return shown
 
