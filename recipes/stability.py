@@ -267,7 +267,7 @@ def _difference(values: list[float]) -> str:
 
 
 def tuned(found: Found) -> str:
-    """For each length, omega and map the rate that keeps most among those that forgot, and what it keeps."""
+    """For each length, omega and map the rate that keeps most, of those run with all seeds of which each forgot."""
     lines = ["| steps | omega | linear: best rate, kept | sine | tanh |", "|---" * 5 + "|"]
     for steps in LENGTHS:
         for omega in OMEGAS:
@@ -278,9 +278,10 @@ def tuned(found: Found) -> str:
 
 def _best(found: Found, steps: int, omega: float, map: str) -> str:
     asked = {rate: found.get(((rate, omega, steps), map), {}) for rate in RATES}
-    forgot = {rate: of for rate, of in asked.items() if of and max(f["known"] for f in of.values()) <= ENOUGH}
+    whole = {rate: of for rate, of in asked.items() if len(of) == len(SEEDS)}
+    forgot = {rate: of for rate, of in whole.items() if max(f["known"] for f in of.values()) <= ENOUGH}
     if not forgot:
-        return "none forgot" if any(asked.values()) else "-"
+        return "none forgot" if whole else "-"
     rate = max(forgot, key=lambda each: mean(forgot[each], "kept"))
     return f"{rate:g}: {_spread([seed['kept'] for seed in forgot[rate].values()])}"
 

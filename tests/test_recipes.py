@@ -97,14 +97,16 @@ def test_a_bound_helps_where_it_keeps_more_than_the_same_seed_without_it():
 
 
 def test_the_rate_that_keeps_most_is_chosen_among_runs_that_forgot():
+    seeds = range(3)
     found = {
-        ((1e-4, 100.0, 30), "sine"): {0: read(0.99, known=0.9)},
-        ((1e-3, 100.0, 30), "sine"): {0: read(0.75), 1: read(0.5)},
-        ((1e-2, 100.0, 30), "sine"): {0: read(0.5)},
-        ((1e-4, 400.0, 30), "sine"): {0: read(0.99, known=0.9)},
+        ((1e-4, 100.0, 30), "sine"): {seed: read(0.99, known=0.06) for seed in seeds},
+        ((1e-3, 100.0, 30), "sine"): {0: read(0.75), 1: read(0.5), 2: read(0.7, known=0.05)},
+        ((3e-3, 100.0, 30), "sine"): {0: read(0.98), 1: read(0.98)},  # one seed was not run
+        ((1e-2, 100.0, 30), "sine"): {seed: read(0.5) for seed in seeds},
+        ((1e-4, 400.0, 30), "sine"): {0: read(0.99), 1: read(0.99), 2: read(0.99, known=0.9)},
     }
     lines = tuned(found).splitlines()
-    assert "| 30 | 100 | - | 0.001: 0.62 (0.50 to 0.75) | - |" in lines
+    assert "| 30 | 100 | - | 0.001: 0.65 (0.50 to 0.75) | - |" in lines
     assert "| 30 | 400 | - | none forgot | - |" in lines
 
 
