@@ -11,6 +11,7 @@ sys.path.insert(0, str(ROOT / "recipes"))
 from calibration import targets  # noqa: E402
 from keeping import between, rows  # noqa: E402
 from people import PARAPHRASE, Groups, World  # noqa: E402
+from stability import agree, gains, gather, table, tuned  # noqa: E402
 
 
 def test_sixty_people_and_six_of_them_to_forget_are_the_default():
@@ -74,3 +75,43 @@ def test_a_table_is_written_between_its_marks_and_nowhere_else(tmp_path: Path):
     with pytest.raises(SystemExit, match="b:start"):
         between(page, "b", "lost")
     assert "lost" not in page.read_text()
+
+
+def read(kept: float, known: float = 0.0) -> dict[str, float]:
+    return {"kept": kept, "known": known}
+
+
+def test_a_bound_helps_where_it_keeps_more_than_the_same_seed_without_it():
+    cell = (1e-2, 100.0, 30)
+    found = {
+        (cell, "linear"): {0: read(0.5), 1: read(0.75), 2: read(0.25)},
+        (cell, "sine"): {0: read(0.75), 1: read(1.0), 2: read(0.5)},
+        (cell, "tanh"): {0: read(1.0), 2: read(0.0)},  # seed 1 ended in NaN
+    }
+    assert gains(found, cell, "sine") == [0.25, 0.25, 0.25]
+    assert gains(found, cell, "tanh") == [0.5, -0.25]
+    assert agree([0.25, 0.25, 0.25])
+    assert agree([-0.25, -0.5, -0.1])
+    assert not agree([0.25, -0.01, 0.25])
+    assert not agree([0.25, 0.25])  # of two seeds nothing is said
+
+
+def test_the_rate_that_keeps_most_is_chosen_among_runs_that_forgot():
+    seeds = range(3)
+    found = {
+        ((1e-4, 100.0, 30), "sine"): {seed: read(0.99, known=0.06) for seed in seeds},
+        ((1e-3, 100.0, 30), "sine"): {0: read(0.75), 1: read(0.5), 2: read(0.7, known=0.05)},
+        ((3e-3, 100.0, 30), "sine"): {0: read(0.98), 1: read(0.98)},  # one seed was not run
+        ((1e-2, 100.0, 30), "sine"): {seed: read(0.5) for seed in seeds},
+        ((1e-4, 400.0, 30), "sine"): {0: read(0.99), 1: read(0.99), 2: read(0.99, known=0.9)},
+    }
+    lines = tuned(found).splitlines()
+    assert "| 30 | 100 | - | 0.001: 0.65 (0.50 to 0.75) | - |" in lines
+    assert "| 30 | 400 | - | none forgot | - |" in lines
+
+
+def test_the_page_on_where_the_bound_helps_has_the_tables_of_its_rows():
+    page = (ROOT / "docs" / "stability.md").read_text(encoding="utf-8")
+    found = gather(ROOT / "docs" / "stability.jsonl")
+    assert table(found) in page
+    assert tuned(found) in page

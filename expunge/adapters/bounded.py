@@ -4,6 +4,7 @@
 
 With sine, tanh, sigmoid or hardtanh no entry of the update ever exceeds (alpha / r) / gain, so ascent on a
 cross-entropy cannot carry the weights away. Near zero the update is LoRA's, steeper by omega / gain.
+Where omega times the learning rate is 0.3 or less it does as that does; beyond, tanh is safer (docs/stability.md).
 The paper states neither gain nor alpha: sqrt(in_features) is that of Sine-Low-Rank (Ji et al.,
 2403.19243), alpha = 2r that of LoKU (Cha et al., 2025). Each expert of a mixture has an update of its own; routers
 and the gates of shared experts are not adapted.

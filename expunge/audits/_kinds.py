@@ -111,25 +111,36 @@ class MembershipAudit(Audit):
     def score(self, model: Model, batch: Batch) -> Float[Tensor, " examples"]:
         """One number for each example: higher looks more like a member of the training data."""
 
+    def applies(self, example: Example) -> bool:
+        """Whether this example is suitable."""
+        return True
+
+    def sides(self, request: Request) -> tuple[list[Example], list[Example]]:
+        """The forgotten and the held out examples that it is asked of."""
+        forget, holdout = ([e for e in each if self.applies(e)] for each in (request.forget, request.holdout))
+        return forget, holdout
+
     def lacks(self, where: str, request: Request) -> str:
         """Why there will be no finding of a set."""
-        needed = where == BOTH and request.holdout
-        return "" if needed else f"{self.name} is of the set '{BOTH}', and needs --holdout"
+        if where != BOTH or not request.holdout:
+            return f"{self.name} is of the set '{BOTH}', and needs --holdout"
+        lacking = [name for name, side in zip(("forget", "holdout"), self.sides(request), strict=True) if not side]
+        return f"{self.name}: the {lacking[0]} set has no record that it can be asked of" if lacking else ""
 
     def unlike(self, where: str, request: Request) -> str:
         return lacks_classes(request.forget, request.holdout)
 
     def __call__(self, model: Model, request: Request) -> tuple[Finding, ...]:
-        if not request.holdout:
+        sides = self.sides(request)
+        if not all(sides):
             return ()
         self.check(model)
-        forget = self.score(model, request.forget).double().tolist()
-        holdout = self.score(model, request.holdout).double().tolist()
-        weights = [weights_of(examples) for examples in (request.forget, request.holdout)]
+        forget, holdout = (self.score(model, examples).double().tolist() for examples in sides)
+        weights = [weights_of(examples) for examples in sides]
         area = auc(forget, holdout, *weights)
         interval = bootstrap(auc, forget, holdout, weights=weights)
         made = self.finding(BOTH, area, interval, (*forget, *holdout), self.ideal)
-        counts = [w for examples in (request.forget, request.holdout) for w in (e.weight for e in examples)]
+        counts = [example.weight for examples in sides for example in examples]
         return (replace(made, weights=tuple(counts) if any(weights) else (), positives=len(forget)),)
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
-import torch
 from torch import Tensor
 
 from expunge.benchmarks._values import RIGHT, Column, Values
@@ -21,7 +19,14 @@ from expunge.internals.gradients import Slopes
 from expunge.models.decoding import side_by_side
 from expunge.models.language import LanguageModel
 from expunge.models.writing import write as write_tokens
-from expunge.primitives.memorisation import extraction_strength, lowest_mean, standardise
+from expunge.primitives.memorisation import (
+    exact_memorisation,
+    extraction_strength,
+    loss_by_packed_size,
+    lowest_mean,
+    norm_of_gradient,
+    standardise,
+)
 from expunge.primitives.overlap import Words, rouge, share_of_ngrams
 from expunge.runtime.cached_model import CachedModel
 
@@ -95,28 +100,17 @@ def min_k_plus_20(rows: Rows) -> float:
     return min_k_plus(rows, 0.2)
 
 
-def loss_by_packed_size(rows: Rows) -> float:
-    """Mean loss over the number of bytes that zlib packs the text to."""
-    return mean_loss(rows) / len(zlib.compress(rows.text.encode("utf-8", "replace")))
-
-
-def exact(rows: Rows) -> float:
-    """Share of the tokens, end token aside, that the model scores highest."""
-    right = rows.right[rows.inner].double()
-    return float(right.mean()) if len(right) else 0.0
-
-
 FORMULAS: Mapping[str, Formula] = {
     "loss": mean_loss,
     "tokens": lambda rows: len(rows.log_probs),
     "extraction_strength": extraction,
-    "exact_memorisation": exact,
-    "memorisation_accuracy": lambda rows: float(rows.right.double().mean()),
+    "exact_memorisation": lambda rows: exact_memorisation(rows.right[rows.inner]),
+    "memorisation_accuracy": lambda rows: exact_memorisation(rows.right),
     "min_k": min_k,
     "min_k_plus": min_k_plus,
     "min_k_20": min_k_20,
     "min_k_plus_20": min_k_plus_20,
-    "zlib": loss_by_packed_size,
+    "zlib": lambda rows: loss_by_packed_size(mean_loss(rows), rows.text),
 }
 """What is worked out from one pass over a text, by the name of the measure."""
 STATISTICS = {"min_k_plus", "min_k_plus_20"}
@@ -204,8 +198,8 @@ def gradient_norms(model: Model, items: Sequence[Item]) -> Values:
     rows = []
     for item in items:
         slopes.add([item.passage], partial(_inner_loss, _ends(item.passage, tokenizer)))
-        norms = torch.stack([slope.double().norm() for _, slope in slopes.take()])
-        rows.append((Column(item.set, GRADIENT, item.answer), item.record, float(norms.mean())))
+        norm = norm_of_gradient(slope for _, slope in slopes.take())
+        rows.append((Column(item.set, GRADIENT, item.answer), item.record, norm))
     return Values.collect(rows)
 
 

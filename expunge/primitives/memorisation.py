@@ -5,7 +5,11 @@ Rows are labelled tokens in their order. Whether the end token is among them is 
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal
+
+import torch
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -38,3 +42,18 @@ def extraction_strength(right: Bool[Tensor, " rows"], floor: Floor = "none") -> 
         return 0.0
     known = int(right.flip(0).int().cumprod(0).sum())
     return max(known, 1 if floor == "last row" else 0) / len(right)
+
+
+def exact_memorisation(right: Bool[Tensor, " rows"]) -> float:
+    """Share of right rows (Tirumala et al., 2022, arXiv 2205.10770); 0 of no rows."""
+    return float(right.double().mean()) if len(right) else 0.0
+
+
+def loss_by_packed_size(loss: float, text: str) -> float:
+    """A text's mean loss over the number of bytes that zlib packs it to (Carlini et al., 2021, arXiv 2012.07805)."""
+    return loss / len(zlib.compress(text.encode("utf-8", "replace")))
+
+
+def norm_of_gradient(slopes: Iterable[Tensor]) -> float:
+    """Mean over weight tensors of their gradients' Euclidean norms: open-unlearning's score of membership."""
+    return float(torch.stack([slope.double().norm() for slope in slopes]).mean())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from expunge.core.audit import Audit
+from expunge.core.audit import BOTH, Audit
 from expunge.core.question import HiddenStates
 from expunge.core.request import Request
 from expunge.primitives.meanings import meaning_of
@@ -31,10 +31,11 @@ def say_unasked(request: Request, audits: Sequence[Audit], added: Sequence[str] 
             names = f"{', '.join(most)} and {last} have" if most else f"{last} has"
             thing, them = audit.needs.partition(":")[0].removeprefix("a "), "them" if most else "it"
             said.append(f"{audit.name}: {names} no {thing}, so it was not asked of {them}")
-    compared = [each.name for each in audits if each.lacks("forget", request) and not each.needs]
-    if compared and not request.holdout:
-        said.append(f"{' and '.join(compared)}: there is no holdout set, so nothing was compared")
-    return said
+    comparing = [each for each in audits if each.lacks("forget", request) and not each.needs]
+    if comparing and not request.holdout:
+        names = " and ".join(each.name for each in comparing)
+        return [*said, f"{names}: there is no holdout set, so nothing was compared"]
+    return [*said, *filter(None, (each.lacks(BOTH, request) for each in comparing))]
 
 
 def say_undeclared(request: Request) -> list[str]:

@@ -8,8 +8,8 @@ import torch
 
 from expunge.core.audit import Audit, Finding
 from expunge.core.model import Model, answers
-from expunge.core.predictions import RowScores, weights_of
-from expunge.core.question import LogProbabilities, Text
+from expunge.core.predictions import RowMoments, RowScores, weights_of
+from expunge.core.question import LogProbabilities, RowStatistics, Text
 from expunge.core.request import Request
 
 
@@ -22,6 +22,8 @@ class Asked:
     """Natural log-probability of the right class, row by row."""
     right: tuple[bool, ...] | None = None
     """Whether the right class has the highest score, row by row; None: where it has more than half."""
+    moments: tuple[tuple[float, float], ...] = ()
+    """Mean and variance of log p over the classes, weighted by p, row by row."""
     alternatives: tuple["Asked", ...] = ()
     answer: str = ""
     """What the model should write."""
@@ -64,6 +66,13 @@ class Scripted(Model):
             log_probs=torch.tensor([p for example in examples for p in example.log_probs], dtype=torch.float64),
             right=torch.tensor(flags, dtype=torch.bool),
         )
+
+    @answers(RowStatistics)
+    def row_statistics(self, question: RowStatistics, examples: Sequence[Asked]) -> RowMoments:
+        said = self.log_probabilities(LogProbabilities(), examples)
+        mean, variance = torch.tensor([pair for example in examples for pair in example.moments]).double().T
+        rows = said.labels, said.example, said.examples, said.share
+        return RowMoments(*rows, said.log_probs, torch.zeros_like(said.labels), mean, variance, weights=said.weights)
 
     @answers(Text)
     def text(self, question: Text, prompts: Sequence[Asked]) -> list[str]:

@@ -1,20 +1,31 @@
 """TOFU through a model: against transformers itself, against open-unlearning's log, and by the command."""
 
 import json
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
+from expunge.audits.exact_memorization import ExactMemorization
+from expunge.audits.extraction_strength import ExtractionStrength
+from expunge.audits.grad_norm_membership import GradNormMembership
+from expunge.audits.min_k import MinK
+from expunge.audits.min_k_plus_plus import MinKPlusPlus
+from expunge.audits.zlib_membership import ZlibMembership
 from expunge.benchmarks._data import Data, find_data
 from expunge.benchmarks._job import Job, evaluate, recompute
 from expunge.benchmarks._logs import read_log
+from expunge.benchmarks._numbers import SIDES, membership
 from expunge.benchmarks._show import RENDER, gather, plot
+from expunge.benchmarks._tofu import TOKENS
 from expunge.benchmarks._values import Column, Values
 from expunge.benchmarks.tofu import TOFU
 from expunge.cli.bench import show
 from expunge.core.model import Wrapper
 from expunge.core.question import Text
+from expunge.core.request import Request
 from expunge.data.text import Passage
 from expunge.errors import DataRefused, ModelRefused, UsageRefused
 from expunge.events import ignore_event
@@ -87,6 +98,37 @@ def test_every_measure_is_what_it_is_by_the_module_alone(measured, network, data
         if "exact_memorisation" in item.measures:
             right = (log_probs.argmax(-1) == labels)[:-1].double()
             assert own[Column(item.set, "exact_memorisation")][item.record] == pytest.approx(right.mean().item())
+
+
+def without_end(passage: Passage) -> Passage:
+    """A text without its end token, which the benchmark's attacks leave out."""
+    return replace(passage, tokens=passage.tokens[:-1])
+
+
+def test_an_audit_says_of_a_text_what_the_benchmark_says_of_it(measured, network, data):
+    values, _ = measured
+    asked = [item for item in ALL.items(data, network) if item.set in SIDES and item.measures != TOKENS]
+    texts = {where: [item.passage for item in asked if item.set == where] for where in SIDES}
+    inner = Request(forget=tuple(map(without_end, texts["forget"])), holdout=tuple(map(without_end, texts["holdout"])))
+    decode = partial(network.tokenizer.decode, skip_special_tokens=True)
+    packed = {where: [replace(p, answer=decode(p.tokens[p.first :])) for p in texts[where]] for where in SIDES}
+    whole = Request(forget=tuple(packed["forget"]), holdout=tuple(packed["holdout"]))
+
+    def of_benchmark(measure: str, *sets: str) -> list[float]:
+        return [values.columns[Column(item.set, measure)][item.record] for item in asked if item.set in sets]
+
+    for audit, measure in (ExtractionStrength(), "extraction_strength"), (ExactMemorization(), "exact_memorisation"):
+        [forget, _] = audit(network, whole)
+        assert forget.scores == pytest.approx(of_benchmark(measure, "forget"), rel=1e-6)
+    for audit, request, measure in (
+        (MinK(fraction=0.4), inner, "min_k"),
+        (MinKPlusPlus(fraction=0.4), inner, "min_k_plus"),
+        (GradNormMembership(), inner, "gradient_norm"),
+        (ZlibMembership(), whole, "zlib"),
+    ):
+        [found] = audit(network, request)
+        assert found.scores == pytest.approx([-value for value in of_benchmark(measure, *SIDES)], rel=1e-4), measure
+        assert found.value == pytest.approx(membership(values, measure).value)
 
 
 def test_each_text_is_read_once(measured, network, data):
