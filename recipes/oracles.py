@@ -272,8 +272,8 @@ def methods(oracles: Sequence[Model]) -> dict[str, list[Method]]:
         "ascent": [tuned(Ascent(), rate, 3.0, "forget") for rate in (1e-5, 1e-4, 3e-4, 1e-3)],
         "gradient difference": [tuned(Ascent() + RetainNLL(), rate, 3.0, "forget") for rate in rates],
         "fine-tuning on the rest": [tuned(RetainNLL(), rate, 5.0, "retain") for rate in rates],
-        "oracle matching": [matching(Retrained(tuple(oracles)), rate) for rate in (3e-4, 1e-3)],
-        "datamodel matching (Newton)": [matching(Newton(), rate) for rate in (3e-4, 1e-3)],
+        "oracle matching": [matching(Retrained(tuple(oracles)), rate) for rate in (1e-3, 3e-3)],
+        "datamodel matching (Newton)": [matching(Newton(), rate) for rate in (1e-3, 3e-3)],
         "Newton alone": [Newton()],
     }
 

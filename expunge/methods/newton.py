@@ -1,5 +1,4 @@
-"""Newton's step of the last layer (Guo et al., 2020, arXiv 1911.03030; the convex case of arXiv 2410.23232): deletion
-without training.
+"""Newton's step of the last layer (Guo et al., 2020, arXiv 1911.03030): deletion without training.
 
     L(W) = mean over the retained rows of CE(W phi(x), y) + l2 / 2 |W|^2        W' = W - H(W)^-1 grad L(W)
 

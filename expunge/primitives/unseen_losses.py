@@ -126,7 +126,7 @@ class Estimate:
         texts are harder than the unseen ones, or easier, is believed as far as such estimates held for the unseen.
         """
         there, here = self._estimates(losses)
-        held = self._held(there, losses)
+        held = self._slope_of_texts(there, losses)
         here = held * here + (1 - held) * _ranked_as(there, here)
         order = np.argsort(there, kind="stable")
         ordered, values = there[order], losses[order]
@@ -156,7 +156,7 @@ class Estimate:
             return nothing
         return there, _fit(self.unseen, losses, self.seen)
 
-    def _held(self, there: Numbers, losses: Numbers) -> float:
+    def _slope_of_texts(self, there: Numbers, losses: Numbers) -> float:
         """By how much the mean loss of an unseen text rises for each nat that it was foretold higher, from 0 to 1."""
         counts = np.bincount(self.owner)
         foretold, real = (np.bincount(self.owner, values) / counts for values in (there, losses))

@@ -104,7 +104,7 @@ def views(kind: str, step: int = 1) -> tuple[View, View]:
     return View(now, sets, run=run), View(before, sets, gradients=False, run=run)
 
 
-def test_easier_texts_get_lower_levels_as_far_as_what_is_foretold_has_held():
+def test_easier_texts_get_lower_levels_as_far_as_what_is_foretold_has_slope_of_texts():
     """Forty texts of one word that is followed by a likely or an unlikely one; all that is forgotten is likely."""
     kept = [Text((1, 2), 0)] * 50 + [Text((1, 3), 0)]
     likely, rare = Text((1, 2), 1), Text((1, 3), 1)
@@ -123,10 +123,10 @@ def test_what_is_foretold_counts_by_the_slope_of_what_was_real():
     """Worked: texts foretold at 1, 2, 3 that cost 4, 4.5, 5 (half a nat for each) and 1, 2, 3 that cost 9, 5, 1."""
     made = Estimate.of([Text((1, 2), 1)], [Text((1, 2, 2), 1)] * 3, KEPT)
     there = np.repeat([1.0, 2.0, 3.0], 2)
-    assert made._held(there, np.repeat([4.0, 4.5, 5.0], 2)) == pytest.approx(0.5)
-    assert made._held(there, np.repeat([9.0, 5.0, 1.0], 2)) == 0
-    assert made._held(there, 3 * there) == 1
-    assert made._held(np.full(6, 2.0), there) == 0
+    assert made._slope_of_texts(there, np.repeat([4.0, 4.5, 5.0], 2)) == pytest.approx(0.5)
+    assert made._slope_of_texts(there, np.repeat([9.0, 5.0, 1.0], 2)) == 0
+    assert made._slope_of_texts(there, 3 * there) == 1
+    assert made._slope_of_texts(np.full(6, 2.0), there) == 0
 
 
 @pytest.mark.parametrize("kind", ["llama", "resnet"])
