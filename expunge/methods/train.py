@@ -63,11 +63,12 @@ class Train(WeightMethod):
 
     def __post_init__(self) -> None:
         if not 0 <= self.warmup < math.inf:
-            raise UsageRefused(f"The `warmup` of Train must be at least 0 and finite. Got {self.warmup!r}.")
+            raise UsageRefused(f"Train: the `warmup` must be at least 0 and finite. Got {self.warmup!r}.")
         try:
             self.steps()
         except UsageRefused as error:
-            raise UsageRefused(f"Train: {str(error).replace('count` of Epochs', 'epochs`')}") from error
+            said = str(error).removeprefix("Finetune: ").replace("The `count` of Epochs", "the `epochs`")
+            raise UsageRefused(f"Train: {said}") from error
 
     def steps(self) -> Finetune:
         """The same as fine-tuning, whose loop takes the steps."""

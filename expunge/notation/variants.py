@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import itertools
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -53,15 +54,15 @@ def read_over(text: str) -> tuple[str, tuple[str, ...]]:
 
 def variants(line: str, over: Mapping[str, Sequence[str]]) -> list[Variant]:
     """Every combination of the settings' values, the last setting's changing fastest. Raises `UsageRefused`."""
+    if math.prod(map(len, over.values())) > MOST:
+        raise UsageRefused(f"--over: more than {MOST} combinations. Give fewer values.")
     made = []
-    for values in itertools.islice(itertools.product(*over.values()), MOST + 1):
+    for values in itertools.product(*over.values()):
         settings = dict(zip(over, values, strict=True))
         changed = line
         for name, value in settings.items():
             changed = with_setting(changed, name, value)
         made.append(Variant(changed, settings))
-    if len(made) > MOST:
-        raise UsageRefused(f"--over: more than {MOST} combinations. Give fewer values.")
     names = [each.name for each in made]
     if len(set(names)) < len(names):
         raise UsageRefused("--over: two combinations cannot be told apart by the names of their folders.")

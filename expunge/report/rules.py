@@ -128,7 +128,7 @@ class Row:
         harm = self.standard.harm(self.where, running) if should_stay(self.where) else None
         if harm is not None:
             bound, _ = self._due()
-            lost = max(0.0, -self._sign * (self.after.value - bound.value))
+            lost = -self._sign * (self.after.value - bound.value)
             yield Miss("unharmed", self.name, _in_tolerances(lost, harm.of(bound.value)))
 
     # As if never seen
@@ -272,7 +272,9 @@ class Row:
 def _in_tolerances(off: float, margin: float) -> float:
     if not math.isfinite(off):
         return math.inf
-    return off / margin if margin else math.inf if off > ROUNDING else 0.0
+    if off <= ROUNDING:
+        return 0.0
+    return off / margin if margin else math.inf
 
 
 def _is_off(known: float, margin: float, two_sided: bool) -> bool:

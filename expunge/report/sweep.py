@@ -107,6 +107,6 @@ def _key(figures: Sequence[Figures | None]) -> tuple[bool, float, float]:
     if len(made) < len(figures):
         return True, math.inf, math.inf
     if made[0].by is not None:
-        return False, 0.0, statistics.fmean(math.inf if each.by is None else each.by for each in made)
+        return False, 0.0, statistics.fmean(each.by for each in made if each.by is not None)
     far = statistics.fmean(math.inf if each.distance is None else each.distance for each in made)
     return False, max(each.harm for each in made), far

@@ -7,6 +7,7 @@ expunge.sweep(model, request, "Finetune(objective=NPO() + RetainKL(), stop=None)
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -77,11 +78,11 @@ class By:
             raise UsageRefused(str(error).replace(" <= 0'", "'").replace("--require", "--by")) from error
         return By(rules[0].set, rules[0].audit)
 
-    def of(self, findings: Sequence[Finding]) -> float | None:
-        """The number of a run, the least of which is the best; None where it was not measured."""
+    def of(self, findings: Sequence[Finding]) -> float:
+        """The number of a run, the least of which is the best; infinite where it was not measured."""
         found = next((f for f in findings if (f.set, f.audit, f.model) == (self.set, self.audit, "after")), None)
         if found is None or (found.better == "ideal" and found.ideal is None):
-            return None
+            return math.inf
         if found.better == "ideal" and found.ideal is not None:
             return abs(found.value - found.ideal)
         return found.value if found.better == "lower" else -found.value
@@ -191,6 +192,7 @@ def sweep(
     seeds: Sequence[int] = (),
     by: str | None = None,
     reference: Model | None = None,
+    added_probes: bool = True,
     on_event: OnEvent = ignore_event,
 ) -> Sweep:
     """Make a model forget by one method with several settings and seeds, each run a folder of `out`; the runs, ranked.
@@ -208,8 +210,10 @@ def sweep(
         reference=None if reference is None else lambda: reference,
         on_event=on_event,
     )
-    posed = [ground.with_method(choose_method(t.variant.line, family_name(model), t.seed)) for t in asked]
-    ready = {trial.folder: (task.with_probes(), fitted) for trial, (task, fitted) in zip(asked, posed, strict=True)}
+    ready: dict[str, tuple[Task, Method]] = {}
+    for trial in asked:
+        task, fitted = ground.with_method(choose_method(trial.variant.line, family_name(model), trial.seed))
+        ready[trial.folder] = task.with_probes() if added_probes else task, fitted
     ranking = Ranking.of(ready[asked[0].folder][0], by)
 
     def make(trial: Trial) -> Ended:
