@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,8 +59,9 @@ class Named:
             raise self._lacks((self.split,))
         return first, (out,)
 
-    def to_forget(self) -> dict[str, Path]:
-        """The file of each set of a request to forget the split; of those that may be absent, where they are here."""
+    def to_forget(self, given: Collection[str]) -> dict[str, Path]:
+        """The file of each set of a request to forget the split, where it is here; the forget and the retain set have
+        to be, unless they are given."""
         splits: Mapping[str, Mapping[str, tuple[str, ...]]] = self.benchmark.splits
         if self.split not in splits:
             known = f"Allowed: {', '.join(splits)}" if splits else "None is a request to forget; name files instead"
@@ -68,7 +69,7 @@ class Named:
         found = {}
         for name, files in splits[self.split].items():
             path = self._first(files)
-            if path is None and name in ("forget", "retain"):
+            if path is None and name in ("forget", "retain") and name not in given:
                 raise self._lacks(files)
             if path is not None:
                 found[name] = path
@@ -91,13 +92,13 @@ def fill(sets: Sets) -> Sets:
         return sets
     if sets.forget is not None:
         raise UsageRefused("Give --forget FILE, or --benchmark NAME --split SPLIT, not both.")
-    files = Named.read(sets.benchmark, sets.split).to_forget()
     given = [split_probe(text)[0] for text in sets.probe or ()]
+    files = Named.read(sets.benchmark, sets.split).to_forget([n for n in OWN if getattr(sets, n)])
     kept = [write_probe(SetName(n, "kept"), path) for n, path in files.items() if n not in (*OWN, *given)]
     return replace(
         sets,
         forget=files["forget"],
-        retain=sets.retain or files["retain"],
+        retain=sets.retain or files.get("retain"),
         holdout=sets.holdout or files.get("holdout"),
         probe=[*kept, *(sets.probe or ())],
         benchmark=None,

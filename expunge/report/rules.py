@@ -74,6 +74,11 @@ class Miss:
     tolerances: float
     """1 is as far as the measure's standard lets pass; infinite where the number is none."""
 
+    @property
+    def excess(self) -> float:
+        """By how much it is farther than that; 0 where it is not, as the verdict sees it."""
+        return self.tolerances - 1 if self.tolerances > 1 + ROUNDING else 0.0
+
 
 def misses(findings: Sequence[Finding], asked: Asked) -> Iterator[Miss]:
     """The miss of every number that has a standard, and an ideal where it is of what should be gone."""

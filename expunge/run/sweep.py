@@ -27,7 +27,7 @@ from expunge.notation.variants import Variant, variants
 from expunge.report.record import VERSION, now
 from expunge.report.report import Report
 from expunge.report.required import Rule, check_rules, read_as_meant
-from expunge.report.rules import Asked
+from expunge.report.rules import Asked, Miss
 from expunge.report.sweep import NEAREST, SCHEMA, SWEEP, Figures, Number, Sweep, Tried, rank
 from expunge.report.verdict import HALF
 from expunge.run.choose import audits_of, choose_method
@@ -126,14 +126,14 @@ class Ranking:
     def figures(self, findings: Sequence[Finding], half: Half) -> Figures:
         """What the rule reads on a half."""
         found = self.halves.misses(findings, half)
-        harms = [miss.tolerances - 1 for miss in found if miss.answer == "unharmed"]
+        harms = [miss for miss in found if miss.answer == "unharmed"]
         away = [miss.tolerances for miss in found if miss.answer != "unharmed"]
         half_of = self.halves.findings(findings, half)
         losses = {f.model: f.value for f in half_of if (f.set, f.audit) == ("retain", "Loss")}
         if "before" in losses and "after" in losses:  # what every run must keep to, with a reference too
-            harms.append((losses["after"] - losses["before"]) / HALF - 1)
+            harms.append(Miss("unharmed", "retain.Loss", (losses["after"] - losses["before"]) / HALF))
         by = self.by.of(half_of) if self.by else None
-        return Figures(max([0.0, *harms]), statistics.fmean(away) if away else None, by)
+        return Figures(max((miss.excess for miss in harms), default=0.0), statistics.fmean(away) if away else None, by)
 
     def numbers(self, findings: Sequence[Finding]) -> Iterator[Number]:
         """Every number of the model after, on both halves."""

@@ -38,6 +38,10 @@ def test_a_split_to_learn_is_a_file_or_what_another_leaves_of_all(folder: Path):
     (folder / "retain99.jsonl").rename(folder / "moved.jsonl")
     try:
         assert learn("retain99") == (folder / "full.jsonl", (folder / "forget01_perturbed.jsonl",))
+        own = fill(Sets(benchmark=f"tofu={folder}", split="forget01", retain=Path("mine.jsonl")))
+        assert own.retain == Path("mine.jsonl")
+        with pytest.raises(DataRefused, match="holds no retain99"):
+            fill(Sets(benchmark=f"tofu={folder}", split="forget01"))
     finally:
         (folder / "moved.jsonl").rename(folder / "retain99.jsonl")
 

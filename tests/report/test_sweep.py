@@ -80,6 +80,14 @@ def test_a_miss_is_in_tolerances_and_only_on_the_side_that_counts():
     assert "holdout.Choice" not in made  # luck, which nothing can harm
 
 
+def test_what_is_as_far_as_is_let_pass_exceeds_nothing():
+    """0.99 is a hundredth less than 1.0, and in binary a little more."""
+    every = misses(findings(good(retain__Choice=share(0.99, 100))), asked(good()))
+    [at] = [miss for miss in every if miss.name == "retain.Choice"]
+    assert at.tolerances > 1
+    assert at.excess == 0.0
+
+
 def test_what_is_no_number_is_infinitely_far():
     made = distances(good(forget__Loss=[math.inf] * 40, retain__Loss=[math.nan] * 40))
     assert made["forget.Loss"] == made["retain.Loss"] == math.inf

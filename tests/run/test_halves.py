@@ -7,11 +7,12 @@ import pytest
 import expunge
 from expunge.core.request import Request
 from expunge.errors import DataRefused
+from expunge.notation.variants import Variant
 from expunge.report.report import Report
 from expunge.report.rules import Asked
 from expunge.run.choose import audits_of
 from expunge.run.halves import HALVES, Halves
-from expunge.run.sweep import By, Ranking
+from expunge.run.sweep import By, Ranking, Trial
 from tests.families import llama, text_request
 
 AUDITS = "Loss, Choice, Perplexity, LossMembership, TruthRatio"
@@ -77,6 +78,8 @@ def test_the_test_half_has_no_say(made: Report):
         scores = tuple(s if keep else s + 1 for s, keep in zip(finding.scores, inside, strict=True))
         return replace(finding, scores=scores, value=-7.0)
 
+    read = ranking.read(Trial(Variant("", {}), None), (made, 0))
+    assert (read.validation, read.test) == (was["validation"], was["test"])
     spoilt = [spoil(finding) for finding in made.findings]
     assert ranking.figures(spoilt, "validation") == was["validation"]
     assert ranking.figures(spoilt, "test") != was["test"]
