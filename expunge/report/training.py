@@ -35,6 +35,8 @@ class Learnt:
     """How many records of the data were in those."""
     not_found: int = 0
     """How many records of those were not in the data."""
+    near: int = 0
+    """How many records that were trained on nearly repeat one that was left out."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import json
 import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
@@ -210,9 +210,11 @@ def sweep(
         reference=None if reference is None else lambda: reference,
         on_event=on_event,
     )
+    against = "" if reference is None else f" reference={reference.fingerprint()}"
     ready: dict[str, tuple[Task, Method]] = {}
     for trial in asked:
         task, fitted = ground.with_method(choose_method(trial.variant.line, family_name(model), trial.seed))
+        task = replace(task, command=f"{task.command} audits={write(task.audits)}{against}")
         ready[trial.folder] = task.with_probes() if added_probes else task, fitted
     ranking = Ranking.of(ready[asked[0].folder][0], by)
 
@@ -226,6 +228,7 @@ def sweep(
             return None, error.code
         return report, 0 if report.is_met else THRESHOLDS_MISSED
 
+    place.mkdir(parents=True, exist_ok=True)
     told = table(ranking, make_all(asked, make, on_event), method, f"sweep(model, request, {method!r}, {texts!r})")
     write_table(told, place)
     return told
@@ -248,7 +251,7 @@ def _read(folder: Path, task: Task, method: Method) -> Report | None:
         return None
     check_manifest(folder)
     report = Report.read(folder)
-    asked = task.facts()
-    if (report.method, report.original.fingerprint, report.request.fingerprint) != (write(method), *asked):
-        raise UsageRefused(f"{folder} is of another method, model or records. Give another `out`.")
+    found = (report.method, report.command, report.original.fingerprint, report.request.fingerprint)
+    if found != (write(method), task.command, *task.facts()):
+        raise UsageRefused(f"{folder} is of another method, model, request or audits. Give another `out`.")
     return report

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -15,9 +15,11 @@ from expunge.core.model import Model, Network, network_of
 from expunge.core.request import Example, Request
 from expunge.data import images, near, text
 from expunge.data.kinds import holds_pictures
+from expunge.data.records import Record
 from expunge.data.text import Reading
 from expunge.errors import DataRefused, UsageRefused
 from expunge.events import Checked, Event, Note, OnEvent, Step
+from expunge.internals.examples import Tokenized
 from expunge.models.open import open_model
 from expunge.notation.parse import parse, write
 from expunge.report import record
@@ -30,6 +32,7 @@ from expunge.run.files import save
 from expunge.run.prepare import Records
 from expunge.run.recorder import Recorder
 from expunge.run.resumable import Resumable, checkpoints_beside
+from expunge.run.tokenizer_facts import tokenizer_facts
 from expunge.run.unlearn import Clock, refuse_broken
 from expunge.run.viewers import log_events
 from expunge.runtime.atomic_files import check_room, lock, whole_folder, write_manifest, write_text
@@ -91,6 +94,7 @@ class Sheets:
             without=tuple(path.name for path in self.of.without),
             left_out=len(every) - len(kept),
             not_found=sum(example.fact_digest() not in known for example in gone),
+            near=len(near.likes(_as_read(kept), _as_read(gone))) if gone else 0,
         )
         return kept, data
 
@@ -101,18 +105,22 @@ class Sheets:
         examples = chain.from_iterable(sheet.request(network).forget for sheet in sheets)
         return tuple(examples) if keep else tuple({e.record_digest(): e for e in examples}.values())
 
-    def say_left_out(self, data: Learnt) -> Iterator[str]:
-        """What became of the records that were to be left out."""
-        if not data.without:
-            return
-        yield f"{data.left_out} records are left out, as --without says; {data.records} are learnt"
-        if data.not_found:
-            yield f"Warning: {data.not_found} records of --without are not among the data"
-        if self.kind == "text":
-            of, out = ([r for p in paths for r in self.records[p]] for paths in (self.of.data, self.of.without))
-            alike = len(near.likes(of, out)) - data.left_out
-            if alike > 0:
-                yield f"Warning: {alike} records that are learnt nearly repeat one that is left out"
+
+def _as_read(examples: Sequence[Example]) -> list[Record]:
+    """Texts as records again, to be compared word by word; images are none."""
+    texts = (example for example in examples if isinstance(example, Tokenized))
+    return [Record(line, {"question": e.question, "answer": e.answer}) for line, e in enumerate(texts, start=1)]
+
+
+def say_left_out(data: Learnt) -> Iterator[str]:
+    """What became of the records that were to be left out."""
+    if not data.without:
+        return
+    yield f"{data.left_out} records are left out, as --without says; {data.records} are learnt"
+    if data.not_found:
+        yield f"Warning: {data.not_found} records of --without are not among the data"
+    if data.near:
+        yield f"Warning: {data.near} records that are learnt nearly repeat one that is left out"
 
 
 @dataclass(frozen=True)
@@ -180,7 +188,7 @@ def train(job: TrainJob, on_event: OnEvent) -> Training:
             on_event(Note(f"Loading {job.model}"))
             network = network_of(open_model(job.model, job.device, host, job.dtype, job.adapter), "train")
             examples, data = sheets.examples(network)
-            for line in sheets.say_left_out(data):
+            for line in say_left_out(data):
                 on_event(Note(line))
         request = Request(examples)
         plan = plan.fit(network, request, on_event)
@@ -246,7 +254,10 @@ class _Lesson:
             expunge=record.VERSION,
             created=record.now(),
             command=self.job.line,
-            base=record.describe_model(self.network, self.job.model, family_name(self.network)),
+            base=replace(
+                record.describe_model(self.network, self.job.model, family_name(self.network)),
+                tokenizer=tokenizer_facts(self.network),
+            ),
             result=result,
             data=self.data,
             method=write(self.plan),

@@ -65,8 +65,9 @@ def test_a_sweep_that_was_cut_off_goes_on_and_no_run_is_made_twice(made, tmp_pat
     assert again.runs == told.runs
     assert notes.count("Auditing the model after") == 1
     assert all(path.stat().st_mtime_ns == when for path, when in before.items())
-    with pytest.raises(UsageRefused, match="is of another method, model or records"):
-        sweep(llama(), text_request(5), METHOD, OVER, AUDITS, out=mine, seeds=(3,))
+    for request, audits in ((text_request(5), AUDITS), (text_request(), "Loss")):
+        with pytest.raises(UsageRefused, match="is of another method, model, request or audits"):
+            sweep(llama(), request, METHOD, OVER, audits, out=mine, seeds=(3,))
 
 
 def test_another_rule_ranks_the_same_runs(made):

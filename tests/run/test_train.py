@@ -80,7 +80,7 @@ def test_a_near_copy_of_what_is_left_out_is_told_of(model: Path, files: dict, tm
     near = [{**row, "id": f"near{row['id']}", "answer": row["answer"].rstrip(".")} for row in rows("forget", CANARY)]
     data = write(tmp_path / "data.jsonl", [*rows("forget", CANARY), *near, *rows("retain")])
     told: list[Event] = []
-    train(job(model, tmp_path / "out", data, without=(files["forget"],)), told.append)
+    train(job(model, tmp_path / "out", files["forget"], data, without=(files["forget"],)), told.append)
     said = [event.what for event in told if isinstance(event, Note)]
     assert "Warning: 6 records that are learnt nearly repeat one that is left out" in said
 
