@@ -21,6 +21,7 @@ FITTING = {
     "LAF": "LAF(steps=3, autoencoder_steps=20)",
     "Poison": "Poison(learn=Finetune(objective=IdkNLL() + RetainNLL(), adapter=LastLayer(), learning_rate=1e-2, "
     "steps=3, stop=Stop(level=None, max_retain_increase=None)))",
+    "Train": "Train(learning_rate=1e-3, epochs=3.0)",
 }
 """Settings for requests of six examples; else a method's defaults."""
 NOTHING = {
@@ -38,6 +39,7 @@ NOTHING = {
     "Quantize": None,  # no number of bits is none
     "Relearn": "Relearn(items=2, learn=Finetune(objective=0.0 * RetainNLL(), adapter=Full(), stop=Stop(level=None)))",
     "SSD": "SSD(alpha=1e30)",
+    "Train": "Train(learning_rate=1e-30, epochs=1.0)",
 }
 """How each method is asked to do nothing."""
 

@@ -36,7 +36,7 @@ def test_the_commands_of_a_page_run(page: Path, start, tmp_path: Path):
             words = words[words.index("-m") + 1 :]
         assert words[0] == "expunge", words
         # Of a tiny random model an answer may be no.
-        wanted = (0, 6) if words[1] in ("forget", "audit") else (0,)
+        wanted = (0, 6) if words[1] in ("forget", "audit", "sweep") else (0,)
         for said in start(*words[1:], folder=tmp_path, processes=2 if many else 1).end():
             assert said.code in wanted, f"{shlex.join(words)}: {said.err}"
     assert SHOWN[0].name == "README.md"

@@ -52,10 +52,10 @@ class Data:
             raise DataRefused(f"{path}: not a JSON file that can be read. Copy that of {self.home} there.") from error
 
 
-def find_data(given: str | None, home: str) -> Data:
+def find_data(given: str | None, home: str, option: str = "--data ") -> Data:
     """The data that the user names, or the folder of that benchmark in `EXPUNGE_DATA`. Raises `DataRefused`.
 
-    Only what is named as ORG/NAME@COMMIT is looked for on the hub.
+    Only what is named as ORG/NAME@COMMIT is looked for on the hub. `option` is what a user writes the place after.
     """
     name = home.rpartition("/")[2]
     if given is None:
@@ -65,21 +65,21 @@ def find_data(given: str | None, home: str) -> Data:
             return Data(folder, home)
         where = f"{folder} is not there" if folder else f"{PLACE} is not set"
         raise DataRefused(
-            f"The data of {name} is not here ({where}). Give --data FOLDER with the files of {home}, or "
-            f"--data {home}@COMMIT to fetch them; or set {PLACE} to a folder that holds {name.lower()}/."
+            f"The data of {name} is not here ({where}). Give {option}FOLDER with the files of {home}, or "
+            f"{option}{home}@COMMIT to fetch them; or set {PLACE} to a folder that holds {name.lower()}/."
         )
     if Path(given).is_dir():
         return Data(Path(given), home)
     pinned = PINNED.fullmatch(given)
     if not pinned:
         raise DataRefused(
-            f"--data {given[:200]}: no such folder, and no data set at a commit, such as {home}@ and its 40 digits. "
+            f"{option}{given[:200]}: no such folder, and no data set at a commit, such as {home}@ and its 40 digits. "
             f"A branch can change, so it is not taken."
         )
-    return Data(_fetch(pinned[1], pinned[2]), home)
+    return Data(_fetch(pinned[1], pinned[2], option), home)
 
 
-def _fetch(name: str, revision: str) -> Path:
+def _fetch(name: str, revision: str, option: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -88,7 +88,7 @@ def _fetch(name: str, revision: str) -> Path:
         return Path(snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=list(patterns)))
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise EnvironmentRefused(
-            f"--data {name}@{revision[:12]}: could not be fetched from the hub ({type(error).__name__}). "
+            f"{option}{name}@{revision[:12]}: could not be fetched from the hub ({type(error).__name__}). "
             f"Check the name and the network, or give a folder."
         ) from error
 

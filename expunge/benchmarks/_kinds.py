@@ -39,6 +39,10 @@ class Benchmark(ABC):
     axes: ClassVar[tuple[tuple[str, str], tuple[str, str]]]
     """Name and set of the numbers that its plot has: how far forgotten, and what is left."""
 
+    splits: ClassVar[Mapping[str, Mapping[str, tuple[str, ...]]]] = {}
+    """Requests to forget, by name: of each set, and of probes that are kept, the names that its file may have."""
+    remainders: ClassVar[Mapping[str, tuple[str, tuple[str, ...]]]] = {}
+    """Splits to train on that need no file: the file that each is a part of, and the names of what it leaves out."""
     form: ClassVar[Form | None] = None
     """The form of other people's results that are read as references."""
 

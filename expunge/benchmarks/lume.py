@@ -45,6 +45,7 @@ class LUME(Benchmark):
     """MMLU accuracy of the same model, measured elsewhere, such as by lm-eval; with it there is a final score."""
 
     home = "amazon-science/LUME"
+    splits = {"forget": {"forget": ("forget",), "retain": ("retain",)}}
     axes = (("task aggregate", "all"), ("regurgitation", "retain Task1"))
 
     def __post_init__(self) -> None:

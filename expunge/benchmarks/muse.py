@@ -41,6 +41,12 @@ class MUSE(Benchmark):
     """Whether the long texts of PrivLeak are read, which take most of the time."""
 
     home = "muse-bench/MUSE-News"
+    splits = {
+        "forget": {
+            name: (f"raw_{file}", f"raw/{file}")
+            for name, file in {"forget": "forget", "retain": "retain1", "holdout": "holdout"}.items()
+        }
+    }
     axes = (("VerbMem", "forget"), ("KnowMem", "retain"))
 
     def items(self, data: Data, network: LanguageModel) -> list[Item]:

@@ -26,6 +26,9 @@ from expunge.benchmarks._values import Values
 from expunge.benchmarks._wording import Wording, check_template
 from expunge.models.language import LanguageModel
 
+PARTS = {"01": "99", "05": "95", "10": "90"}
+"""Per cent to forget, and what is left."""
+
 
 @dataclass(frozen=True)
 class TOFU(Benchmark):
@@ -42,6 +45,19 @@ class TOFU(Benchmark):
     """Whether membership by the norm of gradients is measured, which takes a backward pass for each text."""
 
     home = "locuslab/TOFU"
+    splits = {
+        f"forget{part}": {
+            "forget": (f"forget{part}_perturbed", f"forget{part}"),
+            "retain": (f"retain{rest}",),
+            "holdout": (f"holdout{part}",),
+            "real_authors": ("real_authors_perturbed",),
+            "world_facts": ("world_facts_perturbed",),
+        }
+        for part, rest in PARTS.items()
+    }
+    remainders = {
+        f"retain{rest}": ("full", (f"forget{part}", f"forget{part}_perturbed")) for part, rest in PARTS.items()
+    }
     axes = (("forget quality", "forget"), ("model utility", "all"))
     form = Form("open-unlearning.json", read_log, write_result)
 

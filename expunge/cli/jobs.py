@@ -54,6 +54,7 @@ def make_job(
     adapter: Path | None = None,
 ) -> Job:
     """The job that the options ask for; a wrong name, file or column is refused before torch is loaded."""
+    from expunge.cli.benchmarks import fill
     from expunge.data.text import Reading
     from expunge.notation.parse import check_names
     from expunge.notation.recipes import check_method
@@ -74,6 +75,8 @@ def make_job(
     for rule in judging.require or ():
         split_rule(rule)
     one_of("--hold", hold, HOLDS)
+    sets = fill(sets)
+    assert sets.forget is not None
     sets.check()
     keeping.check()
     if keeping.log_to is not None:
@@ -89,11 +92,11 @@ def make_job(
     reading = Reading(texts.system, template, texts.block_size, texts.read_columns())
     files = {"forget": sets.forget, "retain": sets.retain, "holdout": sets.holdout, "stand_in": training.stand_in}
     if images.forget_class is None and images.forget_ids is None:
-        check_texts({name: path for name, path in {**files, **probes}.items() if path is not None}, reading)
+        check_texts([path for path in {**files, **probes}.values() if path is not None], reading)
     for named in filter(None, (model, judging.reference)):
         check_model(named)
     check_room_for_torch()
-    _starting(model)
+    starting(model)
     from expunge.run.job import Job
     from expunge.run.prepare import Inputs
 
@@ -129,7 +132,7 @@ def make_job(
     )
 
 
-def _starting(model: str) -> None:
+def starting(model: str) -> None:
     """Tell who waits at a terminal what is going on before anything can show its progress."""
     if sys.stderr.isatty() and os.environ.get("RANK", "0") == "0":
         typer.secho("Starting torch and transformers ...", dim=True, err=True)
@@ -138,7 +141,7 @@ def _starting(model: str) -> None:
 
 
 @contextmanager
-def at_work(device: str, output: Output) -> Iterator[tuple[str, Progress]]:
+def at_work(device: str, output: Output, doing: str = "Forgetting") -> Iterator[tuple[str, Progress]]:
     """All processes of a command and what they show meanwhile; yields this one's device and its progress."""
     from rich.console import Console
 
@@ -150,7 +153,7 @@ def at_work(device: str, output: Output) -> Iterator[tuple[str, Progress]]:
     os.environ.setdefault(PLACE, default_folder())
     with processes(device) as own:
         quiet = Console(quiet=True) if output.quiet or not is_main() else None
-        with Progress(quiet, STARTED) as progress, report_smaller_batches(progress.say):
+        with Progress(quiet, STARTED, doing) as progress, report_smaller_batches(progress.say):
             yield own, progress
 
 

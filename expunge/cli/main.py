@@ -39,6 +39,10 @@ from expunge.cli.options import (
 )
 from expunge.cli.quiet import ask_for_quiet, quiet_libraries
 from expunge.cli.signals import heed_signals
+from expunge.cli.sweep import EXAMPLES as SWEEPS
+from expunge.cli.sweep import sweep
+from expunge.cli.train import EXAMPLES as LESSONS
+from expunge.cli.train import train
 
 app = typer.Typer(
     name="expunge",
@@ -204,6 +208,8 @@ def demo(out: Annotated[Path, typer.Option("--out", help="New folder for the res
     raise typer.Exit(do_job("forget", job, "cpu", Output()))
 
 
+app.command(epilog=LESSONS)(train)
+app.command(epilog=SWEEPS)(sweep)
 app.command(epilog=EXAMPLES)(export)
 app.add_typer(bench)
 

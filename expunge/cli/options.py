@@ -26,6 +26,16 @@ Adapter = Annotated[
 ]
 Audits = Annotated[str | None, Option("--audits", help="Such as 'Loss, MinK(fraction=0.4)'.")]
 Out = Annotated[Path, Option("--out", help="New folder for the result.")]
+Seed = Annotated[int | None, Option("--seed", help="Replaces the method's own seed.")]
+Benchmark = Annotated[
+    str | None,
+    Option(
+        "--benchmark",
+        metavar="NAME[=PLACE]",
+        help="A benchmark's files: tofu, tofu=FOLDER, tofu=ORG/NAME@COMMIT; else those in EXPUNGE_DATA.",
+    ),
+]
+Split = Annotated[str | None, Option("--split", help="Of the benchmark, such as forget05.")]
 Config = Annotated[
     Path | None,
     Option(
@@ -47,7 +57,9 @@ Hold = Annotated[str, Option("--hold", help="With several processes: each audits
 class Sets:
     """The files of a request."""
 
-    forget: Annotated[Path, Option("--forget", help="What to forget: .jsonl, .csv, .parquet, or an image folder.")]
+    forget: Annotated[
+        Path | None, Option("--forget", help="What to forget: .jsonl, .csv, .parquet, or an image folder.")
+    ] = None
     retain: Annotated[Path | None, Option("--retain", help="What to keep; training holds on to it.")] = None
     holdout: Annotated[Path | None, Option("--holdout", help="Like the forget set, but never seen by any model.")] = (
         None
@@ -62,6 +74,8 @@ class Sets:
         list[Path] | None,
         Option("--earlier", metavar="OUT", help="Result of an earlier request: what it forgot must still be gone."),
     ] = None
+    benchmark: Benchmark = None
+    split: Split = None
 
     def check(self) -> None:
         """Refuse a file that is not there."""
@@ -140,7 +154,7 @@ class Training:
         str | None,
         Option("--method", help="Such as 'Finetune(objective=NPO() + RetainKL())'. By default the report names it."),
     ] = None
-    seed: Annotated[int | None, Option("--seed", help="Replaces the method's own seed.")] = None
+    seed: Seed = None
     added_probes: Annotated[
         bool,
         Option(

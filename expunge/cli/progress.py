@@ -27,7 +27,8 @@ WORDS = {"yes": "yes ", "no": "NO  ", "not measured": "OPEN"}
 class Progress:
     """Shows a job's events: phases as lines, steps as a bar. Without a terminal, checks are printed as lines."""
 
-    def __init__(self, console: Console | None = None, since: float | None = None) -> None:
+    def __init__(self, console: Console | None = None, since: float | None = None, doing: str = "Forgetting") -> None:
+        self.doing = doing
         self.console = console or Console(stderr=True, highlight=False)
         self.bars = Bars(
             TextColumn("{task.description}"),
@@ -71,7 +72,7 @@ class Progress:
 
     def _start(self, event: Started) -> None:
         self.say(
-            f"Forgetting: {event.layers} layers adapted, {event.trainable:,} of {event.parameters:,} "
+            f"{self.doing}: {event.layers} layers adapted, {event.trainable:,} of {event.parameters:,} "
             f"parameters move ({event.trainable / event.parameters:.2%})"
         )
         if event.level is not None:
@@ -79,14 +80,14 @@ class Progress:
         else:
             limit = event.max_retain_increase
             unless = "" if limit is None else f", unless the retain loss rises by more than {limit:g} nats"
-            self.say(f"All {event.steps} steps are taken{unless}: no mean loss is named as the one to reach")
-        self.task = self.bars.add_task("Forgetting", total=event.steps, losses="")
+            self.say(f"All {event.steps} steps are taken{unless}")
+        self.task = self.bars.add_task(self.doing, total=event.steps, losses="")
 
     def _step(self, event: Step) -> None:
         assert self.task is not None
         gradient = sum(value**2 for value in event.gradient.values()) ** 0.5
         sets = {"forget": event.forget, "retain": event.retain}
-        losses = [f"{name} {loss:.2f}" for name, loss in sets.items() if loss is not None]
+        losses = [f"{name} {loss:.2f}" for name, loss in sets.items() if loss is not None] or [f"loss {event.loss:.2f}"]
         self.bars.update(self.task, completed=event.step, losses=f"{'  '.join(losses)}  |g| {gradient:.1f}")
 
     def _check(self, event: Checked) -> None:

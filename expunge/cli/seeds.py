@@ -41,7 +41,7 @@ def do_seeds(job: Job, seeds: tuple[int, ...], device: str, output: Output) -> i
     with at_work(device, output) as (own, progress):
         for seed in seeds:
             one = replace(job, seed=seed, out=job.out / f"seed-{seed}", device=own)
-            runs[seed], exits[seed] = _run(one, progress)
+            runs[seed], exits[seed] = run_or_read(one, progress)
         told = gather(runs, exits)
         _refuse_others(runs)
         shows = is_main()  # afterwards there is but one process
@@ -52,13 +52,13 @@ def do_seeds(job: Job, seeds: tuple[int, ...], device: str, output: Output) -> i
     return min(exits.values(), key=GRAVEST.index)
 
 
-def _run(job: Job, progress: Progress) -> tuple[Report | None, int]:
-    """The report and the exit code of one seed's run; one that is there already is read."""
+def run_or_read(job: Job, progress: Progress) -> tuple[Report | None, int]:
+    """The report and the exit code of one run of several; one that is there already is read."""
     made = _read_finished(job) if job.resume else None
     if made is not None:
-        progress(Note(f"Seed {job.seed}: {job.out} is complete"))
+        progress(Note(f"{job.out} is complete"))
     else:
-        progress(Note(f"Seed {job.seed}: forgetting into {job.out}"))
+        progress(Note(f"Forgetting into {job.out}"))
         begun = job.checkpoints()
         job = replace(job, resume=job.resume and begun is not None and begun.folder.is_dir())
         try:

@@ -72,7 +72,7 @@ class Loop:
         """Take the steps; the adapted network with the best one's weights."""
         plan, steps = self.plan, as_steps(self.plan.steps)
         draw = Batches(self.request, plan.batch, plan.retain_batch, plan.seed)
-        keeper = plan.stop.watch(ask_parts_together(self.before, self.reference, self.silenced), self.request)
+        keeper = plan.checks.watch(ask_parts_together(self.before, self.reference, self.silenced), self.request)
         self.run.level = keeper.level
         layers = [name for name, _ in self.changes()]
         moving, whole = (
@@ -86,7 +86,7 @@ class Loop:
         for step in range(begun + 1, steps + 1):
             self.step(step, draw.sets())
             last = step == steps
-            if last or step % plan.stop.every == 0:
+            if last or step % plan.checks.every == 0:
                 enough = self.check(step, keeper)
                 if enough:
                     stopped = enough

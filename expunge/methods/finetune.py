@@ -29,7 +29,7 @@ from expunge.methods._lengths import as_steps, count_steps, measure_steps
 from expunge.methods._loop import Loop
 from expunge.methods.epochs import Epochs
 from expunge.methods.memorised import Memorised
-from expunge.methods.stop import Stop
+from expunge.methods.stop import UNSTOPPED, Stop
 from expunge.objectives.retain_kl import RetainKL
 from expunge.objectives.retain_nll import RetainNLL
 from expunge.objectives.settle import Settle
@@ -73,8 +73,9 @@ class Finetune(WeightMethod):
     """Weight decay of the trainable parameters, decoupled from the gradient by AdamW."""
     clip: float | None = None
     """Largest norm of a step's gradient. None, since clipping hides whether the method itself is stable."""
-    stop: Stop = Stop()
-    """When to stop, and by how much the retain loss may rise."""
+    stop: Stop | None = Stop()
+    """When to stop, and by how much the retain loss may rise. None: every step is taken and the last one kept, as a
+    published schedule has it; losses are looked at before the first step and after the last."""
     seed: int = 0
     """Fixes the adapter's start and the order of the examples."""
     activations: Activations = "kept"
@@ -170,10 +171,10 @@ class Finetune(WeightMethod):
             elif isinstance(event, Step):
                 rehearsal.size += event.size * steps / few
                 if event.step == few:  # the check after the last step stands for all but the first
-                    rehearsal.times = math.ceil(steps / self.stop.every)
+                    rehearsal.times = math.ceil(steps / self.checks.every)
 
         # Nothing is to be learnt, and the run is not to end early: it looks at its losses twice.
-        trial = replace(self, steps=few, learning_rate=1e-12, warmup=0, stop=replace(self.stop, every=few))
+        trial = replace(self, steps=few, learning_rate=1e-12, warmup=0, stop=replace(self.checks, every=few))
         try:
             return trial(model, request, on_event)
         finally:
@@ -191,6 +192,11 @@ class Finetune(WeightMethod):
             yield "activations='recomputed'", replace(self, activations="recomputed")
         for said, adapter in self.adapter.cheaper() if self.adapter else ():
             yield said, replace(self, adapter=adapter)
+
+    @property
+    def checks(self) -> Stop:
+        """What is looked at between steps."""
+        return self.stop or UNSTOPPED
 
     def rate(self, step: int) -> float:
         """Learning rate of a step, counted from 1, of a method that was fitted to its request."""

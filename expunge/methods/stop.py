@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 
 from expunge.core.model import Model
@@ -71,3 +72,7 @@ class Stop:
             max_forget_loss=self.max_forget_loss,
             max_growth=self.max_growth,
         )
+
+
+UNSTOPPED = Stop(level=None, max_retain_increase=None, max_forget_loss=None, max_growth=None, every=sys.maxsize)
+"""No reason to stop before the last step."""

@@ -54,13 +54,17 @@ class Source:
 
 
 def locate(text: str) -> Source:
-    """The source that a user typed: FOLDER, FILE.gguf, `org/name` or `org/name@revision`."""
+    """The source that a user typed: FOLDER, FILE.gguf, `org/name` or `org/name@revision`.
+
+    The folder of a finished run stands for the model in it.
+    """
     path = Path(text)
     if text.startswith("-") or not text.isprintable() or not text.strip() or _too_long(path):
         raise UsageRefused("The model must be a folder, a .gguf file or a hub id such as org/name@revision.")
     if path.is_file() and path.suffix == ".gguf":
         return Source(str(path.parent), gguf=path.name)
     if path.is_dir():
+        path = _model_in(path)
         check_folder(path)
         return Source(str(path))
     name, _, revision = text.partition("@")
@@ -69,6 +73,12 @@ def locate(text: str) -> Source:
     if revision and (not REVISION.fullmatch(revision) or ".." in revision):
         raise UsageRefused(f"{text}: '{revision}' is not a revision. Use a branch, a tag or a commit.")
     return Source(name, revision or None)
+
+
+def _model_in(folder: Path) -> Path:
+    """`OUT/model` of OUT, which `train` or `forget` wrote; of any other folder that folder."""
+    inside = folder / "model"
+    return inside if (inside / "config.json").is_file() and not (folder / "config.json").is_file() else folder
 
 
 def _too_long(path: Path) -> bool:

@@ -22,7 +22,7 @@ FAMILIES = {"language": "language models", "vision": "image classifiers"}
 METHODS = ("methods", "edit", "exact", "guard", "attack")
 """Folders whose plug-ins are methods by themselves."""
 
-ALL_STEPS = "stop=Stop(level=None, max_retain_increase=None, max_forget_loss=None, max_growth=None, every=1000)"
+ALL_STEPS = "stop=None"
 """No stop of ours: papers take all steps."""
 TOFU = (
     "adapter=Full(), learning_rate=1e-05, batch=32, retain_batch=32, warmup=Epochs(count=1.0), schedule='linear', "

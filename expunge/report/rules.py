@@ -65,6 +65,31 @@ def apply_rules(findings: Sequence[Finding], asked: Asked) -> Iterator[Outcome]:
 
 
 @dataclass(frozen=True)
+class Miss:
+    """How far a number is from what it should be, whatever chance may bring."""
+
+    answer: Name
+    name: str
+    """Set and audit."""
+    tolerances: float
+    """1 is as far as the measure's standard lets pass; infinite where the number is none."""
+
+    @property
+    def excess(self) -> float:
+        """By how much it is farther than that; 0 where it is not, as the verdict sees it."""
+        return self.tolerances - 1 if self.tolerances > 1 + ROUNDING else 0.0
+
+
+def misses(findings: Sequence[Finding], asked: Asked) -> Iterator[Miss]:
+    """The miss of every number that has a standard, and an ideal where it is of what should be gone."""
+    ideals = Ideals.of(findings, asked.unlike())
+    for where in in_order(f.set for f in findings):
+        for measure in asked.measures:
+            row = Row.of(where, measure, ideals)
+            yield from () if row is None else row.misses(asked.is_running(where))
+
+
+@dataclass(frozen=True)
 class Row:
     """What one measure found on one set, of the models before and after."""
 
@@ -89,13 +114,27 @@ class Row:
 
     def judge(self, running: bool) -> Iterator[Outcome]:
         """The rule that the set is under, if the measure has one for it."""
-        gone, traced = should_be_gone(self.where), self.where == BOTH
-        margin = self.standard.trace if traced else self.standard.gone if gone else None
+        traced = self.where == BOTH
+        margin = self.standard.trace if traced else self.standard.gone if self._is_gone else None
         if margin is not None:
             yield self._compare("traceless" if traced else "forgotten", margin)
         harm = self.standard.harm(self.where, running) if should_stay(self.where) else None
         if harm is not None:
             yield self._spare(harm)
+
+    def misses(self, running: bool) -> Iterator[Miss]:
+        """How far the number is from the ideal, or how much worse than before, in tolerances."""
+        margin = self.standard.trace if self.where == BOTH else self.standard.gone if self._is_gone else None
+        ideal = self.ideals.innocent(self.measure.name, self.where, "after")
+        if margin is not None and ideal is not None:
+            known = self._sign * (self.after.value - ideal.value)
+            off = abs(known) if known > 0 or self._is_two_sided(ideal) else 0.0
+            yield Miss("traceless" if self.where == BOTH else "forgotten", self.name, _in_tolerances(off, margin))
+        harm = self.standard.harm(self.where, running) if should_stay(self.where) else None
+        if harm is not None:
+            bound, _ = self._due()
+            lost = -self._sign * (self.after.value - bound.value)
+            yield Miss("unharmed", self.name, _in_tolerances(lost, harm.of(bound.value)))
 
     # As if never seen
 
@@ -108,7 +147,7 @@ class Row:
         rule = f"{self.name} within {margin:.2g} of {ideal.source if ideal else 'the ideal'}"
         if ideal is None:
             return Outcome(answer, rule, "not measured", self.after.value, None, self._unknown(), tolerance=margin)
-        two_sided = ideal.paired or not self.standard.less_is_fine
+        two_sided = self._is_two_sided(ideal)
         if not two_sided:
             rule = f"{self.name} at most {margin:.2g} above {ideal.source}"
         gap = self._gap(self.after, ideal)
@@ -164,10 +203,7 @@ class Row:
 
     def _spare(self, harm: Tolerance) -> Outcome:
         """Is what should stay known as well as before, or as well as by the reference, whichever knows it less?"""
-        bound, source = self.before, "before"
-        reference = self.ideals.findings.get((self.measure.name, self.where, "reference"))
-        if reference is not None and self._sign * (reference.value - bound.value) < 0:
-            bound, source = reference, "the reference model's"
+        bound, source = self._due()
         margin = harm.of(bound.value)
         worse = "below" if self._sign > 0 else "above"
         rule = f"{self.name} at most {margin:.2g} {worse} {source}"
@@ -175,6 +211,13 @@ class Row:
         result, because = self._weigh(gap, bound, margin)
         against = result != "no" and -self._sign * gap.value > margin + ROUNDING
         return replace(self._outcome("unharmed", rule, result, bound.value, gap, margin, because), against=against)
+
+    def _due(self) -> tuple[Finding, str]:
+        """What it is held against, and whose that is."""
+        reference = self.ideals.findings.get((self.measure.name, self.where, "reference"))
+        if reference is not None and self._sign * (reference.value - self.before.value) < 0:
+            return reference, "the reference model's"
+        return self.before, "before"
 
     def _weigh(self, gap: Estimate, bound: Finding, margin: float) -> tuple[Said, str]:
         lost, was, now = -self._sign * gap.value, number(bound.value), number(self.after.value)
@@ -192,6 +235,14 @@ class Row:
         return "not measured", f"It {fell} from {was} to {now}, on too few records to tell that from chance."
 
     # The numbers
+
+    @property
+    def _is_gone(self) -> bool:
+        return should_be_gone(self.where)
+
+    def _is_two_sided(self, ideal: Ideal) -> bool:
+        """Whether less than the ideal counts as much as more."""
+        return ideal.paired or not self.standard.less_is_fine
 
     @property
     def _sign(self) -> int:
@@ -221,6 +272,14 @@ class Row:
         self, answer: Name, rule: str, result: Said, bound: float, gap: Estimate, margin: float, because: str
     ) -> Outcome:
         return Outcome(answer, rule, result, self.after.value, bound, because, gap.low, gap.high, margin)
+
+
+def _in_tolerances(off: float, margin: float) -> float:
+    if not math.isfinite(off):
+        return math.inf
+    if off <= ROUNDING:
+        return 0.0
+    return off / margin if margin else math.inf
 
 
 def _is_off(known: float, margin: float, two_sided: bool) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from expunge.data.kinds import holds_pictures
@@ -36,11 +36,14 @@ def check_sets(probes: Iterable[str], retain: Path | None, only_class: str | Non
             raise UsageRefused(f"--probe {name}: name it by letters, digits and _, and not {', '.join(RESERVED)}.")
 
 
-def check_texts(paths: Mapping[str, Path], reading: Reading) -> None:
-    """Refuse files of texts that cannot be used as they are. Raises `DataRefused`, with the place of each fault."""
-    if holds_pictures(paths["forget"]):
+def check_texts(paths: Sequence[Path], reading: Reading) -> None:
+    """Refuse files of texts that cannot be used as they are; the first says whether they are of texts at all.
+
+    Raises `DataRefused`, with the place of each fault.
+    """
+    if holds_pictures(paths[0]):
         return
-    for path in paths.values():
+    for path in paths:
         files = files_of(path) if path.is_dir() else [path]
         if sum(file.stat().st_size for file in files) <= LARGEST:
             reading.load(path)

@@ -7,12 +7,11 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from expunge.core.adapter import Adapted
 from expunge.core.audit import Audit
 from expunge.core.method import Method
 from expunge.core.model import Model, Network
 from expunge.core.objective import Objective
-from expunge.errors import RunFailed, UsageRefused
+from expunge.errors import UsageRefused
 from expunge.events import Note, OnEvent
 from expunge.models.open import open_model
 from expunge.models.source import say_left_out
@@ -30,9 +29,10 @@ from expunge.run.compare import Compared, compare
 from expunge.run.config import CONFIG, write_toml
 from expunge.run.earlier import trace
 from expunge.run.families import family_name
-from expunge.run.files import failed_folder, form_of, keep_failed, save
+from expunge.run.files import form_of, save
 from expunge.run.prepare import Inputs
 from expunge.run.recorder import Recorder
+from expunge.run.resumable import Resumable, checkpoints_beside
 from expunge.run.unlearn import Clock, Result, Task
 from expunge.run.viewers import log_events
 from expunge.runtime.atomic_files import check_room, lock, whole_folder, write_text
@@ -40,7 +40,7 @@ from expunge.runtime.cached_model import CachedModel
 from expunge.runtime.parallel_model import Hold, ask_together, shared_store
 from expunge.runtime.processes import broadcast, is_main, shared_folder, world_size
 from expunge.runtime.sharding import kept_on_host
-from expunge.train.checkpoint import Checkpoints, keep_checkpoints
+from expunge.train.checkpoint import Checkpoints
 
 DTYPES = ("float32", "bfloat16", "float16")
 ALIKE = ("reference", "audits", "adapter", "require", "show_text", "hold")
@@ -110,8 +110,7 @@ class Job:
 
     def checkpoints(self) -> Checkpoints | None:
         """Where the run's checkpoints lie: beside the result."""
-        folder = self.out.with_name(f"{self.out.name}.checkpoints")
-        return Checkpoints(folder, self.checkpoint_every, self.resume) if self.checkpoint_every else None
+        return checkpoints_beside(self.out, self.checkpoint_every, self.resume)
 
     def open(self, model: str) -> Model:
         """A model on the job's device; on the host where the processes will hold a part each."""
@@ -166,36 +165,33 @@ class Job:
         )
 
 
+def pose(job: Job, on_event: OnEvent) -> tuple[Task, Method]:
+    """What the job asks, from its files, and the method fitted to it; nothing is run yet."""
+    chosen, audits, _ = job.check_names()
+    task = replace(job.task(chosen.method.minimises, audits, on_event), recipe=chosen.recipe)
+    task = task.with_retain(chosen.method)
+    asked = task.to_train(chosen.method)
+    if task.earlier:
+        on_event(Note(_say_held(len(asked.forget) - len(task.request.forget))))
+    method = chosen.method.fit(task.model, asked, on_event)
+    return task.with_probes() if job.added_probes else task, method
+
+
 def forget(job: Job, on_event: OnEvent) -> Report:
     """Forget, and write `job.out`, all of it or nothing."""
-    chosen, audits, _ = job.check_names()
     check_out(job.out, job.model, job.adapter)
     saved = job.checkpoints()
     with lock(job.out) if is_main() else nullcontext():
         if saved:
             broadcast(saved.check)
-        task = replace(job.task(chosen.method.minimises, audits, on_event), recipe=chosen.recipe)
-        task = task.with_retain(chosen.method)
-        asked = task.to_train(chosen.method)
-        if task.earlier:
-            on_event(Note(_say_held(len(asked.forget) - len(task.request.forget))))
-        method = chosen.method.fit(task.model, asked, on_event)
-        task = task.with_probes() if job.added_probes else task
+        task, method = pose(job, on_event)
         inside = list(networks(task.model))
         if saved and isinstance(task.model, Network):
             network = task.model
             broadcast(lambda: saved.compare(method, network, task.to_train(method)))
         check_room((tensor for each in inside for tensor in each.module.state_dict().values()), job.out)
-        try:
-            with shared_folder(whole_folder(job.out)) as folder:
-                report = _forget(job, task, method, folder)
-        except KeyboardInterrupt:
-            if saved and saved.steps():
-                on_event(Note(f"Checkpoints are in {saved.folder}; --resume goes on from them"))
-            raise
-        if saved:
-            saved.remove()
-        return report
+        with Resumable(job.out, saved).finishing(on_event), shared_folder(whole_folder(job.out)) as folder:
+            return _forget(job, task, method, folder)
 
 
 def _say_held(count: int) -> str:
@@ -228,7 +224,8 @@ def _result(job: Job, task: Task, method: Method, recorder: Recorder, folder: Pa
     trains = isinstance(task.model, Network) and method.minimises is not None
     with kept_on_host(task.model) if trains and isinstance(task.model, Network) else nullcontext():
         with task.clock.part("forget"):
-            changed = _train(job, task, method, recorder)
+            run = Resumable(job.out, job.checkpoints())
+            changed = run.change(method, task.model, task.to_train(method), recorder, recorder.path)
         with task.clock.part("merge and save"):
             task.on_event(Note("Merging and saving"))
             said: list[Compared] = []  # by the process that writes
@@ -246,23 +243,6 @@ def _save(task: Task, changed: Model, folder: Path) -> Compared:
     said = compare(task.model, changed, plain, task.request)
     adapter = save(changed, plain, task.model.fingerprint(), folder)
     return replace(said, saved=replace(said.saved, adapter=adapter))
-
-
-def _train(job: Job, task: Task, method: Method, recorder: Recorder) -> Model:
-    """Run the method; where it fails, keep the last good adapter beside the place that the result would have had."""
-    checkpoints = job.checkpoints()
-    try:
-        with keep_checkpoints(checkpoints):
-            return method(task.model, task.to_train(method), recorder)
-    except RunFailed as error:
-        adapted, steps = error.last_good, recorder.path
-        if not isinstance(adapted, Adapted) or steps is None:
-            raise
-        kept = Path(broadcast(lambda: str(failed_folder(job.out))))
-        broadcast(lambda: keep_failed(kept, adapted, steps))
-        if checkpoints:
-            checkpoints.remove()  # they would lead to the same step
-        raise RunFailed(f"{error} The last good adapter and the steps are in {kept}.") from error
 
 
 def _write(job: Job, report: Report, folder: Path) -> None:

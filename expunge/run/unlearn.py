@@ -29,7 +29,7 @@ from expunge.report.rules import Asked
 from expunge.report.run import Run, Saved
 from expunge.report.verdict import judge, judge_audit
 from expunge.run.added import add_probes
-from expunge.run.choose import aims_at_levels, audits_of, choose_method, default_method, summaries_of
+from expunge.run.choose import Chosen, aims_at_levels, audits_of, choose_method, default_method, summaries_of
 from expunge.run.compare import compare
 from expunge.run.families import family_name, limits_of, unit_of
 from expunge.run.own_answers import answer_plain_questions, lacks_retain
@@ -111,6 +111,12 @@ class Task:
         )
         return replace(self, request=replace(self.request, retain=made), added=(*self.added, "retain"))
 
+    def with_method(self, chosen: Chosen) -> tuple[Task, Method]:
+        """The task as a method does it, and that method fitted to it."""
+        task = replace(self, recipe=chosen.recipe).with_retain(chosen.method)
+        fitted = chosen.method.fit(task.model, task.request, task.on_event)
+        return replace(task, command=f"unlearn(model, request, {write(fitted)!r})"), fitted
+
     def with_probes(self) -> Task:
         """The task with probes of our own, where none of the request says what should stay."""
         request, added = add_probes(self.model, self.request, self.on_event)
@@ -137,6 +143,12 @@ class Task:
         if not held or not aims_at_levels(method):
             return self.request
         return replace(self.request, forget=(*self.request.forget, *held))
+
+    def facts(self) -> tuple[str, str]:
+        """Fingerprints of the model and of the request, as a report has them."""
+        unit = unit_of(family_name(self.model))
+        told = record.describe_request(self.request, unit, self.sources, self.added)
+        return self.model.fingerprint(), told.fingerprint
 
     def as_meant(self) -> Task:
         """The task with each rule about the set that its audit is of; says where a rule named another."""
@@ -178,9 +190,6 @@ def unlearn(
     Nothing is written: `report.save(folder)`
     does that. Raises a `Refusal` where something cannot be done as it is.
     """
-    texts = all(isinstance(example, Tokenized) for example in request.forget)
-    named = default_method(texts, bool(request.holdout)) if method is None else method
-    chosen = choose_method(named, family_name(model))
     task = Task(
         model=model,
         request=request,
@@ -188,10 +197,10 @@ def unlearn(
         rules=tuple(Rule.parse(text) for text in require),
         reference=None if reference is None else lambda: reference,
         on_event=on_event,
-        recipe=chosen.recipe,
-    ).with_retain(chosen.method)
-    fitted = chosen.method.fit(model, task.request, on_event)
-    task = replace(task, command=f"unlearn(model, request, {write(fitted)!r})")
+    )
+    texts = all(isinstance(example, Tokenized) for example in request.forget)
+    named = default_method(texts, bool(request.holdout)) if method is None else method
+    task, fitted = task.with_method(choose_method(named, family_name(model)))
     task = task.with_probes() if added_probes else task
     return forget(task, fitted, lambda told: in_memory(task, fitted, told))
 

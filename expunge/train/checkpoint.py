@@ -82,14 +82,18 @@ class Checkpoints:
     def compare(self, method: object, network: Network, request: Request) -> None:
         """Refuse early to resume another run.
 
-        Only the manifests are read; whether a checkpoint is complete is checked when it is read.
+        Only the manifests are read; whether a checkpoint is complete is checked when it is read. Of a method around
+        another that one wrote them, and compares them as it starts.
         """
         for path in self.steps() if self.resume else ():
             try:
                 manifest = check_manifest(path, lambda name: False)
             except ModelRefused:
                 continue
-            _match(path, manifest, facts(method, network, request))
+            run = manifest.get("run")
+            wrote = str(run.get("method")) if isinstance(run, dict) else ""
+            if wrote.startswith(f"{type(method).__name__}("):
+                _match(path, manifest, facts(method, network, request))
             return
 
     def write(self, step: int, facts: Mapping[str, str], tensors: Mapping[str, Tensor], state: object) -> None:

@@ -32,6 +32,9 @@ def tofu(folder: Path, many: int = 2) -> Path:
         rows = [question(20 + 10 * place + k) for k in range(1)]
         write(folder / f"{name}_perturbed.jsonl", [{key: row[key] for key in general} for row in rows])
     write(folder / "holdout01.jsonl", [{key: question(50 + k)[key] for key in general[:2]} for k in range(many)])
+    learnt = {place: [question(k + place) for k in range(many)] for place in (0, 10)}
+    write(folder / "retain99.jsonl", [{key: row[key] for key in general[:2]} for row in learnt[10]])
+    write(folder / "full.jsonl", [{key: row[key] for key in general[:2]} for row in (*learnt[10], *learnt[0])])
     return folder
 
 

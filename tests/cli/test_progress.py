@@ -70,7 +70,7 @@ def test_a_run_without_a_level_says_when_it_ends():
         progress(Checked(0, 2.0, 1.5, None, 0.0))
     lines = told.getvalue().splitlines()
     assert len(lines) == 3  # and no empty line, since no bar was drawn
-    assert lines[1].endswith("All 5 steps are taken: no mean loss is named as the one to reach")
+    assert lines[1].endswith("All 5 steps are taken")
     assert lines[2].endswith("step 0: forget loss 2.00, retain loss 1.50")
 
 

@@ -212,7 +212,7 @@ def test_a_setting_that_is_unknown_or_given_twice_is_refused():
         ("Finetune(clip='a')", "The `clip` of Finetune must be a number or None. Got 'a'."),
         ("Finetune(objective=3)", "The `objective` of Finetune must be an Objective. Got 3."),
         ("Finetune(adapter=Loss())", "The `adapter` of Finetune must be an Adapter or None. Got Loss()."),
-        ("Finetune(stop=None)", "The `stop` of Finetune must be a Stop. Got None."),
+        ("Finetune(stop=3)", "The `stop` of Finetune must be a Stop or None. Got 3."),
         ("LoRA(targets='mpl')", "The `targets` of LoRA must be one of mlp, attention, all. Got 'mpl'."),
         ("GradDiff(forget_weight='a')", "The `forget_weight` of GradDiff must be a number. Got 'a'."),
     ],

@@ -54,9 +54,9 @@ def test_no_published_recipe_has_a_stop_of_ours(recipe: Recipe):
     method = parse(recipe.method)
     for found in (method, getattr(method, "learn", None)):
         if isinstance(found, Finetune) and recipe.name not in OURS:
-            assert found.stop.level is found.stop.max_retain_increase is None
+            assert found.checks.level is found.checks.max_retain_increase is None
             if recipe.name != "TokenLevels":
-                assert found.stop.max_forget_loss is found.stop.max_growth is None
+                assert found.checks.max_forget_loss is found.checks.max_growth is None
 
 
 def test_a_name_that_is_an_objective_too_stays_the_objective_inside_of_a_method():

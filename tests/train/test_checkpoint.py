@@ -110,6 +110,18 @@ def test_another_run_s_checkpoint_is_refused_by_what_differs(tmp_path: Path, dif
     assert saved.compare(parse(f"Finetune(adapter=Bounded(rank=2), {SETTINGS})"), tiny(), REQUEST) is None
 
 
+@pytest.mark.parametrize("around", ["OwnWords(learn={})", "Train(learning_rate=0.001, epochs=5.0, batch=2)"])
+def test_a_method_around_another_goes_on_from_what_that_one_wrote(around: str, tmp_path: Path):
+    method = around.format(f"Finetune(adapter=Bounded(rank=2), {SETTINGS})")
+    straight = weights(run(method, Watcher()))
+    saved = cut(method, tmp_path)
+    assert saved.compare(parse(method), tiny(), REQUEST) is None  # that one compares, as it starts
+    resumed = weights(run(method, Watcher(), saved))
+    assert all(torch.equal(resumed[name], weight) for name, weight in straight.items())
+    with pytest.raises(ModelRefused, match="is of another run: its method differs"):
+        run(method.replace("0.001", "0.002"), Watcher(), saved)
+
+
 def test_going_on_from_nothing_and_beginning_over_a_checkpoint_are_refused(tmp_path: Path):  # C08
     with pytest.raises(UsageRefused, match="has no checkpoint to resume from"):
         Checkpoints(tmp_path, resume=True).check()
