@@ -31,7 +31,7 @@ NAMES = ("id", "question", "answer", "text", "options", "lead", "image", "img", 
 """Columns that an error may name; others may be text of a record."""
 TARGETS = ("question", "answer", "text", "options", "lead", "id", "system", "messages")
 """What the columns of a file can be said to hold."""
-BESIDE = ("id", "options", "lead", "system", "chat_template_kwargs")
+BESIDE = ("id", "options", "lead", "system", "chat_template_kwargs", "sample_weight")
 """Columns that count under their own names, where others are renamed."""
 FOREIGN = {*NAMES, "query", "prompt", "gt", "input", "output", "instruction", "response", "completion", "subject"}
 COLUMN_NAME = re.compile(r"[A-Za-z_][\w.-]{0,39}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +24,8 @@ from expunge.data.records import Fault, Record, read, refuse, rename
 from expunge.errors import ModelRefused, UsageRefused
 
 LONGEST_ID = 200
+WEIGHT = "sample_weight"
+"""Column that says how often a record counts: 2 is the record twice, 0 leaves it out."""
 ALSO = {
     "question": ("prompt", "instruction", "input", "query", "problem"),
     "answer": ("completion", "response", "output", "answers", "solution"),
@@ -206,6 +209,9 @@ def _wrong(columns: dict[str, Any]) -> str:
     given = columns.get("chat_template_kwargs", {})
     if not isinstance(given, dict) or not all(isinstance(name, str) for name in given):
         return "'chat_template_kwargs' must be an object of names and values"
+    weight = columns.get(WEIGHT, 1)
+    if not isinstance(weight, int | float) or isinstance(weight, bool) or not 0 <= weight < math.inf:
+        return f"'{WEIGHT}' must be a number of at least 0 (how often the record counts)"
     options = columns.get("options", [])
     if not isinstance(options, list) or not all(isinstance(option, str) and option.strip() for option in options):
         return "'options' must be a list of texts (the wrong answers)"
@@ -245,16 +251,26 @@ def count_apart(records: list[Record], passages: Sequence[Example]) -> tuple[int
 
 def encode_for(records: list[Record], network: Any, path: Path) -> tuple[Passage, ...]:
     """Passages as a language model reads them; tokens that its embedding does not have are refused."""
-    passages = encode(records, network.tokenizer, path, network.longest)
-    refuse_unknown_tokens(passages, network.vocabulary, path)
-    return passages
+    return tuple(passage for made in encode_each_for(records, network, path) for passage in made)
+
+
+def encode_each_for(records: list[Record], network: Any, path: Path) -> list[list[Passage]]:
+    """The same, apart for each record."""
+    made = encode_each(records, network.tokenizer, path, network.longest)
+    refuse_unknown_tokens(tuple(passage for passages in made for passage in passages), network.vocabulary, path)
+    return made
 
 
 def encode(records: list[Record], tokenizer: Any, path: Path, longest: int) -> tuple[Passage, ...]:
     """Passages of at most `longest` tokens; a longer text is split, a longer question refused."""
+    return tuple(passage for made in encode_each(records, tokenizer, path, longest) for passage in made)
+
+
+def encode_each(records: list[Record], tokenizer: Any, path: Path, longest: int) -> list[list[Passage]]:
+    """The passages of each record."""
     if not tokenizer.is_fast:
         raise ModelRefused("The tokenizer has no offsets. Use a fast one (a folder with tokenizer.json).")
-    passages: list[Passage] = []
+    passages: list[list[Passage]] = []
     faults: list[Fault] = []
     writer = Writer(tokenizer)
     for record in records:
@@ -268,9 +284,10 @@ def encode(records: list[Record], tokenizer: Any, path: Path, longest: int) -> t
                 faults.append(Fault(record.line, "has no labelled token, so nothing can be asked about it"))
             elif (most := max(p.size for p in (passage, *passage.alternatives))) > longest:
                 faults.append(Fault(record.line, f"{most} tokens; the model reads {longest}"))
-            passages.append(passage)
+        weight = float(record.columns.get(WEIGHT, 1))
+        passages.append(made if weight == 1 else [replace(passage, weight=weight) for passage in made])
     refuse(path, faults)
-    return tuple(passages)
+    return passages
 
 
 def prompt_of(question: str, tokenizer: Any) -> str:
