@@ -75,6 +75,27 @@ class Selector(ABC):
         return replace(request, retain=retain)
 
 
+class LikenessSelector(Selector):
+    """Chooses by how much each record of the pool is like each forget record: the first of each, the second of each, ...
+
+    Within a round the most alike come first. So no forget record goes without because another has many.
+    """
+
+    count: int
+
+    @abstractmethod
+    def likeness(self, network: Network, forget: Batch, pool: Pool) -> Iterator[Float[Tensor, "forget records"]]:
+        """How much each record of the pool is like each forget record, some forget records at a time."""
+
+    @property
+    def wanted(self) -> int:
+        return self.count
+
+    @final
+    def choose(self, network: Network, forget: Batch, pool: Pool) -> Selection:
+        return Selection(take_turns(self.likeness(network, forget, pool), self.count))
+
+
 def flatten(pool: Sequence[Sequence[Item]]) -> list[Item]:
     """All examples of all records, in order."""
     return [example for record in pool for example in record]
@@ -86,11 +107,7 @@ def mean_by_record(values: Shaped[Tensor, " examples *rest"], pool: Pool) -> Sha
 
 
 def take_turns(blocks: Iterator[Float[Tensor, "forget records"]], count: int) -> tuple[int, ...]:
-    """The `count` records that come first where each forget record in turn names the one most like it that is left.
-
-    `blocks` are likenesses to some forget records at a time. In the first round every forget record names one; within
-    a round the most alike come first. So no forget record goes without neighbours because another has many.
-    """
+    """The `count` records with the best place on any forget record's list, those of one place by their likeness."""
     turn, alike = np.array([]), np.array([])
     for block in blocks:
         place = block.argsort(dim=1, descending=True, stable=True).argsort(dim=1).amin(0).numpy()

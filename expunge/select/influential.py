@@ -6,7 +6,7 @@
     trak(f, r)    = phi(f)^T (Phi^T Phi / n + damping)^-1 phi(r) (1 - p(r)),   Phi: the phi of the pool
     cosine(f, r)  = cosine of phi(f) and phi(r)
 
-Each forget record in turn names the record that speaks most for it. As a retain set these are what the forgotten
+First comes the record that speaks most for each forget record, then the second of each, and so on. As a retain set these are what the forgotten
 facts lean on; from a training file they are candidates for the forget set. TRAK averages several models trained anew,
 here it is one, so the values are coarser than the paper's. A pass forwards and backwards for each record.
 """
@@ -28,7 +28,7 @@ from expunge.internals.blocks import every_block
 from expunge.internals.gradients import Slopes
 from expunge.internals.states import log_odds
 from expunge.primitives.settings import check_least, check_seed
-from expunge.select._kinds import AT_ONCE, Pool, Selection, Selector, cosines, flatten, mean_by_record, take_turns
+from expunge.select._kinds import AT_ONCE, LikenessSelector, Pool, cosines, flatten, mean_by_record
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -38,10 +38,10 @@ Score = Literal["trak", "cosine"]
 
 
 @dataclass(frozen=True)
-class Influential(Selector):
+class Influential(LikenessSelector):
     """The records whose gradients support the answers of the forget set."""
 
-    order: ClassVar[str] = "each forget record in turn names the one that speaks most for it of those left"
+    order: ClassVar[str] = "the record that speaks most for each forget record, then the second of each, and so on"
 
     count: int = 200
     """How many records are chosen."""
@@ -62,19 +62,15 @@ class Influential(Selector):
         if self.score not in ("trak", "cosine"):
             raise UsageRefused(f"The `score` of Influential must be trak or cosine. Got {self.score!r}.")
 
-    @property
-    def wanted(self) -> int:
-        return self.count
-
-    def choose(self, network: Network, forget: Batch, pool: Pool) -> Selection:
+    def likeness(self, network: Network, forget: Batch, pool: Pool) -> Iterator[Float[Tensor, "forget records"]]:
         every, slopes = flatten(pool), self._slopes(network)
         sketches = mean_by_record(self._sketch(slopes, every), pool)
         asked = self._sketch(slopes, forget)
         if self.score == "cosine":
-            return Selection(take_turns(cosines(asked, sketches), self.count))
+            return cosines(asked, sketches)
         said = network.ask(LogProbabilities(), every)
         doubt = mean_by_record(1 - said.mean(said.log_probs.double().exp()), pool)
-        return Selection(take_turns(self._trak(asked, sketches, doubt), self.count))
+        return self._trak(asked, sketches, doubt)
 
     def _trak(
         self, asked: Float[Tensor, "forget k"], sketches: Float[Tensor, "records k"], doubt: Float[Tensor, " records"]

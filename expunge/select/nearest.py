@@ -3,8 +3,8 @@
     state(record) = mean over its labelled rows of the hidden state after a block, standardised over the pool
     alike(f, r)   = cosine of state(f) and state(r)
 
-Each forget record in turn names the record most like it that is left, so that each gets neighbours. The states are
-those of the model that is to forget: what it reads alike is what an update moves together.
+First comes the record most like each forget record, then the second of each, and so on, so that each gets neighbours.
+The states are those of the model that is to forget: what it reads alike is what an update moves together.
 
 A paraphrase of a forgotten record is its nearest neighbour, and a retain set that has one holds the fact: keep those
 out of the pool.
@@ -23,7 +23,7 @@ from expunge.core.question import HiddenStates
 from expunge.errors import UsageRefused
 from expunge.primitives.out_of_memory import in_fitting_batches
 from expunge.primitives.settings import check_least
-from expunge.select._kinds import Pool, Selection, Selector, cosines, flatten, mean_by_record, take_turns
+from expunge.select._kinds import LikenessSelector, Pool, cosines, flatten, mean_by_record
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Nearest(Selector):
+class Nearest(LikenessSelector):
     """The records that the network's hidden states hold nearest to the forget set."""
 
-    order: ClassVar[str] = "each forget record in turn names the one most like it that is left"
+    order: ClassVar[str] = "the record most like each forget record, then the second of each, and so on"
 
     count: int = 200
     """How many records are chosen."""
@@ -48,15 +48,11 @@ class Nearest(Selector):
                 f"The `layer` of Nearest must be a block number, or a share of the depth below 1.0. Got {self.layer!r}."
             )
 
-    @property
-    def wanted(self) -> int:
-        return self.count
-
-    def choose(self, network: Network, forget: Batch, pool: Pool) -> Selection:
+    def likeness(self, network: Network, forget: Batch, pool: Pool) -> Iterator[Float[Tensor, "forget records"]]:
         records = mean_by_record(self._states(network, flatten(pool)), pool)
         middle, spread = records.mean(0), records.std(0, correction=0).clamp(min=1e-6)
         asked = (self._states(network, forget) - middle) / spread
-        return Selection(take_turns(cosines(asked, (records - middle) / spread), self.count))
+        return cosines(asked, (records - middle) / spread)
 
     def _states(self, network: Network, examples: Batch) -> Float[Tensor, "examples width"]:
         """The mean state over each example's rows, on the CPU."""
