@@ -5,9 +5,9 @@
 
 coreset     AutoCoreset on logistic regression (breast_cancer and digits of scikit-learn), beside one uniform sample and
             the best of as many as the search fitted models
-influence   the records that a model learnt are ranked for a question asked in other words: where is the one it came from?
-retain      a model forgets by the default method, with a small retain set chosen from a pool; asked are records of which
-            no training and no selector knew, near the forgotten ones and far from them (`recipes/worlds.py`)
+influence   records that a model learnt are ranked for a question in other words: where is the one it came from?
+retain      a model forgets by the default method, with a small retain set chosen from a pool; asked are other records,
+            which neither training nor selector saw, near the forgotten ones and far from them (`recipes/worlds.py`)
 
 DATA is a folder with tofu and stories260k. Seeds of `coreset` are its own; those of worlds are theirs. Use one thread.
 """
@@ -36,11 +36,8 @@ from worlds import Places, Trial, authors, people
 
 from expunge import Network, Request, parse
 from expunge.data.text import Passage
-from expunge.internals.examples import Tokenized
 from expunge.notation.parse import parse_list
-from expunge.primitives.statistics import mean_interval
 from expunge.run.choose import choose_method, default_method
-from expunge.select._coreset import Search
 from expunge.select.auto_coreset import AutoCoreset
 
 PAGE = Path(__file__).parent.parent / "docs" / "selecting.md"

@@ -76,9 +76,10 @@ class Selector(ABC):
 
 
 class LikenessSelector(Selector):
-    """Chooses by how much each record of the pool is like each forget record: the first of each, the second of each, ...
+    """Chooses by how much each record of the pool is like each forget record.
 
-    Within a round the most alike come first. So no forget record goes without because another has many.
+    The first of each is chosen, then the second of each, ...; within such a round the most alike come first. So no
+    forget record goes without because another has many.
     """
 
     count: int

@@ -6,9 +6,10 @@
     trak(f, r)    = phi(f)^T (Phi^T Phi / n + damping)^-1 phi(r) (1 - p(r)),   Phi: the phi of the pool
     cosine(f, r)  = cosine of phi(f) and phi(r)
 
-First comes the record that speaks most for each forget record, then the second of each, and so on. As a retain set these are what the forgotten
-facts lean on; from a training file they are candidates for the forget set. TRAK averages several models trained anew,
-here it is one, so the values are coarser than the paper's. A pass forwards and backwards for each record.
+First comes the record that speaks most for each forget record, then the second of each, and so on. As a retain set
+these are what the forgotten facts lean on; of a training file they are candidates for the forget set. The paper takes a
+mean of trak over several models trained anew; here it is one, so the values are coarser. Each record costs a pass
+forwards and backwards.
 """
 
 from __future__ import annotations
