@@ -37,6 +37,7 @@ from worlds import Places, Trial, authors, people
 from expunge import Network, Request, parse
 from expunge.data.text import Passage
 from expunge.notation.parse import parse_list
+from expunge.primitives.statistics import mean_interval
 from expunge.run.choose import choose_method, default_method
 from expunge.select.auto_coreset import AutoCoreset
 
@@ -156,12 +157,12 @@ class Split:
 
 
 def split(name: str, seed: int, trial: Trial) -> Split:
-    """Of each person three of five facts are to choose from, of each author every second record."""
+    """To choose from are three of each person's five facts, not the same of all, and every second record of an author."""
     retain = trial.request.retain
     if name == "people":
         world = World.drawn(seed + 1)
         first = {world.names[person].split()[0] for person in world.groups.forget}
-        asked = [e for e in retain if e.id.split("-")[1] in ("pet", "dish")]
+        asked = [e for place, e in enumerate(retain) if (place + place // 5) % 5 < 2]
         near = [world.names[int(e.id.split("-")[0])].split()[0] in first for e in asked]
         size = 24
     else:
@@ -255,6 +256,76 @@ def run(given: argparse.Namespace) -> None:
                     keep(out, {"world": name, "seed": seed, **row})
 
 
+def show(path: Path) -> None:
+    """Write the tables between the marks of docs/selecting.md."""
+    found = list(rows(path))
+    parts = [
+        kept_table([row for row in found if "choice" in row]),
+        coreset_table([row for row in found if "data" in row]),
+        source_table([row for row in found if "asker" in row]),
+    ]
+    between(PAGE, "selecting", "\n\n".join(parts))
+
+
+ASKED = ("forget.Choice", "neighbours.Choice", "rest.Choice", "neighbours.Loss", "rest.Loss")
+
+
+def kept_table(found: Sequence[Row]) -> str:
+    """A line for each way to choose: means over the records of all seeds, and their 95 % intervals."""
+    lines = [
+        "| world | retain set | of them near | " + " | ".join(f"{name}" for name in ASKED) + " |",
+        "|---" * 8 + "|",
+    ]
+    for world in dict.fromkeys(row["world"] for row in found):
+        kinds: dict[str, list[Row]] = {}
+        for row in (row for row in found if row["world"] == world):
+            kinds.setdefault("random, three draws" if "random" in row["choice"] else row["choice"], []).append(row)
+        for kind, mine in kinds.items():
+            near = f"{statistics.mean(r['near'] for r in mine):.0f} of {mine[0]['count']}" if "near" in mine[0] else ""
+            lines.append(f"| {world} | {kind} | {near} | {' | '.join(spread(mine, name) for name in ASKED)} |")
+    return "\n".join(lines)
+
+
+def spread(mine: Sequence[Row], name: str) -> str:
+    """The mean and the interval of a number over the records of several rows.
+
+    Records of several draws of one seed are the same records, so each counts by the mean over its draws.
+    """
+    by_seed = [[row[name] for row in mine if row["seed"] == seed] for seed in sorted({row["seed"] for row in mine})]
+    scores = [float(np.mean(each)) for draws in by_seed for each in zip(*draws, strict=True)]
+    low, high = mean_interval(scores)
+    return f"{statistics.mean(scores):.2f} ({low:.2f}-{high:.2f})"
+
+
+def coreset_table(found: Sequence[Row]) -> str:
+    """A line for each data set and size: means over the seeds."""
+    lines = [
+        "| data | size | summary | models fitted | eps | best of as many uniform | one uniform | accuracy | theirs |",
+        "|---" * 9 + "|",
+    ]
+    for key in dict.fromkeys((row["data"], row["size"], row["summary"]) for row in found):
+        mine = [row for row in found if (row["data"], row["size"], row["summary"]) == key]
+        mean = {name: statistics.mean(row[name] for row in mine) for name in mine[0] if name not in ("data", "summary")}
+        numbers = [f"{mean[name]:.3f}" for name in ("eps", "eps_best", "eps_one", "accuracy")]
+        both = f"{mean['accuracy_best']:.3f}, {mean['accuracy_one']:.3f}"
+        lines.append(f"| {key[0]} | {key[1]} | {key[2]} | {mean['fits']:.0f} | {' | '.join(numbers)} | {both} |")
+    return "\n".join(lines)
+
+
+def source_table(found: Sequence[Row]) -> str:
+    """A line for each way to rank, a column for each world: share ranked first, and the mean reciprocal rank."""
+    worlds = list(dict.fromkeys(row["world"] for row in found))
+    lines = [f"| ranked by | {' | '.join(worlds)} |", "|---" * (1 + len(worlds)) + "|"]
+    for asker in dict.fromkeys(row["asker"] for row in found):
+        cells = []
+        for world in worlds:
+            mine = [row for row in found if (row["asker"], row["world"]) == (asker, world)]
+            first, reciprocal = (statistics.mean(row[name] for row in mine) for name in ("first", "reciprocal"))
+            cells.append(f"{first:.2f}, {reciprocal:.2f} (1 of {mine[0]['pool']}, {len(mine)} seeds)")
+        lines.append(f"| {asker} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = parser.add_subparsers(dest="verb", required=True)
@@ -271,11 +342,7 @@ def main() -> None:
     if given.verb == "run":
         run(given)
     else:
-        between(PAGE, "selecting", "\n".join(tables(list(rows(given.out)))))
-
-
-def tables(found: Sequence[Row]) -> list[str]:
-    raise NotImplementedError
+        show(given.out)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import codecs
 import csv
 import io
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -31,7 +32,9 @@ NAMES = ("id", "question", "answer", "text", "options", "lead", "image", "img", 
 """Columns that an error may name; others may be text of a record."""
 TARGETS = ("question", "answer", "text", "options", "lead", "id", "system", "messages")
 """What the columns of a file can be said to hold."""
-BESIDE = ("id", "options", "lead", "system", "chat_template_kwargs", "sample_weight")
+WEIGHT = "sample_weight"
+"""Column that says how often a record counts: 2 is the record twice, 0 leaves it out."""
+BESIDE = ("id", "options", "lead", "system", "chat_template_kwargs", WEIGHT)
 """Columns that count under their own names, where others are renamed."""
 FOREIGN = {*NAMES, "query", "prompt", "gt", "input", "output", "instruction", "response", "completion", "subject"}
 COLUMN_NAME = re.compile(r"[A-Za-z_][\w.-]{0,39}")
@@ -105,6 +108,15 @@ def rename(records: list[Record], columns: Mapping[str, str], path: Path) -> lis
 def _rename_row(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
     beside = {name: row[name] for name in BESIDE if name in row}
     return beside | {ours: row[theirs] for ours, theirs in columns.items() if theirs in row}
+
+
+def weight_of(columns: Mapping[str, Any]) -> float:
+    """How often a row counts, as a number or in figures, as CSV has it; NaN where it is neither."""
+    said = columns.get(WEIGHT, 1)
+    try:
+        return float(said) if isinstance(said, int | float | str) and not isinstance(said, bool) else math.nan
+    except (ValueError, OverflowError):
+        return math.nan
 
 
 def refuse(path: Path, faults: list[Fault]) -> None:

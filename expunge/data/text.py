@@ -20,12 +20,10 @@ from typing import Any
 from expunge.core.request import Example
 from expunge.data.chat import Chat, MisfitError, Turns, Written, check_arguments
 from expunge.data.formats import FormatError, add_system, answers_in, paraphrase_of, read_row, turns_of
-from expunge.data.records import Fault, Record, read, refuse, rename
+from expunge.data.records import WEIGHT, Fault, Record, read, refuse, rename, weight_of
 from expunge.errors import ModelRefused, UsageRefused
 
 LONGEST_ID = 200
-WEIGHT = "sample_weight"
-"""Column that says how often a record counts: 2 is the record twice, 0 leaves it out."""
 ALSO = {
     "question": ("prompt", "instruction", "input", "query", "problem"),
     "answer": ("completion", "response", "output", "answers", "solution"),
@@ -209,8 +207,7 @@ def _wrong(columns: dict[str, Any]) -> str:
     given = columns.get("chat_template_kwargs", {})
     if not isinstance(given, dict) or not all(isinstance(name, str) for name in given):
         return "'chat_template_kwargs' must be an object of names and values"
-    weight = columns.get(WEIGHT, 1)
-    if not isinstance(weight, int | float) or isinstance(weight, bool) or not 0 <= weight < math.inf:
+    if not 0 <= weight_of(columns) < math.inf:
         return f"'{WEIGHT}' must be a number of at least 0 (how often the record counts)"
     options = columns.get("options", [])
     if not isinstance(options, list) or not all(isinstance(option, str) and option.strip() for option in options):
@@ -284,7 +281,7 @@ def encode_each(records: list[Record], tokenizer: Any, path: Path, longest: int)
                 faults.append(Fault(record.line, "has no labelled token, so nothing can be asked about it"))
             elif (most := max(p.size for p in (passage, *passage.alternatives))) > longest:
                 faults.append(Fault(record.line, f"{most} tokens; the model reads {longest}"))
-        weight = float(record.columns.get(WEIGHT, 1))
+        weight = weight_of(record.columns)
         passages.append(made if weight == 1 else [replace(passage, weight=weight) for passage in made])
     refuse(path, faults)
     return passages

@@ -12,7 +12,7 @@ from expunge.core.objective import Objective
 from expunge.core.request import Example, Request
 from expunge.data import images, near, text
 from expunge.data.kinds import holds_pictures
-from expunge.data.records import Record
+from expunge.data.records import WEIGHT, Record
 from expunge.data.text import Reading
 from expunge.errors import DataRefused, UsageRefused
 from expunge.primitives.meanings import Meaning, SetName
@@ -188,10 +188,8 @@ def records_of_texts(
     full = {name: text.drop_blank(records) for name, records in sets.items()}
     blank = {name: len(sets[name]) - len(records) for name, records in full.items()}
     reworded = text.paraphrases(full["forget"], places["forget"]) if REWORDED not in sets and "forget" in sets else []
-    weighted = [name for name, records in full.items() if any(text.WEIGHT in record.columns for record in records)]
-    notes = tuple(
-        f"Records of the {name} set count by their {text.WEIGHT}, in training and audits" for name in weighted
-    )
+    weighted = [name for name, records in full.items() if any(WEIGHT in record.columns for record in records)]
+    notes = tuple(f"Records of the {name} set count by their {WEIGHT}, in training and audits" for name in weighted)
     if reworded:
         full[REWORDED] = reworded
         places = {**places, REWORDED: places["forget"]}

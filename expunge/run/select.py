@@ -11,8 +11,8 @@ from typing import Any
 from expunge.core.model import Model, network_of
 from expunge.data import near, text
 from expunge.data.kinds import holds_pictures
-from expunge.data.records import Record, read
-from expunge.data.text import WEIGHT, Reading
+from expunge.data.records import WEIGHT, Record, read
+from expunge.data.text import Reading
 from expunge.errors import DataRefused, UsageRefused
 from expunge.models.language import LanguageModel
 from expunge.notation.parse import parse
@@ -67,7 +67,7 @@ class Chosen:
     """In which order they were chosen, in words."""
 
     @property
-    def weighted(self) -> bool:
+    def has_weights(self) -> bool:
         """Whether they have weights."""
         return WEIGHT in self.records[0]
 
@@ -75,7 +75,7 @@ class Chosen:
         """What was done, in numbers."""
         left = {"equal": self.apart.equal, "near": self.apart.near, "twice": self.apart.twice}
         count = {"chosen": len(self.records), "pool": self.pool}
-        return {**count, "left_out": left, "order": self.order, "weighted": self.weighted}
+        return {**count, "left_out": left, "order": self.order, "weighted": self.has_weights}
 
     def lines(self) -> list[str]:
         """The same in words without text of a record."""
@@ -85,7 +85,7 @@ class Chosen:
             f"Left out beforehand: {left.equal} that say word for word what is to be forgotten or left out, "
             f"{left.near} that nearly say it or ask the same, {left.twice} that repeat an earlier record of the pool",
         ]
-        if self.weighted:
+        if self.has_weights:
             said.append(f"Each has a {WEIGHT}, 1 on average, by which training and audits count it")
         return said
 
@@ -123,9 +123,9 @@ def select_records(
     gone, records = _read(forget, "forget", reading), _read(pool, "pool", reading)
     others = [record for each in without for record in _read(each, "without", reading).values()]
     apart = Apart.of([*records.values()], [*gone.values(), *others])
-    if len(apart.records) < chooser.wanted:
+    if len(apart.records) < chooser.quota:
         raise DataRefused(
-            f"{_place(pool, 'pool')}: {chooser.wanted} records are to be chosen, and {len(apart.records)} may be, of "
+            f"{_place(pool, 'pool')}: {chooser.quota} records are to be chosen, and {len(apart.records)} may be, of "
             f"{len(records)}: the others repeat what is to be forgotten or left out, or one another. Give a larger "
             f"pool, or ask for fewer."
         )

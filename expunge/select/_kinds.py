@@ -45,7 +45,7 @@ class Selector(ABC):
 
     @property
     @abstractmethod
-    def wanted(self) -> int:
+    def quota(self) -> int:
         """How many records it chooses."""
 
     @abstractmethod
@@ -55,9 +55,9 @@ class Selector(ABC):
     @final
     def __call__(self, network: Network, forget: Batch, pool: Pool) -> Selection:
         """The selection. Raises `DataRefused` where the pool has fewer records than are wanted."""
-        if len(pool) < self.wanted:
+        if len(pool) < self.quota:
             raise DataRefused(
-                f"{type(self).__name__} is to choose {self.wanted} records, and the pool has {len(pool)} that it may "
+                f"{type(self).__name__} is to choose {self.quota} records, and the pool has {len(pool)} that it may "
                 f"choose from. Give a larger pool, or ask for fewer."
             )
         return self.choose(network, forget, pool)
@@ -89,7 +89,7 @@ class LikenessSelector(Selector):
         """How much each record of the pool is like each forget record, some forget records at a time."""
 
     @property
-    def wanted(self) -> int:
+    def quota(self) -> int:
         return self.count
 
     @final

@@ -72,7 +72,7 @@ class AutoCoreset(Selector):
             )
 
     @property
-    def wanted(self) -> int:
+    def quota(self) -> int:
         return self.size
 
     def search(self, costs: Costs, count: int, labels: NDArray[Any] | None = None) -> Coreset:

@@ -91,15 +91,15 @@ def test_a_long_text_is_chosen_once_and_whole(network):
     assert sorted(record["text"] for record in made.records) == sorted(text["text"] for text in texts)
 
 
-@pytest.mark.parametrize("weight", [-1, "2", True, float("inf")])
+@pytest.mark.parametrize("weight", [-1, "two", True, [2], float("inf"), float("nan"), 10**400])
 def test_a_weight_that_is_no_count_is_refused(weight):
     with pytest.raises(DataRefused, match="line 1: 'sample_weight' must be a number of at least 0"):
         check([Record(1, {"question": "What?", "answer": "Bread.", "sample_weight": weight})], Path("f.jsonl"))
 
 
-def test_a_weight_reaches_every_piece_of_a_text():
+def test_a_weight_in_figures_as_csv_has_it_reaches_every_piece_of_a_text():
     (piece, *others) = encode(
-        [Record(1, {"text": "bread salt north seven", "sample_weight": 2.5})], WORDS, Path("f"), 2
+        [Record(1, {"text": "bread salt north seven", "sample_weight": "2.5"})], WORDS, Path("f"), 2
     )
     assert others
     assert {e.weight for e in (piece, *others)} == {2.5}

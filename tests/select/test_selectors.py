@@ -44,7 +44,7 @@ def test_a_selector_chooses_as_many_as_asked_each_once_and_changes_nothing(name)
     before = network.fingerprint()
     made = parse(SIX[name])
     chosen = made(network, forget, records)
-    assert len(chosen.indices) == len(set(chosen.indices)) == 6 == made.wanted
+    assert len(chosen.indices) == len(set(chosen.indices)) == 6 == made.quota
     assert set(chosen.indices) < set(range(len(records)))
     assert len(chosen.weights) in (0, 6)
     assert all(weight > 0 for weight in chosen.weights)
