@@ -157,7 +157,7 @@ class Split:
 
 
 def split(name: str, seed: int, trial: Trial) -> Split:
-    """To choose from are three of each person's five facts, not the same of all, and every second record of an author."""
+    """To choose from: three of each person's five facts, not the same of all; every second record of an author."""
     retain = trial.request.retain
     if name == "people":
         world = World.drawn(seed + 1)

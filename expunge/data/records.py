@@ -21,6 +21,8 @@ LINE_LIMIT = 16_000_000
 """Longest line in bytes."""
 AT_ONCE = 1000
 """Rows of a table that are read together."""
+LONGEST_ID = 200
+"""Most letters of an id."""
 SHOWN = 20
 """Most faults that an error names."""
 SPACES = (" ", "\t", "\n", "\r")
@@ -108,6 +110,13 @@ def rename(records: list[Record], columns: Mapping[str, str], path: Path) -> lis
 def _rename_row(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
     beside = {name: row[name] for name in BESIDE if name in row}
     return beside | {ours: row[theirs] for ours, theirs in columns.items() if theirs in row}
+
+
+def is_id(value: object) -> bool:
+    """Whether an id is safe to print in errors, on a terminal and in reports."""
+    if isinstance(value, str):
+        return bool(value.strip()) and len(value) <= LONGEST_ID and value.isprintable()
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def weight_of(columns: Mapping[str, Any]) -> float:

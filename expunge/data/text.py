@@ -20,10 +20,9 @@ from typing import Any
 from expunge.core.request import Example
 from expunge.data.chat import Chat, MisfitError, Turns, Written, check_arguments
 from expunge.data.formats import FormatError, add_system, answers_in, paraphrase_of, read_row, turns_of
-from expunge.data.records import WEIGHT, Fault, Record, read, refuse, rename, weight_of
+from expunge.data.records import LONGEST_ID, WEIGHT, Fault, Record, is_id, read, refuse, rename, weight_of
 from expunge.errors import ModelRefused, UsageRefused
 
-LONGEST_ID = 200
 ALSO = {
     "question": ("prompt", "instruction", "input", "query", "problem"),
     "answer": ("completion", "response", "output", "answers", "solution"),
@@ -200,7 +199,7 @@ def _wrong(columns: dict[str, Any]) -> str:
     if bad:
         empty = columns[bad] is None or isinstance(columns[bad], str)
         return f"'{bad}' is {'empty' if empty else type(columns[bad]).__name__}, but must be text"
-    if "id" in columns and not _is_id(columns["id"]):
+    if "id" in columns and not is_id(columns["id"]):
         return f"'id' must be a whole number, or text of 1 to {LONGEST_ID} printable letters"
     if not isinstance(columns.get("lead", ""), str):
         return "'lead' must be text (how the answer begins)"
@@ -229,13 +228,6 @@ def _suggest_names(columns: dict[str, Any], missing: list[str]) -> str:
     return f"; rename {' and '.join(f'{name!r} to {wanted!r}' for name, wanted in pairs)}" if pairs else ""
 
 
-def _is_id(value: object) -> bool:
-    """Whether an id is safe to print in errors, on a terminal and in reports."""
-    if isinstance(value, str):
-        return bool(value.strip()) and len(value) <= LONGEST_ID and value.isprintable()
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 WANTED = "texts (.jsonl, .json, .csv)"
 
 
@@ -248,14 +240,9 @@ def count_apart(records: list[Record], passages: Sequence[Example]) -> tuple[int
 
 def encode_for(records: list[Record], network: Any, path: Path) -> tuple[Passage, ...]:
     """Passages as a language model reads them; tokens that its embedding does not have are refused."""
-    return tuple(passage for made in encode_each_for(records, network, path) for passage in made)
-
-
-def encode_each_for(records: list[Record], network: Any, path: Path) -> list[list[Passage]]:
-    """The same, apart for each record."""
-    made = encode_each(records, network.tokenizer, path, network.longest)
-    refuse_unknown_tokens(tuple(passage for passages in made for passage in passages), network.vocabulary, path)
-    return made
+    passages = encode(records, network.tokenizer, path, network.longest)
+    refuse_unknown_tokens(passages, network.vocabulary, path)
+    return passages
 
 
 def encode(records: list[Record], tokenizer: Any, path: Path, longest: int) -> tuple[Passage, ...]:
@@ -399,7 +386,7 @@ def _texts(record: Record, tokenizer: Any, longest: int) -> list[Passage]:
     return [Passage(f"{name}.{k}", piece, 1, "", tokenizer.decode(piece)) for k, piece in enumerate(pieces, start=1)]
 
 
-def refuse_unknown_tokens(passages: tuple[Passage, ...], vocabulary: int, path: Path) -> None:
+def refuse_unknown_tokens(passages: Sequence[Passage], vocabulary: int, path: Path) -> None:
     """Refuse passages with token ids beyond the model's embedding (the tokenizer of another model)."""
     read = [one for passage in passages for one in (passage, *passage.alternatives)]
     largest = max(max((*one.tokens, *one.prompt_tokens), default=0) for one in read)

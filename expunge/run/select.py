@@ -18,7 +18,7 @@ from expunge.models.language import LanguageModel
 from expunge.notation.parse import parse
 from expunge.run.prepare import Source, read_list
 from expunge.runtime.atomic_files import write_text
-from expunge.select._kinds import Selector
+from expunge.select._kinds import Selector, flatten
 
 DEFAULT = "Nearest(count=200)"
 
@@ -129,7 +129,9 @@ def select_records(
             f"{len(records)}: the others repeat what is to be forgotten or left out, or one another. Give a larger "
             f"pool, or ask for fewer."
         )
-    by_record = text.encode_each_for(apart.records, network, _place(pool, "pool"))
+    place = _place(pool, "pool")
+    by_record = text.encode_each(apart.records, network.tokenizer, place, network.longest)
+    text.refuse_unknown_tokens(flatten(by_record), network.vocabulary, place)
     asked = text.encode_for([*gone.values()], network, _place(forget, "forget"))
     made = chooser(network, asked, by_record)
     stood = {record.line: record.columns for record in _stand(pool, "pool")}
