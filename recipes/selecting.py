@@ -185,8 +185,6 @@ CHOICES = {
     "AutoCoreset": "AutoCoreset(size={size}, seed={seed})",
     "random 1": "",
     "best of as many uniform": "AutoCoreset(size={size}, seed={seed}, summary='uniform', draws=1)",
-    "Influential": "Influential(count={size}, seed={seed})",
-    "random 2": "",
 }
 
 
@@ -279,7 +277,7 @@ def kept_table(found: Sequence[Row]) -> str:
     for world in dict.fromkeys(row["world"] for row in found):
         kinds: dict[str, list[Row]] = {}
         for row in (row for row in found if row["world"] == world):
-            kinds.setdefault("random, three draws" if "random" in row["choice"] else row["choice"], []).append(row)
+            kinds.setdefault("random" if "random" in row["choice"] else row["choice"], []).append(row)
         for kind, mine in kinds.items():
             near = f"{statistics.mean(r['near'] for r in mine):.0f} of {mine[0]['count']}" if "near" in mine[0] else ""
             lines.append(f"| {world} | {kind} | {near} | {' | '.join(spread(mine, name) for name in ASKED)} |")

@@ -78,7 +78,7 @@ def test_the_search_beats_the_best_of_as_many_uniform_samples_on_a_logistic_regr
 
 
 def test_the_search_ends_when_no_round_helps_and_keeps_the_cheapest():
-    """Costs of a model are 5, 5, 5 (uniform), then 4, 3, 3, 3: the third round is the last of two that are idle."""
-    given = iter([5.0, 5.0, 5.0, 4.0, 3.0, 3.0, 3.0])
+    """Costs are 5, 5, 5 (uniform samples), then 4, 3, 3.5, 3.2 in rounds, of which the last two do not help."""
+    given = iter([5.0, 5.0, 5.0, 4.0, 3.0, 3.5, 3.2])
     found = AutoCoreset(size=2, patience=2).search(lambda places, weights: np.full(4, next(given) / 4), 4)
     assert (found.cost, found.fits) == (3.0, 7)
