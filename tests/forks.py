@@ -5,6 +5,7 @@ It answers each line with the processes' numbers, then with their exit codes.
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import signal
@@ -33,6 +34,7 @@ def fork(
     try:
         for place, path in enumerate(streams, start=1):
             os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), place)
+        faulthandler.enable(sys.__stderr__)  # who dies inside of C says in which line
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what runs in the background ignore it
         os.chdir(folder or Path.cwd())
         os.environ.update(environment or {})

@@ -14,6 +14,8 @@ FITTING = {
     "Relearn": "Relearn(items=2, steps=2)",  # six examples, of which some must be left
     "Negate": "Negate(learn=Finetune(objective=-1.0 * Ascent(), adapter=Full(), learning_rate=1e-3, steps=3, "
     "stop=Stop(level=None, max_retain_increase=None)))",
+    "DatamodelMatching": "DatamodelMatching(learn=Finetune(adapter=Full(), learning_rate=1e-3, steps=3, "
+    "stop=Stop(level=None, max_retain_increase=None)))",
     "Finetune": "Finetune(adapter=Full(), steps=3)",
     "OwnWords": "OwnWords(learn=Finetune(adapter=Full(), steps=3))",
     "LAF": "LAF(steps=3, autoencoder_steps=20)",
@@ -23,11 +25,14 @@ FITTING = {
 """Settings for requests of six examples; else a method's defaults."""
 NOTHING = {
     "ASSD": None,  # its threshold is its own
+    "DatamodelMatching": "DatamodelMatching(oracle=SSD(alpha=1e30), learn=Finetune(adapter=Full(), steps=2, "
+    "optimizer='sgd', stop=Stop(level=None)))",
     "Finetune": "Finetune(objective=0.0 * Ascent(), adapter=Full(), steps=2, stop=Stop(level=None))",
     "IAU": "IAU(learning_rate=0.0)",
     "LAF": "LAF(extract_rate=0.0, align_rate=0.0, steps=2, autoencoder_steps=2)",
     "LFSSD": "LFSSD(alpha=1e30)",
     "Negate": "Negate(scale=0.0, learn=Finetune(objective=-1.0 * Ascent(), adapter=Full(), steps=2))",
+    "Newton": None,  # its head goes where the retained set alone would have it
     "OwnWords": "OwnWords(learn=Finetune(objective=0.0 * Ascent(), adapter=Full(), steps=2, stop=Stop(level=None)))",
     "Poison": "Poison(learn=Finetune(objective=0.0 * IdkNLL(), adapter=LastLayer(), steps=2, stop=Stop(level=None)))",
     "Quantize": None,  # no number of bits is none

@@ -17,11 +17,12 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from expunge.core.model import Network
 from expunge.errors import ModelRefused, UsageRefused
 from expunge.internals.blocks import Blocks, blocks, every_block, is_linear, mixers, within
 from expunge.internals.mixtures import experts_of, routers
@@ -201,3 +202,22 @@ def kind_of(parameter: str, known: dict[str, Kind]) -> str:
         if kind:
             return kind
     return "mlp" if "experts" in layers else "other"
+
+
+def output_layer(network: Network) -> tuple[str, nn.Linear]:
+    """Name and module of the layer that computes the class scores."""
+    module: Any = network.module
+    embedding = module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None
+    classes = getattr(getattr(module, "config", None), "num_labels", None)
+    linear = [(name, part) for name, part in module.named_modules() if isinstance(part, nn.Linear)]
+    fits = [
+        (name, part)
+        for name, part in linear
+        if (part is embedding if embedding is not None else part.out_features == classes)
+    ]
+    if not fits:
+        raise ModelRefused(
+            f"{type(module).__name__} does not compute its class scores by a linear layer of its own, so it has no "
+            f"last layer to train. Use adapter=Full()."
+        )
+    return fits[-1]

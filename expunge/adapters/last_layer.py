@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from expunge.adapters._layers import output_layer
 from expunge.core.adapter import Adapter
 from expunge.core.model import Network
 from expunge.core.request import Request
-from expunge.errors import ModelRefused
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -32,19 +32,19 @@ class LastLayer(Adapter):
     """The output matrix and its bias, in float32."""
 
     def check(self, network: Network) -> None:
-        _output_layer(network)
+        output_layer(network)
 
     def insert(self, network: Network, request: Request) -> Network:
         fork = network.fork()
         fork.module.requires_grad_(False)
-        _, layer = _output_layer(fork)
+        _, layer = output_layer(fork)
         for name, value in dict(layer.named_parameters(recurse=False)).items():
             parametrize.register_parametrization(layer, name, _Moved(value))
         return fork
 
     def merge(self, adapted: Network) -> Network:
         module = copy.deepcopy(adapted.module)
-        name, layer = _output_layer(adapted.fork(module))
+        name, layer = output_layer(adapted.fork(module))
         # A new layer in its place: torch's own removal would change the class, which copies of the layer share.
         plain = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
         for each in dict(plain.named_parameters()):
@@ -54,7 +54,7 @@ class LastLayer(Adapter):
         return adapted.fork(module)
 
     def deltas(self, adapted: Network, before: Network) -> "Iterator[tuple[str, Float[Tensor, 'out in']]]":
-        name, layer = _output_layer(adapted)
+        name, layer = output_layer(adapted)
         parametrizations: Any = layer.parametrizations
         yield name, parametrizations["weight"][0].delta.detach()
 
@@ -71,25 +71,6 @@ class _Moved(nn.Module):
 
     def forward(self, value: Tensor) -> Tensor:
         return (value + self.delta).to(value.dtype)
-
-
-def _output_layer(network: Network) -> tuple[str, nn.Linear]:
-    """Name and module of the layer that computes the class scores."""
-    module: Any = network.module
-    embedding = module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None
-    classes = getattr(getattr(module, "config", None), "num_labels", None)
-    linear = [(name, part) for name, part in module.named_modules() if isinstance(part, nn.Linear)]
-    fits = [
-        (name, part)
-        for name, part in linear
-        if (part is embedding if embedding is not None else part.out_features == classes)
-    ]
-    if not fits:
-        raise ModelRefused(
-            f"{type(module).__name__} does not compute its class scores by a linear layer of its own, so it has no "
-            f"last layer to train. Use adapter=Full()."
-        )
-    return fits[-1]
 
 
 def _untie(module: Any) -> None:

@@ -11,11 +11,14 @@ from expunge.events import Change, Edited
 
 
 def describe_change(network: Network, result: Network) -> Edited:
-    """The event of a method without steps: how many parameters of the network it changed, by how much, and where."""
+    """The event of a method without steps: how many parameters of the network it changed, by how much, and where.
+
+    An output layer that was tied to the embedding and no longer is counts as one of its own, as it does in the result.
+    """
     blocks: dict[str, dict[str, float]] = {}
-    pairs = zip(network.module.named_parameters(), result.module.parameters(), strict=True)
-    for (name, was), now in pairs:
-        moved = now.detach().float() - was.detach().float()
+    before = dict(network.module.named_parameters(remove_duplicate=False))
+    for name, now in result.module.named_parameters():
+        moved = now.detach().float() - before[name].detach().float()
         block = blocks.setdefault(block_of(name), {"changed": 0, "parameters": 0, "square": 0.0})
         block["changed"] += int(moved.count_nonzero())
         block["square"] += float(moved.square().sum())

@@ -17,7 +17,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.stats import ks_2samp, rankdata
+from scipy.stats import rankdata
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -33,8 +33,7 @@ TAILS = (1, 2, 3, 5)
 FOLDS = 5
 NEAR, FEWEST = 80, 10
 """Most and fewest unseen tokens, the nearest by estimate, whose losses are drawn from; between them a sixteenth."""
-UNLIKE = 0.01
-"""Chance below which texts count as unlike the unseen ones in what can be foretold of them."""
+TINY = 1e-12
 GOLDEN = (math.sqrt(5) - 1) / 2
 
 
@@ -123,12 +122,12 @@ class Estimate:
     def levels(self, losses: Numbers) -> Numbers:
         """A loss for each seen token, drawn from those of the unseen tokens whose estimates are nearest to its own.
 
-        The unseen tokens' own estimates are made without their text, so that both are as uncertain. Where the means of
-        the texts' estimates are no other than those of the unseen texts (Kolmogorov-Smirnov), a difference is taken
-        for noise of the few texts, and the estimates count by their rank alone.
+        The unseen tokens' own estimates are made without their text, so that both are as uncertain. That the seen
+        texts are harder than the unseen ones, or easier, is believed as far as such estimates held for the unseen.
         """
         there, here = self._estimates(losses)
-        here = here if self._unlike(there, here) else _ranked_as(there, here)
+        held = self._held(there, losses)
+        here = held * here + (1 - held) * _ranked_as(there, here)
         order = np.argsort(there, kind="stable")
         ordered, values = there[order], losses[order]
         near = min(max(FEWEST, min(NEAR, len(values) // 16)), len(values)) if self.unseen.shape[1] else len(values)
@@ -157,13 +156,12 @@ class Estimate:
             return nothing
         return there, _fit(self.unseen, losses, self.seen)
 
-    def _unlike(self, there: Numbers, here: Numbers) -> bool:
-        """Whether the two sets of texts differ in what is foretold of them."""
-        means = [
-            np.bincount(texts, values) / np.bincount(texts)
-            for texts, values in ((self.owner, there), (self.whose, here))
-        ]
-        return bool(ks_2samp(*means).pvalue < UNLIKE)
+    def _held(self, there: Numbers, losses: Numbers) -> float:
+        """By how much the mean loss of an unseen text rises for each nat that it was foretold higher, from 0 to 1."""
+        counts = np.bincount(self.owner)
+        foretold, real = (np.bincount(self.owner, values) / counts for values in (there, losses))
+        apart = foretold - foretold.mean()
+        return float(np.clip(apart @ real / max(apart @ apart, TINY), 0, 1))
 
     @cached_property
     def _fold(self) -> NDArray[np.int64]:

@@ -104,18 +104,29 @@ def views(kind: str, step: int = 1) -> tuple[View, View]:
     return View(now, sets, run=run), View(before, sets, gradients=False, run=run)
 
 
-def test_estimates_that_differ_by_chance_count_by_rank_and_others_as_they_are():
-    """Forty texts of one word that is followed by a likely or an unlikely one: the same mixture twice, then another."""
+def test_easier_texts_get_lower_levels_as_far_as_what_is_foretold_has_held():
+    """Forty texts of one word that is followed by a likely or an unlikely one; all that is forgotten is likely."""
     kept = [Text((1, 2), 0)] * 50 + [Text((1, 3), 0)]
     likely, rare = Text((1, 2), 1), Text((1, 3), 1)
     unseen = [likely, rare] * 20
-    losses = np.array([0.5, 6.0] * 20) + np.linspace(0, 0.1, 40)
+    small = np.linspace(0, 0.1, 40)
+    easier = Estimate.of([likely] * 20, unseen, kept)
+    held = np.array([0.5, 6.0] * 20) + small
+    assert easier.levels(held).mean() == pytest.approx(0.55, abs=0.1)
     same = Estimate.of([likely, rare] * 10, unseen, kept)
-    assert same.levels(losses).mean() == pytest.approx(losses.mean(), abs=0.1)
-    fewer = Estimate.of([likely] * 11 + [rare] * 9, unseen, kept)  # by chance: no lower than the unseen ones
-    assert fewer.levels(losses).mean() == pytest.approx(losses.mean(), abs=0.3)
-    other = Estimate.of([likely] * 20, unseen, kept)
-    assert other.levels(losses).mean() == pytest.approx(0.55, abs=0.1)
+    assert same.levels(held).mean() == pytest.approx(held.mean(), abs=0.1)
+    no_matter = np.tile([0.5, 6.0, 6.0, 0.5], 10) + small  # as often high after the likely word as after the other
+    assert easier.levels(no_matter).mean() == pytest.approx(no_matter.mean(), abs=0.3)
+
+
+def test_what_is_foretold_counts_by_the_slope_of_what_was_real():
+    """Worked: texts foretold at 1, 2, 3 that cost 4, 4.5, 5 (half a nat for each) and 1, 2, 3 that cost 9, 5, 1."""
+    made = Estimate.of([Text((1, 2), 1)], [Text((1, 2, 2), 1)] * 3, KEPT)
+    there = np.repeat([1.0, 2.0, 3.0], 2)
+    assert made._held(there, np.repeat([4.0, 4.5, 5.0], 2)) == pytest.approx(0.5)
+    assert made._held(there, np.repeat([9.0, 5.0, 1.0], 2)) == 0
+    assert made._held(there, 3 * there) == 1
+    assert made._held(np.full(6, 2.0), there) == 0
 
 
 @pytest.mark.parametrize("kind", ["llama", "resnet"])

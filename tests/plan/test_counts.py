@@ -1,6 +1,7 @@
 """What is planned for a method's passes, against what torch counts in a whole run of it."""
 
 import math
+import os
 
 import pytest
 import torch
@@ -84,46 +85,51 @@ def count(network: Network, method: Method, request: Request) -> tuple[float, in
 
 
 RUNS = [
-    *[
-        ("llama", f"Finetune(objective=Ascent(), adapter={a}, activations='{k}', batch=4, {QUIET})")
-        for a in ("Bounded()", "LoRA()", "Full()")
-        for k in ("kept", "recomputed")
-    ],
+    ("llama", f"Finetune(objective=Ascent(), adapter=Bounded(), batch=4, {QUIET})"),
     ("llama", f"Finetune(objective=NPO() + RetainKL(), batch=4, retain_batch=4, accumulate=2, {QUIET})"),
-    ("llama", f"Finetune(batch=4, retain_batch=3, {QUIET})"),
     ("llama", f"Finetune(objective=RMU(layer=1) + RetainHidden(layer=1), adapter=Full(), batch=4, {QUIET})"),
-    ("llama", "SSD(alpha=10.0)"),
     ("llama", "SSD(alpha=10.0, batch=2)"),
-    ("llama", "ASSD()"),
     ("llama", "LFSSD(alpha=2.0, batch=3)"),
     ("llama", "IAU()"),
-    ("llama", "IAU(correction=0.0)"),
     ("llama", f"Negate(learn=Finetune(objective=-1.0 * Ascent(), adapter=Full(), {QUIET}))"),
-    ("llama", f"Relearn(steps=4, items=3, learn=Finetune(objective=RetainNLL(), adapter=Full(), batch=1, {QUIET}))"),
-    *[
-        ("vit", f"Finetune(objective=Ascent(), adapter={a}, batch=4, retain_batch=4, {QUIET})")
-        for a in ("Bounded()", "LoRA()", "Full()", "Bounded(targets='all', rank=3)")
-    ],
     ("vit", f"Finetune(objective=Ascent(), adapter=Bounded(), activations='recomputed', batch=4, {QUIET})"),
     ("vit", f"Finetune(objective=RetainNLL() + Ascent(), adapter=LoRA(), accumulate=2, batch=4, {QUIET})"),
-    ("resnet", f"Finetune(objective=Ascent(), adapter=Full(), batch=4, {QUIET})"),
     ("resnet", f"Finetune(objective=NPO() + RetainNLL(), adapter=Full(), batch=4, {QUIET})"),
-    ("swin", f"Finetune(objective=Ascent(), adapter=Full(), batch=4, {QUIET})"),
     ("swin", f"Finetune(objective=Ascent(), adapter=Full(), activations='recomputed', batch=4, {QUIET})"),
-    ("resnet", "SSD(alpha=10.0, batch=4)"),
-    (
-        "vit",
-        f"Poison(learn=Finetune(objective=0.1 * IdkNLL() + 0.9 * RetainNLL(), adapter=LastLayer(), batch=2, {QUIET}))",
-    ),
     (
         "vit",
         f"Poison(place='located', patch=0.5, learn=Finetune(objective=IdkNLL(), adapter=Full(), batch=2, {QUIET}))",
     ),
     ("vit", f"Relearn(steps=4, items=3, learn=Finetune(objective=RetainNLL(), adapter=Full(), batch=1, {QUIET}))"),
 ]
+WHOLE = [
+    ("llama", f"Finetune(objective=Ascent(), adapter=Bounded(), activations='recomputed', batch=4, {QUIET})"),
+    *[
+        ("llama", f"Finetune(objective=Ascent(), adapter={a}, activations='{k}', batch=4, {QUIET})")
+        for a in ("LoRA()", "Full()")
+        for k in ("kept", "recomputed")
+    ],
+    ("llama", f"Finetune(batch=4, retain_batch=3, {QUIET})"),
+    ("llama", "SSD(alpha=10.0)"),
+    ("llama", "ASSD()"),
+    ("llama", "IAU(correction=0.0)"),
+    ("llama", f"Relearn(steps=4, items=3, learn=Finetune(objective=RetainNLL(), adapter=Full(), batch=1, {QUIET}))"),
+    *[
+        ("vit", f"Finetune(objective=Ascent(), adapter={a}, batch=4, retain_batch=4, {QUIET})")
+        for a in ("Bounded()", "LoRA()", "Full()", "Bounded(targets='all', rank=3)")
+    ],
+    ("resnet", f"Finetune(objective=Ascent(), adapter=Full(), batch=4, {QUIET})"),
+    ("swin", f"Finetune(objective=Ascent(), adapter=Full(), batch=4, {QUIET})"),
+    ("resnet", "SSD(alpha=10.0, batch=4)"),
+    (
+        "vit",
+        f"Poison(learn=Finetune(objective=0.1 * IdkNLL() + 0.9 * RetainNLL(), adapter=LastLayer(), batch=2, {QUIET}))",
+    ),
+]
+"""Asked too where EXPUNGE_LAWS is "whole": each takes seconds, and differs from one above in a setting."""
 
 
-@pytest.mark.parametrize(("family", "text"), RUNS)
+@pytest.mark.parametrize(("family", "text"), RUNS + WHOLE * (os.environ.get("EXPUNGE_LAWS") == "whole"))
 def test_a_run_costs_what_was_planned(family: str, text: str):
     (network, request), method = asked(family), parse(text)
     made = plan_of(network, method, request)
