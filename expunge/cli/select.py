@@ -63,7 +63,8 @@ def select(
     from expunge.data.text import Reading
 
     reading = Reading(texts.system, texts.template(), texts.block_size, texts.read_columns())
-    check_texts({"forget": files.forget, "pool": files.pool}, reading)
+    others = {f"without {place}": path for place, path in enumerate(files.without or ())}
+    check_texts({"forget": files.forget, "pool": files.pool, **others}, reading)
     check_model(model)
     check_room_for_torch()
     from expunge.models.open import open_model

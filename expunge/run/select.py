@@ -11,7 +11,7 @@ from typing import Any
 from expunge.core.model import Model, network_of
 from expunge.data import near, text
 from expunge.data.kinds import holds_pictures
-from expunge.data.records import WEIGHT, Record, read
+from expunge.data.records import WEIGHT, Record, read, weight_of
 from expunge.data.text import Reading
 from expunge.errors import DataRefused, UsageRefused
 from expunge.models.language import LanguageModel
@@ -58,8 +58,8 @@ class Chosen:
     """The records that were chosen, and what became of the others."""
 
     records: tuple[dict[str, Any], ...]
-    """In the selector's order, each with the columns that it has in the pool; `sample_weight`, of a mean of 1, beside
-    them where the selector weighs."""
+    """In the selector's order, each with the columns that it has in the pool; beside them, where the selector weighs,
+    `sample_weight`: of a mean of 1, times what the record has of its own."""
     pool: int
     """How many records the pool held."""
     apart: Apart
@@ -95,6 +95,7 @@ class Chosen:
             lines = [json.dumps(record, ensure_ascii=False, allow_nan=False) for record in self.records]
         except (TypeError, ValueError):
             raise DataRefused("The pool has a column that JSON cannot hold, such as bytes. Leave it out.") from None
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, "".join(f"{line}\n" for line in lines))
 
 
@@ -137,7 +138,7 @@ def select_records(
     stood = {record.line: record.columns for record in _stand(pool, "pool")}
     chosen = [dict(stood[apart.records[k].line]) for k in made.indices]
     for record, weight in zip(chosen, made.weights, strict=False):
-        record[WEIGHT] = weight * len(chosen) / sum(made.weights)
+        record[WEIGHT] = weight_of(record) * weight * len(chosen) / sum(made.weights)
     return Chosen(tuple(chosen), len(stood), apart, chooser.order)
 
 
@@ -170,6 +171,6 @@ def _stand(source: Source, name: str) -> list[Record]:
 
 
 def _read(source: Source, name: str, reading: Reading) -> Mapping[int, Record]:
-    """The records as they are meant, by line, without empty ones."""
+    """The records as they are meant, by line, without empty ones and those of weight 0."""
     made = text.drop_blank(reading.check(_stand(source, name), _place(source, name)))
-    return {record.line: record for record in made}
+    return {record.line: record for record in made if weight_of(record.columns)}

@@ -16,6 +16,7 @@ from tests.cli.commands import CANARY, rows, write
 from tests.families import WORDS, vit
 
 FORGET = rows("forget", CANARY)
+COARSE = "AutoCoreset(size=4, models=1, patience=1, steps=1)"
 
 
 def pool(count: int = 8) -> list[dict]:
@@ -74,7 +75,7 @@ def test_columns_of_other_names_keep_them(network):
 
 
 def test_weights_are_written_read_and_counted(network, tmp_path: Path):
-    made = choose(network, "AutoCoreset(size=4, models=1, patience=1, steps=1)")
+    made = choose(network, COARSE)
     weights = [record["sample_weight"] for record in made.records]
     assert sum(weights) == pytest.approx(4)
     assert "sample_weight" in made.lines()[-1]
@@ -83,6 +84,17 @@ def test_weights_are_written_read_and_counted(network, tmp_path: Path):
     assert [example.weight for example in read.request(network).retain] == pytest.approx(weights)
     assert read.notes == ("Records of the retain set count by their sample_weight, in training and audits",)
     assert [record["note"] for record in made.records] == sorted(record["note"] for record in made.records)
+
+
+def test_weights_that_the_pool_has_are_kept_and_what_counts_for_nothing_is_not_chosen(network, tmp_path: Path):
+    other = pool()[2:10]
+    given = [{**record, "sample_weight": 0 if record["note"] == 5 else 3} for record in other]
+    plain, made = (choose(network, "Influential(count=7)", pool=each) for each in (other[:5] + other[6:], given))
+    assert [record["note"] for record in made.records] == [record["note"] for record in plain.records]
+    assert {record["sample_weight"] for record in made.records} == {3}
+    assert sum(r["sample_weight"] for r in choose(network, COARSE, pool=given).records) == pytest.approx(4 * 3)
+    made.write(tmp_path / "new" / "folder" / "retain.jsonl")
+    assert len((tmp_path / "new" / "folder" / "retain.jsonl").read_text().splitlines()) == 7
 
 
 def test_a_long_text_is_chosen_once_and_whole(network):
