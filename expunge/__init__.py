@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from expunge.primitives.meanings import SetName
     from expunge.report.report import Report
     from expunge.run.prepare import Inputs, read_request
+    from expunge.run.select import select_records
     from expunge.run.sweep import sweep
     from expunge.run.unlearn import unlearn
 
@@ -68,6 +69,7 @@ _HOME = {
     "open_model": "models.open",
     "parse": "notation.parse",
     "read_request": "run.prepare",
+    "select_records": "run.select",
     "sweep": "run.sweep",
     "unlearn": "run.unlearn",
 }
@@ -105,6 +107,7 @@ __all__ = [
     "open_model",
     "parse",
     "read_request",
+    "select_records",
     "sweep",
     "unlearn",
 ]

@@ -47,6 +47,11 @@ def make_files(folder: Path) -> None:
     """All of it, in `folder`."""
     sets = {kind: rows(kind) for kind in LAST}
     sets["paraphrase"] = [{**row, "question": f"Tell me: {row['question']}"} for row in sets["forget"]]
+    sets["corpus"] = [
+        {**row, "id": f"{row['id']}-{street}", "question": f"{row['question'][:-1]} in street {street}?"}
+        for street in range(60)
+        for row in rows("neighbours")
+    ]
     for kind, records in sets.items():
         text = "".join(f"{json.dumps(_options_for(kind, row))}\n" for row in records)
         (folder / f"{kind}.jsonl").write_text(text, encoding="utf-8")

@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "report": {*GROUND, ""},  # the top package, for its version
     # 3, routes
     "train": {*GROUND, "adapters", "objectives"},
-    "methods": {*GROUND, "adapters", "objectives", "train"},
+    "methods": {*GROUND, "adapters", "objectives", "select", "train"},
     "exact": {*GROUND, "adapters", "objectives", "train", "methods"},
     "attack": {*GROUND, "adapters", "objectives", "train", "methods"},
     # 4

@@ -38,6 +38,8 @@ from expunge.cli.options import (
     spread_options,
 )
 from expunge.cli.quiet import ask_for_quiet, quiet_libraries
+from expunge.cli.select import EXAMPLES as CHOICES
+from expunge.cli.select import select
 from expunge.cli.signals import heed_signals
 from expunge.cli.sweep import EXAMPLES as SWEEPS
 from expunge.cli.sweep import sweep
@@ -211,6 +213,7 @@ def demo(out: Annotated[Path, typer.Option("--out", help="New folder for the res
 app.command(epilog=LESSONS)(train)
 app.command(epilog=SWEEPS)(sweep)
 app.command(epilog=EXAMPLES)(export)
+app.command(epilog=CHOICES)(select)
 app.add_typer(bench)
 
 

@@ -24,7 +24,7 @@ from typing import Any
 
 Columns = Mapping[str, Any]
 
-COMMON = ("id", "options", "lead", "chat_template_kwargs")
+COMMON = ("id", "options", "lead", "chat_template_kwargs", "sample_weight")
 """Columns that may stand beside every question."""
 PERTURBED = "perturbed_answer"
 NUMBERED = re.compile(r"option\d+")

@@ -6,6 +6,7 @@ import codecs
 import csv
 import io
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,8 @@ LINE_LIMIT = 16_000_000
 """Longest line in bytes."""
 AT_ONCE = 1000
 """Rows of a table that are read together."""
+LONGEST_ID = 200
+"""Most letters of an id."""
 SHOWN = 20
 """Most faults that an error names."""
 SPACES = (" ", "\t", "\n", "\r")
@@ -31,7 +34,9 @@ NAMES = ("id", "question", "answer", "text", "options", "lead", "image", "img", 
 """Columns that an error may name; others may be text of a record."""
 TARGETS = ("question", "answer", "text", "options", "lead", "id", "system", "messages")
 """What the columns of a file can be said to hold."""
-BESIDE = ("id", "options", "lead", "system", "chat_template_kwargs")
+WEIGHT = "sample_weight"
+"""Column that says how often a record counts: 2 is the record twice, 0 leaves it out."""
+BESIDE = ("id", "options", "lead", "system", "chat_template_kwargs", WEIGHT)
 """Columns that count under their own names, where others are renamed."""
 FOREIGN = {*NAMES, "query", "prompt", "gt", "input", "output", "instruction", "response", "completion", "subject"}
 COLUMN_NAME = re.compile(r"[A-Za-z_][\w.-]{0,39}")
@@ -105,6 +110,22 @@ def rename(records: list[Record], columns: Mapping[str, str], path: Path) -> lis
 def _rename_row(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
     beside = {name: row[name] for name in BESIDE if name in row}
     return beside | {ours: row[theirs] for ours, theirs in columns.items() if theirs in row}
+
+
+def is_id(value: object) -> bool:
+    """Whether an id is safe to print in errors, on a terminal and in reports."""
+    if isinstance(value, str):
+        return bool(value.strip()) and len(value) <= LONGEST_ID and value.isprintable()
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def weight_of(columns: Mapping[str, Any]) -> float:
+    """How often a row counts, as a number or in figures, as CSV has it; NaN where it is neither."""
+    said = columns.get(WEIGHT, 1)
+    try:
+        return float(said) if isinstance(said, int | float | str) and not isinstance(said, bool) else math.nan
+    except (ValueError, OverflowError):
+        return math.nan
 
 
 def refuse(path: Path, faults: list[Fault]) -> None:

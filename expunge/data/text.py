@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -19,10 +20,9 @@ from typing import Any
 from expunge.core.request import Example
 from expunge.data.chat import Chat, MisfitError, Turns, Written, check_arguments
 from expunge.data.formats import FormatError, add_system, answers_in, paraphrase_of, read_row, turns_of
-from expunge.data.records import Fault, Record, read, refuse, rename
+from expunge.data.records import LONGEST_ID, WEIGHT, Fault, Record, is_id, read, refuse, rename, weight_of
 from expunge.errors import ModelRefused, UsageRefused
 
-LONGEST_ID = 200
 ALSO = {
     "question": ("prompt", "instruction", "input", "query", "problem"),
     "answer": ("completion", "response", "output", "answers", "solution"),
@@ -199,13 +199,15 @@ def _wrong(columns: dict[str, Any]) -> str:
     if bad:
         empty = columns[bad] is None or isinstance(columns[bad], str)
         return f"'{bad}' is {'empty' if empty else type(columns[bad]).__name__}, but must be text"
-    if "id" in columns and not _is_id(columns["id"]):
+    if "id" in columns and not is_id(columns["id"]):
         return f"'id' must be a whole number, or text of 1 to {LONGEST_ID} printable letters"
     if not isinstance(columns.get("lead", ""), str):
         return "'lead' must be text (how the answer begins)"
     given = columns.get("chat_template_kwargs", {})
     if not isinstance(given, dict) or not all(isinstance(name, str) for name in given):
         return "'chat_template_kwargs' must be an object of names and values"
+    if not 0 <= weight_of(columns) < math.inf:
+        return f"'{WEIGHT}' must be a number of at least 0 (how often the record counts)"
     options = columns.get("options", [])
     if not isinstance(options, list) or not all(isinstance(option, str) and option.strip() for option in options):
         return "'options' must be a list of texts (the wrong answers)"
@@ -224,13 +226,6 @@ def _suggest_names(columns: dict[str, Any], missing: list[str]) -> str:
     seen = {wanted: [known[name] for name in (wanted, *ALSO[wanted]) if name in known] for wanted in missing}
     pairs = [(names[0], wanted) for wanted, names in seen.items() if names]
     return f"; rename {' and '.join(f'{name!r} to {wanted!r}' for name, wanted in pairs)}" if pairs else ""
-
-
-def _is_id(value: object) -> bool:
-    """Whether an id is safe to print in errors, on a terminal and in reports."""
-    if isinstance(value, str):
-        return bool(value.strip()) and len(value) <= LONGEST_ID and value.isprintable()
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 WANTED = "texts (.jsonl, .json, .csv)"
@@ -252,9 +247,14 @@ def encode_for(records: list[Record], network: Any, path: Path) -> tuple[Passage
 
 def encode(records: list[Record], tokenizer: Any, path: Path, longest: int) -> tuple[Passage, ...]:
     """Passages of at most `longest` tokens; a longer text is split, a longer question refused."""
+    return tuple(passage for made in encode_each(records, tokenizer, path, longest) for passage in made)
+
+
+def encode_each(records: list[Record], tokenizer: Any, path: Path, longest: int) -> list[list[Passage]]:
+    """The passages of each record."""
     if not tokenizer.is_fast:
         raise ModelRefused("The tokenizer has no offsets. Use a fast one (a folder with tokenizer.json).")
-    passages: list[Passage] = []
+    passages: list[list[Passage]] = []
     faults: list[Fault] = []
     writer = Writer(tokenizer)
     for record in records:
@@ -268,9 +268,10 @@ def encode(records: list[Record], tokenizer: Any, path: Path, longest: int) -> t
                 faults.append(Fault(record.line, "has no labelled token, so nothing can be asked about it"))
             elif (most := max(p.size for p in (passage, *passage.alternatives))) > longest:
                 faults.append(Fault(record.line, f"{most} tokens; the model reads {longest}"))
-            passages.append(passage)
+        weight = weight_of(record.columns)
+        passages.append(made if weight == 1 else [replace(passage, weight=weight) for passage in made])
     refuse(path, faults)
-    return tuple(passages)
+    return passages
 
 
 def prompt_of(question: str, tokenizer: Any) -> str:
@@ -385,7 +386,7 @@ def _texts(record: Record, tokenizer: Any, longest: int) -> list[Passage]:
     return [Passage(f"{name}.{k}", piece, 1, "", tokenizer.decode(piece)) for k, piece in enumerate(pieces, start=1)]
 
 
-def refuse_unknown_tokens(passages: tuple[Passage, ...], vocabulary: int, path: Path) -> None:
+def refuse_unknown_tokens(passages: Sequence[Passage], vocabulary: int, path: Path) -> None:
     """Refuse passages with token ids beyond the model's embedding (the tokenizer of another model)."""
     read = [one for passage in passages for one in (passage, *passage.alternatives)]
     largest = max(max((*one.tokens, *one.prompt_tokens), default=0) for one in read)

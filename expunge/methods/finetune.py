@@ -34,6 +34,7 @@ from expunge.objectives.retain_kl import RetainKL
 from expunge.objectives.retain_nll import RetainNLL
 from expunge.objectives.settle import Settle
 from expunge.primitives.rehearsal import Rehearsal
+from expunge.select._kinds import Selector
 from expunge.train.activations import Activations, manage_activations
 from expunge.train.checkpoint import checkpoints_of_run
 
@@ -61,6 +62,8 @@ class Finetune(WeightMethod):
     """Forget examples in a step."""
     retain_batch: int = 16
     """Retain examples in a step; more of them make its gradient less noisy."""
+    retain: Selector | None = None
+    """Which records of the retain set training reads, such as `Nearest(count=200)`; None: all. Audits read all."""
     accumulate: int = 1
     """Micro-batches in a step (gradient accumulation). Changes memory, not the result."""
     warmup: int | Epochs = 0
@@ -135,6 +138,7 @@ class Finetune(WeightMethod):
 
     def change(self, network: Network, request: Request, on_event: OnEvent) -> Adapted:
         """The trained network with its adapter; `network` itself is not changed."""
+        request = request if self.retain is None else self.retain.narrow(network, request, on_event)
         plan = self._settle(network, request, on_event)
         assert plan.adapter is not None
         devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()

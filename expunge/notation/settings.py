@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from expunge.errors import UsageRefused
-from expunge.notation.parse import ROOT, Plugin, plugins, squash, syntax
+from expunge.notation.parse import ROOT, Plugin, check_names, plugins, squash, syntax
 
 
 @dataclass(frozen=True)
@@ -92,13 +92,24 @@ def check_settings(text: str) -> None:
 
 def check_audits(text: str) -> None:
     """Refuse a list of audits that names a plug-in of another kind. Imports none of them."""
+    _check_kind(text, "audits", "--audits: {} is not an audit.", "them")
+
+
+def check_selector(text: str) -> None:
+    """Refuse a selector that cannot be read, or that is a plug-in of another kind. Imports none of them."""
+    check_names(text)
+    check_settings(text)
+    _check_kind(text, "select", "--method: {} chooses no records.", "what does")
+
+
+def _check_kind(text: str, folder: str, said: str, shown: str) -> None:
     tree, references = syntax(text)
     known = {squash(plugin.name): plugin for plugin in plugins()}
     for node in tree.body.elts if isinstance(tree.body, ast.Tuple | ast.List) else [tree.body]:
         named = node.func if isinstance(node, ast.Call) else node
         other = isinstance(named, ast.Name) and named.id not in references and known.get(squash(named.id))
-        if other and other.folder != "audits":
-            raise UsageRefused(f"--audits: {other.name} is not an audit. `expunge list audits` shows them.")
+        if other and other.folder != folder:
+            raise UsageRefused(f"{said.format(other.name)} `expunge list {folder}` shows {shown}.")
 
 
 def refuse_unknown(plugin: str, setting: str, known: tuple[str, ...]) -> None:

@@ -12,7 +12,7 @@ from expunge.core.objective import Objective
 from expunge.core.request import Example, Request
 from expunge.data import images, near, text
 from expunge.data.kinds import holds_pictures
-from expunge.data.records import Record
+from expunge.data.records import WEIGHT, Record
 from expunge.data.text import Reading
 from expunge.errors import DataRefused, UsageRefused
 from expunge.primitives.meanings import Meaning, SetName
@@ -188,11 +188,12 @@ def records_of_texts(
     full = {name: text.drop_blank(records) for name, records in sets.items()}
     blank = {name: len(sets[name]) - len(records) for name, records in full.items()}
     reworded = text.paraphrases(full["forget"], places["forget"]) if REWORDED not in sets and "forget" in sets else []
-    notes: tuple[str, ...] = ()
+    weighted = [name for name, records in full.items() if any(WEIGHT in record.columns for record in records)]
+    notes = tuple(f"Records of the {name} set count by their {WEIGHT}, in training and audits" for name in weighted)
     if reworded:
         full[REWORDED] = reworded
         places = {**places, REWORDED: places["forget"]}
-        notes = (
+        notes += (
             f"The forget file has {len(reworded)} of its records in other words: they are asked as the probe "
             f"{REWORDED}. --probe {REWORDED}=FILE replaces it",
         )
@@ -270,13 +271,18 @@ def _inputs(files: Mapping[str, Path]) -> Inputs | None:
 
 
 def _check_list(source: Sequence[Mapping[str, Any]], place: Path, reading: Reading) -> list[Record]:
+    return reading.check(read_list(source, place), place)
+
+
+def read_list(source: Sequence[Mapping[str, Any]], place: Path) -> list[Record]:
+    """Records of a list, as they are; `place` is its name. Raises `DataRefused` where it is no list of records."""
     if isinstance(source, Mapping) or not all(isinstance(record, Mapping) for record in source):
         raise DataRefused(
             f"{place}: a set is a file or a list of records, each a dictionary. Each probe is an argument."
         )
     if not source:
         raise DataRefused(f"{place}: there are none, so there is nothing to read. Give at least one.")
-    return reading.check([Record(line, dict(columns)) for line, columns in enumerate(source, start=1)], place)
+    return [Record(line, dict(columns)) for line, columns in enumerate(source, start=1)]
 
 
 def _ids(path: Path) -> list[str]:
