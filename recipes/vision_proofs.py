@@ -228,7 +228,7 @@ RATES = {"beta": 0.2, "bound": 10.0}
 PLUS = {"weight": 0.1, "prototype_bound": 18.0}
 FULL, SHOTS = 340, 200
 """Steps of a task: 20 epochs of 800 pictures in batches of 48; with four pictures a class, 100 epochs of 8 by 4."""
-VARIANTS: dict[str, tuple[int, Callable[[int], Objective]]] = {
+VARIANTS: dict[str, tuple[int, Callable[[float], Objective]]] = {
     "GS-LoRA": (FULL, lambda warmup: GSLoRA(alpha=0.03, warmup=warmup, **RATES)),
     "GS-LoRA, alpha 0": (FULL, lambda warmup: GSLoRA(alpha=0.0, **RATES)),
     "GS-LoRA++": (FULL, lambda warmup: GSLoRAPlus(alpha=0.03, warmup=warmup, **RATES, **PLUS)),
@@ -251,7 +251,8 @@ def in_turn(digits: Mnist, seed: int) -> Iterator[Row]:
             classes, earlier = order[2 * task : 2 * task + 2], order[: 2 * task]
             request = _replayed(digits, classes, earlier, steps == SHOTS, seed)
             before = network
-            method = _method(objective(steps // 5), steps, seed)
+            passes = steps // 5 * (4 if steps == SHOTS else 48) / len(request.forget)  # a fifth of the run
+            method = _method(objective(passes), steps, seed)
             adapted, seconds = timed(lambda method=method, before=before, request=request: method(before, request))
             network = adapted.plain()
             rest = without(digits.test, *classes, *earlier)

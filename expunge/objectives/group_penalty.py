@@ -12,6 +12,7 @@ damaged. Published weights are 1e-4 to 1e-2 beside a loss of about 100; beside a
 block of four to 0 on a small vision transformer.
 """
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -21,6 +22,7 @@ from torch.distributed.tensor import DTensor, Partial
 
 from expunge.core.model import Network
 from expunge.core.objective import Objective, Scalar
+from expunge.core.predictions import Share
 from expunge.core.view import View
 from expunge.errors import ModelRefused, UsageRefused
 
@@ -32,12 +34,13 @@ class GroupPenalty(Objective):
     needs: ClassVar = ()
     intention: ClassVar = "retention"
 
-    warmup: int = 0
-    """Steps before the penalty starts."""
+    warmup: float = 0.0
+    """Passes through the forget set before the penalty starts. From the first step on it can hold an adapter that
+    begins at zero where it is, and nothing is forgotten."""
 
     def __post_init__(self) -> None:
-        if self.warmup < 0:
-            raise UsageRefused(f"The `warmup` of GroupPenalty must be at least 0. Got {self.warmup!r}.")
+        if not 0 <= self.warmup < math.inf:
+            raise UsageRefused(f"The `warmup` of GroupPenalty must be at least 0 and finite. Got {self.warmup!r}.")
 
     def __call__(self, now: View, before: View) -> Scalar:
         if not isinstance(now.model, Network):
@@ -50,8 +53,14 @@ class GroupPenalty(Objective):
             raise ModelRefused("GroupPenalty finds no block with a trainable weight. Use an adapter of the blocks.")
         # The gradient of a zero matrix's norm is 0 here; that of a root of a sum of squares would be NaN.
         norms = [torch.linalg.vector_norm(torch.stack([w.norm() for w in group])) for group in groups.values()]
-        active = now.run.step > self.warmup or not self.warmup
-        return active * now.fraction("forget") * torch.stack(norms).sum()
+        return (_passes(now) >= self.warmup) * now.fraction("forget") * torch.stack(norms).sum()
+
+
+def _passes(now: View) -> float:
+    """How often the forget set was gone through before this step; a step reads all of it where its size is unknown."""
+    step = now.shares.get("forget") or Share.of(now.sets.get("forget", ()))
+    whole = Share.of(now.run.whole.get("forget", ())) if now.run.whole.get("forget") else step
+    return max(0, now.run.step - 1) * step.examples / whole.examples if whole.examples else 0.0
 
 
 def _whole(weight: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
     loss = beta * E[ max(0, bound - CE(y_f | x_f)) ] + CE(y_r | x_r) + alpha * sum over blocks of ||A, B||_F
 
 It is a sum, so it is written as one: `GSLoRA()` reads back as `0.15 * HingedAscent(level=10.0) + RetainNLL() + 0.03 *
-GroupPenalty(warmup=0)`. The paper hinges the mean of a batch; here each example is, so that the micro-batches of a
+GroupPenalty(warmup=20.0)`. The paper hinges the mean of a batch; here each example is, so that the micro-batches of a
 step add up, and the two agree until the first example reaches the bound.
 
 Use it with `LoRA(rank=8, targets='mlp')`. Published: beta 0.15 to 0.25, bound 105 to 110 and alpha 1e-4 to 1e-2, for a
@@ -31,7 +31,7 @@ PUBLISHED = Recipe(
 
 
 def GSLoRA(  # noqa: N802 (a plug-in's name is the paper's)
-    beta: float = 0.15, bound: float = 10.0, alpha: float = 0.03, warmup: int = 0
+    beta: float = 0.15, bound: float = 10.0, alpha: float = 0.03, warmup: float = 20.0
 ) -> Objective:
     """Ascent up to a bound, descent on the retain set, and a penalty on each changed block."""
     return beta * HingedAscent(level=bound) + RetainNLL() + alpha * GroupPenalty(warmup=warmup)

@@ -32,7 +32,7 @@ def GSLoRAPlus(  # noqa: N802 (a plug-in's name is the paper's)
     beta: float = 0.15,
     bound: float = 10.0,
     alpha: float = 0.03,
-    warmup: int = 0,
+    warmup: float = 20.0,
     weight: float = 0.01,
     prototype_bound: float = 18.0,
 ) -> Objective:

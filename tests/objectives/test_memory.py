@@ -237,6 +237,11 @@ def test_the_penalty_waits_for_its_warmup_and_is_shared_out_among_the_parts_of_a
         GroupPenalty(warmup=2)(View(network, {"forget": batch}, run=Run(step=step)), None).item() for step in (1, 2, 3)
     ]
     assert values == [0.0, 0.0, pytest.approx(full)]
+    # Half of the set in a step: two passes are over after four of them.
+    half = {"forget": batch[:2]}
+    runs = [Run(step=step, whole={"forget": batch}) for step in range(1, 7)]
+    waits = [GroupPenalty(warmup=2)(View(network, half, run=run), None).item() == 0 for run in runs]
+    assert waits == [True] * 4 + [False] * 2
 
 
 def test_the_penalty_refuses_a_model_none_of_whose_blocks_moves():
@@ -248,7 +253,7 @@ def test_the_penalty_refuses_a_model_none_of_whose_blocks_moves():
 
 
 def test_gs_lora_is_its_sum_and_reads_back():
-    assert repr(GSLoRA()) == "0.15 * HingedAscent(level=10.0) + RetainNLL() + 0.03 * GroupPenalty(warmup=0)"
+    assert repr(GSLoRA()) == "0.15 * HingedAscent(level=10.0) + RetainNLL() + 0.03 * GroupPenalty(warmup=20.0)"
     assert parse(repr(GSLoRA(beta=0.2, alpha=0.01))).terms() == GSLoRA(beta=0.2, alpha=0.01).terms()
     assert repr(GSLoRAPlus()) == f"{GSLoRA()!r} + 0.01 * Prototype(bound=18.0)"
 
