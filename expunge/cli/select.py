@@ -23,8 +23,10 @@ EXAMPLES = (
 class Files:
     """What is chosen from, and for what."""
 
-    forget: Annotated[Path, Option("--forget", help="What is to be forgotten: .jsonl, .json, .csv or .parquet.")]
     pool: Annotated[Path, Option("--from", metavar="POOL", help="Records to choose from.")]
+    forget: Annotated[
+        Path | None, Option("--forget", help="What is to be forgotten: .jsonl, .json, .csv or .parquet.")
+    ] = None
     without: Annotated[
         list[Path] | None,
         Option("--without", metavar="FILE", help="Records that must not be chosen either, such as a probe's."),
@@ -39,8 +41,8 @@ class Files:
         from expunge.notation.settings import check_selector
 
         check_selector(self.method)
-        for option, path in (("--forget", self.forget), ("--from", self.pool)):
-            present(option, path)
+        present("--from", self.pool)
+        present("--forget", self.forget)
         for path in self.without or ():
             present("--without", path)
         if self.out.suffix != ".jsonl":
@@ -63,14 +65,15 @@ def select(
     from expunge.data.text import Reading
 
     reading = Reading(texts.system, texts.template(), texts.block_size, texts.read_columns())
-    check_texts([files.forget, files.pool, *(files.without or ())], reading)
+    texts_read = [path for path in (files.pool, files.forget, *(files.without or ())) if path is not None]
+    check_texts(texts_read, reading)
     check_model(model)
     check_room_for_torch()
     from expunge.models.open import open_model
     from expunge.primitives.out_of_memory import report_smaller_batches
     from expunge.run.select import refuse_pictures, select_records
 
-    for path in (files.forget, files.pool):
+    for path in texts_read:
         refuse_pictures(path)
     with report_smaller_batches(lambda said: echo(said, err=True)):
         chosen = select_records(

@@ -102,8 +102,8 @@ class Chosen:
 def select_records(
     model: Model,
     *,
-    forget: Source,
     pool: Source,
+    forget: Source | None = None,
     method: str | Selector = DEFAULT,
     without: Sequence[Source] = (),
     reading: Reading | None = None,
@@ -111,17 +111,20 @@ def select_records(
     """The records of a pool of texts that a selector chooses for a forget set, such as a retain set.
 
     `forget`, `pool` and each of `without` is a file or a list of records, as `read_request` takes them. What repeats a
-    record of `forget` or `without`, or nearly, is left out of the pool first. Raises `DataRefused` where too few are
-    left.
+    record of `forget` or `without`, or nearly, is left out of the pool first. `Hardest` alone needs no forget set.
+    Raises `DataRefused` where too few are left.
     """
     chooser, reading = choose_selector(method), reading or Reading()
+    if forget is None and chooser.reads_forget:
+        raise UsageRefused(f"{type(chooser).__name__} chooses for a forget set, and there is none. Give --forget.")
     network = network_of(model.plain(), type(chooser).__name__)
     if not isinstance(network, LanguageModel):
         raise UsageRefused(
             f"A {type(network).__name__} has no pool of texts to choose from. Of images all that is not forgotten is "
             f"retained: --forget-class."
         )
-    gone, records = _read(forget, "forget", reading), _read(pool, "pool", reading)
+    gone = {} if forget is None else _read(forget, "forget", reading)
+    records = _read(pool, "pool", reading)
     others = [record for each in without for record in _read(each, "without", reading).values()]
     apart = Apart.of([*records.values()], [*gone.values(), *others])
     if len(apart.records) < chooser.quota:
@@ -133,7 +136,7 @@ def select_records(
     place = _place(pool, "pool")
     by_record = text.encode_each(apart.records, network.tokenizer, place, network.longest)
     text.refuse_unknown_tokens(flatten(by_record), network.vocabulary, place)
-    asked = text.encode_for([*gone.values()], network, _place(forget, "forget"))
+    asked = text.encode_for([*gone.values()], network, _place(forget or "forget", "forget"))
     made = chooser(network, asked, by_record)
     stood = {record.line: record.columns for record in _stand(pool, "pool")}
     chosen = [dict(stood[apart.records[k].line]) for k in made.indices]

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from expunge.core.model import Batch, Network
+from expunge.core.question import LogProbabilities
 from expunge.core.request import Request
 from expunge.errors import DataRefused
 from expunge.events import Note, OnEvent, ignore_event
@@ -42,6 +43,8 @@ class Selector(ABC):
 
     order: ClassVar[str]
     """In which order they are chosen, in words."""
+    reads_forget: ClassVar[bool] = True
+    """Whether the choice depends on the forget set."""
 
     @property
     @abstractmethod
@@ -107,8 +110,15 @@ def mean_by_record(values: Shaped[Tensor, " examples *rest"], pool: Pool) -> Sha
     return torch.stack([part.mean(0) for part in values.split([len(record) for record in pool])])
 
 
-def take_turns(blocks: Iterator[Float[Tensor, "forget records"]], count: int) -> tuple[int, ...]:
-    """The `count` records with the best place on any forget record's list, those of one place by their likeness."""
+def losses_by_record(network: Network, pool: Pool) -> Float[Tensor, " records"]:
+    """The loss of each record in nats, a mean over the rows of its examples."""
+    said = network.ask(LogProbabilities(), flatten(pool))
+    return mean_by_record(-said.mean(said.log_probs.double()).cpu(), pool)
+
+
+def take_turns(blocks: Iterator[Tensor], count: int) -> tuple[int, ...]:
+    """The `count` records with the best place on any forget record's list, those of one place by their likeness, of
+    which each block holds some lines [forget, records]."""
     turn, alike = np.array([]), np.array([])
     for block in blocks:
         place = block.argsort(dim=1, descending=True, stable=True).argsort(dim=1).amin(0).numpy()

@@ -26,13 +26,12 @@ import numpy as np
 import torch
 
 from expunge.core.model import Batch, Network
-from expunge.core.question import LogProbabilities
 from expunge.errors import UsageRefused
 from expunge.internals.examples import Pictured
 from expunge.internals.gradients import Slopes, loss
 from expunge.primitives.settings import check_least, check_seed
 from expunge.select._coreset import Coreset, Costs, Search, Summary
-from expunge.select._kinds import Pool, Selection, Selector, flatten, mean_by_record
+from expunge.select._kinds import Pool, Selection, Selector, losses_by_record
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -83,7 +82,7 @@ class AutoCoreset(Selector):
     def choose(self, network: Network, forget: Batch, pool: Pool) -> Selection:
         def costs(places: NDArray[np.int64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
             held = [(pool[k], weight) for k, weight in zip(places.tolist(), weights.tolist(), strict=True)]
-            return _losses(self._forget(network, forget, held), pool)
+            return np.asarray(losses_by_record(self._forget(network, forget, held), pool).numpy())
 
         first = [record[0] for record in pool]
         labels = (
@@ -107,9 +106,3 @@ class AutoCoreset(Selector):
                 for name, slope in gradient.items():
                     weights[name].sub_((self.reach * length / (self.steps * whole)) * slope.to(weights[name].dtype))
         return now
-
-
-def _losses(network: Network, pool: Pool) -> NDArray[np.float64]:
-    """The loss of each record in nats, a mean over the rows of its examples."""
-    said = network.ask(LogProbabilities(), flatten(pool))
-    return np.asarray(mean_by_record(-said.mean(said.log_probs.double()), pool).numpy())

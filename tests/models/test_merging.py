@@ -22,6 +22,7 @@ from expunge.core.model import Network
 from expunge.core.request import Request
 from expunge.data.text import Passage
 from expunge.errors import ModelRefused, UsageRefused
+from expunge.notation.parse import parse
 from expunge.runtime.atomic_files import write_manifest
 from expunge.train.checkpoint import Checkpoints, facts
 from tests.conftest import save_model
@@ -251,7 +252,7 @@ def test_other_kinds_of_peft_are_merged_by_peft(base: Path, tmp_path: Path):
 
 def test_a_run_with_another_adapter_or_with_none_is_another_run(base: Path, saved: dict[str, Path], tmp_path: Path):
     texts = (Passage("a", (3, 1, 4, 1), 2, "", "a"),)
-    request, method = Request(forget=texts), "a method"
+    request, method = Request(forget=texts), parse("Finetune()")
     lora, bounded = (open_model(base, adapter=saved[kind]) for kind in ("LORA", "BOUNDED"))
     assert facts(method, lora, request)["adapter"] == lora.adapter.digest
     folder = tmp_path / "run" / "step-000001"

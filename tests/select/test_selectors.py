@@ -13,8 +13,9 @@ from expunge.events import Note
 from expunge.internals.gradients import gradient, loss
 from expunge.internals.states import log_odds
 from expunge.notation.parse import parse, plugins
-from expunge.select._kinds import flatten, mean_by_record, take_turns
+from expunge.select._kinds import flatten, losses_by_record, mean_by_record, take_turns
 from expunge.select.auto_coreset import AutoCoreset
+from expunge.select.hardest import Hardest, project
 from expunge.select.influential import Influential
 from expunge.select.nearest import Nearest
 from tests.families import EVERY_STEP, PLACES, llama, passages, picture_request, resnet, text_request, vit
@@ -24,6 +25,7 @@ SIX = {
     "Nearest": "Nearest(count=6)",
     "Influential": "Influential(count=6)",
     "AutoCoreset": "AutoCoreset(size=6, models=1, patience=1, steps=1)",
+    "Hardest": "Hardest(count=6, rounds=1, epochs=1)",
 }
 
 
@@ -171,3 +173,38 @@ def test_a_setting_that_cannot_be_meant_is_refused(text, said):
     with pytest.raises(UsageRefused) as refused:
         parse(text)
     assert said in str(refused.value)
+
+
+# Hardest
+
+
+def test_the_projection_has_the_sum_and_is_the_nearest_such_point():
+    values = torch.tensor([2.0, 0.9, 0.5, -1.0], dtype=torch.float64)
+    # Less 0.3: 1 (cut off at 1.7), 0.6, 0.2, 0.
+    assert project(values, 1.8).tolist() == pytest.approx([1.0, 0.6, 0.2, 0.0])
+    assert project(torch.zeros(4, dtype=torch.float64), 2.0).tolist() == pytest.approx([0.5] * 4)
+
+
+@pytest.mark.parametrize("start", ["uniform", "random"])
+def test_what_is_answered_whether_it_was_trained_on_or_not_is_hardest_to_forget(start):
+    """Of ten images six are one, with one label: the others speak for each. For the four labels nothing speaks."""
+    network, request = resnet(), picture_request()
+    pool = [[replace(request.retain[0], id=f"same-{k}", label=1)] for k in range(6)]
+    pool += [[replace(e, id=f"own-{k}", label=k % 4)] for k, e in enumerate(request.forget[:4])]
+    made = Hardest(count=4, rounds=3, epochs=4, learning_rate=3e-3, batch=5, start=start)
+    assert set(made(network, (), pool).indices) <= set(range(6))
+
+
+def test_both_trains_what_is_chosen_away_and_retain_leaves_it_alone():
+    """Shares of 1: the rest alone moves the network, or the chosen are driven up as well."""
+    network, records = llama(), pool(4)
+    shares = torch.tensor([1.0, 1.0, 0.0, 0.0], dtype=torch.float64)
+    after = {}
+    for way in ("retain", "both"):
+        made = Hardest(count=2, epochs=3, batch=4, learning_rate=3e-3, forget=way)
+        now = made._forget(network, records, shares, torch.Generator().manual_seed(0))
+        after[way] = losses_by_record(now, records)
+    was = losses_by_record(network, records)
+    assert (after["retain"][2:] < was[2:]).all()
+    assert (after["both"][:2] > after["retain"][:2]).all()
+    assert (after["both"][:2] > was[:2]).all()
