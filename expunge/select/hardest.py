@@ -86,7 +86,7 @@ class Hardest(Selector):
             shares[torch.randperm(len(pool), generator=draw)[: self.count]] = 1.0
         for _ in range(self.rounds):
             cost = losses_by_record(self._forget(network, pool, shares, draw), pool)
-            shares = project(shares - self.alpha * (cost + 2 * self.gamma * shares), self.count)
+            shares = _project(shares - self.alpha * (cost + 2 * self.gamma * shares), self.count)
         # Of equal shares, as at 1, the lowest loss: the last round's.
         order = sorted(range(len(pool)), key=lambda k: (-float(shares[k]), float(cost[k])))
         return Selection(tuple(order[: self.count]))
@@ -116,7 +116,7 @@ class Hardest(Selector):
                 slopes.add(weighted, loss, sign * sum(weight for _, weight in part))
 
 
-def project(values: Float[Tensor, " records"], total: float) -> Float[Tensor, " records"]:
+def _project(values: Float[Tensor, " records"], total: float) -> Float[Tensor, " records"]:
     """The nearest numbers from 0 to 1 with the given sum: `values` less one number, cut off at 0 and 1."""
     low, high = values.min() - 1, values.max()
     for _ in range(100):

@@ -15,7 +15,7 @@ from expunge.internals.states import log_odds
 from expunge.notation.parse import parse, plugins
 from expunge.select._kinds import flatten, losses_by_record, mean_by_record, take_turns
 from expunge.select.auto_coreset import AutoCoreset
-from expunge.select.hardest import Hardest, project
+from expunge.select.hardest import Hardest, _project
 from expunge.select.influential import Influential
 from expunge.select.nearest import Nearest
 from tests.families import EVERY_STEP, PLACES, llama, passages, picture_request, resnet, text_request, vit
@@ -181,8 +181,8 @@ def test_a_setting_that_cannot_be_meant_is_refused(text, said):
 def test_the_projection_has_the_sum_and_is_the_nearest_such_point():
     values = torch.tensor([2.0, 0.9, 0.5, -1.0], dtype=torch.float64)
     # Less 0.3: 1 (cut off at 1.7), 0.6, 0.2, 0.
-    assert project(values, 1.8).tolist() == pytest.approx([1.0, 0.6, 0.2, 0.0])
-    assert project(torch.zeros(4, dtype=torch.float64), 2.0).tolist() == pytest.approx([0.5] * 4)
+    assert _project(values, 1.8).tolist() == pytest.approx([1.0, 0.6, 0.2, 0.0])
+    assert _project(torch.zeros(4, dtype=torch.float64), 2.0).tolist() == pytest.approx([0.5] * 4)
 
 
 @pytest.mark.parametrize("start", ["uniform", "random"])
