@@ -34,14 +34,14 @@ def count_changed(one: Network, other: Network, written_in: Callable[[str], torc
     With `written_in`, the type that the other's file has for a parameter, both are rounded to it first: to be written
     in another precision is no change.
     """
-    pairs = list(zip(one.module.parameters(), other.module.named_parameters(), strict=False))
-    shapes = [[p.shape for p in network.module.parameters()] for network in (one, other)]
-    if shapes[0] != shapes[1]:
+    was, every = (dict(network.module.named_parameters(remove_duplicate=False)) for network in (one, other))
+    if {name: p.shape for name, p in was.items()} != {name: p.shape for name, p in every.items()}:
         return None
-    kinds = [written_in(name) if written_in else None for _, (name, _) in pairs]
+    now = dict(other.module.named_parameters())  # each once, by its first name
+    kinds = {name: written_in(name) if written_in else None for name in now}
     return sum(
-        int((_in_type(a, kind) != _in_type(b.to(a.device), kind)).count_nonzero())
-        for (a, (_, b)), kind in zip(pairs, kinds, strict=True)
+        int((_in_type(was[name], kinds[name]) != _in_type(p.to(was[name].device), kinds[name])).count_nonzero())
+        for name, p in now.items()
     )
 
 

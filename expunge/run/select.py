@@ -136,7 +136,7 @@ def select_records(
     place = _place(pool, "pool")
     by_record = text.encode_each(apart.records, network.tokenizer, place, network.longest)
     text.refuse_unknown_tokens(flatten(by_record), network.vocabulary, place)
-    asked = text.encode_for([*gone.values()], network, _place(forget or "forget", "forget"))
+    asked = text.encode_for([*gone.values()], network, _place(forget or "forget", "forget")) if gone else ()
     made = chooser(network, asked, by_record)
     stood = {record.line: record.columns for record in _stand(pool, "pool")}
     chosen = [dict(stood[apart.records[k].line]) for k in made.indices]

@@ -62,7 +62,8 @@ def count_differences(one: Model, other: Model) -> int | None:
     if not (isinstance(one, Network) and isinstance(other, Network)):
         return 0 if one.fingerprint() == other.fingerprint() else None
     counts = [count_changed(a, b, _written_in(b)) for a, b in pairs]
-    return sum(count for count in counts if count is not None) if pairs else None
+    known = [count for count in counts if count is not None]
+    return sum(known) if known and len(known) == len(counts) else None
 
 
 def _written_in(network: Network) -> Callable[[str], torch.dtype] | None:

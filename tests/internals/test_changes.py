@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from expunge.events import Change, Edited
-from expunge.internals.changes import block_of, describe_change
+from expunge.internals.changes import block_of, count_changed, describe_change
 
 
 class Held:
@@ -42,3 +42,14 @@ def test_a_block_ends_at_the_first_number_of_a_name():
         "scale": "scale",
     }
     assert {name: block_of(name) for name in names} == names
+
+
+def test_an_output_matrix_that_was_tied_and_is_no_longer_counts_by_itself():
+    was, now = Held([1.0, 2.0], [3.0, 4.0]), Held([1.0, 2.0], [3.0, 5.0])
+    assert count_changed(was, now) == 1
+    was.module["layers"][0] = was.module["head"]  # one matrix by two names
+    assert count_changed(was, now) == 2
+    assert describe_change(was, now).changed == 2
+    assert count_changed(was, was) == 0
+    more = Held([1.0, 2.0], [3.0, 4.0], [1.0])
+    assert count_changed(now, more) is count_changed(more, now) is None
