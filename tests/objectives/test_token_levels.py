@@ -104,7 +104,7 @@ def views(kind: str, step: int = 1) -> tuple[View, View]:
     return View(now, sets, run=run), View(before, sets, gradients=False, run=run)
 
 
-def test_easier_texts_get_lower_levels_as_far_as_what_is_foretold_has_slope_of_texts():
+def test_easier_texts_get_lower_levels_as_far_as_what_is_foretold_has_held():
     """Forty texts of one word that is followed by a likely or an unlikely one; all that is forgotten is likely."""
     kept = [Text((1, 2), 0)] * 50 + [Text((1, 3), 0)]
     likely, rare = Text((1, 2), 1), Text((1, 3), 1)

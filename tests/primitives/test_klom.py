@@ -17,9 +17,9 @@ def test_the_margin_is_the_log_odds_of_the_right_class():
 
 
 def test_a_worked_example_with_a_bin_that_no_retrained_model_is_in():
-    # Range 0 to 20, so bins of width 1. Unlearned: half in bin 0, a quarter each in bins 5 and 19 (20 itself is in the
-    # last one). Retrained: three quarters in bin 0, a quarter in bin 19, none in bin 5.
-    unlearned = torch.tensor([[0.0], [0.5], [5.5], [20.0]])
+    # Range 0 to 20, so bins of width 1. Unlearned: half in bin 0, a quarter each in bins 18 and 19 (20 itself is in the
+    # last one). Retrained: three quarters in bin 0, a quarter in bin 19, none in bin 18.
+    unlearned = torch.tensor([[0.0], [0.5], [18.5], [20.0]])
     retrained = torch.tensor([[0.2], [0.0], [0.9], [19.0]])
     expected = 0.5 * math.log(0.5 / 0.75) + 0.25 * math.log(0.25 / EMPTY) + 0.25 * math.log(0.25 / 0.25)
     assert klom(unlearned, retrained).tolist() == pytest.approx([expected])
