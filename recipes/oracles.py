@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import argparse
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -71,7 +71,10 @@ class Parts:
         if kind == "alike":
             eights = [k for k in train if y[k] == CLASS]
             gone = sorted(eights, key=lambda k: float((x[k] - x[eights[0]]).norm()))[:FORGOTTEN]
-        picture = lambda k: Picture(f"digit-{k}", x[k].view(1, 8, 8), int(y[k]), f"{k}")  # noqa: E731
+
+        def picture(k: int) -> Picture:
+            return Picture(f"digit-{k}", x[k].view(1, 8, 8), int(y[k]), f"{k}")
+
         lost = set(gone)
         stays = [k for k in train if k not in lost]
         return Parts(*(tuple(map(picture, part)) for part in (gone, stays, unseen)))
@@ -265,9 +268,10 @@ def tuned(objective: Objective | None, rate: float, epochs: float, of: str) -> F
 def methods(oracles: Sequence[Model]) -> dict[str, list[Method]]:
     """What is tried, at several rates; the best by the forgotten pictures' KLoM stands in the table."""
     rates = (1e-4, 3e-4, 1e-3)
-    matching: Callable[[Method, float], Method] = lambda oracle, rate: DatamodelMatching(  # noqa: E731
-        oracle=oracle, learn=tuned(None, rate, 30.0, "forget")
-    )
+
+    def matching(oracle: Method, rate: float) -> Method:
+        return DatamodelMatching(oracle=oracle, learn=tuned(None, rate, 30.0, "forget"))
+
     return {
         "ascent": [tuned(Ascent(), rate, 3.0, "forget") for rate in (1e-5, 1e-4, 3e-4, 1e-3)],
         "gradient difference": [tuned(Ascent() + RetainNLL(), rate, 3.0, "forget") for rate in rates],

@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from expunge.cli.ending import check_room_for_torch
 from expunge.cli.options import Sets
@@ -45,8 +45,8 @@ class Named:
         check_room_for_torch()
         from expunge.benchmarks._data import find_data
 
-        made = find(known[squash(name)])
-        return Named(made, split, find_data(place or None, made.home, f"--benchmark {name}="))  # type: ignore[arg-type, attr-defined]
+        made: Any = find(known[squash(name)])
+        return Named(made, split, find_data(place or None, made.home, f"--benchmark {name}="))
 
     def to_learn(self) -> tuple[Path, tuple[Path, ...]]:
         """The file of the split, or that of which it is what another leaves, and that other."""

@@ -1,6 +1,6 @@
 """The loss of a linear layer on fixed features, which is convex: its slope, its curvature, and Newton's step.
 
-    L(W) = mean over rows of CE(W phi, y) + l2 / 2 |W|^2
+    L(W) = mean over rows of CE(W phi, y) + l2 / 2 |W|^2,   rows counted by their weights
 
 All in float64. The Hessian is never formed: conjugate gradients need its products alone.
 """
@@ -35,25 +35,27 @@ class ConvexHead:
 
     features: Float[Tensor, "rows width"]
     labels: Int[Tensor, " rows"]
+    shares: Float[Tensor, " rows"]
+    """How much each row counts in the mean: together 1."""
     penalty: Float[Tensor, " width"]
     """The l2 of each column of the weights; 0 for biases, which stand beside features of one."""
 
-    def _parts(self, classes: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _parts(self, classes: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         size = max(1, ENTRIES // classes)
-        return zip(self.features.split(size), self.labels.split(size), strict=True)
+        return zip(self.features.split(size), self.labels.split(size), self.shares.split(size), strict=True)
 
     def loss(self, at: Float[Tensor, "classes width"]) -> float:
         """In nats."""
-        total = sum(float(cross_entropy(x @ at.T, y, reduction="sum")) for x, y in self._parts(len(at)))
-        return total / len(self.labels) + float((self.penalty * at.square()).sum()) / 2
+        total = sum(float(s @ cross_entropy(x @ at.T, y, reduction="none")) for x, y, s in self._parts(len(at)))
+        return total + float((self.penalty * at.square()).sum()) / 2
 
     def slope(self, at: Float[Tensor, "classes width"]) -> Float[Tensor, "classes width"]:
         """The gradient."""
         made = self.penalty * at
-        for x, y in self._parts(len(at)):
+        for x, y, share in self._parts(len(at)):
             wrong = (x @ at.T).softmax(1)
-            wrong[torch.arange(len(y)), y] -= 1
-            made = made + wrong.T @ x / len(self.labels)
+            wrong[torch.arange(len(y), device=y.device), y] -= 1
+            made = made + (share[:, None] * wrong).T @ x
         return made
 
     def curvature(self, at: Float[Tensor, "classes width"]) -> Callable[[Tensor], Tensor]:
@@ -61,9 +63,10 @@ class ConvexHead:
 
         def product(v: Tensor) -> Tensor:
             made = self.penalty * v
-            for x, _ in self._parts(len(at)):
+            for x, _, share in self._parts(len(at)):
                 p, moved = (x @ at.T).softmax(1), x @ v.T
-                made = made + (p * (moved - (p * moved).sum(1, keepdim=True))).T @ x / len(self.labels)
+                bent = p * (moved - (p * moved).sum(1, keepdim=True))
+                made = made + (share[:, None] * bent).T @ x
             return made
 
         return product

@@ -72,15 +72,17 @@ class Newton(WeightMethod):
 
     def _head(self, network: Network, request: Request, layer: nn.Linear) -> ConvexHead:
         """What the last layer reads of each retained row, and that row's label."""
-        read, labels = [], []
+        read, labels, rows = [], [], list[float]()
         with torch.no_grad():
             for group in network.batches(request.retain):
                 batch = [request.retain[k] for k in group]
+                rows += [example.weight for example in batch for _ in range(example.rows)]
                 read.append(represent(network, batch).double())
                 labels.append(network.ask(Scores(), batch).labels)
         features = torch.cat(read)
+        weights = features.new_tensor(rows)
         penalty = features.new_full((features.shape[1],), self.l2)
         if layer.bias is not None:
             features = torch.cat([features, features.new_ones(len(features), 1)], 1)
             penalty = torch.cat([penalty, penalty.new_zeros(1)])
-        return ConvexHead(features, torch.cat(labels).to(features.device), penalty)
+        return ConvexHead(features, torch.cat(labels).to(features.device), weights / weights.sum(), penalty)

@@ -43,5 +43,5 @@ def klom(
 def _shares(margin: Tensor, low: Tensor, width: Tensor) -> Float[Tensor, "bins examples"]:
     """The share of models in each bin; where all margins are one number, that is one bin."""
     places = ((margin - low) / torch.where(width > 0, width, 1.0) * BINS).floor().clamp(max=BINS - 1).long()
-    counts = torch.zeros(BINS, margin.shape[1], dtype=torch.float64)
+    counts = margin.new_zeros(BINS, margin.shape[1])
     return counts.scatter_add_(0, places, torch.ones_like(margin)) / len(margin)

@@ -19,7 +19,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 
@@ -110,10 +110,11 @@ class Hardest(Selector):
         left = {"retain": 1 - shares, "both": 1 - 2 * shares}[self.forget]
         for sign in (1.0, -1.0):
             # A mean by weight, times the weights' sum.
-            part = [(e, sign * float(left[k])) for k in places for e in pool[k] if sign * float(left[k]) > TOLERANCE]
-            weighted: Batch = [replace(e, weight=weight) for e, weight in part]  # type: ignore[type-var]
-            if weighted:
-                slopes.add(weighted, loss, sign * sum(weight for _, weight in part))
+            weigh = {k: sign * float(left[k]) for k in places if sign * float(left[k]) > TOLERANCE}
+            there: list[tuple[Any, float]] = [(e, e.weight * w) for k, w in weigh.items() for e in pool[k]]
+            part = [replace(e, weight=weight) for e, weight in there]
+            if part:
+                slopes.add(part, loss, sign * sum(e.weight for e in part))
 
 
 def _project(values: Float[Tensor, " records"], total: float) -> Float[Tensor, " records"]:

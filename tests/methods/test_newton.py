@@ -1,5 +1,6 @@
 """Newton's step of the last layer: beside torch's own Hessian, and beside scikit-learn's head trained anew."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -115,6 +116,14 @@ def test_the_layers_below_are_the_same_and_the_forget_set_has_no_say():
     assert torch.equal(head(one), head(other))
     assert not torch.equal(head(one), head(start))
     assert any("slope of the last layer's loss" in note.what for note in notes if isinstance(note, Note))
+
+
+def test_a_record_of_weight_two_counts_as_two():
+    twice = (*RETAIN[:10], *(replace(p, id=f"{p.id}, again") for p in RETAIN[:5]))
+    weighed = (*(replace(p, weight=2.0) for p in RETAIN[:5]), *RETAIN[5:10])
+    one, other = (head(Newton(l2=L2)(network(), Request(FORGET, each))) for each in (twice, weighed))
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-8)
+    assert not torch.allclose(other, head(Newton(l2=L2)(network(), Request(FORGET, RETAIN[:10]))), atol=1e-3)
 
 
 def test_what_cannot_be_is_refused():
