@@ -7,8 +7,8 @@ proof     in sets whose choice only the whole set decides, how well is it learnt
           3 of another, which are chosen; learning, checking and trying read different pictures. `moons`: 90 points of
           one half-moon and 10 of the other, which are chosen. Beside the complement: the whole set as background (the
           paper's equation), no background (EquiVSet), no background at as many parameters, and chance. Then sets twice
-          and four times as large as those that were learnt from, asked about at once and dealt into the size learnt.
-hardest   a small vision transformer learns scikit-learn's digits (`recipes/digits.py`). `Subset` learns from 100 small
+          as large as those that were learnt from, asked about at once and dealt into the size learnt.
+hardest   a small vision transformer learns scikit-learn's digits (`recipes/digits.py`). `Subset` learns from 50 small
           pools what `Hardest` chooses there and chooses 140 of all; UA is 100 less the accuracy on these 140 of a
           network retrained without them, as in docs/worst-case.md.
 
@@ -32,7 +32,7 @@ from keeping import between, keep, rows
 from mnist import accuracy
 from sklearn.datasets import load_digits, make_moons
 
-from expunge.select._kinds import losses_by_record
+from expunge.select._kinds import Selection, losses_by_record
 from expunge.select._set_function import Choice, Learning, SetFunction, chance, draw_from
 from expunge.select._small_pools import SmallPools
 from expunge.select.hardest import Hardest
@@ -88,22 +88,11 @@ class Task:
     size: int
     chosen: int
     learning: Learning
-    few: int
-    """A small number to learn from."""
 
 
 TASKS = {
-    "digits": Task(
-        digit_pools,
-        (1500, 200, 300),
-        20,
-        3,
-        Learning(width=64, hidden=64, epochs=15, learning_rate=1e-3, batch=32),
-        100,
-    ),
-    "moons": Task(
-        moon_sets, (400, 100, 200), 100, 10, Learning(width=64, hidden=64, epochs=15, learning_rate=1e-3, batch=16), 50
-    ),
+    "digits": Task(digit_pools, (1500, 200, 300), 20, 3, Learning(epochs=6, learning_rate=1e-3, batch=32)),
+    "moons": Task(moon_sets, (300, 50, 200), 100, 10, Learning(epochs=8, learning_rate=1e-3, batch=16)),
 }
 KINDS: dict[str, Row] = {
     "complement": {},
@@ -120,33 +109,36 @@ def parameters(how: Learning, columns: int) -> int:
 
 def widened(how: Learning, columns: int, least: int) -> Learning:
     """The same at the least width that has so many parameters."""
-    return next(
-        made for w in range(how.width, 1000) if parameters(made := replace(how, width=w, hidden=w), columns) >= least
-    )
+    each = (replace(how, width=width, hidden=width) for width in range(how.width, 1000))
+    return next(wide for wide in each if parameters(wide, columns) >= least)
 
 
-def proofs(name: str, seed: int) -> Iterator[Row]:
-    """A row for each kind of background, from all choices and from few; one for chance."""
+def proofs(name: str, seed: int, kinds: Sequence[str]) -> Iterator[Row]:
+    """A row for each kind of background, and one for chance."""
     task = TASKS[name]
     learn, check, apart = (task.draw(count, 100 + seed, part) for part, count in enumerate(task.counts))
-    yield {"kind": "random", "jaccard": chance(task.size, task.chosen)}
-    larger = {times: task.draw(50, 200 + seed, 2, times) for times in (2, 4) if (name, times) != ("digits", 4)}
+    larger = task.draw(50, 200 + seed, 2, 2)
     columns = learn[0].records.shape[1]
-    for kind, settings in KINDS.items():
-        how = replace(task.learning, seed=100 + seed, **settings)
+    for kind in kinds:
+        if kind == "random":
+            yield {"kind": kind, "jaccard": chance(task.size, task.chosen)}
+            continue
+        how = replace(task.learning, seed=100 + seed, **KINDS[kind])
         if kind == "none, as many parameters":
             how = widened(how, columns, parameters(task.learning, columns))
-        for count in (len(learn), task.few):
-            begun = time.process_time()
-            function = replace(how, epochs=how.epochs if count == len(learn) else 100)(learn[:count], check)
-            spent = time.process_time() - begun
-            row = {"kind": kind, "learnt": count, "parameters": parameters(how, columns), "cpu": spent}
-            with draw_from(seed):
-                row |= {"jaccard": statistics.mean(function.agreements(apart)), "untold": untold(function, apart)}
-                if count == len(learn):
-                    row |= {f"times {t}": statistics.mean(function.agreements(sets)) for t, sets in larger.items()}
-                    row |= {f"times {t}, dealt": dealt(function, sets, task.size) for t, sets in larger.items()}
-            yield row
+        begun = time.process_time()
+        function = how(learn, check)
+        spent = time.process_time() - begun
+        with draw_from(seed):
+            yield {
+                "kind": kind,
+                "parameters": parameters(how, columns),
+                "jaccard": statistics.mean(function.agreements(apart)),
+                "untold": untold(function, apart),
+                "larger": statistics.mean(function.agreements(larger)),
+                "larger, dealt": dealt(function, larger, task.size),
+                "cpu": spent,
+            }
 
 
 def untold(function: SetFunction, choices: Sequence[Choice]) -> float:
@@ -172,40 +164,36 @@ def jaccard(found: Sequence[int], choice: Choice) -> float:
 
 
 COUNT = 140
+SETS = ("Hardest", "Subset", "Subset, no background", "lowest loss", "random")
 
 
-def hardest(seed: int) -> Iterator[Row]:
+def hardest(seed: int, sets: Sequence[str]) -> Iterator[Row]:
     """A row for each forget set."""
     data = Digits.load()
-    pictures = data.train
-    original = trained(pictures, seed=seed, epochs=8)
-    pool = [[picture] for picture in pictures]
+    original = trained(data.train, seed=seed, epochs=8)
+    pool = [[picture] for picture in data.train]
     order = losses_by_record(original, pool).argsort().tolist()
     drawn = torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed)).tolist()
-    teacher = Hardest(count=2, seed=seed)
-    made: dict[str, Callable[[], Any]] = {
-        "Hardest": lambda: Hardest(count=COUNT, seed=seed)(original, (), pool),
-        "Subset": lambda: Subset(count=COUNT, teacher=teacher, seed=seed)(original, (), pool),
-        "Subset, no background": lambda: Subset(count=COUNT, teacher=teacher, background="none", seed=seed)(
-            original, (), pool
-        ),
-        "lowest loss": lambda: order[:COUNT],
-        "random": lambda: drawn[:COUNT],
+    small = Subset(count=COUNT, teacher=Hardest(count=2, rounds=5, seed=seed), pools=50, seed=seed)
+    made: dict[str, Callable[[], Selection]] = {
+        "Hardest": lambda: Hardest(count=COUNT, rounds=5, seed=seed)(original, (), pool),
+        "Subset": lambda: small(original, (), pool),
+        "Subset, no background": lambda: replace(small, background="none")(original, (), pool),
+        "lowest loss": lambda: Selection(tuple(order[:COUNT])),
+        "random": lambda: Selection(tuple(drawn[:COUNT])),
     }
-    found: dict[str, set[int]] = {}
-    for name, choose in made.items():
+    for name in sets:
         begun = time.process_time()
-        chosen = choose()
+        chosen = made[name]()
         spent = time.process_time() - begun
-        found[name] = set(getattr(chosen, "indices", chosen))
-        forget = [p for k, p in enumerate(pictures) if k in found[name]]
-        retrained = trained(tuple(p for k, p in enumerate(pictures) if k not in found[name]), seed=seed + 100, epochs=8)
+        gone = set(chosen.indices)
+        retrained = trained(tuple(p for k, p in enumerate(data.train) if k not in gone), seed=seed + 100, epochs=8)
         yield {
             "set": name,
-            "as Hardest": len(found[name] & found["Hardest"]) / COUNT,
-            "UA": 100 - 100 * accuracy(retrained, forget),
+            "chosen": sorted(gone),
+            "UA": 100 - 100 * accuracy(retrained, [data.train[k] for k in gone]),
             "TA": 100 * accuracy(retrained, data.test),
-            "note": getattr(chosen, "note", ""),
+            "note": chosen.note,
             "cpu": spent,
         }
 
@@ -216,12 +204,14 @@ def hardest(seed: int) -> Iterator[Row]:
 def run(given: argparse.Namespace) -> None:
     """Make the rows that the file lacks."""
     for seed in given.seeds:
+        had = [row for row in rows(given.out) if row["seed"] == seed]
         for name in TASKS if "proof" in given.parts else ():
-            if not any(row.get("task") == name and row["seed"] == seed for row in rows(given.out)):
-                for row in list(proofs(name, seed)):
-                    keep(given.out, {"task": name, "seed": seed, **row})
-        if "hardest" in given.parts and not any("set" in row and row["seed"] == seed for row in rows(given.out)):
-            for row in list(hardest(seed)):
+            done = {row["kind"] for row in had if row.get("task") == name}
+            for row in proofs(name, seed, [kind for kind in ("random", *KINDS) if kind not in done]):
+                keep(given.out, {"task": name, "seed": seed, **row})
+        if "hardest" in given.parts:
+            done = {row["set"] for row in had if "set" in row}
+            for row in hardest(seed, [name for name in SETS if name not in done]):
                 keep(given.out, {"seed": seed, **row})
 
 
@@ -240,34 +230,31 @@ def cells(mine: Sequence[Row], *names: str, digits: int = 2) -> list[str]:
     return [", ".join(f"{row[name]:.{digits}f}" for row in mine if name in row) for name in names]
 
 
+def table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(line) + " |" for line in (heads, ["---"] * len(heads), *lines))
+
+
 def proof_table(found: Sequence[Row]) -> str:
-    """A line for each task, number of choices and kind."""
-    names = ["jaccard", "untold", "times 2", "times 2, dealt", "times 4", "times 4, dealt"]
-    heads = ["task", "choices", "background", "parameters", "agreement", "untold how many", *names[2:]]
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    keys = dict.fromkeys((row["task"], row.get("learnt", 0), row["kind"]) for row in found)
-    for task, learnt, kind in sorted(keys, key=lambda key: (key[0], -key[1])):
-        mine = [r for r in found if (r["task"], r.get("learnt", 0), r["kind"]) == (task, learnt, kind)]
+    """A line for each task and kind."""
+    heads = ["sets", "background", "parameters", "agreement", "not told how many", "twice as large", "these, dealt"]
+    lines = []
+    for task, kind in dict.fromkeys((row["task"], row["kind"]) for row in found):
+        mine = [row for row in found if (row["task"], row["kind"]) == (task, kind)]
         size = f"{mine[0]['parameters']:,}" if "parameters" in mine[0] else ""
-        lines.append("| " + " | ".join([task, str(learnt or ""), kind, size, *cells(mine, *names)]) + " |")
-    return "\n".join(lines)
+        lines.append([task, kind, size, *cells(mine, "jaccard", "untold", "larger", "larger, dealt")])
+    return table(heads, lines)
 
 
 def hardest_table(found: Sequence[Row]) -> str:
     """A line for each forget set."""
-    heads = [
-        "forget set",
-        "UA retrained",
-        "test accuracy retrained",
-        "share that Hardest chose",
-        "CPU seconds to choose",
-    ]
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    heads = ["forget set", "UA retrained", "test accuracy retrained", "of these Hardest's", "CPU seconds to choose"]
+    best = {row["seed"]: set(row["chosen"]) for row in found if row["set"] == "Hardest"}
+    lines = []
     for name in dict.fromkeys(row["set"] for row in found):
         mine = [row for row in found if row["set"] == name]
-        both = [*cells(mine, "UA", "TA", digits=1), *cells(mine, "as Hardest"), *cells(mine, "cpu", digits=0)]
-        lines.append("| " + " | ".join([name, *both]) + " |")
-    return "\n".join(lines)
+        shares = [f"{len(best[row['seed']] & set(row['chosen'])) / COUNT:.2f}" for row in mine]
+        lines.append([name, *cells(mine, "UA", "TA", digits=1), ", ".join(shares), *cells(mine, "cpu", digits=0)])
+    return table(heads, lines)
 
 
 def main() -> None:

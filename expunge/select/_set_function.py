@@ -51,12 +51,12 @@ class Learning:
     """How a set function is learnt."""
 
     background: Background = "complement"
-    width: int = 256
+    width: int = 64
     """Numbers of phi(x)."""
-    hidden: int = 500
+    hidden: int = 64
     """Width of the layers of f, g and the recogniser."""
     epochs: int = 100
-    learning_rate: float = 1e-4
+    learning_rate: float = 1e-3
     batch: int = 4
     """Choices in a step."""
     seed: int = 0
