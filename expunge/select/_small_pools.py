@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from expunge.core.model import Network
+from expunge.select._kinds import Pool, flatten, losses_by_record, mean_by_record, read_states
 from expunge.select._set_function import Choice, SetFunction, Sets
 
 if TYPE_CHECKING:
@@ -48,7 +50,7 @@ class SmallPools:
         return Choices(*([self._ask(places) for places in self._draw(part, n, draw)] for part, n in parts))
 
     def judge(self, function: SetFunction) -> Float[Tensor, " records"]:
-        """The mean q of each record, in pools of about `size`: a set function of twenty says nothing of a thousand."""
+        """The mean q of each record, in pools of about `size`, as it learnt from."""
         likely = torch.zeros(len(self.numbers))
         for _ in range(DEALS):
             for places in torch.randperm(len(likely)).tensor_split(round(len(likely) / self.size)):
@@ -70,3 +72,10 @@ class SmallPools:
         chosen = torch.zeros(len(places), dtype=torch.bool)
         chosen[list(own)] = True
         return Choice(self.numbers[places], chosen)
+
+
+def read_numbers(network: Network, pool: Pool, layer: int | float) -> Float[Tensor, "records columns"]:
+    """Each record's hidden state and loss, standardised over the pool."""
+    states = mean_by_record(read_states(network, flatten(pool), layer), pool)
+    made = torch.cat([states, losses_by_record(network, pool).float()[:, None]], 1)
+    return (made - made.mean(0)) / made.std(0, correction=0).clamp(min=1e-6)

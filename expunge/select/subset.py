@@ -6,8 +6,8 @@ arXiv 2402.03139).
     3. the whole pool is dealt into small pools, four times; of the highest mean q, `count` records
 
 What a record is worth depends on what else is there: F reads the chosen and the rest of the small pool. With
-`background='none'` it reads the chosen alone (EquiVSet, Ou et al., 2022, arXiv 2203.01693). A set function of twenty
-records says nothing of a thousand, so it is only ever asked about small pools.
+`background='none'` it reads the chosen alone (EquiVSet, Ou et al., 2022, arXiv 2203.01693). What holds in pools of twenty
+need not hold in thousands, so it is only ever asked about small pools.
 
 One fifth decides the epoch that is kept; on the last one the agreement with the teacher is measured, and said beside
 chance: read it. It makes sense where the teacher trains a model for each choice and the pool is far larger than what
@@ -20,30 +20,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 
 from expunge.core.model import Batch, Network
 from expunge.errors import DataRefused, UsageRefused
 from expunge.primitives.settings import check_finite, check_least, check_seed
-from expunge.select._kinds import (
-    Pool,
-    Selection,
-    Selector,
-    check_layer,
-    flatten,
-    losses_by_record,
-    mean_by_record,
-    read_states,
-)
+from expunge.select._kinds import Pool, Selection, Selector, check_layer
 from expunge.select._set_function import Background, Choice, Learning, SetFunction, chance, draw_from
-from expunge.select._small_pools import SmallPools
+from expunge.select._small_pools import SmallPools, read_numbers
 from expunge.select.hardest import Hardest
-
-if TYPE_CHECKING:
-    from jaxtyping import Float
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -115,7 +102,7 @@ class Subset(Selector):
                 f"the teacher itself: {self.teacher!r}."
             )
         small = SmallPools(
-            _read(network, pool, self.layer),
+            read_numbers(network, pool, self.layer),
             self.size,
             lambda places: self.teacher(network, forget, [pool[k] for k in places]).indices,
         )
@@ -132,10 +119,3 @@ class Subset(Selector):
             f"In {len(agreements)} small pools that it did not learn from, Subset chose as {self.teacher!r} did by "
             f"{found:.2f} (mean Jaccard index, told how many; by chance {by_chance:.2f}){nothing}"
         )
-
-
-def _read(network: Network, pool: Pool, layer: int | float) -> Float[Tensor, "records columns"]:
-    """Each record's hidden state and loss, standardised over the pool."""
-    states = mean_by_record(read_states(network, flatten(pool), layer), pool)
-    made = torch.cat([states, losses_by_record(network, pool).float()[:, None]], 1)
-    return (made - made.mean(0)) / made.std(0, correction=0).clamp(min=1e-6)
