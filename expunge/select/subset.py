@@ -6,8 +6,8 @@ arXiv 2402.03139).
     3. the whole pool is dealt into small pools, four times; of the highest mean q, `count` records
 
 What a record is worth depends on what else is there: F reads the chosen and the rest of the small pool. With
-`background='none'` it reads the chosen alone (EquiVSet, Ou et al., 2022, arXiv 2203.01693). What holds in pools of twenty
-need not hold in thousands, so it is only ever asked about small pools.
+`background='none'` it reads the chosen alone (EquiVSet, Ou et al., 2022, arXiv 2203.01693). What holds among twenty
+records need not hold among thousands, so it is only ever asked about small pools.
 
 One fifth decides the epoch that is kept; on the last one the agreement with the teacher is measured, and said beside
 chance: read it. It makes sense where the teacher trains a model for each choice and the pool is far larger than what
