@@ -217,7 +217,7 @@ def run(given: argparse.Namespace) -> None:
 
 def show(path: Path) -> None:
     """Write the tables between the marks of docs/subsets.md."""
-    found = list(rows(path))
+    found = sorted(rows(path), key=lambda row: row["seed"])
     parts = [
         proof_table([row for row in found if "task" in row]),
         hardest_table([row for row in found if "set" in row]),
