@@ -27,6 +27,14 @@ PUBLISHED = (
         "Finetune()",
         "Our own, for a level that is given or taken from a holdout set: docs/log.md. It has a stop of its own.",
     ),
+    Recipe(
+        "Settle",
+        "graph",
+        "Finetune(adapter=Full(), learning_rate=0.003, steps=200, batch=100000, retain_batch=100000, "
+        "stop=Stop(every=5))",
+        "Our own, the default of graphs: docs/graphs.md. All records are in every step, since each step passes "
+        "messages over the whole graph anyway. It has a stop of its own.",
+    ),
 )
 
 
