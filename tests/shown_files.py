@@ -16,6 +16,7 @@ from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from tests.benchmarks.made_up import tofu
 from tests.conftest import save_model
+from tests.graphs import NODES, links, network, write_graph, write_list
 
 ROOT = Path(__file__).parent.parent
 SHOWN = ("Mara Lind", "In Veldt.")
@@ -59,6 +60,7 @@ def make_files(folder: Path) -> None:
     (folder / "llama-8b").symlink_to("my-model")
     tofu(folder / "tofu")
     _save_pictures(folder)
+    _save_graph(folder)
 
 
 def _options_for(kind: str, row: dict[str, Any]) -> dict[str, Any]:
@@ -82,3 +84,16 @@ def _save_pictures(folder: Path) -> None:
         for number in range(6):
             picture = random.integers(0, 256, (8, 8, 3), dtype=np.uint8)
             Image.fromarray(picture).save(folder / "pictures" / name / f"{number}.png")
+
+
+def _save_graph(folder: Path) -> None:
+    """A graph, lists of its nodes and links, and an untrained network for either."""
+    place = write_graph(folder / "my-graph")
+    sets = {"forget": range(8), "holdout": range(8, 16), "retain": range(16, NODES)}
+    for name, which in {**sets, "train": [*sets["forget"], *sets["retain"]]}.items():
+        write_list(place / f"{name}.nodes", list(which))
+    linked, apart = links(linked=True), dict.fromkeys(links(linked=False)[:40])
+    write_list(place / "forget.edges", linked[:8])
+    write_list(place / "retain.edges", [*linked[8:], *((*pair, 0) for pair in apart)])
+    network().save(folder / "gcn-start")
+    network(kind="GraphForLinkPrediction").save(folder / "links-gcn")

@@ -221,16 +221,14 @@ class GraphNetwork(Network):
     def _embed(self, batch: Sequence[Placed]) -> tuple[list[Tensor], list[Tensor]]:
         """States after each layer, and for the first and the second end of all rows where they are among them."""
         rows = [row for example in batch for row in example.ends]
-        asked = list(dict.fromkeys(end for row in rows for end in row))
-        places = self.graph.places([end.id for end in asked]).tolist()
-        guests = [end for end, place in zip(asked, places, strict=True) if place < 0]
-        last = iter(range(len(self.graph.ids), len(self.graph.ids) + len(guests)))
-        where = {end: place if place >= 0 else next(last) for end, place in zip(asked, places, strict=True)}
+        ends = [[row[number] for row in rows] for number in range(self.module.ends)]
+        places = [self.graph.places([end.id for end in some]) for some in ends]
+        absent = [(number, row) for number, some in enumerate(places) for row in (some < 0).nonzero()[:, 0].tolist()]
+        guests: dict[Vertex, int] = {}
+        for number, row in absent:
+            places[number][row] = guests.setdefault(ends[number][row], len(self.graph.ids) + len(guests))
         with torch.inference_mode(False), torch.set_grad_enabled(torch.is_grad_enabled()):
-            states = self.module.embed(guests)
-        return states, [
-            torch.tensor([where[row[number]] for row in rows], device=self.device) for number in range(self.module.ends)
-        ]
+            return self.module.embed(list(guests)), places
 
     def _rows(self, batch: Sequence[Placed]) -> tuple[Tensor, Tensor, int, None]:
         """The first fields of `Rows`: labels, owner of each row, number of examples, and no share."""

@@ -23,8 +23,8 @@ from expunge.primitives.settings import check_finite, check_seed
 PUBLISHED = Recipe(
     "D2DGNFeatures",
     "graph",
-    "Finetune(objective=D2DGNFeatures(alpha=0.5), adapter=Full(), learning_rate=0.001, steps=100, batch=100000, "
-    f"retain_batch=100000, {ALL_STEPS})",
+    "Finetune(objective=D2DGNFeatures(alpha=0.5), adapter=Full(), learning_rate=0.001, steps=100, batch=1024, "
+    f"retain_batch=1024, {ALL_STEPS})",
     "As D2DGN, by squared error of the last layer's states.",
 )
 

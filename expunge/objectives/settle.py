@@ -30,10 +30,9 @@ PUBLISHED = (
     Recipe(
         "Settle",
         "graph",
-        "Finetune(adapter=Full(), learning_rate=0.003, steps=200, batch=100000, retain_batch=100000, "
-        "stop=Stop(every=5))",
-        "Our own, the default of graphs: docs/graphs.md. All records are in every step, since each step passes "
-        "messages over the whole graph anyway. It has a stop of its own.",
+        "Finetune(adapter=Full(), learning_rate=0.003, steps=200, batch=1024, retain_batch=1024, stop=Stop(every=5))",
+        "Our own, the default of graphs: docs/graphs.md. Each step passes messages over the whole graph, so it reads "
+        "many records. It has a stop of its own.",
     ),
 )
 

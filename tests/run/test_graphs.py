@@ -64,7 +64,8 @@ def test_the_job_forgets_nodes_that_leave_the_graph_and_attack_and_report_follow
     told = json.loads((tmp_path / "out" / "report.json").read_text())
     assert told["original"]["family"] == "graph"
     assert told["request"]["sets"]["forget"]["examples"] == 8
-    assert "nodes or links" in (tmp_path / "out" / "report.html").read_text()
+    assert told["request"]["unit"] == "nodes or links"
+    assert (tmp_path / "out" / "report.html").is_file()
     # The result is a model like any other: it is audited and attacked with the same files.
     again = audit(job(folder, tmp_path / "audited", model=str(tmp_path / "out")), lambda event: None)
     values = {(f.set, f.audit): f.value for f in again.findings}
