@@ -267,8 +267,12 @@ class GraphFamily(Family):
     name: ClassVar[str] = "graph"
     records: ClassVar[str] = "graphs"
     unit: ClassVar[str] = "nodes or links"
+    limits: ClassVar[tuple[str, ...]] = (
+        "A deleted node is asked about as who has its record asks: by its features and the neighbours that are left.",
+        "That the graph lacks what was deleted is seen in the model's folder; ids that are missing tell which nodes.",
+    )
     kind: ClassVar[str] = "a graph network"
-    endings: ClassVar[tuple[str, ...]] = ("ForNodeClassification", "ForLinkPrediction")
+    endings: ClassVar[tuple[str, ...]] = ("GraphForNodeClassification", "GraphForLinkPrediction")
 
     def has(self, config: Any) -> bool:
         return bool(config.model_type == GraphConfig.model_type)

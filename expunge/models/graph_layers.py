@@ -32,7 +32,7 @@ class GCN(nn.Module):
 
     def forward(self, states: Float[Tensor, "nodes inside"], edges: Int[Tensor, "2 edges"]) -> Tensor:
         scale = (_count_heard(states, edges) + 1).rsqrt()[:, None]
-        sent = scale * self.linear(states)
+        sent: Tensor = scale * self.linear(states)
         return scale * (sent + _sum_heard(sent, edges)) + self.bias
 
 
