@@ -50,6 +50,7 @@ def test_only_the_neighbourhood_changes_and_the_loss_falls(layer: str, tmp_path:
     result = GNNDelete(steps=60, learning_rate=0.02)(left, few)
     assert_as_found(left, was)
     near = left.graph.near([one, other], 2)
+    assert torch.equal(result.module.regions[0], torch.stack([left.graph.near([one, other], 1), near]))
     assert 2 < int(near.sum()) < len(near)
     before, after = left.module.embed(), result.module.embed()
     moved = (after[-1] - before[-1]).abs().amax(1) > 1e-4

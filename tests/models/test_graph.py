@@ -10,7 +10,7 @@ from expunge import open_model
 from expunge.core.question import HiddenStates, LogProbabilities, Scores
 from expunge.data.graphs import GraphExample
 from expunge.errors import ModelRefused
-from expunge.internals.graphs import Vertex
+from expunge.internals.graphs import Graph, Vertex
 from expunge.models.graph import GraphNetwork
 from expunge.models.graph_layers import GAT, GCN, GIN, LAYERS
 from tests.graphs import CLASSES, NODES, WIDTH, known, link_request, links, network, node_request
@@ -137,6 +137,13 @@ def test_a_deleted_edge_is_out_of_the_adjacency_in_both_directions_and_no_other_
     assert sorted(map(tuple, graph.edges.T.tolist())) == links(linked=True)[8:]
     assert graph.ids.tolist() == list(range(NODES))
     assert before.graph.edges.shape[1] == len(links(linked=True)), "the network itself is left as found"
+
+
+def test_an_edge_is_deleted_whichever_way_round_the_graph_has_it():
+    graph = Graph(torch.tensor([2, 5, 9]), torch.zeros(3, 1), torch.tensor([[2, 1], [0, 2]]))
+    left, stays = graph.without((), {(2, 9)})
+    assert left.ids[left.edges].T.tolist() == [[5, 9]]
+    assert stays.all()
 
 
 @LAYER

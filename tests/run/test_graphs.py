@@ -66,6 +66,9 @@ def test_the_job_forgets_nodes_that_leave_the_graph_and_attack_and_report_follow
     assert told["request"]["sets"]["forget"]["examples"] == 8
     assert told["request"]["unit"] == "nodes or links"
     assert (tmp_path / "out" / "report.html").is_file()
+    card = (tmp_path / "out" / "model" / "README.md").read_text()
+    assert "`expunge.open_model` loads them" in card
+    assert "library_name: transformers" not in card
     # The result is a model like any other: it is audited and attacked with the same files.
     again = audit(job(folder, tmp_path / "audited", model=str(tmp_path / "out")), lambda event: None)
     values = {(f.set, f.audit): f.value for f in again.findings}
@@ -99,8 +102,10 @@ METHODS = (
 )
 
 
-@pytest.mark.parametrize("layer", ["gcn", "gat", "gin"])
-@pytest.mark.parametrize("kind", ["GraphForNodeClassification", "GraphForLinkPrediction"])
+@pytest.mark.parametrize(
+    ("layer", "kind"),
+    [("gcn", "GraphForLinkPrediction"), ("gat", "GraphForLinkPrediction"), ("gin", "GraphForNodeClassification")],
+)
 def test_methods_and_audits_that_know_rows_alone_run_on_every_layer(layer: str, kind: str, tmp_path: Path):
     before = network(layer, kind)
     request = node_request(tmp_path) if kind == "GraphForNodeClassification" else link_request(tmp_path)
