@@ -26,7 +26,7 @@ class CifarResNetConfig(PretrainedConfig):
     model_type = "cifar_resnet"
 
     def __init__(self, depth: int = 3, num_channels: int = 3, **others: Any) -> None:
-        """`depth`: blocks of each stage; 3 is ResNet-20, 9 ResNet-56. `others` are those of every transformers model."""
+        """`depth`: blocks of each stage; 3 is ResNet-20, 9 ResNet-56. `others`: as of every transformers model."""
         self.depth, self.num_channels = depth, num_channels
         super().__init__(**others)
 
