@@ -121,6 +121,15 @@ def test_folders_of_pictures_are_read_as_tables_are_and_fewer_may_be_asked_for(t
     assert {(p.id.split("/")[0], p.label) for p in drawn.test} == {(name, k) for k, name in enumerate(NAMES)}
 
 
+@pytest.mark.parametrize("place", ["plain_text", "cifar100"])
+def test_tables_are_found_where_the_hub_has_them(tmp_path: Path, network, place: str):
+    made = tiny_cifar.parquet(tmp_path / "made")
+    (tmp_path / place).mkdir()
+    for part in ("train", "test"):
+        (made / f"{part}.parquet").rename(tmp_path / place / f"{part}-00000-of-00001.parquet")
+    assert len(Drawn.read(Data(tmp_path, ""), network, (0, 0), 0).train) == 40
+
+
 @pytest.mark.parametrize(
     ("settings", "error", "why"),
     [
