@@ -185,8 +185,11 @@ def ascended(model: ImageClassifier, parts: Parts, rate: float) -> ImageClassifi
 # KLoM: ensembles, trained as one batched tensor
 
 
-def ensemble(pictures: Sequence[Picture], seed: int) -> list[ImageClassifier]:
-    """Multilayer perceptrons that differ in their start and in the order of the pictures, trained as one tensor."""
+def ensemble(pictures: Sequence[Picture], seed: int, parts: Tensor | None = None) -> list[ImageClassifier]:
+    """Multilayer perceptrons that differ in their start and in the order of the pictures, trained as one tensor.
+
+    `parts` [models, pictures] says which pictures each learns; else all.
+    """
     draw = torch.Generator().manual_seed(seed)
     x = torch.stack([p.pixels.flatten() for p in pictures])
     y = torch.tensor([p.label for p in pictures])
@@ -197,11 +200,12 @@ def ensemble(pictures: Sequence[Picture], seed: int) -> list[ImageClassifier]:
         for shape, bound in zip(shapes, bounds, strict=True)
     ]
     optimizer = torch.optim.Adam(weights, lr=RATE)
-    steps = EPOCHS * (len(y) // BATCH)
+    known = torch.arange(len(y)).expand(MODELS, -1) if parts is None else parts
+    steps = EPOCHS * (known.shape[1] // BATCH)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
     for _ in range(EPOCHS):
-        order = torch.stack([torch.randperm(len(y), generator=draw) for _ in range(MODELS)])
-        for now in order.split(BATCH, dim=1)[: len(y) // BATCH]:
+        order = torch.stack([own[torch.randperm(len(own), generator=draw)] for own in known])
+        for now in order.split(BATCH, dim=1)[: known.shape[1] // BATCH]:
             hidden = torch.relu(torch.baddbmm(weights[1], x[now], weights[0]))
             logits = torch.baddbmm(weights[3], hidden, weights[2])
             loss = cross_entropy(logits.flatten(0, 1), y[now].flatten(), reduction="sum") / BATCH

@@ -33,7 +33,7 @@ from expunge.run.choose import Chosen, aims_at_levels, audits_of, choose_method,
 from expunge.run.compare import compare
 from expunge.run.families import family_name, limits_of, unit_of
 from expunge.run.own_answers import answer_plain_questions, lacks_retain
-from expunge.run.pictures import show_pictures
+from expunge.run.pictures import Seen, look, show_pictures
 from expunge.run.recorder import Recorder
 from expunge.run.tokenizer_facts import tokenizer_facts
 from expunge.run.utility import utility, with_utility
@@ -225,15 +225,17 @@ def forget(task: Task, method: Method, change: Callable[[OnEvent], Result], reco
         findings = examine(before, task, "before")
         useful = utility(before, task.request)
     give_back(before.inner)
-    findings += examine_reference(task)
+    seen = {"before": look(before, task.request)}
+    of_reference, seen["reference"] = examine_reference(task)
+    findings += of_reference
     result = change(recorder)
     pair, after = (task.model, result.model), task.ask(result.model)
     with task.clock.part("audit after"):
         findings += examine(after, task, "after")
         run = with_utility(recorder.run(result.saved), pair, useful, utility(after, task.request))
-    findings = complete(task, findings)
+    findings, seen["after"] = complete(task, findings), look(after, task.request)
     return replace(
-        assemble(task, findings, (before, after), run, recorder.size),
+        assemble(task, findings, (before, after), run, recorder.size, seen),
         method=write(method),
         result=after.fingerprint(),
         verdict=judge(task.rules, findings, run, task.to_judge),
@@ -250,8 +252,10 @@ def audit(task: Task) -> Report:
     model = task.ask(task.model)
     with task.clock.part("audit"):
         findings = examine(model, task, "before")
-    findings = complete(task, findings + examine_reference(task))
-    return replace(assemble(task, findings, (model,), None, 0), verdict=judge_audit(task.rules, findings))
+    of_reference, looked = examine_reference(task)
+    findings = complete(task, findings + of_reference)
+    seen = {"before": look(model, task.request), "reference": looked}
+    return replace(assemble(task, findings, (model,), None, 0, seen), verdict=judge_audit(task.rules, findings))
 
 
 def examine(model: CachedModel, task: Task, name: str) -> list[Finding]:
@@ -278,12 +282,13 @@ def every_text(request: Request) -> list[Example]:
     return [text for examples in request.sets().values() for one in examples for text in (one, *one.alternatives)]
 
 
-def examine_reference(task: Task) -> list[Finding]:
-    """The findings about the reference model, where there is one."""
+def examine_reference(task: Task) -> tuple[list[Finding], Seen | None]:
+    """The findings about the reference model, where there is one, and what it makes of images."""
     if task.reference is None:
-        return []
+        return [], None
     with task.clock.part("audit reference"):
-        return examine(task.ask(task.reference()), task, "reference")
+        model = task.ask(task.reference())
+        return examine(model, task, "reference"), look(model, task.request)
 
 
 def complete(task: Task, findings: Sequence[Finding]) -> list[Finding]:
@@ -301,14 +306,19 @@ def refuse_broken(model: Model) -> None:
 
 
 def assemble(
-    task: Task, findings: Sequence[Finding], models: Sequence[CachedModel], run: Run | None, size: int
+    task: Task,
+    findings: Sequence[Finding],
+    models: Sequence[CachedModel],
+    run: Run | None,
+    size: int,
+    seen: Mapping[str, Seen | None],
 ) -> Report:
     """The report of what was measured; `models` are the one before and, where there is one, the one after."""
     family = family_name(task.model)
     saved = run.saved if run else None
-    pictures, confusion = show_pictures(models, task.request)
+    pictures = show_pictures(models, task.request, seen)
     written = record.samples(models[0], models[1] if models[1:] else None, task.request)
-    texts = pictures if pictures.items else written
+    texts = pictures.samples if pictures.samples.items else written
     return Report(
         schema=SCHEMA,
         expunge=record.VERSION,
@@ -328,5 +338,7 @@ def assemble(
         limits=limits(task.request, limits_of(family), task.audits, task.reference is not None, saved, task.added),
         samples=texts if task.show_text else texts.hide(),
         texts=texts,
-        confusion=confusion,
+        confusion=pictures.confusion,
+        classes=pictures.classes,
+        places=pictures.places,
     )
