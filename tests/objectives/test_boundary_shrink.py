@@ -47,12 +47,12 @@ def test_the_class_behind_the_nearest_boundary_is_learnt_at_the_picture_itself()
     assert loss(0.3, point).item() == pytest.approx(cross_entropy(point, 1), rel=1e-6)
 
 
-def test_how_far_it_looks_decides_what_it_finds():
-    """From (0.1, -2) no step changes the sign of y. Of the wrong classes -3 x is likelier at x = 0.1 (-0.3 against -4);
-    a long step ends at x = -1.9 and y = 0, where -3 x is likeliest of all."""
-    point = picture(0.1, -2.0)
-    for bound in (0.0, 2.0):
-        assert loss(bound, point).item() == pytest.approx(cross_entropy(point, 2), rel=1e-6)
+def test_how_far_it_looks_and_whither_decides_what_it_finds():
+    """At (1, -1) the classes score 1, -2 and -3. A step of 1.5 to lower x and higher y, which raises the loss, leads to
+    (-0.5, 0.5) and the scores -0.5, 1 and 1.5; the other way class 1 stays the second."""
+    point = picture(1.0, -1.0)
+    assert loss(0.0, point).item() == pytest.approx(cross_entropy(point, 1), rel=1e-6)
+    assert loss(1.5, point).item() == pytest.approx(cross_entropy(point, 2), rel=1e-6)
 
 
 def test_a_boundary_that_is_not_reached_gives_the_likeliest_other_class():
