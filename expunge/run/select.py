@@ -10,7 +10,7 @@ from typing import Any
 
 from expunge.core.model import Model, network_of
 from expunge.data import near, text
-from expunge.data.kinds import holds_pictures
+from expunge.data.kinds import kind_of
 from expunge.data.records import WEIGHT, Record, read, weight_of
 from expunge.data.text import Reading
 from expunge.errors import DataRefused, UsageRefused
@@ -156,9 +156,9 @@ def choose_selector(method: str | Selector) -> Selector:
     return made
 
 
-def refuse_pictures(path: Path) -> None:
-    """Refuse a file of images, before a model is loaded."""
-    if holds_pictures(path):
+def refuse_others(path: Path) -> None:
+    """Refuse a file that is not of texts, before a model is loaded."""
+    if kind_of(path) != "text":
         raise DataRefused(
             f"{path}: select reads texts. Of images all that is not forgotten is retained: --forget-class."
         )
@@ -171,7 +171,7 @@ def _place(source: Source, name: str) -> Path:
 def _stand(source: Source, name: str) -> list[Record]:
     """The records as their file or list has them."""
     if isinstance(source, str | Path):
-        refuse_pictures(Path(source))
+        refuse_others(Path(source))
         return read(Path(source))
     return read_list(source, _place(source, name))
 

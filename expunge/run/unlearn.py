@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 
@@ -17,7 +18,6 @@ from expunge.core.question import LogProbabilities
 from expunge.core.request import Example, Request
 from expunge.errors import DataRefused, ModelRefused, UsageRefused
 from expunge.events import Note, OnEvent, ignore_event
-from expunge.internals.examples import Tokenized
 from expunge.notation.parse import write
 from expunge.notation.recipes import Recipe
 from expunge.report import record
@@ -134,6 +134,11 @@ class Task:
         """What is worked out from the audits' findings."""
         return summaries_of(self.audits, self.reference is not None)
 
+    @cached_property
+    def to_change(self) -> Model:
+        """What the method is given: the model, beside whose weights nothing of the forget set is held any more."""
+        return self.model.without(self.request.forget)
+
     def to_train(self, method: Method) -> Request:
         """What the method reads. Where it aims at levels, what earlier requests forgot is in the forget set too: it is
         at its levels already, and is held there."""
@@ -198,8 +203,7 @@ def unlearn(
         reference=None if reference is None else lambda: reference,
         on_event=on_event,
     )
-    texts = all(isinstance(example, Tokenized) for example in request.forget)
-    named = default_method(texts, bool(request.holdout)) if method is None else method
+    named = default_method(family_name(model), bool(request.holdout)) if method is None else method
     task, fitted = task.with_method(choose_method(named, family_name(model)))
     task = task.with_probes() if added_probes else task
     return forget(task, fitted, lambda told: in_memory(task, fitted, told))
@@ -208,7 +212,7 @@ def unlearn(
 def in_memory(task: Task, method: Method, on_event: OnEvent) -> Result:
     """The method's result, adapter merged."""
     with task.clock.part("forget"):
-        changed = method(task.model, task.request, on_event)
+        changed = method(task.to_change, task.request, on_event)
     with task.clock.part("merge"):
         plain = changed.plain()
         refuse_broken(plain)
@@ -228,6 +232,8 @@ def forget(task: Task, method: Method, change: Callable[[OnEvent], Result], reco
     seen = {"before": look(before, task.request)}
     of_reference, seen["reference"] = examine_reference(task)
     findings += of_reference
+    if task.to_change is not task.model:
+        task.on_event(Note("What is to be forgotten has left the graph that the model holds"))
     result = change(recorder)
     pair, after = (task.model, result.model), task.ask(result.model)
     with task.clock.part("audit after"):
