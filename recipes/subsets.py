@@ -218,10 +218,8 @@ def run(given: argparse.Namespace) -> None:
 def show(path: Path) -> None:
     """Write the tables between the marks of docs/subsets.md."""
     found = sorted(rows(path), key=lambda row: row["seed"])
-    parts = [
-        proof_table([row for row in found if "task" in row]),
-        hardest_table([row for row in found if "set" in row]),
-    ]
+    proof, use = ([row for row in found if key in row] for key in ("task", "set"))
+    parts = [proof_table(proof), *([hardest_table(use)] if use else [])]
     between(PAGE, "subsets", "\n\n".join(parts))
 
 
