@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -72,18 +73,19 @@ def _options_for(kind: str, row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _save_pictures(folder: Path) -> None:
-    """A tiny vision transformer, and pictures of its classes."""
+    """Two tiny vision transformers, and pictures of their classes."""
     shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     names = {"id2label": dict(enumerate(CLASSES)), "label2id": {name: k for k, name in enumerate(CLASSES)}}
-    module = ViTForImageClassification(ViTConfig(**shape, **names, image_size=8, patch_size=4))
-    module.save_pretrained(folder / "my-vit")
-    ViTImageProcessorPil(size={"height": 8, "width": 8}).save_pretrained(folder / "my-vit")
+    for model in ("my-vit", "my-vit-without-cats"):
+        module = ViTForImageClassification(ViTConfig(**shape, **names, image_size=8, patch_size=4))
+        module.save_pretrained(folder / model)
+        ViTImageProcessorPil(size={"height": 8, "width": 8}).save_pretrained(folder / model)
     random = np.random.default_rng(0)
-    for name in CLASSES:
-        (folder / "pictures" / name).mkdir(parents=True)
+    for place, name in product(("pictures", "photos/train", "photos/test"), CLASSES):
+        (folder / place / name).mkdir(parents=True)
         for number in range(6):
             picture = random.integers(0, 256, (8, 8, 3), dtype=np.uint8)
-            Image.fromarray(picture).save(folder / "pictures" / name / f"{number}.png")
+            Image.fromarray(picture).save(folder / place / name / f"{number}.png")
 
 
 def _save_graph(folder: Path) -> None:
