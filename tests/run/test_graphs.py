@@ -9,7 +9,9 @@ import torch
 from expunge import open_model, parse, read_request
 from expunge.core.question import LogProbabilities
 from expunge.data.kinds import kind_of
+from expunge.errors import ModelRefused
 from expunge.models.graph import GraphNetwork
+from expunge.models.sketch import reads_images
 from expunge.run import train
 from expunge.run.job import Job, audit, forget
 from expunge.run.prepare import Inputs
@@ -117,3 +119,8 @@ def test_methods_and_audits_that_know_rows_alone_run_on_every_layer(layer: str, 
         assert torch.equal(after.graph.edges, left.graph.edges)
     for audit_ in ("Accuracy()", "Loss()", "Probability()", "LossMembership()", "MinK()"):
         assert parse(audit_)(after, request)
+
+
+def test_a_plan_of_a_graph_is_refused_in_a_line():
+    with pytest.raises(ModelRefused, match="my-gcn: is a graph network, and plans are of language models and image"):
+        reads_images(network().module.config, "my-gcn")
