@@ -16,6 +16,7 @@ klom       50 networks trained towards what `DatamodelDirect` says (datamodel ma
 from __future__ import annotations
 
 import argparse
+import copy
 import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -43,10 +44,24 @@ TINY = 1e-2
 """A step so short that scores move along their slopes."""
 
 
-def shift(models: Sequence[ImageClassifier], request: Request, asked: Sequence[Picture], multiplier: float) -> Tensor:
-    """The mean change of the class scores by the datamodel's step."""
-    edit = DatamodelDirect(multiplier=multiplier, side=SIDE, damping=DAMPING)
-    return torch.stack([centred(scores(edit(m, request), asked) - scores(m, asked)) for m in models]).mean(0)
+def steps(models: Sequence[ImageClassifier], request: Request) -> list[tuple[ImageClassifier, ImageClassifier]]:
+    """Each model, and where the datamodel's step takes it."""
+    edit = DatamodelDirect(side=SIDE, damping=DAMPING)
+    return [(model, edit(model, request).plain()) for model in models]
+
+
+def shift(
+    ends: Sequence[tuple[ImageClassifier, ImageClassifier]], asked: Sequence[Picture], multiplier: float
+) -> Tensor:
+    """The mean change of the class scores by the step, times `multiplier`."""
+    made = []
+    for model, end in ends:
+        module = copy.deepcopy(model.module)
+        with torch.no_grad():
+            for weight, there in zip(module.parameters(), end.module.parameters(), strict=True):
+                weight.lerp_(there, multiplier)
+        made.append(centred(scores(model.fork(module), asked) - scores(model, asked)))
+    return torch.stack(made).mean(0)
 
 
 def centred(logits: Tensor) -> Tensor:
@@ -65,13 +80,14 @@ def foretold(kind: str, seed: int) -> Iterator[dict[str, Any]]:
     parts = Parts.drawn(kind, seed)
     before = ensemble((*parts.forget, *parts.retain), 1000 + seed)
     change = true_change(before, parts, 2000 + 10 * seed)
-    checkpoints = before[:CHECKPOINTS]
-    slope = shift(checkpoints, parts.request, parts.forget, TINY) / TINY
+    ends = steps(before[:CHECKPOINTS], parts.request)
+    slope = shift(ends, parts.forget, TINY) / TINY
     other = Parts(parts.retain[:60], (*parts.forget, *parts.retain[60:]), parts.unseen)
     known = true_change(before, other, 2005 + 10 * seed)
-    tried = {m: shift(checkpoints, other.request, other.forget, m) for m in MULTIPLIERS}
+    others = steps(before[:CHECKPOINTS], other.request)
+    tried = {m: shift(others, other.forget, m) for m in MULTIPLIERS}
     best = min(tried, key=lambda m: float((tried[m] - known).square().mean()))
-    left = shift(checkpoints, parts.request, parts.forget, best) - change
+    left = shift(ends, parts.forget, best) - change
     yield {
         "correlation": float(torch.corrcoef(torch.stack([slope.flatten(), change.flatten()]))[0, 1]),
         "multiplier": best,
