@@ -4,9 +4,9 @@
     python recipes/relearning.py show docs/relearning.jsonl          writes the table of docs/results.md
 
 A small Llama learnt 54 invented people and forgets six (`recipes/people.py`, seeds 1 to 3; MODELS keeps what was
-trained). The attacker trains on two of the six, and the other four are asked for. The share of values that are right, of
-the forgotten and, in words never trained on, of retained people, is what is left before the attack; gradient difference
-and NPO have the settings of the calibration study, RepSelect several budgets, of which 0.01 is the paper's.
+trained). The attacker trains on two of the six, and the other four are asked for. The share of values that are right,
+of the forgotten and, in words never trained on, of retained people, is what is left before the attack; gradient
+difference and NPO have the settings of the calibration study, RepSelect several budgets, of which 0.01 is the paper's.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from calibration import kept, knows
 from keeping import between, keep, rows
 from people import ATTRIBUTES, World, trained
 
-from expunge import Network, Relearn, Request, parse
+from expunge import Network, Request, parse
+from expunge.attack.relearn import Relearn
 from expunge.runtime.cached_model import CachedModel
 
 SEEDS = (1, 2, 3)
@@ -31,15 +32,14 @@ STEPS = (10, 50)
 ATTACKED = 2 * len(ATTRIBUTES)
 """Records of two people."""
 TRAINED = "adapter=Full(), learning_rate=3e-4, steps=40, batch=30, retain_batch=30, clip=1.0, stop=None, norms=False"
+FINE = "learning_rate=0.005, steps=8191"
+"""Short steps, for a small model."""
 METHODS = {
     "GradDiff": f"Finetune(objective=Ascent() + RetainNLL(), {TRAINED})",
     "GradDiff, 0.2": f"Finetune(objective=0.2 * Ascent() + RetainNLL(), {TRAINED})",
     "0.05 NPO + NLL": f"Finetune(objective=0.05 * NPO() + RetainNLL(), {TRAINED})",
-    **{
-        f"RepSelect, budget {budget:g}": f"RepSelect(budget={budget}, learning_rate=0.005)"
-        for budget in (0.01, 0.1, 0.3, 1.0)
-    },
-    "no component collapsed, budget 0.3": "RepSelect(budget=0.3, rank=0, learning_rate=0.005)",
+    **{f"RepSelect, budget {budget:g}": f"RepSelect(budget={budget}, {FINE})" for budget in (0.01, 0.1, 0.3, 1.0)},
+    "no component collapsed, budget 0.3": f"RepSelect(budget=0.3, rank=0, {FINE})",
 }
 
 
@@ -70,7 +70,9 @@ def look(network: Network, request: Request) -> dict[str, float]:
     model, others = CachedModel(network), request.forget[ATTACKED:]
     learn = replace(Relearn().learn, retain_batch=ATTACKED, learning_rate=5e-4)
     attacked = {
-        f"after {steps}": knows(CachedModel(Relearn(steps=steps, items=ATTACKED, learn=learn)(network, request)), others)
+        f"after {steps}": knows(
+            CachedModel(Relearn(steps=steps, items=ATTACKED, learn=learn)(network, request)), others
+        )
         for steps in STEPS
     }
     return {

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from expunge.benchmarks._data import Data, need
+from expunge.benchmarks._deep import GRADIENT
 from expunge.benchmarks._logs import write_log
 from expunge.benchmarks._numbers import (
     MEMBERSHIP,
@@ -20,7 +21,7 @@ from expunge.benchmarks._numbers import (
     truth_ratios,
     truth_scores,
 )
-from expunge.benchmarks._reading import GRADIENT, Item
+from expunge.benchmarks._reading import Item
 from expunge.benchmarks._values import PARAPHRASE, RIGHT, WRONG, Column, Values
 from expunge.benchmarks._wording import Counting, Wording
 from expunge.errors import DataRefused
