@@ -8,7 +8,8 @@ forgotten.
 The largest components are what other texts use too, and what an attacker's training brings back first. `learn` is a
 short training on the forget set, so what that changes anyway is in the gradient no more. KL is the mean over the rows
 of the retain set, which stands for the paper's neutral text. Ours, where its description leaves it open: G' is scaled
-to length 1 over all matrices, k is at most a quarter of a matrix's components, and n is found by bisection.
+to length 1 over all matrices, k is at most a quarter of a matrix's components, and n is found by bisection. Measured on
+a small model (docs/results.md): what it took away did not come back, but it took less than trained methods did.
 """
 
 import math
