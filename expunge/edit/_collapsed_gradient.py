@@ -33,7 +33,7 @@ def collapsed_gradient(network: Network, examples: Batch, rank: int) -> Gradient
     return {name: each.div_(length) for name, each in found.items()}
 
 
-def collapse(slope: "Float[Tensor, ' rows *rest']", rank: int) -> "Float[Tensor, ' rows *rest']":
+def collapse(slope: Float[Tensor, " rows *rest"], rank: int) -> Float[Tensor, " rows *rest"]:
     """A gradient whose first singular values s_1, ..., s_k become s_k^2 / s_i; the others are left as they are."""
     matrix = slope.flatten(1) if slope.dim() > 3 else slope  # the kernels of a convolution
     u, s, v = torch.linalg.svd(matrix, full_matrices=False)
