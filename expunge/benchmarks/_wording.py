@@ -100,6 +100,17 @@ def verbatim(tokenizer: Any, name: str, prompt: str, answer: str, longest: int) 
     return Passage(name, asked, max(1, len(asked) - 1), prompt, answer, prompt, asked)
 
 
+def continued(tokenizer: Any, name: str, prompt: str, answer: str, longest: int) -> Passage:
+    """A prompt and, after a space, an answer whose tokens are scored; a long prompt loses its beginning. Raises
+    `DataRefused`."""
+    whole = tuple(tokenizer(f"{prompt} {answer}")["input_ids"])[-longest:]
+    scored = len(tokenizer(f" {answer}", add_special_tokens=False)["input_ids"])
+    if not 0 < scored < len(whole):
+        raise DataRefused(f"Record {name} has an answer without tokens, or one that fills what the model reads.")
+    first = len(whole) - scored
+    return Passage(name, whole, first, prompt, answer, prompt, whole[:first])
+
+
 def running(tokenizer: Any, name: str, text: str, longest: int) -> Passage:
     """A text of which every token but the first is scored, cut to what the model reads. Raises `DataRefused`."""
     tokens = tuple(tokenizer(text)["input_ids"])[:longest]

@@ -298,6 +298,30 @@ def test_restor_shows_five_facts_about_others_and_takes_any_right_answer(tmp_pat
         RESTOR().items(Data(tmp_path, ""), network)
 
 
+def test_restor_prefers_what_is_likelier_per_token_than_either_of_the_others(tmp_path: Path, network):
+    facts = {
+        "B": {"P1": {"question": "Where is B?", "answers": ["Veldt"]}, "P2": {"question": "Who?", "answers": ["A"]}}
+    }
+    (tmp_path / "facts.json").write_text(json.dumps({"dset": facts, "context": {"P1": [], "P2": []}}))
+    (tmp_path / "entities.json").write_text('["B"]')
+    kinds = {"correct": ["Veldt", "Old Veldt"], "corrupted": ["Brenn"], "random": ["Elsin", "Ostrava"]}
+    (tmp_path / "options.json").write_text(json.dumps({"B": {"P1": kinds}}))  # of P2 nothing is compared
+    items = RESTOR().items(Data(tmp_path, ""), network)
+    scored = [item for item in items if item.measures]
+    assert [item.answer for item in scored] == ["correct 1", "correct 2", "corrupted 1", "random 1", "random 2"]
+    for item in scored:  # what is scored is the answer with the space before it
+        assert network.tokenizer.decode(item.passage.tokens[item.passage.first :]).strip() == item.passage.answer
+    columns = {("facts", "right", RIGHT): [1.0, 0.0, 0.0]}
+    columns |= {("facts", "loss", "correct 1"): [1.0, 1.0, 3.0], ("facts", "loss", "correct 2"): [3.0, 1.0, 1.0]}
+    columns |= {("facts", "loss", "corrupted 1"): [2.5, 0.5, 2.5], ("facts", "loss", "random 1"): [4.0, 4.0, 1.5]}
+    values = Values({Column(*name): dict(enumerate(each)) for name, each in columns.items()})
+    numbers = by_place(RESTOR().numbers(values, {"clean": values}))
+    # -2 > max(-2.5, -4); not -1 > max(-0.5, -4); not -2 > max(-2.5, -1.5)
+    assert numbers["preference", "facts", ""] == numbers["preference", "facts", "clean"] == pytest.approx(1 / 3)
+    assert numbers["log-probability, correct", "facts", ""] == pytest.approx(-5 / 3)
+    assert numbers["log-probability, random", "facts", ""] == pytest.approx(-9.5 / 3)
+
+
 def test_recovery_is_of_the_facts_that_were_known_and_then_corrupted():
     own, clean, corrupted = (table({("facts", "right"): r}) for r in ([1, 0, 1, 1], [1, 1, 1, 0], [0, 0, 1, 0]))
     numbers = by_place(RESTOR().numbers(own, {"clean": clean, "corrupted": corrupted}))
