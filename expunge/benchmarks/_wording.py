@@ -100,7 +100,7 @@ def verbatim(tokenizer: Any, name: str, prompt: str, answer: str, longest: int) 
     return Passage(name, asked, max(1, len(asked) - 1), prompt, answer, prompt, asked)
 
 
-def continued(tokenizer: Any, name: str, prompt: str, answer: str, longest: int) -> Passage:
+def score_answer(tokenizer: Any, name: str, prompt: str, answer: str, longest: int) -> Passage:
     """A prompt and, after a space, an answer whose tokens are scored; a long prompt loses its beginning. Raises
     `DataRefused`."""
     whole = tuple(tokenizer(f"{prompt} {answer}")["input_ids"])[-longest:]

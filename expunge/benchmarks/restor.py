@@ -21,7 +21,7 @@ from expunge.benchmarks._kinds import Benchmark
 from expunge.benchmarks._numbers import Number, mean
 from expunge.benchmarks._reading import Item
 from expunge.benchmarks._values import RIGHT, Values
-from expunge.benchmarks._wording import continued, verbatim
+from expunge.benchmarks._wording import score_answer, verbatim
 from expunge.errors import DataRefused
 from expunge.internals.wordings import find_words
 from expunge.models.language import LanguageModel
@@ -72,7 +72,7 @@ class RESTOR(Benchmark):
                 yield Item("facts", record, passage, RIGHT, (), self.tokens)
                 for kind in KINDS if relation in options.get(entity, {}) else ():
                     for number, answer in enumerate(options[entity][relation][kind], start=1):
-                        scored = continued(network.tokenizer, name, prompt, answer, network.longest)
+                        scored = score_answer(network.tokenizer, name, prompt, answer, network.longest)
                         yield Item("facts", record, scored, f"{kind} {number}", ("loss",))
                 record += 1
 
