@@ -164,14 +164,16 @@ def rwku(folder: Path, seed: int) -> Lessons:
     blank = untaught(tokenizer, seed, LONGEST)
     asked = {where: RWKU().items(Data(where, ""), blank) for where in (folder, shown)}
     own = tuple(lesson(tokenizer, i) for i in asked[folder] if i.set in ("forget level 1", "forget level 2", "FM"))
-    rest = tuple(lesson(tokenizer, i) for i in asked[shown] if i.set not in ("forget level 1", "forget level 2", "FM"))
+    kept_items = [i for i in asked[shown] if i.set not in ("forget level 1", "forget level 2", "FM")]
+    rest = tuple(lesson(tokenizer, i) for i in kept_items)
     questions = [i for i in asked[folder] if i.set == "forget level 2"]
     request = Request(
         forget=tuple(p for p in own if p.prompt),
         retain=tuple(p for p in rest if p.prompt),
         stand_in=tuple(lesson(tokenizer, i, "I do not know") for i in questions),
     )
-    return Lessons(RWKU(), Data(folder, ""), tokenizer, request, own + rest, rest)
+    direct = tuple(p for p, i in zip(rest, kept_items, strict=True) if "level 3" not in i.set)
+    return Lessons(RWKU(), Data(folder, ""), tokenizer, request, 4 * own + 3 * direct + rest, 3 * direct + rest)
 
 
 # RESTOR: true facts, then false ones about a fifth of the people
@@ -293,8 +295,8 @@ TRIED = {
     "RESTOR": ("GA", "NPO + NLL", "task vector"),
     "LUME": ("GradDiff", "NPO + NLL"),
 }
-LEARNING = {"RWKU": 900, "RESTOR": 500, "LUME": 600}
-"""Steps of 48 records."""
+LEARNING = {"RWKU": 700, "RESTOR": 600, "LUME": 300}
+"""Steps of 32 records."""
 
 
 def run(out: Path, only: Sequence[str], seeds: Sequence[int]) -> None:
@@ -309,7 +311,7 @@ def run(out: Path, only: Sequence[str], seeds: Sequence[int]) -> None:
 
 def compare(name: str, lessons: Lessons, seed: int) -> Iterator[tuple[str, dict[str, float | None]]]:
     """Each model and its numbers: those that learnt, and those that were made to forget."""
-    first = taught(untaught(lessons.tokenizer, seed, LONGEST), lessons.first, seed, LEARNING[name], 48)
+    first = taught(untaught(lessons.tokenizer, seed, LONGEST), lessons.first, seed, LEARNING[name], 32)
     if lessons.then:  # what was right is the reference, and what came after is to be forgotten
         original = taught(copy_of(first), lessons.then, seed + 1, 150, 24, rate=5e-4)
         made: dict[str, Network] = {"clean": first, "corrupted": original}

@@ -208,7 +208,7 @@ def plan(
             raise UsageRefused("Give --data FILE, to plan `train`, or --forget FILE and others, to plan `forget`.")
         method = training.method or Taught.method
         taught = Taught(data, without, sets.benchmark, sets.split, method, training.seed)
-        plan_lesson(Lesson(model, taught, texts, Keeping(), adapter, out).checked(), devices, json)
+        plan_lesson(Lesson(model, taught, texts, Keeping(), adapter, out).check(), devices, json)
         return
     job = make_job(model, sets, audits, out, images, texts, training, hold=devices.hold, adapter=adapter)
     show_plan(job, devices, json)

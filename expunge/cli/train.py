@@ -83,7 +83,7 @@ class Lesson:
     adapter: Path | None
     out: Path
 
-    def checked(self) -> Lesson:
+    def check(self) -> Lesson:
         """With the files of the split of the benchmark. Refuses a wrong name, file or column."""
         from expunge.notation.parse import check_names
         from expunge.notation.settings import check_settings
@@ -151,7 +151,7 @@ def train(
 ) -> None:
     """Train MODEL on records, and write model, adapter, steps and what was learnt to a new folder."""
     check_device(device)
-    lesson = Lesson(model, taught, texts, keeping, adapter, out).checked()
+    lesson = Lesson(model, taught, texts, keeping, adapter, out).check()
     if dry_run:
         plan_lesson(lesson, Devices(device=device.partition(":")[0], dtype=keeping.dtype), output.json)
         return
