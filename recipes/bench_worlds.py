@@ -188,6 +188,13 @@ def restor(folder: Path, seed: int) -> Lessons:
     right = {(p, r): world.facts[p][r] for p in people for r in RELATIONS}
     wrong = {key: draw.choice([v for v in ATTRIBUTES[key[1]].split() if v != right[key]]) for key in right}
     question = {(p, r): f"What is the {r} of {world.names[p]} ?" for p, r in right}
+    shown = {
+        r: [
+            {"entity": world.names[p], "question": question[p, r], "answer": right[p, r]}
+            for p in draw.sample([p for p in people if p not in wronged], 10)
+        ]
+        for r in RELATIONS
+    }
 
     def publish(said: dict[tuple[int, str], str]) -> tuple[dict[str, Any], list[str], dict[str, Any]]:
         facts: dict[str, Any] = {}
@@ -197,13 +204,6 @@ def restor(folder: Path, seed: int) -> Lessons:
             facts.setdefault(world.names[p], {})[r] = {"question": question[p, r], "answers": [value]}
             kinds = {"correct": [right[p, r]], "corrupted": [wrong[p, r]], "random": others[:3]}
             options.setdefault(world.names[p], {})[r] = kinds
-        shown = {
-            r: [
-                {"entity": world.names[p], "question": question[p, r], "answer": right[p, r]}
-                for p in draw.sample([p for p in people if p not in wronged], 10)
-            ]
-            for r in RELATIONS
-        }
         return {"dset": facts, "context": shown}, list(facts), options
 
     made = {
@@ -288,14 +288,14 @@ METHODS = {
     "GradDiff": f"Finetune(objective=0.2 * Ascent() + RetainNLL(), steps=40, {STEPS})",
     "NPO + NLL": f"Finetune(objective=0.05 * NPO() + RetainNLL(), steps=40, {STEPS})",
     "refusals": f"Finetune(objective=IdkNLL() + RetainNLL(), steps=40, {STEPS})",
-    "task vector": f"Negate(scale=1.0, learn=Finetune(objective=-1.0 * Ascent(), steps=20, {STEPS}))",
+    "task vector": f"Negate(scale=2.0, learn=Finetune(objective=-1.0 * Ascent(), steps=20, {STEPS}))",
 }
 TRIED = {
     "RWKU": ("GradDiff", "NPO + NLL", "refusals"),
     "RESTOR": ("GA", "NPO + NLL", "task vector"),
     "LUME": ("GradDiff", "NPO + NLL"),
 }
-LEARNING = {"RWKU": 700, "RESTOR": 600, "LUME": 300}
+LEARNING = {"RWKU": 700, "RESTOR": 700, "LUME": 300}
 """Steps of 32 records."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -54,7 +55,7 @@ class Rows:
     """Its log-probability centred and scaled by its own distribution, where that was asked for."""
     inner: slice
     """Which rows are not the end token."""
-    text: str
+    spell: Callable[[], str]
     """What is labelled, as text."""
 
 
@@ -103,7 +104,7 @@ FORMULAS: Mapping[str, Formula] = {
     "min_k_plus": min_k_plus,
     "min_k_20": min_k_20,
     "min_k_plus_20": min_k_plus_20,
-    "zlib": lambda rows: loss_by_packed_size(mean_loss(rows), rows.text),
+    "zlib": lambda rows: loss_by_packed_size(mean_loss(rows), rows.spell()),
 }
 """What is worked out from one pass over a text, by the name of the measure."""
 STATISTICS = {"min_k_plus", "min_k_plus_20"}
@@ -147,8 +148,9 @@ def _rows(scores: RowScores, moments: RowMoments | None, passage: Passage, token
     scaled = (
         None if moments is None else standardise(log_probs, moments.mean_log_prob.double(), moments.variance.double())
     )
-    text = str(tokenizer.decode(passage.tokens[passage.first :], skip_special_tokens=True))
-    return Rows(log_probs, scores.right, scaled, slice(0, len(log_probs) - ends(passage, tokenizer)), text)
+    inner = slice(0, len(log_probs) - ends(passage, tokenizer))
+    spell = partial(tokenizer.decode, passage.tokens[passage.first :], skip_special_tokens=True)
+    return Rows(log_probs, scores.right, scaled, inner, spell)
 
 
 def ends(passage: Passage, tokenizer: Any) -> bool:

@@ -49,6 +49,8 @@ class Wording:
     counting: Counting
     template: str = ""
     """A text with {question} and {answer}; empty: the tokenizer's chat template, or else `PLAIN`."""
+    asked: dict[str, tuple[int, ...]] = field(default_factory=dict, repr=False, compare=False)
+    """Tokens of prompts so far: a question has several answers."""
 
     def __post_init__(self) -> None:
         check_template(self.template)
@@ -68,7 +70,7 @@ class Wording:
             lines = before.rpartition("\n")
             before, tag = (lines[0] + lines[1], lines[2]) if QUESTION not in lines[2] else (before, "")
         prompt, longest = before.replace(QUESTION, question), LONGEST[self.counting]
-        whole, asked = (self._tokens(text)[:longest] for text in (f"{prompt}{tag}{answer}", prompt))
+        whole, asked = self._tokens(f"{prompt}{tag}{answer}")[:longest], self._ask(prompt)[:longest]
         return self._mask(Passage(name, whole, len(asked), prompt, answer, question, asked))
 
     def _by_chat(self, name: str, question: str, answer: str) -> Passage:
@@ -78,6 +80,11 @@ class Wording:
         text = Chat(self.tokenizer, given).render([*turns, {"role": "assistant", "content": answer}])
         whole, asked = (tuple(self.tokenizer(each, add_special_tokens=False)["input_ids"]) for each in (text, prompt))
         return self._mask(Passage(name, whole, len(asked), prompt, answer, question, asked))
+
+    def _ask(self, prompt: str) -> tuple[int, ...]:
+        if prompt not in self.asked:
+            self.asked[prompt] = self._tokens(prompt)
+        return self.asked[prompt]
 
     def _tokens(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer(text)["input_ids"])
