@@ -71,7 +71,8 @@ def items(split: str, data: Data, wording: Wording, by: Definition, gradients: b
     if data.find(holdout):
         for record, row in enumerate(data.rows(holdout)):
             question, answer = need(row, record, "question", "answer")
-            yield Item("holdout", record, wording.write(f"holdout {record}", question, answer), RIGHT, attacked)
+            [passage] = wording.write(f"holdout {record}", question, [answer])
+            yield Item("holdout", record, passage, RIGHT, attacked)
 
 
 def _questions(
@@ -82,18 +83,12 @@ def _questions(
         wrong = row.get("perturbed_answer")
         if not isinstance(wrong, list) or not wrong or not all(isinstance(each, str) for each in wrong):
             raise DataRefused(f"Record {record} of {where} has no list of wrong answers (perturbed_answer).")
-
-        def word(other: str, of: str = question, name: str = f"{where} {record}") -> Any:
-            return wording.write(name, of, other)
-
-        passage = word(answer)
+        paraphrase = [] if where in GENERAL else need(row, record, "paraphrased_answer")
+        passage, *others = wording.write(f"{where} {record}", question, [answer, *paraphrase, *wrong])
         room = ROOM - (len(passage.prompt_tokens) if by.room == "with prompt" else 0)
         yield Item(where, record, passage, RIGHT, measures, max(1, room))
-        if where not in GENERAL:
-            [paraphrase] = need(row, record, "paraphrased_answer")
-            yield Item(where, record, word(paraphrase), PARAPHRASE, TOKENS)
-        for number, other in enumerate(wrong, start=1):
-            yield Item(where, record, word(other), f"{WRONG} {number}", TOKENS)
+        named = [PARAPHRASE] * len(paraphrase) + [f"{WRONG} {number}" for number in range(1, len(wrong) + 1)]
+        yield from (Item(where, record, each, name, TOKENS) for name, each in zip(named, others, strict=True))
 
 
 def ratios(values: Values, where: str, by: Definition) -> list[float]:
