@@ -14,26 +14,18 @@ import io
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pyarrow.parquet as pq
 import torch
 from digits import FORGOTTEN, Digits
 from digits import trained as trained_digits
 from safetensors.torch import load_file
-from torch import Tensor, nn
-from transformers import (
-    Dinov2Config,
-    Dinov2ForImageClassification,
-    PretrainedConfig,
-    PreTrainedModel,
-    ViTImageProcessorPil,
-)
+from transformers import Dinov2Config, Dinov2ForImageClassification, ViTImageProcessorPil
 from worlds import Places, Trial, kept
 
 from expunge import Finetune, Full, Network, Request, Stop
 from expunge.data.images import Picture
+from expunge.models.cifar_resnet import CifarResNetConfig, CifarResNetForImageClassification
 from expunge.models.vision import ImageClassifier
 from expunge.objectives.retain_nll import RetainNLL
 
@@ -57,47 +49,9 @@ def digits(seed: int, places: Places) -> Trial:
     return Trial(original, request, retrained, again, IMAGE_AUDITS)
 
 
-class _Config(PretrainedConfig):
-    model_type = "expunge_cifar_resnet"
-
-
-class CifarResNet(PreTrainedModel):
-    """He et al.'s ResNet for CIFAR with shortcuts that have no weights (option A)."""
-
-    config_class = _Config
-
-    def __init__(self, config: PretrainedConfig) -> None:
-        super().__init__(config)
-        self.conv1, self.bn1 = nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
-        widths = [(16, 16, 1), (16, 32, 2), (32, 64, 2)]
-        for number, (before, width, stride) in enumerate(widths, start=1):
-            blocks = [Block(before, width, stride), *(Block(width, width, 1) for _ in range(config.depth - 1))]
-            setattr(self, f"layer{number}", nn.Sequential(*blocks))
-        self.linear = nn.Linear(64, config.num_labels)
-        self.post_init()
-
-    def forward(self, pixel_values: Tensor) -> Any:
-        x = torch.relu(self.bn1(self.conv1(pixel_values)))
-        x = self.layer3(self.layer2(self.layer1(x)))
-        return SimpleNamespace(logits=self.linear(x.mean((2, 3))))
-
-
-class Block(nn.Module):
-    def __init__(self, before: int, width: int, stride: int) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(before, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width)
-        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width)
-        self.stride, self.more = stride, (width - before) // 2
-
-    def forward(self, x: Tensor) -> Tensor:
-        through = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
-        around = x[:, :, :: self.stride, :: self.stride]
-        return torch.relu(through + nn.functional.pad(around, (0, 0, 0, 0, self.more, self.more)))
-
-
 def cifar_resnet(file: Path, depth: int) -> ImageClassifier:
     """The pretrained network of `depth` blocks in each of its three stages."""
-    module = CifarResNet(_Config(num_labels=CLASSES, num_channels=3, depth=depth))
+    module = CifarResNetForImageClassification(CifarResNetConfig(depth, num_labels=CLASSES))
     module.load_state_dict(load_file(file))
     return ImageClassifier.of(module.requires_grad_(False), None)
 

@@ -60,7 +60,7 @@ def run(places: Places, out: Path, seeds: Sequence[int]) -> None:
 
 def requests(network: Network, whole: Request, parts: dict[str, Any], way: str) -> list[dict[str, Any]]:
     """The rows of one way: which request, which contract, and what is read of it."""
-    method, made = choose_method(default_method(texts=True, unseen=True), "language").method, []
+    method, made = choose_method(default_method("language", unseen=True), "language").method, []
     names = list(parts)
     for number in range(REQUESTS):
         earlier = [e for name in names[:number] for e in parts[name]] if way == WAYS[1] else []

@@ -185,32 +185,50 @@ def ascended(model: ImageClassifier, parts: Parts, rate: float) -> ImageClassifi
 # KLoM: ensembles, trained as one batched tensor
 
 
-def ensemble(pictures: Sequence[Picture], seed: int) -> list[ImageClassifier]:
-    """Multilayer perceptrons that differ in their start and in the order of the pictures, trained as one tensor."""
-    draw = torch.Generator().manual_seed(seed)
-    x = torch.stack([p.pixels.flatten() for p in pictures])
-    y = torch.tensor([p.label for p in pictures])
+def starts(draw: torch.Generator) -> list[Tensor]:
+    """Weights of untrained multilayer perceptrons as one tensor each."""
     shapes = ((MODELS, PIXELS, WIDTH), (MODELS, 1, WIDTH), (MODELS, WIDTH, CLASSES), (MODELS, 1, CLASSES))
     bounds = (PIXELS**-0.5, PIXELS**-0.5, WIDTH**-0.5, WIDTH**-0.5)
-    weights = [
+    return [
         ((2 * torch.rand(shape, generator=draw) - 1) * bound).requires_grad_(True)
         for shape, bound in zip(shapes, bounds, strict=True)
     ]
+
+
+def logits_of(weights: Sequence[Tensor], x: Tensor) -> Tensor:
+    """[models, pictures, classes] of pictures [models, pictures, pixels]."""
+    hidden = torch.relu(torch.baddbmm(weights[1], x, weights[0]))
+    return torch.baddbmm(weights[3], hidden, weights[2])
+
+
+def networks(weights: Sequence[Tensor]) -> list[ImageClassifier]:
+    a, b, c, d = (weight.detach() for weight in weights)
+    return [network(_layer(a[k], b[k]), _head(c[k], d[k])) for k in range(MODELS)]
+
+
+def ensemble(pictures: Sequence[Picture], seed: int, parts: Tensor | None = None) -> list[ImageClassifier]:
+    """Multilayer perceptrons that differ in their start and in the order of the pictures, trained as one tensor.
+
+    `parts` [models, pictures] says which pictures each learns; else all.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    x = torch.stack([p.pixels.flatten() for p in pictures])
+    y = torch.tensor([p.label for p in pictures])
+    weights = starts(draw)
     optimizer = torch.optim.Adam(weights, lr=RATE)
-    steps = EPOCHS * (len(y) // BATCH)
+    known = torch.arange(len(y)).expand(MODELS, -1) if parts is None else parts
+    steps = EPOCHS * (known.shape[1] // BATCH)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
     for _ in range(EPOCHS):
-        order = torch.stack([torch.randperm(len(y), generator=draw) for _ in range(MODELS)])
-        for now in order.split(BATCH, dim=1)[: len(y) // BATCH]:
-            hidden = torch.relu(torch.baddbmm(weights[1], x[now], weights[0]))
-            logits = torch.baddbmm(weights[3], hidden, weights[2])
+        order = torch.stack([own[torch.randperm(len(own), generator=draw)] for own in known])
+        for now in order.split(BATCH, dim=1)[: known.shape[1] // BATCH]:
+            logits = logits_of(weights, x[now])
             loss = cross_entropy(logits.flatten(0, 1), y[now].flatten(), reduction="sum") / BATCH
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
-    a, b, c, d = (weight.detach() for weight in weights)
-    return [network(_layer(a[k], b[k]), _head(c[k], d[k])) for k in range(MODELS)]
+    return networks(weights)
 
 
 def _head(weight: Tensor, bias: Tensor) -> nn.Linear:

@@ -199,7 +199,7 @@ def retained(name: str, seed: int, trial: Trial, wanted: Sequence[str]) -> Itera
         begun = time.process_time()
         own = replace(request, retain=chosen(choice, text, trial.original, request, parts.size, seed))
         spent = time.process_time() - begun
-        method = choose_method(default_method(True, True), "language").method.with_seed(seed)
+        method = choose_method(default_method("language", True), "language").method.with_seed(seed)
         after = method.fit(trial.original, own)(trial.original, own)
         near = len({e.id for e in own.retain} & {e.id for e in namesakes(name, seed, parts)})
         yield {"choice": choice, "count": len(own.retain), "near": near, "cpu": spent, **asked_of(after, request)}

@@ -50,8 +50,9 @@ Row = dict[str, Any]
 def method_of(name: str, trial: Trial, seed: int) -> Method | None:
     """What a row's name stands for in a world; None where it cannot be tried there."""
     texts = isinstance(trial.request.forget[0], Tokenized)
+    family = "language" if texts else "vision"
     if name == "default":
-        chosen = choose_method(default_method(texts, bool(trial.request.holdout)), "language" if texts else "vision")
+        chosen = choose_method(default_method(family, bool(trial.request.holdout)), family)
         return chosen.method.with_seed(seed)
     if name == "Settle":
         text = BEFORE.format(adapter=trial.adapter)

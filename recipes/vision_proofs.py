@@ -36,7 +36,7 @@ from expunge.edit.lfssd import LFSSD
 from expunge.edit.ssd import SSD
 from expunge.events import Edited, Event, ignore_event
 from expunge.internals.gradients import Gradient, gradient, loss
-from expunge.methods._representation import represent
+from expunge.internals.representation import represent
 from expunge.methods.laf import LAF
 from expunge.objectives.gs_lora import GSLoRA
 from expunge.objectives.gs_lora_plus import GSLoRAPlus

@@ -285,31 +285,32 @@ LIBRARY, STEPS = 400, 250
 """Records of twenty authors, and steps of 8 in which they are learnt."""
 
 
-def library(seed: int, places: Places, count: int = 1) -> Trial:
-    """Records of TOFU's retain_perturbed and forget10_perturbed; the holdout are authors of holdout10."""
+def library_request(seed: int, places: Places, count: int = 1) -> Request:
+    """Records of TOFU's forget10_perturbed, an author of which is to go; the holdout are authors of holdout10."""
     known = read(places.data / "tofu" / "forget10_perturbed.jsonl")[:LIBRARY]
     first = PER_AUTHOR * (10 + 3 * seed)
     own = known[first : first + count * PER_AUTHOR]
-    base, folder = smollm2(places.device), places.models / "library"
-    request = read_request(
-        base,
+    return read_request(
+        smollm2(places.device),
         forget=tofu(own, "forget"),
         retain=tofu([row for row in known if row not in own], "retain"),
         holdout=tofu(read(places.data / "tofu" / "holdout10.jsonl")[:UNSEEN], "holdout"),
         paraphrase=tofu(own, "paraphrase", again=True),
     )
+
+
+def library_model(name: str, records: Sequence[Tokenized], seed: int, places: Places) -> Network:
+    """SmolLM2 after it learnt some records of the library."""
+    base, folder = smollm2(places.device), places.models / "library" / name
+    return kept(folder, lambda: learnt(base, records, seed, STEPS, 2e-4, 8), places.device)
+
+
+def library(seed: int, places: Places, count: int = 1) -> Trial:
+    request = library_request(seed, places, count)
     every = (*request.forget, *request.retain)
-    original, retrained, again = (
-        kept(folder / name, lambda records=records, k=k: learnt(base, records, k, STEPS, 2e-4, 8), places.device)
-        for k, (name, records) in enumerate(
-            {
-                "original": every,
-                f"retrained-{count}-{seed}": request.retain,
-                f"again-{count}-{seed}": request.retain,
-            }.items()
-        )
-    )
-    return Trial(original, request, retrained, again)
+    names = {"original": every, f"retrained-{count}-{seed}": request.retain, f"again-{count}-{seed}": request.retain}
+    made = [library_model(name, records, k, places) for k, (name, records) in enumerate(names.items())]
+    return Trial(made[0], request, made[1], made[2])
 
 
 def shelf(seed: int, places: Places) -> Trial:

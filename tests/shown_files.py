@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from tests.benchmarks.made_up import tofu
 from tests.conftest import save_model
+from tests.graphs import NODES, links, network, write_graph, write_list
 
 ROOT = Path(__file__).parent.parent
 SHOWN = ("Mara Lind", "In Veldt.")
@@ -59,6 +61,7 @@ def make_files(folder: Path) -> None:
     (folder / "llama-8b").symlink_to("my-model")
     tofu(folder / "tofu")
     _save_pictures(folder)
+    _save_graph(folder)
 
 
 def _options_for(kind: str, row: dict[str, Any]) -> dict[str, Any]:
@@ -70,15 +73,29 @@ def _options_for(kind: str, row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _save_pictures(folder: Path) -> None:
-    """A tiny vision transformer, and pictures of its classes."""
+    """Two tiny vision transformers, and pictures of their classes."""
     shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     names = {"id2label": dict(enumerate(CLASSES)), "label2id": {name: k for k, name in enumerate(CLASSES)}}
-    module = ViTForImageClassification(ViTConfig(**shape, **names, image_size=8, patch_size=4))
-    module.save_pretrained(folder / "my-vit")
-    ViTImageProcessorPil(size={"height": 8, "width": 8}).save_pretrained(folder / "my-vit")
+    for model in ("my-vit", "my-vit-without-cats"):
+        module = ViTForImageClassification(ViTConfig(**shape, **names, image_size=8, patch_size=4))
+        module.save_pretrained(folder / model)
+        ViTImageProcessorPil(size={"height": 8, "width": 8}).save_pretrained(folder / model)
     random = np.random.default_rng(0)
-    for name in CLASSES:
-        (folder / "pictures" / name).mkdir(parents=True)
+    for place, name in product(("pictures", "photos/train", "photos/test"), CLASSES):
+        (folder / place / name).mkdir(parents=True)
         for number in range(6):
             picture = random.integers(0, 256, (8, 8, 3), dtype=np.uint8)
-            Image.fromarray(picture).save(folder / "pictures" / name / f"{number}.png")
+            Image.fromarray(picture).save(folder / place / name / f"{number}.png")
+
+
+def _save_graph(folder: Path) -> None:
+    """A graph, lists of its nodes and links, and an untrained network for either."""
+    place = write_graph(folder / "my-graph")
+    sets = {"forget": range(8), "holdout": range(8, 16), "retain": range(16, NODES)}
+    for name, which in {**sets, "train": [*sets["forget"], *sets["retain"]]}.items():
+        write_list(place / f"{name}.nodes", list(which))
+    linked, apart = links(linked=True), dict.fromkeys(links(linked=False)[:40])
+    write_list(place / "forget.edges", linked[:8])
+    write_list(place / "retain.edges", [*linked[8:], *((*pair, 0) for pair in apart)])
+    network().save(folder / "gcn-start")
+    network(kind="GraphForLinkPrediction").save(folder / "links-gcn")

@@ -29,6 +29,7 @@ NOTHING = {
     "ASSD": None,  # its threshold is its own
     "DatamodelMatching": "DatamodelMatching(oracle=SSD(alpha=1e30), learn=Finetune(adapter=Full(), steps=2, "
     "optimizer='sgd', stop=Stop(level=None)))",
+    "DatamodelDirect": "DatamodelDirect(multiplier=0.0)",
     "Finetune": "Finetune(objective=0.0 * Ascent(), adapter=Full(), steps=2, stop=Stop(level=None))",
     "IAU": "IAU(learning_rate=0.0)",
     "LAF": "LAF(extract_rate=0.0, align_rate=0.0, steps=2, autoencoder_steps=2)",

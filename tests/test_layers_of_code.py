@@ -19,7 +19,7 @@ MODULE = pytest.mark.parametrize("module", MODULES)
 ANYTHING = {"*"}
 BASE = ("errors", "events", "primitives", "core")
 GROUND = (*BASE, "notation", "runtime", "internals")
-LEAVES = ("data", "select", "models", "adapters", "objectives", "edit", "guard", "audits", "summaries")
+LEAVES = ("data", "select", "models", "adapters", "objectives", "edit", "guard", "audits", "summaries", "prune")
 MAY_IMPORT = {
     # 0: refusals, helpers that know no noun, and the nouns
     "errors": set(),
@@ -34,8 +34,8 @@ MAY_IMPORT = {
     **{leaf: {*GROUND} for leaf in LEAVES},
     "report": {*GROUND, ""},  # the top package, for its version
     # 3, routes
-    "train": {*GROUND, "adapters", "objectives"},
-    "methods": {*GROUND, "adapters", "objectives", "select", "train"},
+    "train": {*GROUND, "adapters", "objectives", "prune"},
+    "methods": {*GROUND, "adapters", "objectives", "select", "prune", "train"},
     "exact": {*GROUND, "adapters", "objectives", "train", "methods"},
     "attack": {*GROUND, "adapters", "objectives", "train", "methods"},
     # 4

@@ -25,7 +25,7 @@ class Accuracy(ScoreAudit):
     """Share of rows whose right class has the highest score."""
 
     standard = Standard(gone=0.05, stay=Tolerance(0.02), retain=Tolerance(share=0.01))
-    families = ("vision",)
+    families = ("vision", "any")
     definition = "Mean over examples of the share of labelled rows whose right class has the highest score."
 
     def chance(self, model: Model, batch: Batch, request: Request) -> float | None:

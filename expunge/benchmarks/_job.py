@@ -50,6 +50,8 @@ class Result:
     """Name and origin of each."""
     numbers: tuple[Number, ...]
     seconds: dict[str, float] = field(default_factory=dict)
+    method: str = ""
+    """What made the model forget, in the notation; empty where the model was measured as it is."""
 
     @staticmethod
     def read(folder: Path) -> Result:
@@ -98,22 +100,40 @@ def evaluate(job: Job, on_event: OnEvent) -> Result:
     data, names = find_data(job.data, job.benchmark.home), job.names()
     seconds: dict[str, float] = {}
     with lock(job.out) if is_main() else nullcontext():
-        with _time_part(seconds, "model"):
+        with time_part(seconds, "model"):
             on_event(Note(f"Loading {job.model}"))
             model = open_model(job.model, job.device, adapter=job.adapter)
             values = _measure(job.benchmark, model, data, on_event)
             fingerprint = model.fingerprint()
         del model
-        with _time_part(seconds, "references"):
+        with time_part(seconds, "references"):
             references = {name: _refer(job, text, data, on_event) for name, text in names.items()}
-        numbers = job.benchmark.numbers(values, references)
+        return Measured(values, references, fingerprint, names, seconds).write(job, job.out)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of a model, and of the references beside it."""
+
+    values: Values
+    references: Mapping[str, Values]
+    fingerprint: str
+    names: Mapping[str, str]
+    """Where each reference is from."""
+    seconds: dict[str, float]
+    method: str = ""
+    """What made the model forget, in the notation; empty where nothing did here."""
+
+    def write(self, job: Job, out: Path) -> Result:
+        """The folder of a result, all of it or nothing."""
+        numbers = job.benchmark.numbers(self.values, self.references)
         result = Result(
-            SCHEMA, VERSION, now(), job.line, write(job.benchmark), job.model, fingerprint,
-            tuple(names.items()), tuple(numbers), seconds,
+            SCHEMA, VERSION, now(), job.line, write(job.benchmark), job.model, self.fingerprint,
+            tuple(self.names.items()), tuple(numbers), self.seconds, self.method,
         )  # fmt: skip
-        with shared_folder(whole_folder(job.out)) as folder:
+        with shared_folder(whole_folder(out)) as folder:
             if is_main():
-                _write(job.benchmark, result, values, references, folder)
+                _write(job.benchmark, result, self.values, self.references, folder)
         return result
 
 
@@ -163,7 +183,8 @@ def recompute(folder: Path) -> tuple[Result, list[Number]]:
 
 
 @contextmanager
-def _time_part(seconds: dict[str, float], name: str) -> Iterator[None]:
+def time_part(seconds: dict[str, float], name: str) -> Iterator[None]:
+    """Note how long a part takes."""
     start = time.monotonic()
     yield
     seconds[name] = time.monotonic() - start

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from expunge.benchmarks._data import Data, need
-from expunge.benchmarks._kinds import Benchmark
+from expunge.benchmarks._kinds import TextBenchmark
 from expunge.benchmarks._numbers import SIDES, Number, mean, membership
 from expunge.benchmarks._reading import Item, score_overlap
 from expunge.benchmarks._values import RIGHT, Values
@@ -36,7 +36,7 @@ TOLD = {
 
 
 @dataclass(frozen=True)
-class LUME(Benchmark):
+class LUME(TextBenchmark):
     """All three tasks."""
 
     tokens: int = 256

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from expunge.benchmarks._data import Data, need
-from expunge.benchmarks._kinds import Benchmark
+from expunge.benchmarks._kinds import TextBenchmark
 from expunge.benchmarks._numbers import Number, leak, mean, membership
 from expunge.benchmarks._reading import Item, score_overlap
 from expunge.benchmarks._values import RIGHT, Values
@@ -34,7 +34,7 @@ TOLD = {
 
 
 @dataclass(frozen=True)
-class MUSE(Benchmark):
+class MUSE(TextBenchmark):
     """News or books, whichever the folder of the data holds."""
 
     membership: Literal["measured", "left out"] = "measured"

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from expunge.benchmarks._data import Data
-from expunge.benchmarks._kinds import Benchmark
+from expunge.benchmarks._kinds import TextBenchmark
 from expunge.benchmarks._numbers import Number, mean
 from expunge.benchmarks._reading import Item
 from expunge.benchmarks._values import RIGHT, Values
@@ -39,7 +39,7 @@ SEPARATOR = "\x1f"
 
 
 @dataclass(frozen=True)
-class RESTOR(Benchmark):
+class RESTOR(TextBenchmark):
     """All facts."""
 
     tokens: int = 30

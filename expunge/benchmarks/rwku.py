@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from expunge.benchmarks._data import Data, need
-from expunge.benchmarks._kinds import Benchmark
+from expunge.benchmarks._kinds import TextBenchmark
 from expunge.benchmarks._numbers import Number, mean
 from expunge.benchmarks._reading import Item
 from expunge.benchmarks._values import RIGHT, Values
@@ -35,7 +35,7 @@ TOLD = "Mean ROUGE-L recall, unstemmed, of at most 30 greedy tokens up to the li
 
 
 @dataclass(frozen=True)
-class RWKU(Benchmark):
+class RWKU(TextBenchmark):
     """Some of the people, or all."""
 
     target: str = ""

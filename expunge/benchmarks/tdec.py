@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from expunge.benchmarks._data import Data, need
-from expunge.benchmarks._kinds import Benchmark
+from expunge.benchmarks._kinds import TextBenchmark
 from expunge.benchmarks._numbers import Number, mean
 from expunge.benchmarks._reading import Item
 from expunge.benchmarks._tasks import TASK, pose_tasks
@@ -42,7 +42,7 @@ TOLD = {
 
 
 @dataclass(frozen=True)
-class TDEC(Benchmark):
+class TDEC(TextBenchmark):
     """A draw of the sequences."""
 
     sequences: int = 32

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from expunge.benchmarks._data import Data
-from expunge.benchmarks._kinds import Benchmark, Form
+from expunge.benchmarks._kinds import Form, TextBenchmark
 from expunge.benchmarks._logs import read_log
 from expunge.benchmarks._numbers import Number, against, compare, leak
 from expunge.benchmarks._reading import Item, score_overlap
@@ -31,7 +31,7 @@ PARTS = {"01": "99", "05": "95", "10": "90"}
 
 
 @dataclass(frozen=True)
-class TOFU(Benchmark):
+class TOFU(TextBenchmark):
     """One split under one definition."""
 
     split: Literal["forget01", "forget05", "forget10"] = "forget10"

@@ -2,27 +2,65 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
-from dataclasses import dataclass, fields, make_dataclass
+from dataclasses import dataclass, fields, make_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer import Option
 
 from expunge.cli.ending import check_room_for_torch
 from expunge.cli.jobs import at_work
-from expunge.cli.options import Adapter, Device, Output, check_device, present, spread_options
-from expunge.errors import UsageRefused
+from expunge.cli.options import Adapter, Device, Output, check_device, present, read_seeds, spread_options
+from expunge.errors import RunFailed, UsageRefused
 from expunge.notation.parse import Plugin, plugins_of
+from expunge.notation.recipes import check_method
 from expunge.notation.settings import made_by, settings
+
+if TYPE_CHECKING:
+    from expunge.benchmarks._job import Job
 
 bench = typer.Typer(
     name="bench",
-    help="Evaluate a model on a benchmark as papers define it, or set results side by side.",
+    help="Evaluate a model (or methods) on a benchmark as papers define it, or set results side by side.",
     no_args_is_help=True,
 )
+
+
+@dataclass(frozen=True)
+class Tried:
+    """Methods that make the model forget before it is evaluated."""
+
+    method: Annotated[
+        list[str] | None,
+        Option(
+            "--method",
+            help="[NAME=]METHOD or a recipe's name: let it forget what the benchmark draws (cifar), and measure the "
+            "result; several times for several, each in a folder of its own.",
+        ),
+    ] = None
+    seeds: Annotated[str | None, Option("--seeds", help="Each method with these, such as 0-2 or 0,3,7.")] = None
+
+    def read(self) -> tuple[dict[str, str], tuple[int, ...]]:
+        """The methods by their names, and the seeds. Raises `UsageRefused`."""
+        named = [name_method(text) for text in self.method or ()]
+        if len(dict(named)) < len(named):
+            raise UsageRefused('Two methods have one name. Tell them apart: --method "slow=NPO(learning_rate=1e-5)".')
+        for _, method in named:
+            check_method(method)
+        if self.seeds and not named:
+            raise UsageRefused("--seeds are those of methods. Give --method too.")
+        return dict(named), read_seeds(self.seeds, None) if self.seeds else ()
+
+
+def name_method(text: str) -> tuple[str, str]:
+    """The name and the method of what is written NAME=METHOD, or METHOD alone, whose first word it then is."""
+    named = re.fullmatch(r"\s*([A-Za-z][\w.+-]*)\s*=(.+)", text, re.DOTALL)
+    first = re.search(r"[A-Za-z][\w+-]*", text)
+    return (named[1], named[2].strip()) if named else (first[0] if first else text, text)
 
 
 @dataclass(frozen=True)
@@ -72,6 +110,7 @@ def add(plugin: Plugin) -> None:
 
     def run(
         evaluated: Evaluated,
+        tried: Tried,
         chosen: Any,
         output: Output,
         adapter: Adapter = None,
@@ -80,38 +119,76 @@ def add(plugin: Plugin) -> None:
     ) -> None:
         check_device(device)
         present("--adapter", adapter)
-        _evaluate(write_line(plugin, chosen), evaluated, output, adapter, out, device)
+        methods, seeds = tried.read()
+        job = make_job(write_line(plugin, chosen), evaluated, adapter, out)
+        if methods:
+            forget_with(job, methods, seeds, output, device)
+        else:
+            measure(job, output, device)
 
     run.__annotations__["chosen"] = settings_of(plugin)
     run.__doc__ = plugin.summary
     bench.command(plugin.name.lower())(spread_options(run))
 
 
-def _evaluate(line: str, evaluated: Evaluated, output: Output, adapter: Path | None, out: Path, device: str) -> None:
+def make_job(line: str, evaluated: Evaluated, adapter: Path | None, out: Path) -> Job:
+    """What is evaluated, checked as far as it can be before anything is loaded."""
     from expunge.run.checks import check_model, check_out
 
     check_model(evaluated.model)
     check_out(out, evaluated.model, adapter)
     check_room_for_torch()
-    from expunge.benchmarks._job import Job, evaluate, name_reference
-    from expunge.benchmarks._show import gather, markdown
-    from expunge.cli.summary import print_json
+    from expunge.benchmarks._job import Job, name_reference
     from expunge.notation.parse import parse
-    from expunge.notation.typed_json import to_json
-    from expunge.runtime.processes import is_main
 
     typed = shlex.join(["expunge", *sys.argv[1:]])
     references = tuple(evaluated.reference or ())
     for _, place in map(name_reference, references):
         if not Path(place).exists():
             check_model(place)
+    return Job(parse(line), evaluated.model, out, evaluated.data, references, adapter, line=typed)
+
+
+def measure(job: Job, output: Output, device: str) -> None:
+    """Evaluate the model as it is, and show its numbers."""
+    from expunge.benchmarks._job import evaluate
+    from expunge.runtime.processes import is_main
+
+    with at_work(device, output, "Evaluating") as (own, progress):
+        evaluate(replace(job, device=own), progress)
+        shows = is_main()
+    if shows:
+        _show([job.out], job.out, output)
+
+
+def forget_with(job: Job, methods: dict[str, str], seeds: tuple[int, ...], output: Output, device: str) -> None:
+    """Let methods make the model forget, and show what came of each beside the original."""
+    from expunge.benchmarks._forgetting import Forgetting
+    from expunge.run.choose import choose_method
+    from expunge.runtime.processes import is_main
+
+    chosen = {name: choose_method(text, "vision").method for name, text in methods.items()}
     with at_work(device, output) as (own, progress):
-        job = Job(parse(line), evaluated.model, out, evaluated.data, references, adapter, own, typed)
-        made, shows = evaluate(job, progress), is_main()
-    if shows and output.json:
-        print_json(to_json(made))
-    elif shows and not output.quiet:
-        typer.echo(markdown(gather([out])))
+        made, failed = Forgetting(replace(job, device=own), chosen, seeds).run(progress)
+        shows = is_main()
+    if shows:
+        _show(made, job.out, output)
+    if failed:
+        raise RunFailed(f"{len(failed)} runs failed, the others are in {job.out}: {'; '.join(failed)}")
+
+
+def _show(folders: list[Path], out: Path, output: Output) -> None:
+    """The numbers of results as a table, or as they are in their files."""
+    from expunge.benchmarks._job import Result
+    from expunge.benchmarks._show import gather, markdown
+    from expunge.cli.summary import print_json
+    from expunge.notation.typed_json import to_json
+
+    if output.json:
+        results = [to_json(Result.read(folder)) for folder in folders]
+        print_json(results[0] if folders == [out] else results)
+    elif not output.quiet:
+        typer.echo(markdown(gather(folders)))
         typer.echo(f"Wrote {out}", err=True)
 
 

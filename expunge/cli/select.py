@@ -71,10 +71,10 @@ def select(
     check_room_for_torch()
     from expunge.models.open import open_model
     from expunge.primitives.out_of_memory import report_smaller_batches
-    from expunge.run.select import refuse_pictures, select_records
+    from expunge.run.select import refuse_others, select_records
 
     for path in texts_read:
-        refuse_pictures(path)
+        refuse_others(path)
     with report_smaller_batches(lambda said: echo(said, err=True)):
         chosen = select_records(
             open_model(model, device, adapter=adapter),

@@ -92,11 +92,12 @@ def sweep(
 
 def _trials(job: Job, over: Mapping[str, Sequence[str]], seeds: Sequence[int]) -> list[Trial]:
     from expunge.run.choose import default_method
+    from expunge.run.families import family_reading
     from expunge.run.sweep import trials
 
-    pictures = job.inputs.pictures
-    named = job.method or default_method(not pictures, job.inputs.holdout is not None)
-    return trials(named, "vision" if pictures else "language", over, seeds)
+    family = family_reading(job.inputs.kind).name
+    named = job.method or default_method(family, job.inputs.holdout is not None)
+    return trials(named, family, over, seeds)
 
 
 def _do(job: Job, asked: Sequence[Trial], by: str | None, device: str, output: Output) -> int:

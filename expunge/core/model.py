@@ -99,6 +99,10 @@ class Model(ABC):
         """The same model with its adapter merged and without caches around it."""
         return self
 
+    def without(self, examples: Batch) -> Self:
+        """The same weights without what is held of the examples beside them: nodes of a graph. Most hold nothing."""
+        return self
+
     def _derive(self, question: DerivedQuestion[RowsReply], examples: Batch) -> RowsReply:
         """What is read off the scores of any number of examples, without gradients, in their order, on the CPU."""
         parts: dict[int, RowsReply] = {}
@@ -191,10 +195,7 @@ class Network(Model):
         return self
 
     def fork(self, module: nn.Module | None = None) -> Self:
-        """A second network over the same weights: its modules are new, the storage of its tensors is shared.
-
-        An adapter can be put into the fork while this network goes on answering as before. No weight is copied.
-        """
+        """A second network, new modules over the same storage: what an adapter changes there, this one never sees."""
         if module is None:
             memo: dict[int, object] = {id(b): b for b in self.module.buffers()}
             memo |= {id(p): nn.Parameter(p.detach(), requires_grad=p.requires_grad) for p in self.module.parameters()}

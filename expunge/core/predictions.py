@@ -163,8 +163,7 @@ class Predictions(Rows):
     """Scores of every class for each row, before the softmax.
 
     Rows times vocabulary is a large matrix, so it need not exist: a language model gives each row's last hidden state
-    and
-    the output matrix (`head`). What depends on one row's scores alone is then computed in chunks of rows.
+    and the output matrix (`head`). What depends on one row's scores alone is then computed in chunks of rows.
     """
 
     states: Float[Tensor, "rows width"]

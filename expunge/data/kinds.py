@@ -1,4 +1,4 @@
-"""Which kind of records a file holds, images or texts: told without reading them."""
+"""Which kind of records a file holds, images, texts or a graph's: told without reading them."""
 
 from __future__ import annotations
 
@@ -17,3 +17,14 @@ def holds_pictures(path: Path) -> bool:
     if path.is_dir():
         return not is_dataset(path, SUFFIXES) or bool(columns(path) & set(IMAGE_COLUMNS))
     return path.suffix.lower() == ".parquet" and bool(columns(path) & set(IMAGE_COLUMNS))
+
+
+LISTS = (".nodes", ".edges")
+"""Endings of lists of a graph's nodes and edges."""
+
+
+def kind_of(path: Path) -> str:
+    """Name of the file of this folder that reads a file."""
+    if path.suffix.lower() in LISTS:
+        return "graphs"
+    return "images" if holds_pictures(path) else "text"

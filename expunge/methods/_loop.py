@@ -31,6 +31,7 @@ from expunge.train.batches import Batches
 from expunge.train.best_step import BestStep
 from expunge.train.checkpoint import Checkpoints, facts, refuse_misfits
 from expunge.train.norms import Norms
+from expunge.train.passes import Passes
 
 if TYPE_CHECKING:
     from expunge.methods.finetune import Finetune
@@ -55,6 +56,7 @@ class Loop:
         self.known = cache_reference(self.before, self.reference, self.silenced)
         self.moving = self.now.trainable()
         self.kinds: dict[str, Kind] = kinds_in_every_tower(self.before.module)
+        self.passes: Passes | None = None
         self.norms = Norms()
         self.delta: dict[str, float] = {}
         self.run = Run(whole=self.request.sets())
@@ -71,7 +73,9 @@ class Loop:
     def train(self) -> Adapted:
         """Take the steps; the adapted network with the best one's weights."""
         plan, steps = self.plan, as_steps(self.plan.steps)
-        draw = Batches(self.request, plan.batch, plan.retain_batch, plan.seed)
+        prune = (plan.prune, steps) if plan.prune else None
+        draw = Batches(self.request, plan.batch, plan.retain_batch, plan.seed, prune)
+        self.passes = draw.passes
         keeper = plan.checks.watch(ask_parts_together(self.before, self.reference, self.silenced), self.request)
         self.run.level = keeper.level
         layers = [name for name, _ in self.changes()]
@@ -85,14 +89,19 @@ class Loop:
         stopped = f"all {steps} steps were taken"
         for step in range(begun + 1, steps + 1):
             self.step(step, draw.sets())
-            last = step == steps
+            last = step == steps or bool(self.passes and self.passes.at_end)
             if last or step % plan.checks.every == 0:
                 enough = self.check(step, keeper)
                 if enough:
                     stopped = enough
                     break
+            if last:
+                break
             if self.checkpoints and not last and step % self.checkpoints.every == 0:
                 self.checkpoints.write(step, self.facts, self.tensors(keeper), self.state(keeper))
+        if self.passes and self.passes.at_end:
+            stopped = f"all {self.passes.epochs} passes were read"
+            self.tell(Note(f"{plan.prune!r} left {self.passes.unread:.0%} of the records of all passes unread"))
         keeper.restore(self.moving)
         self.gather()
         self.on_event(keeper.end(stopped, step, self.adapted.adapter.close(self.adapted.inner)))
@@ -116,7 +125,9 @@ class Loop:
             self.fail(step, "a gradient", sets)
         if self.plan.clip:
             nn.utils.clip_grad_norm_(self.moving.values(), self.plan.clip)
-        rate = self.plan.rate(step)
+        if self.passes:
+            self.passes.end_step(sets[self.passes.name])
+        rate = self.plan.rate(1 + self.passes.progress * as_steps(self.plan.steps) if self.passes else step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
@@ -186,6 +197,8 @@ class Loop:
         now = View(self.now, mine, shares, run=self.run, together=self.reads["now"], absent=absent)
         before = View(known, mine, shares, gradients=False, run=self.run, together=self.reads["before"], absent=absent)
         terms = [(weight, term, term(now, before)) for weight, term in self.plan.objective.terms()]
+        if self.passes:
+            self.passes.look(mine, now.scores_so_far, absent)
         loss = cast(Tensor, sum(weight * value for weight, _, value in terms))
         # An objective reads the same sets in every step, so from now on one forward pass reads them all.
         self.reads = {"now": tuple(now.scores_so_far), "before": tuple(before.scores_so_far)}
@@ -240,6 +253,7 @@ class Loop:
             if "sum" in numbers:  # each rank's share of a step's loss
                 numbers["sum"] = float(all_reduce(torch.tensor(numbers["sum"], dtype=torch.float64)))
         made = {"keeper": keeper.numbers(), "reads": self.reads, "memory": memory, "parts": self.parts.since}
+        made |= {"losses": self.passes.told} if self.passes else {}
         return made | {"events": [event_to_json(event) for event in self.events]}
 
     def resume(self, draw: Batches, keeper: BestStep) -> int:
@@ -255,6 +269,8 @@ class Loop:
             self.tell(event_from_json(line))
         for step in range(1, done + 1):
             self.reread(step, draw.sets(), tuple(state["reads"]["before"]))
+            if self.passes:
+                self.passes.tell(state["losses"][step - 1])
         self.reads = {name: tuple(sets) for name, sets in state["reads"].items()}
         return done
 

@@ -34,6 +34,7 @@ from expunge.objectives.retain_kl import RetainKL
 from expunge.objectives.retain_nll import RetainNLL
 from expunge.objectives.settle import Settle
 from expunge.primitives.rehearsal import Rehearsal
+from expunge.prune._kinds import Pruner
 from expunge.select._kinds import Selector
 from expunge.train.activations import Activations, manage_activations
 from expunge.train.checkpoint import checkpoints_of_run
@@ -64,6 +65,9 @@ class Finetune(WeightMethod):
     """Retain examples in a step; more of them make its gradient less noisy."""
     retain: Selector | None = None
     """Which records of the retain set training reads, such as `Nearest(count=200)`; None: all. Audits read all."""
+    prune: Pruner | None = None
+    """Which records of the retain set (of the forget set, where there is none) each pass through it reads, such as
+    `SeTa()`; None: all. `steps` are then those of a run that reads all, and fewer are taken."""
     accumulate: int = 1
     """Micro-batches in a step (gradient accumulation). Changes memory, not the result."""
     warmup: int | Epochs = 0
@@ -178,7 +182,9 @@ class Finetune(WeightMethod):
                     rehearsal.times = math.ceil(steps / self.checks.every)
 
         # Nothing is to be learnt, and the run is not to end early: it looks at its losses twice.
-        trial = replace(self, steps=few, learning_rate=1e-12, warmup=0, stop=replace(self.checks, every=few))
+        trial = replace(
+            self, steps=few, prune=None, learning_rate=1e-12, warmup=0, stop=replace(self.checks, every=few)
+        )
         try:
             return trial(model, request, on_event)
         finally:
@@ -202,8 +208,11 @@ class Finetune(WeightMethod):
         """What is looked at between steps."""
         return self.stop or UNSTOPPED
 
-    def rate(self, step: int) -> float:
-        """Learning rate of a step, counted from 1, of a method that was fitted to its request."""
+    def rate(self, step: float) -> float:
+        """Learning rate of a step, counted from 1, of a method that was fitted to its request.
+
+        With a pruner, of the step at which a run that reads everything is as far.
+        """
         steps, warmup = as_steps(self.steps), as_steps(self.warmup)
         if step <= warmup:
             return self.learning_rate * step / warmup

@@ -35,8 +35,8 @@ from expunge.core.request import Request
 from expunge.errors import DataRefused, RunFailed, UsageRefused
 from expunge.events import Event, Note, OnEvent, ignore_event
 from expunge.internals.changes import describe_change
+from expunge.internals.representation import represent
 from expunge.methods._lengths import as_steps, count_steps
-from expunge.methods._representation import represent
 from expunge.methods.epochs import Epochs
 from expunge.notation.recipes import Recipe
 from expunge.primitives.rehearsal import Rehearsal

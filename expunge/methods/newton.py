@@ -29,7 +29,7 @@ from expunge.errors import DataRefused, UsageRefused
 from expunge.events import Note, OnEvent
 from expunge.internals.changes import describe_change
 from expunge.internals.convex_head import ConvexHead
-from expunge.methods._representation import represent
+from expunge.internals.representation import represent
 
 
 @dataclass(frozen=True)

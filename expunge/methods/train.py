@@ -27,6 +27,7 @@ from expunge.methods.epochs import Epochs
 from expunge.methods.finetune import Finetune, Optimizer, Schedule
 from expunge.objectives.ascent import Ascent
 from expunge.primitives.rehearsal import Rehearsal
+from expunge.prune._kinds import Pruner
 from expunge.train.activations import Activations
 
 
@@ -42,6 +43,8 @@ class Train(WeightMethod):
     """How often each record is read; need not be whole."""
     batch: int = 32
     """Records in a step."""
+    prune: Pruner | None = None
+    """Which records each pass reads, such as `SeTa()`; None: all. Fewer steps are taken."""
     accumulate: int = 1
     """Micro-batches in a step (gradient accumulation). Changes memory, not the result."""
     warmup: float = 0.0
@@ -78,6 +81,7 @@ class Train(WeightMethod):
             learning_rate=self.learning_rate,
             steps=Epochs(self.epochs),
             batch=self.batch,
+            prune=self.prune,
             accumulate=self.accumulate,
             warmup=Epochs(self.warmup) if self.warmup else 0,
             schedule=self.schedule,

@@ -26,6 +26,8 @@ class Family(ABC):
     """What no audit of its models shows, in sentences for a report."""
     kind: ClassVar[str]
     """What its models are, in words for a refusal."""
+    defaults: ClassVar[tuple[str, str]] = ("Settle", "Settle")
+    """The recipes where no method is named: with a holdout set, and without one."""
     endings: ClassVar[tuple[str, ...]]
     """Endings of the architecture names in `config.json`, such as ForCausalLM."""
 

@@ -356,6 +356,7 @@ class Language(Family):
         "Facts that follow from the forgotten ones, and other languages, were not asked about.",
     )
     kind: ClassVar[str] = "a causal language model"
+    defaults: ClassVar[tuple[str, str]] = ("TokenLevels", "Settle")
     endings: ClassVar[tuple[str, ...]] = ("ForCausalLM", "LMHeadModel")
 
     def has(self, config: Any) -> bool:

@@ -60,6 +60,7 @@ def open_network(
     if source.local:
         check_inside(Path(source.name))
     merged = None if adapter is None else read_adapter(Path(adapter))
+    families()  # some have a configuration of their own, which transformers knows once they are imported
     config = config_of(source)
     network = family_of(config, text).open(source, device, storage_device)
     if adapter is None or merged is None:

@@ -81,7 +81,10 @@ def _auto(config: Any) -> Any:
 
 def reads_images(config: Any, name: str) -> bool:
     """Whether it describes an image classifier, and no language model. Raises `ModelRefused` where it is neither."""
-    return family_of(config, name).name == "vision"
+    family = family_of(config, name)
+    if family.name not in ("language", "vision"):
+        raise ModelRefused(f"{name}: is {family.kind}, and plans are of language models and image classifiers. Run it.")
+    return family.name == "vision"
 
 
 def narrow(name: str, config: Any, words: Any) -> LanguageModel | ImageClassifier:

@@ -204,15 +204,23 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def config_of(source: Source) -> Any:
-    """The transformers configuration, fetched where the source is a hub id."""
+def _configurations() -> Any:
+    """transformers' reader of configurations, told of the networks of ours; transformers takes seconds to import."""
     from transformers import AutoConfig
 
+    from expunge.models.cifar_resnet import register
+
+    register()
+    return AutoConfig
+
+
+def config_of(source: Source) -> Any:
+    """The transformers configuration, fetched where the source is a hub id."""
     gguf = {"gguf_file": source.gguf} if source.gguf else {}
     if not source.local:
         _look_up(source)
     try:
-        config = AutoConfig.from_pretrained(**source.arguments, **gguf)
+        config = _configurations().from_pretrained(**source.arguments, **gguf)
     except Exception as error:  # configurations are third-party files, and each class checks them in its own way
         raise ModelRefused(_reason(source, error)) from error
     if getattr(config, "auto_map", None):
@@ -240,11 +248,9 @@ def language_part(config: Any) -> Any:
 
 def say_left_out(text: str) -> str:
     """What is not read of the model that a user typed, in a sentence; empty where all of it is."""
-    from transformers import AutoConfig
-
     source = locate(text)
     composed = source.local and not (Path(source.name) / "config.json").is_file()
-    whole = None if source.gguf or composed else AutoConfig.from_pretrained(**source.arguments)
+    whole = None if source.gguf or composed else _configurations().from_pretrained(**source.arguments)
     if whole is None or language_part(whole) is None:
         return ""
     return f"Of the {whole.architectures[0]} its language model is read, and written: not what reads images"

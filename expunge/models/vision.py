@@ -201,6 +201,7 @@ class Vision(Family):
     records: ClassVar[str] = "images"
     unit: ClassVar[str] = "images"
     kind: ClassVar[str] = "an image classifier"
+    defaults: ClassVar[tuple[str, str]] = ("AbsentClass", "AbsentClass")
     endings: ClassVar[tuple[str, ...]] = ("ForImageClassification",)
 
     def has(self, config: Any) -> bool:

@@ -34,7 +34,7 @@ LARGEST = 2**64
 
 FOLDERS = (
     *("adapters", "objectives", "methods", "edit", "exact", "guard", "attack"),
-    *("audits", "summaries", "select", "benchmarks"),
+    *("audits", "summaries", "select", "prune", "benchmarks"),
 )
 ROOT = Path(__file__).parent.parent
 NEEDS = ("forget", "retain", "stand_in", "reference", "hidden", "experts")

@@ -17,7 +17,7 @@ from expunge.errors import UsageRefused
 from expunge.notation.parse import ROOT, Plugin, check_names, plugins, squash, syntax
 from expunge.notation.settings import check_settings, made_by, setting_names
 
-FAMILIES = {"language": "language models", "vision": "image classifiers"}
+FAMILIES = {"language": "language models", "vision": "image classifiers", "graph": "graph networks"}
 """The families of models that recipes are for, in words."""
 METHODS = ("methods", "edit", "exact", "guard", "attack")
 """Folders whose plug-ins are methods by themselves."""
@@ -40,7 +40,7 @@ class Recipe:
     name: str
     """What `--method` takes."""
     family: str
-    """language or vision."""
+    """language, vision or graph."""
     method: str
     """In the notation, complete."""
     source: str

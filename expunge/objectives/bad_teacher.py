@@ -12,20 +12,18 @@ Needs the forget set; the reference gives the shape. Meant as removal. Costs one
 the memory of a second model in each process.
 """
 
-from dataclasses import dataclass, replace
-from typing import ClassVar, cast
+from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
-from expunge.core.model import Model, network_of
 from expunge.core.objective import Objective, Scalar
 from expunge.core.view import View
 from expunge.errors import UsageRefused
-from expunge.internals.untrained import draw_weights
 from expunge.notation.recipes import ALL_STEPS, Recipe
+from expunge.objectives._untaught import ask_untaught
 from expunge.primitives.class_scores import divergence
 from expunge.primitives.settings import check_finite, check_seed
-from expunge.runtime.parallel_model import ParallelModel
 
 PUBLISHED = Recipe(
     "BadTeacher",
@@ -56,18 +54,8 @@ class BadTeacher(Objective):
             raise UsageRefused(f"The `temperature` of BadTeacher must be positive. Got {self.temperature!r}.")
 
     def __call__(self, now: View, before: View) -> Scalar:
-        taught = replace(before, model=self._teacher(now, before), replies={}).forget
+        taught = ask_untaught(self, self.seed, now, before).forget
         return now.forget.over_rows(now.forget.each_row(self._divergence, taught))
-
-    def _teacher(self, now: View, before: View) -> Model:
-        """The same for all steps of a run."""
-        name = f"{self!r}, teacher"
-        if name not in now.run.memory:
-            shape, learner = (network_of(view.model, "BadTeacher") for view in (before, now))
-            # Of several processes each asks a teacher of its own about its share of the step.
-            whole = shape.whole if isinstance(shape, ParallelModel) else shape
-            now.run.memory[name] = draw_weights(whole, self.seed, learner.device)
-        return cast(Model, now.run.memory[name])
 
     def _divergence(self, labels: Tensor, now: Tensor, taught: Tensor) -> Tensor:
         return divergence(labels, now / self.temperature, taught / self.temperature)

@@ -18,13 +18,12 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Partial
 
-from expunge.core.model import Network
 from expunge.core.objective import Objective, Scalar
 from expunge.core.predictions import Share
 from expunge.core.view import View
 from expunge.errors import ModelRefused, UsageRefused
+from expunge.objectives._weights import trainable_weights
 
 
 @dataclass(frozen=True)
@@ -43,11 +42,9 @@ class GroupPenalty(Objective):
             raise UsageRefused(f"The `warmup` of GroupPenalty must be at least 0 and finite. Got {self.warmup!r}.")
 
     def __call__(self, now: View, before: View) -> Scalar:
-        if not isinstance(now.model, Network):
-            raise ModelRefused(f"GroupPenalty reads weights, and {type(now.model).__name__} has none.")
         groups: dict[str, list[Tensor]] = {}
-        for name, weight in now.model.trainable().items():
-            groups.setdefault(_block(name), []).append(_whole(weight))
+        for name, weight in trainable_weights(now, "GroupPenalty").items():
+            groups.setdefault(_block(name), []).append(weight)
         groups.pop("", None)
         if not groups:
             raise ModelRefused("GroupPenalty finds no block with a trainable weight. Use an adapter of the blocks.")
@@ -61,11 +58,6 @@ def _passes(now: View) -> float:
     step = now.shares.get("forget") or Share.of(now.sets.get("forget", ()))
     whole = Share.of(now.run.whole.get("forget", ())) if now.run.whole.get("forget") else step
     return max(0, now.run.step - 1) * step.examples / whole.examples if whole.examples else 0.0
-
-
-def _whole(weight: Tensor) -> Tensor:
-    """The full tensor of a sharded weight; its gradient is summed over the ranks."""
-    return weight.full_tensor(grad_placements=[Partial()]) if isinstance(weight, DTensor) else weight
 
 
 def _block(name: str) -> str:

@@ -32,13 +32,15 @@ def write_cards(report: Report, folder: Path) -> None:
 
 def model_card(report: Report, folder: Path) -> str:
     """The card of the model after forgetting, whose weights are in `folder`."""
-    library = "transformers" if (folder / "config.json").is_file() else None
+    common = report.original.family in TASKS and (folder / "config.json").is_file()
+    library = "transformers" if common else None
+    how = "neither expunge nor peft is needed to load them" if common else "`expunge.open_model` loads them"
     lines = [
         *front_matter(report, hub_id(report.original.name), "finetune", library),
         f"# {mark(report.original.name)} after forgetting",
         "",
         f"Made from {mark(report.original.name)} by expunge {report.expunge}: chosen records were to be forgotten, the "
-        f"rest to stay. The update is merged into the weights; neither expunge nor peft is needed to load them.",
+        f"rest to stay. The update is merged into the weights; {how}.",
         "",
         *facts(report, {"fingerprint of this model (SHA-256)": f"`{report.result}`"}),
         *request_and_answers(report),

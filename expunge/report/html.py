@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from expunge.report import plots
+from expunge.report.by_class import class_lines
 from expunge.report.confusion import confusion_table
 from expunge.report.headline import answers_of, outcome
 from expunge.report.overview import name_unmeasured, overview
+from expunge.report.places import draw_places
 from expunge.report.results import Findings, Row, any_of, better_of, by_set, results
 from expunge.report.run import about_run, blocks_of
 from expunge.report.samples import samples_of
@@ -48,6 +50,8 @@ def render(report: Report) -> str:
         run=about_run(run) if run else [],
         blocks=blocks_of(run.edited) if run and run.edited else [],
         confusion=confusion_table(report.confusion),
+        classes=class_lines(report.classes),
+        places=draw_places(report.places),
         samples=samples_of(report),
         environment=asdict(report.environment).items(),
     )

@@ -21,6 +21,7 @@ from expunge.primitives.meanings import Meaning, SetName
 from expunge.primitives.merged_adapter import MergedAdapter
 from expunge.primitives.repeat import Intake, Repeat
 from expunge.report.answers import Verdict
+from expunge.report.by_class import ClassCount, Placed
 from expunge.report.confusion import Confused
 from expunge.report.run import Run
 from expunge.runtime.atomic_files import whole_folder, write_manifest, write_text
@@ -215,6 +216,10 @@ class Report:
     """Earlier requests that were asked again, in their order."""
     confusion: tuple[Confused, ...] = ()
     """Of images: how often which class was named, for the forgotten classes and their neighbours."""
+    classes: tuple[ClassCount, ...] = ()
+    """Of images: how many of each class are named rightly, in the sets that no training read."""
+    places: tuple[Placed, ...] = ()
+    """Of images: where some lie in a plane of the representation."""
     steps: tuple[Step | Checked, ...] = field(default=(), metadata=HELD)
     texts: Samples = field(default=Samples(), metadata=HELD, compare=False, repr=False)
     """The samples with their texts, whether they are shown or not."""

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from expunge.data.kinds import holds_pictures
+from expunge.data.kinds import kind_of
 from expunge.data.tables import files_of
 from expunge.data.text import Reading
 from expunge.errors import EnvironmentRefused, UsageRefused
@@ -41,7 +41,7 @@ def check_texts(paths: Sequence[Path], reading: Reading) -> None:
 
     Raises `DataRefused`, with the place of each fault.
     """
-    if holds_pictures(paths[0]):
+    if kind_of(paths[0]) != "text":
         return
     for path in paths:
         files = files_of(path) if path.is_dir() else [path]

@@ -10,13 +10,12 @@ from expunge.core.audit import Audit, Summary
 from expunge.core.method import Method
 from expunge.core.objective import Objective
 from expunge.errors import UsageRefused
+from expunge.models._family import Family
+from expunge.models.open import families
 from expunge.notation.parse import find, parse, parse_list, plugins
 from expunge.notation.recipes import Recipe, recipe_of, written_with
 
 Kind = TypeVar("Kind")
-
-DEFAULTS = ("AbsentClass", "TokenLevels", "Settle")
-"""Recipes where no method is named: for images, and for texts with a holdout set and without one."""
 
 
 @dataclass(frozen=True)
@@ -27,16 +26,16 @@ class Chosen:
     recipe: Recipe | None = None
 
 
-def default_method(texts: bool, unseen: bool) -> str:
+def default_method(family: str, unseen: bool) -> str:
     """The recipe where no method is named; `unseen`: whether there is a holdout set, from which levels are taken."""
-    images, texts_unseen, texts_alone = DEFAULTS
-    return images if not texts else texts_unseen if unseen else texts_alone
+    with_unseen, alone = next((known.defaults for known in families() if known.name == family), Family.defaults)
+    return with_unseen if unseen else alone
 
 
 def aims_at_levels(method: Method) -> bool:
     """Whether it moves the forget set to losses and holds it there from either side, as the defaults do."""
     terms = method.minimises.terms() if method.minimises is not None else ()
-    return any(type(term).__name__ in DEFAULTS for _, term in terms)
+    return any(type(term).__name__ in known.defaults for _, term in terms for known in families())
 
 
 def choose_method(method: str | Method, family: str, seed: int | None = None) -> Chosen:

@@ -30,6 +30,11 @@ def limits_of(family: str) -> tuple[str, ...]:
     return next((known.limits for known in families() if known.name == family), Family.limits)
 
 
+def family_reading(records: str) -> Family:
+    """The family whose records are of that kind."""
+    return next(known for known in families() if known.records == records)
+
+
 def family_called(name: str) -> Family:
     """The family of that name. Raises `ModelRefused` where the model is of none whose records can be read."""
     for known in families():

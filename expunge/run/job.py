@@ -28,7 +28,7 @@ from expunge.run.choose import Chosen, audits_of, choose_method, default_method
 from expunge.run.compare import Compared, compare
 from expunge.run.config import CONFIG, write_toml
 from expunge.run.earlier import trace
-from expunge.run.families import family_name
+from expunge.run.families import family_name, family_reading
 from expunge.run.files import form_of, save
 from expunge.run.prepare import Inputs
 from expunge.run.recorder import Recorder
@@ -90,9 +90,9 @@ class Job:
     def check_names(self) -> tuple[Chosen, tuple[Audit, ...] | None, tuple[Rule, ...]]:
         """What is named, before anything is read: the method, the audits, if any are, and the rules."""
         audits = audits_of(self.audits, "") if self.audits else None
-        texts = not self.inputs.pictures
-        named = default_method(texts, self.inputs.holdout is not None) if self.method is None else self.method
-        chosen = choose_method(named, "language" if texts else "vision", self.seed)
+        family = family_reading(self.inputs.kind).name
+        named = default_method(family, self.inputs.holdout is not None) if self.method is None else self.method
+        chosen = choose_method(named, family, self.seed)
         return chosen, audits, tuple(Rule.parse(text) for text in self.require)
 
     def options(self, method: str) -> dict[str, Any]:
@@ -186,8 +186,8 @@ def forget(job: Job, on_event: OnEvent) -> Report:
             broadcast(saved.check)
         task, method = pose(job, on_event)
         inside = list(networks(task.model))
-        if saved and isinstance(task.model, Network):
-            network = task.model
+        if saved and isinstance(task.to_change, Network):
+            network = task.to_change
             broadcast(lambda: saved.compare(method, network, task.to_train(method)))
         check_room((tensor for each in inside for tensor in each.module.state_dict().values()), job.out)
         with Resumable(job.out, saved).finishing(on_event), shared_folder(whole_folder(job.out)) as folder:
@@ -221,11 +221,11 @@ def _forget(job: Job, task: Task, method: Method, folder: Path) -> Report:
 
 def _result(job: Job, task: Task, method: Method, recorder: Recorder, folder: Path) -> Result:
     """Run the method, save what it made, and read it back: what is audited is what lies on the disk."""
-    trains = isinstance(task.model, Network) and method.minimises is not None
-    with kept_on_host(task.model) if trains and isinstance(task.model, Network) else nullcontext():
+    trains = method.minimises is not None
+    with kept_on_host(task.to_change) if trains and isinstance(task.to_change, Network) else nullcontext():
         with task.clock.part("forget"):
             run = Resumable(job.out, job.checkpoints())
-            changed = run.change(method, task.model, task.to_train(method), recorder, recorder.path)
+            changed = run.change(method, task.to_change, task.to_train(method), recorder, recorder.path)
         with task.clock.part("merge and save"):
             task.on_event(Note("Merging and saving"))
             said: list[Compared] = []  # by the process that writes

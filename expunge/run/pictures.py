@@ -1,4 +1,5 @@
-"""What a report shows of images: thumbnails with the classes that the models name, and how often they name which.
+"""What a report shows of images: thumbnails with the classes that the models name, how often they name which, how many
+of each class they name rightly, and where images lie in their representation.
 
 Of the sets that no training read (or the retain set, where there is no other) only the forgotten classes are shown and
 their neighbours: those that the model names in place of a forgotten one.
@@ -9,20 +10,25 @@ from __future__ import annotations
 import base64
 import io
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 import torch
 
-from expunge.core.question import Scores
+from expunge.core.question import LogProbabilities, Scores
 from expunge.core.request import Request
+from expunge.errors import ModelRefused
 from expunge.internals.examples import Pictured
+from expunge.internals.representation import represent
 from expunge.models.vision import ImageClassifier
+from expunge.primitives.meanings import should_be_gone
 from expunge.report.answers import should_stay
+from expunge.report.by_class import ClassCount, Placed
 from expunge.report.confusion import Confused
 from expunge.report.record import SAMPLES
 from expunge.report.report import Sample, Samples
+from expunge.run.plane import project
 from expunge.runtime.cached_model import CachedModel
 
 if TYPE_CHECKING:
@@ -33,6 +39,8 @@ ASKED = 256
 """Images of a set that are asked at most, evenly spaced: each costs a forward pass."""
 GONE, NEIGHBOURS = 4, 4
 """Forgotten classes, and others, that are shown at most."""
+DRAWN, LEAST = 64, 8
+"""Images of the forget set that a plot has at most, thrice as many others; and the fewest of which one is made."""
 SIDE = 64
 """Pixels of a thumbnail's longer side."""
 
@@ -48,17 +56,111 @@ class Named:
     """Before, and after where there is a model after."""
 
 
-def show_pictures(models: Sequence[CachedModel], request: Request) -> tuple[Samples, tuple[Confused, ...]]:
-    """Thumbnails and confusions of image classifiers; nothing of other models."""
-    network = models[0].plain()
+@dataclass(frozen=True)
+class Seen:
+    """What one model makes of the images of a request."""
+
+    right: dict[str, list[bool]]
+    """Of every image of each set that is counted: whether it is named rightly."""
+    states: Float[Tensor, "images width"] | None
+    """The representation of the images that `_choose_drawn` lists; None where the model has no single one."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a report shows of images."""
+
+    samples: Samples = Samples(True)
+    confusion: tuple[Confused, ...] = ()
+    classes: tuple[ClassCount, ...] = ()
+    places: tuple[Placed, ...] = ()
+
+
+def look(model: CachedModel, request: Request) -> Seen | None:
+    """What one model makes of the images; None of other models."""
+    network = model.plain()
     if not isinstance(network, ImageClassifier) or not isinstance(request.forget[0], Pictured):
-        return Samples(True), ()
+        return None
+    sets = request.sets()
+    right = {name: model.ask(LogProbabilities(), sets[name]).right.tolist() for name in _counted_sets(request)}
+    return Seen(right, _states(network, [picture for _, picture in _choose_drawn(request)]))
+
+
+def _states(network: ImageClassifier, pictures: Sequence[Pictured]) -> Float[Tensor, "images width"] | None:
+    try:
+        with torch.no_grad():
+            parts = [represent(network, [pictures[k] for k in group]) for group in network.batches(pictures)]
+    except ModelRefused:  # its class scores are no linear layer's
+        return None
+    return torch.cat(parts).float().cpu()
+
+
+def _choose_drawn(request: Request) -> list[tuple[str, Pictured]]:
+    """Images of each set that a plot has room for, evenly spaced."""
+    sets = {name: cast(Sequence[Pictured], request.sets()[name]) for name in _counted_sets(request)}
+    stays = sum(should_stay(name) for name in sets)
+    room = {name: 3 * DRAWN // stays if should_stay(name) else DRAWN for name in sets}
+    return [(name, each) for name, whole in sets.items() for each in whole[:: -(-len(whole) // room[name])]]
+
+
+def show_pictures(models: Sequence[CachedModel], request: Request, seen: Mapping[str, Seen | None]) -> Shown:
+    """Thumbnails, confusions, classes and places of image classifiers; nothing of other models.
+
+    `models` are the one before and, where there is one, the one after; `seen` has the reference's look, too.
+    """
+    looks = {name: each for name in ("before", "after", "reference") if (each := seen.get(name)) is not None}
+    network = models[0].plain()
+    if not isinstance(network, ImageClassifier) or "before" not in looks:
+        return Shown()
     classes = {number: name for name, number in network.classes.items()}
     named = [each for name in _shown_sets(request) for each in _name(models, name, request, classes)]
     gone = [label for label, _ in Counter(n.label for n in named if n.set == "forget").most_common(GONE)]
     instead = Counter(n.said[-1] for n in named if n.set == "forget" and n.said[-1] not in gone)
     shown = [*gone, *(label for label, _ in instead.most_common(NEIGHBOURS))]
-    return Samples(True, tuple(_samples(named, shown))), tuple(_confusions(named, shown))
+    return Shown(
+        Samples(True, tuple(_samples(named, shown))),
+        tuple(_confusions(named, shown)),
+        tuple(_count(looks, request, classes)),
+        tuple(_place(looks, request, classes)),
+    )
+
+
+def _should_be_gone(request: Request, name: str, picture: Pictured) -> bool:
+    """Whether an image should be named no more: it is forgotten, or its class is, of which nothing is retained."""
+    retained = {each.label for each in cast(Sequence[Pictured], request.retain)}
+    forgotten = {each.label for each in cast(Sequence[Pictured], request.forget)}
+    return should_be_gone(name) or (bool(retained) and picture.label in forgotten - retained)
+
+
+def _count(looks: Mapping[str, Seen], request: Request, classes: Mapping[int, str]) -> Iterator[ClassCount]:
+    """Right answers of every class in every set that is counted."""
+    for name in _counted_sets(request):
+        pictures = cast(Sequence[Pictured], request.sets()[name])
+        for number in sorted({picture.label for picture in pictures}):
+            own = [k for k, picture in enumerate(pictures) if picture.label == number]
+            right = {model: sum(seen.right[name][k] for k in own) for model, seen in looks.items()}
+            yield ClassCount(name, classes[number], _should_be_gone(request, name, pictures[own[0]]), len(own), right)
+
+
+def _place(looks: Mapping[str, Seen], request: Request, classes: Mapping[int, str]) -> Iterator[Placed]:
+    """Each drawn image in the plane of the model before."""
+    drawn = _choose_drawn(request)
+    states = {name: seen.states for name, seen in looks.items() if seen.states is not None}
+    if "before" not in states or len(drawn) < LEAST:
+        return
+    gone = [_should_be_gone(request, name, picture) for name, picture in drawn]
+    stays = ~torch.tensor(gone)
+    places = project(states, stays if stays.any() else ~stays)
+    for k, (name, picture) in enumerate(drawn):
+        at = {model: (round(float(xy[k, 0]), 3), round(float(xy[k, 1]), 3)) for model, xy in places.items()}
+        yield Placed(name, classes[picture.label], gone[k], at)
+
+
+def _counted_sets(request: Request) -> list[str]:
+    """Those that are shown, and other images of what should be gone."""
+    gone = [name for name in request.sets() if should_be_gone(name) and name != "forget"]
+    forget, *others = _shown_sets(request)
+    return [forget, *gone, *others]
 
 
 def _shown_sets(request: Request) -> list[str]:

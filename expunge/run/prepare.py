@@ -11,7 +11,7 @@ from expunge.core.model import Model, Network
 from expunge.core.objective import Objective
 from expunge.core.request import Example, Request
 from expunge.data import images, near, text
-from expunge.data.kinds import holds_pictures
+from expunge.data.kinds import kind_of
 from expunge.data.records import WEIGHT, Record
 from expunge.data.text import Reading
 from expunge.errors import DataRefused, UsageRefused
@@ -61,9 +61,9 @@ class Inputs:
         return {name: path for name, path in {**own, **self.probes}.items() if path is not None}
 
     @property
-    def pictures(self) -> bool:
-        """Whether the forget set is of images: a folder, one chosen by class or id, or a table with an image column."""
-        return self.only_class is not None or self.only_ids is not None or holds_pictures(self.forget)
+    def kind(self) -> str:
+        """Name of the file in `data/` that reads the forget set; what is chosen by class or id is of images."""
+        return "images" if self.only_class is not None or self.only_ids is not None else kind_of(self.forget)
 
     def options(self) -> dict[str, Any]:
         """The options of the command that say the same; empty ones mean nothing."""
@@ -84,7 +84,7 @@ class Inputs:
 
         Of texts a retain set can be made; of images, only by choosing a class or ids of a file.
         """
-        made = not self.pictures or self.only_class is not None or self.only_ids is not None
+        made = self.kind == "text" or self.only_class is not None or self.only_ids is not None
         given = {*self.paths, *(("retain",) if made else ())}
         for name in ("retain", "stand_in"):
             readers = [type(term).__name__ for _, term in objective.terms() if name in term.needs]
@@ -97,20 +97,20 @@ class Inputs:
 
     def read(self) -> Records:
         """The records of every file. Raises `DataRefused` for the first file that cannot be used."""
-        if not self.pictures:
+        if self.kind == "text":
             texts = {name: self.reading.load(path) for name, path in self.paths.items()}
             return records_of_texts(texts, self.paths, self.keep_duplicates)
         if self.reading != Reading():
             raise UsageRefused(
                 "--system, --chat-template-kwargs, --block-size and --columns are for texts. Leave them out."
             )
-        read = {name: images.load(path) for name, path in self.paths.items()}
+        read = {name: reader_of(self.kind).load(path) for name, path in self.paths.items()}
         if self.only_class is not None or self.only_ids is not None:
             ids = _ids(self.only_ids) if self.only_ids else None
             read["forget"], rest = images.choose(read["forget"], class_name=self.only_class, ids=ids)
             read = {"forget": read["forget"], "retain": rest, **read} if "retain" not in read and rest else read
         places = {name: self.paths.get(name, self.forget) for name in read}
-        return Records(read, places, "images", self.keep_duplicates)
+        return Records(read, places, self.kind, self.keep_duplicates)
 
 
 @dataclass(frozen=True)
@@ -248,10 +248,10 @@ def read_request(
     files = {name: Path(source) for name, source in given.items() if isinstance(source, str | Path)}
     lists = {name: source for name, source in given.items() if not isinstance(source, str | Path)}
     reading, files_of = reading or Reading(), _inputs(files)
-    if files_of is not None and files_of.pictures:
+    if files_of is not None and files_of.kind != "text":
         if lists:
-            first = next(iter(lists))
-            raise DataRefused(f"The {first} records are a list, and images are read from files. Give a folder.")
+            first, wanted = next(iter(lists)), reader_of(files_of.kind).WANTED
+            raise DataRefused(f"The {first} records are a list, beside files of another kind. Give {wanted}.")
         return replace(files_of, reading=reading, keep_duplicates=keep_duplicates).read().request(model)
     places = {name: Path(f"{name} records") for name in lists}
     sets = {

@@ -10,7 +10,7 @@ from typing import Any
 
 from expunge.core.model import Model, network_of
 from expunge.data import near, text
-from expunge.data.kinds import holds_pictures
+from expunge.data.kinds import kind_of
 from expunge.data.records import WEIGHT, Record, read, weight_of
 from expunge.data.text import Reading
 from expunge.errors import DataRefused, UsageRefused
@@ -65,6 +65,8 @@ class Chosen:
     apart: Apart
     order: str
     """In which order they were chosen, in words."""
+    note: str = ""
+    """What the selector says of its choice."""
 
     @property
     def has_weights(self) -> bool:
@@ -75,7 +77,8 @@ class Chosen:
         """What was done, in numbers."""
         left = {"equal": self.apart.equal, "near": self.apart.near, "twice": self.apart.twice}
         count = {"chosen": len(self.records), "pool": self.pool}
-        return {**count, "left_out": left, "order": self.order, "weighted": self.has_weights}
+        said = {"note": self.note} if self.note else {}
+        return {**count, "left_out": left, "order": self.order, "weighted": self.has_weights, **said}
 
     def lines(self) -> list[str]:
         """The same in words without text of a record."""
@@ -87,7 +90,7 @@ class Chosen:
         ]
         if self.has_weights:
             said.append(f"Each has a {WEIGHT}, 1 on average, by which training and audits count it")
-        return said
+        return [*said, self.note] if self.note else said
 
     def write(self, path: Path) -> None:
         """Write them as JSON lines, atomically. Raises `DataRefused` where a column holds what JSON does not."""
@@ -111,7 +114,7 @@ def select_records(
     """The records of a pool of texts that a selector chooses for a forget set, such as a retain set.
 
     `forget`, `pool` and each of `without` is a file or a list of records, as `read_request` takes them. What repeats a
-    record of `forget` or `without`, or nearly, is left out of the pool first. `Hardest` alone needs no forget set.
+    record of `forget` or `without`, or nearly, is left out of the pool first. `Hardest` needs no forget set.
     Raises `DataRefused` where too few are left.
     """
     chooser, reading = choose_selector(method), reading or Reading()
@@ -142,7 +145,7 @@ def select_records(
     chosen = [dict(stood[apart.records[k].line]) for k in made.indices]
     for record, weight in zip(chosen, made.weights, strict=False):
         record[WEIGHT] = weight_of(record) * weight * len(chosen) / sum(made.weights)
-    return Chosen(tuple(chosen), len(stood), apart, chooser.order)
+    return Chosen(tuple(chosen), len(stood), apart, chooser.order, made.note)
 
 
 def choose_selector(method: str | Selector) -> Selector:
@@ -153,9 +156,9 @@ def choose_selector(method: str | Selector) -> Selector:
     return made
 
 
-def refuse_pictures(path: Path) -> None:
-    """Refuse a file of images, before a model is loaded."""
-    if holds_pictures(path):
+def refuse_others(path: Path) -> None:
+    """Refuse a file that is not of texts, before a model is loaded."""
+    if kind_of(path) != "text":
         raise DataRefused(
             f"{path}: select reads texts. Of images all that is not forgotten is retained: --forget-class."
         )
@@ -168,7 +171,7 @@ def _place(source: Source, name: str) -> Path:
 def _stand(source: Source, name: str) -> list[Record]:
     """The records as their file or list has them."""
     if isinstance(source, str | Path):
-        refuse_pictures(Path(source))
+        refuse_others(Path(source))
         return read(Path(source))
     return read_list(source, _place(source, name))
 

@@ -13,8 +13,8 @@ from typing import Any
 from expunge.core.method import Method
 from expunge.core.model import Model, Network, network_of
 from expunge.core.request import Example, Request
-from expunge.data import images, near, text
-from expunge.data.kinds import holds_pictures
+from expunge.data import near, text
+from expunge.data.kinds import kind_of
 from expunge.data.records import Record
 from expunge.data.text import Reading
 from expunge.errors import DataRefused, UsageRefused
@@ -27,7 +27,7 @@ from expunge.report.report import STEPS
 from expunge.report.training import SCHEMA, Learnt, Training, digest_of
 from expunge.run.checks import check_out
 from expunge.run.config import CONFIG, write_toml
-from expunge.run.families import family_name
+from expunge.run.families import family_name, reader_of
 from expunge.run.files import save
 from expunge.run.prepare import Records
 from expunge.run.recorder import Recorder
@@ -53,15 +53,13 @@ class Material:
 
     def read(self) -> Sheets:
         """What the files hold. Raises `DataRefused` for the first that cannot be used."""
-        pictures = holds_pictures(self.data[0])
-        if pictures and self.reading != Reading():
+        kind = kind_of(self.data[0])
+        if kind != "text" and self.reading != Reading():
             raise UsageRefused(
                 "--system, --chat-template-kwargs, --block-size and --columns are for texts. Leave them out."
             )
-        load = images.load if pictures else lambda path: text.drop_blank(self.reading.load(path))
-        return Sheets(
-            self, {path: load(path) for path in (*self.data, *self.without)}, "images" if pictures else "text"
-        )
+        load = (lambda path: text.drop_blank(self.reading.load(path))) if kind == "text" else reader_of(kind).load
+        return Sheets(self, {path: load(path) for path in (*self.data, *self.without)}, kind)
 
 
 @dataclass(frozen=True)
@@ -72,9 +70,13 @@ class Sheets:
     records: dict[Path, list[Any]]
     kind: str
 
+    def encode_left_out(self, network: Network) -> tuple[Example, ...]:
+        """What is left out, as the network reads it."""
+        return self._encode(network, self.of.without)
+
     def examples(self, network: Network) -> tuple[tuple[Example, ...], Learnt]:
         """What is learnt, as the network reads it, and what a report says of it. Raises `DataRefused`."""
-        every, gone = (self._encode(network, paths) for paths in (self.of.data, self.of.without))
+        every, gone = self._encode(network, self.of.data), self.encode_left_out(network)
         known = {example.fact_digest() for example in every}
         out = {example.fact_digest() for example in gone}
         kept = tuple(example for example in every if example.fact_digest() not in out)
@@ -188,6 +190,7 @@ def train(job: TrainJob, on_event: OnEvent) -> Training:
             on_event(Note(f"Loading {job.model}"))
             network = network_of(open_model(job.model, job.device, host, job.dtype, job.adapter), "train")
             examples, data = sheets.examples(network)
+            network = network.without(sheets.encode_left_out(network))
             for line in say_left_out(data):
                 on_event(Note(line))
         request = Request(examples)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 
@@ -17,7 +18,6 @@ from expunge.core.question import LogProbabilities
 from expunge.core.request import Example, Request
 from expunge.errors import DataRefused, ModelRefused, UsageRefused
 from expunge.events import Note, OnEvent, ignore_event
-from expunge.internals.examples import Tokenized
 from expunge.notation.parse import write
 from expunge.notation.recipes import Recipe
 from expunge.report import record
@@ -33,7 +33,7 @@ from expunge.run.choose import Chosen, aims_at_levels, audits_of, choose_method,
 from expunge.run.compare import compare
 from expunge.run.families import family_name, limits_of, unit_of
 from expunge.run.own_answers import answer_plain_questions, lacks_retain
-from expunge.run.pictures import show_pictures
+from expunge.run.pictures import Seen, look, show_pictures
 from expunge.run.recorder import Recorder
 from expunge.run.tokenizer_facts import tokenizer_facts
 from expunge.run.utility import utility, with_utility
@@ -134,6 +134,11 @@ class Task:
         """What is worked out from the audits' findings."""
         return summaries_of(self.audits, self.reference is not None)
 
+    @cached_property
+    def to_change(self) -> Model:
+        """What the method is given: the model, beside whose weights nothing of the forget set is held any more."""
+        return self.model.without(self.request.forget)
+
     def to_train(self, method: Method) -> Request:
         """What the method reads. Where it aims at levels, what earlier requests forgot is in the forget set too: it is
         at its levels already, and is held there."""
@@ -198,8 +203,7 @@ def unlearn(
         reference=None if reference is None else lambda: reference,
         on_event=on_event,
     )
-    texts = all(isinstance(example, Tokenized) for example in request.forget)
-    named = default_method(texts, bool(request.holdout)) if method is None else method
+    named = default_method(family_name(model), bool(request.holdout)) if method is None else method
     task, fitted = task.with_method(choose_method(named, family_name(model)))
     task = task.with_probes() if added_probes else task
     return forget(task, fitted, lambda told: in_memory(task, fitted, told))
@@ -208,7 +212,7 @@ def unlearn(
 def in_memory(task: Task, method: Method, on_event: OnEvent) -> Result:
     """The method's result, adapter merged."""
     with task.clock.part("forget"):
-        changed = method(task.model, task.request, on_event)
+        changed = method(task.to_change, task.request, on_event)
     with task.clock.part("merge"):
         plain = changed.plain()
         refuse_broken(plain)
@@ -225,15 +229,19 @@ def forget(task: Task, method: Method, change: Callable[[OnEvent], Result], reco
         findings = examine(before, task, "before")
         useful = utility(before, task.request)
     give_back(before.inner)
-    findings += examine_reference(task)
+    seen = {"before": look(before, task.request)}
+    of_reference, seen["reference"] = examine_reference(task)
+    findings += of_reference
+    if task.to_change is not task.model:
+        task.on_event(Note("What is to be forgotten has left the graph that the model holds"))
     result = change(recorder)
     pair, after = (task.model, result.model), task.ask(result.model)
     with task.clock.part("audit after"):
         findings += examine(after, task, "after")
         run = with_utility(recorder.run(result.saved), pair, useful, utility(after, task.request))
-    findings = complete(task, findings)
+    findings, seen["after"] = complete(task, findings), look(after, task.request)
     return replace(
-        assemble(task, findings, (before, after), run, recorder.size),
+        assemble(task, findings, (before, after), run, recorder.size, seen),
         method=write(method),
         result=after.fingerprint(),
         verdict=judge(task.rules, findings, run, task.to_judge),
@@ -250,8 +258,10 @@ def audit(task: Task) -> Report:
     model = task.ask(task.model)
     with task.clock.part("audit"):
         findings = examine(model, task, "before")
-    findings = complete(task, findings + examine_reference(task))
-    return replace(assemble(task, findings, (model,), None, 0), verdict=judge_audit(task.rules, findings))
+    of_reference, looked = examine_reference(task)
+    findings = complete(task, findings + of_reference)
+    seen = {"before": look(model, task.request), "reference": looked}
+    return replace(assemble(task, findings, (model,), None, 0, seen), verdict=judge_audit(task.rules, findings))
 
 
 def examine(model: CachedModel, task: Task, name: str) -> list[Finding]:
@@ -278,12 +288,13 @@ def every_text(request: Request) -> list[Example]:
     return [text for examples in request.sets().values() for one in examples for text in (one, *one.alternatives)]
 
 
-def examine_reference(task: Task) -> list[Finding]:
-    """The findings about the reference model, where there is one."""
+def examine_reference(task: Task) -> tuple[list[Finding], Seen | None]:
+    """The findings about the reference model, where there is one, and what it makes of images."""
     if task.reference is None:
-        return []
+        return [], None
     with task.clock.part("audit reference"):
-        return examine(task.ask(task.reference()), task, "reference")
+        model = task.ask(task.reference())
+        return examine(model, task, "reference"), look(model, task.request)
 
 
 def complete(task: Task, findings: Sequence[Finding]) -> list[Finding]:
@@ -301,14 +312,19 @@ def refuse_broken(model: Model) -> None:
 
 
 def assemble(
-    task: Task, findings: Sequence[Finding], models: Sequence[CachedModel], run: Run | None, size: int
+    task: Task,
+    findings: Sequence[Finding],
+    models: Sequence[CachedModel],
+    run: Run | None,
+    size: int,
+    seen: Mapping[str, Seen | None],
 ) -> Report:
     """The report of what was measured; `models` are the one before and, where there is one, the one after."""
     family = family_name(task.model)
     saved = run.saved if run else None
-    pictures, confusion = show_pictures(models, task.request)
+    pictures = show_pictures(models, task.request, seen)
     written = record.samples(models[0], models[1] if models[1:] else None, task.request)
-    texts = pictures if pictures.items else written
+    texts = pictures.samples if pictures.samples.items else written
     return Report(
         schema=SCHEMA,
         expunge=record.VERSION,
@@ -328,5 +344,7 @@ def assemble(
         limits=limits(task.request, limits_of(family), task.audits, task.reference is not None, saved, task.added),
         samples=texts if task.show_text else texts.hide(),
         texts=texts,
-        confusion=confusion,
+        confusion=pictures.confusion,
+        classes=pictures.classes,
+        places=pictures.places,
     )

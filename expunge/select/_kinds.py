@@ -11,10 +11,11 @@ import numpy as np
 import torch
 
 from expunge.core.model import Batch, Network
-from expunge.core.question import LogProbabilities
+from expunge.core.question import HiddenStates, LogProbabilities
 from expunge.core.request import Request
-from expunge.errors import DataRefused
+from expunge.errors import DataRefused, UsageRefused
 from expunge.events import Note, OnEvent, ignore_event
+from expunge.primitives.out_of_memory import in_fitting_batches
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Shaped
@@ -36,6 +37,8 @@ class Selection:
     weights: tuple[float, ...] = ()
     """How many records of the pool each stands for: they add up to about the size of the pool. Empty where each counts
     once."""
+    note: str = ""
+    """What is to be known of the choice, in a sentence."""
 
 
 class Selector(ABC):
@@ -43,8 +46,11 @@ class Selector(ABC):
 
     order: ClassVar[str]
     """In which order they are chosen, in words."""
-    reads_forget: ClassVar[bool] = True
-    """Whether the choice depends on the forget set."""
+
+    @property
+    @abstractmethod
+    def reads_forget(self) -> bool:
+        """Whether the choice depends on the forget set."""
 
     @property
     @abstractmethod
@@ -75,6 +81,8 @@ class Selector(ABC):
         retain = tuple(replace(e, weight=e.weight * w) for e, w in zip(chosen, weights, strict=True))
         by_weight = ", counted by their weights" if made.weights else ""
         on_event(Note(f"Training reads {len(retain)} of {len(pool)} retain records{by_weight}: {self!r}"))
+        if made.note:
+            on_event(Note(made.note))
         return replace(request, retain=retain)
 
 
@@ -90,6 +98,10 @@ class LikenessSelector(Selector):
     @abstractmethod
     def likeness(self, network: Network, forget: Batch, pool: Pool) -> Iterator[Float[Tensor, "forget records"]]:
         """How much each record of the pool is like each forget record, some forget records at a time."""
+
+    @property
+    def reads_forget(self) -> bool:
+        return True
 
     @property
     def quota(self) -> int:
@@ -114,6 +126,29 @@ def losses_by_record(network: Network, pool: Pool) -> Float[Tensor, " records"]:
     """The loss of each record in nats, a mean over the rows of its examples."""
     said = network.ask(LogProbabilities(), flatten(pool))
     return mean_by_record(-said.mean(said.log_probs.double()).cpu(), pool)
+
+
+def check_layer(plugin: object) -> None:
+    """Refuse a `layer` that `HiddenStates` cannot mean."""
+    layer = vars(plugin)["layer"]
+    if not (isinstance(layer, int) and layer >= 0) and not 0 <= layer < 1:
+        raise UsageRefused(
+            f"The `layer` of {type(plugin).__name__} must be a block number, or a share of the depth below 1.0. "
+            f"Got {layer!r}."
+        )
+
+
+def read_states(network: Network, examples: Batch, layer: int | float) -> Float[Tensor, "examples width"]:
+    """The mean hidden state over each example's rows after a block, on the CPU."""
+
+    def read(some: Batch) -> Tensor:
+        hidden = network.ask(HiddenStates(layer), some)
+        return torch.stack([rows.mean(0) for rows in hidden.split(hidden.states.float())]).cpu()
+
+    with torch.no_grad():
+        made = in_fitting_batches(network.module, examples, network.batches(examples), read)
+        found = {place: mean for group, means in made for place, mean in zip(group, means, strict=True)}
+    return torch.stack([found[k] for k in range(len(examples))])
 
 
 def take_turns(blocks: Iterator[Tensor], count: int) -> tuple[int, ...]:

@@ -71,6 +71,10 @@ class AutoCoreset(Selector):
             )
 
     @property
+    def reads_forget(self) -> bool:
+        return True
+
+    @property
     def quota(self) -> int:
         return self.size
 

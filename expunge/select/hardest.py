@@ -41,7 +41,6 @@ class Hardest(Selector):
     """The records that a model still answers after it was made to forget them."""
 
     order: ClassVar[str] = "the hardest to forget first"
-    reads_forget: ClassVar[bool] = False
 
     count: int = 200
     """How many records are chosen."""
@@ -73,6 +72,10 @@ class Hardest(Selector):
                 f"Hardest: `learning_rate` and `alpha` must be positive and finite. "
                 f"Got {self.learning_rate!r}, {self.alpha!r}."
             )
+
+    @property
+    def reads_forget(self) -> bool:
+        return False
 
     @property
     def quota(self) -> int:

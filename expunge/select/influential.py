@@ -14,7 +14,6 @@ forwards and backwards.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -22,12 +21,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 
 from expunge.core.model import Batch, Network
-from expunge.core.predictions import Predictions
 from expunge.core.question import LogProbabilities
 from expunge.errors import UsageRefused
-from expunge.internals.blocks import every_block
-from expunge.internals.gradients import Slopes
-from expunge.internals.states import log_odds
+from expunge.internals.sketches import Sketcher, damp
 from expunge.primitives.settings import check_least, check_seed
 from expunge.select._kinds import AT_ONCE, LikenessSelector, Pool, cosines, flatten, mean_by_record
 
@@ -64,9 +60,9 @@ class Influential(LikenessSelector):
             raise UsageRefused(f"The `score` of Influential must be trak or cosine. Got {self.score!r}.")
 
     def likeness(self, network: Network, forget: Batch, pool: Pool) -> Iterator[Float[Tensor, "forget records"]]:
-        every, slopes = flatten(pool), self._slopes(network)
-        sketches = mean_by_record(self._sketch(slopes, every), pool)
-        asked = self._sketch(slopes, forget)
+        every, sketcher = flatten(pool), Sketcher(network, self.side, self.seed)
+        sketches = mean_by_record(sketcher.sketch(every), pool)
+        asked = sketcher.sketch(forget)
         if self.score == "cosine":
             return cosines(asked, sketches)
         said = network.ask(LogProbabilities(), every)
@@ -76,32 +72,7 @@ class Influential(LikenessSelector):
     def _trak(
         self, asked: Float[Tensor, "forget k"], sketches: Float[Tensor, "records k"], doubt: Float[Tensor, " records"]
     ) -> Iterator[Float[Tensor, "some records"]]:
-        moments = sketches.T @ sketches / len(sketches)
-        moments += self.damping * moments.diagonal().mean() * torch.eye(len(moments), dtype=moments.dtype)
+        moments = damp(sketches.T @ sketches / len(sketches), self.damping)
         pulled = torch.linalg.solve(moments, sketches.T) * doubt
         for some in asked.split(AT_ONCE):
             yield some @ pulled
-
-    def _slopes(self, network: Network) -> Slopes:
-        """Of the matrices inside blocks; of all matrices where there are no blocks."""
-        inside = tuple(f"{name}." for name in every_block(network.module))
-        matrices = [name for name, p in network.module.named_parameters() if p.dim() > 1]
-        return Slopes(network.side_by_side(), [n for n in matrices if n.startswith(inside)] if inside else matrices)
-
-    def _sketch(self, slopes: Slopes, examples: Batch) -> Float[Tensor, "examples k"]:
-        rows = []
-        for example in examples:
-            slopes.add([example], _mean_log_odds)
-            rows.append(torch.cat([self._project(name, slope).flatten() for name, slope in slopes.take()]))
-        return torch.stack(rows).double().cpu()
-
-    def _project(self, name: str, slope: Tensor) -> Float[Tensor, "side side"]:
-        flat = slope.flatten(1)
-        draw = torch.Generator().manual_seed((self.seed ^ zlib.crc32(name.encode())) % 2**63)
-        p, q = (torch.randn(self.side, size, generator=draw).to(flat) / self.side**0.5 for size in flat.shape)
-        sketch: Tensor = p @ flat @ q.T
-        return sketch
-
-
-def _mean_log_odds(predictions: Predictions) -> Tensor:
-    return predictions.over_rows(predictions.each_row(log_odds))

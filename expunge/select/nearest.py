@@ -16,14 +16,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-import torch
-
 from expunge.core.model import Batch, Network
-from expunge.core.question import HiddenStates
-from expunge.errors import UsageRefused
-from expunge.primitives.out_of_memory import in_fitting_batches
 from expunge.primitives.settings import check_least
-from expunge.select._kinds import LikenessSelector, Pool, cosines, flatten, mean_by_record
+from expunge.select._kinds import (
+    LikenessSelector,
+    Pool,
+    check_layer,
+    cosines,
+    flatten,
+    mean_by_record,
+    read_states,
+)
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -43,29 +46,10 @@ class Nearest(LikenessSelector):
 
     def __post_init__(self) -> None:
         check_least(self, count=1)
-        if not (isinstance(self.layer, int) and self.layer >= 0) and not 0 <= self.layer < 1:
-            raise UsageRefused(
-                f"The `layer` of Nearest must be a block number, or a share of the depth below 1.0. Got {self.layer!r}."
-            )
+        check_layer(self)
 
     def likeness(self, network: Network, forget: Batch, pool: Pool) -> Iterator[Float[Tensor, "forget records"]]:
-        records = mean_by_record(self._states(network, flatten(pool)), pool)
+        records = mean_by_record(read_states(network, flatten(pool), self.layer), pool)
         middle, spread = records.mean(0), records.std(0, correction=0).clamp(min=1e-6)
-        asked = (self._states(network, forget) - middle) / spread
+        asked = (read_states(network, forget, self.layer) - middle) / spread
         return cosines(asked, (records - middle) / spread)
-
-    def _states(self, network: Network, examples: Batch) -> Float[Tensor, "examples width"]:
-        """The mean state over each example's rows, on the CPU."""
-        found = dict(self._each(network, examples))
-        return torch.stack([found[k] for k in range(len(examples))])
-
-    def _each(self, network: Network, examples: Batch) -> Iterator[tuple[int, Tensor]]:
-        with torch.no_grad():
-            groups = network.batches(examples)
-            read = in_fitting_batches(network.module, examples, groups, lambda some: self._read(network, some))
-            for group, means in read:
-                yield from zip(group, means, strict=True)
-
-    def _read(self, network: Network, some: Batch) -> Float[Tensor, "some width"]:
-        hidden = network.ask(HiddenStates(self.layer), some)
-        return torch.stack([rows.mean(0) for rows in hidden.split(hidden.states.float())]).cpu()

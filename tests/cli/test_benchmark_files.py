@@ -51,7 +51,7 @@ def test_a_split_to_learn_is_a_file_or_what_another_leaves_of_all(folder: Path):
     [
         ({}, UsageRefused, "Give --forget FILE, or --benchmark NAME --split SPLIT"),
         ({"benchmark": "tofu=HERE"}, UsageRefused, "needs --split, such as forget05"),
-        ({"split": "forget01"}, UsageRefused, "--benchmark '' is not known. Allowed: lume, muse"),
+        ({"split": "forget01"}, UsageRefused, "--benchmark '' is not known. Allowed: cifar, lume, muse"),
         ({"benchmark": "toofu=HERE", "split": "forget01"}, UsageRefused, "'toofu' is not known"),
         ({"benchmark": "tofu=HERE", "split": "forget02"}, UsageRefused, "Allowed: forget01, forget05, forget10"),
         ({"benchmark": "tofu=HERE", "split": "../x"}, UsageRefused, "needs --split"),

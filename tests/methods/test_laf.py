@@ -24,7 +24,7 @@ from expunge.data.images import Picture
 from expunge.data.text import Passage
 from expunge.errors import DataRefused, ModelRefused, RunFailed, UsageRefused
 from expunge.events import Event
-from expunge.methods._representation import represent
+from expunge.internals.representation import represent
 from expunge.methods.laf import LAF, _Autoencoder
 from expunge.models.language import LanguageModel
 from expunge.models.vision import ImageClassifier

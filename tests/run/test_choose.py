@@ -9,11 +9,17 @@ from expunge.run.choose import choose_method, default_method
 
 
 @pytest.mark.parametrize(
-    ("texts", "unseen", "method"),
-    [(True, True, "TokenLevels"), (True, False, "Settle"), (False, True, "AbsentClass"), (False, False, "AbsentClass")],
+    ("family", "unseen", "method"),
+    [
+        ("language", True, "TokenLevels"),
+        ("language", False, "Settle"),
+        ("vision", True, "AbsentClass"),
+        ("vision", False, "AbsentClass"),
+        ("a stranger's", True, "Settle"),
+    ],
 )
-def test_levels_are_taken_of_unseen_texts_where_there_are_any(texts: bool, unseen: bool, method: str):
-    assert default_method(texts, unseen) == method
+def test_levels_are_taken_of_unseen_texts_where_there_are_any(family: str, unseen: bool, method: str):
+    assert default_method(family, unseen) == method
 
 
 def test_the_defaults_are_recipes_that_are_what_they_say():

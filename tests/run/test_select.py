@@ -168,5 +168,10 @@ def test_the_command_says_what_it_did_and_refuses_what_cannot_be_meant(model: Pa
 def test_what_needs_no_forget_set_chooses_without_one_and_the_others_say_so(network):
     made = select_records(network, pool=pool(), method="Hardest(count=3, rounds=1, epochs=1)")
     assert len(made.records) == 3
+    learnt = "Subset(count=3, teacher=Hardest(count=1, rounds=1, epochs=1), pools=2, size=2, epochs=1)"
+    made = select_records(network, pool=pool(10), method=learnt)
+    assert len(made.records) == 3
+    assert made.lines()[-1] == made.facts()["note"]
+    assert "Subset chose as Hardest" in made.facts()["note"]
     with pytest.raises(UsageRefused, match="Nearest chooses for a forget set, and there is none. Give --forget"):
         select_records(network, pool=pool(), method="Nearest(count=3)")

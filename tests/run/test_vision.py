@@ -148,8 +148,21 @@ def test_the_page_shows_which_class_is_named_and_thumbnails_only_to_who_has_the_
     neighbours = {row.label for row in report.confusion} - {FORGOTTEN}
     assert neighbours <= set(gone.after)  # what is said instead
     assert neighbours
+    counts = {(row.set, row.label): row for row in report.classes}
+    assert counts["forget", FORGOTTEN].right == {
+        "before": gone.before[FORGOTTEN],
+        "after": gone.after.get(FORGOTTEN, 0),
+    }
+    assert {row.label for row in report.classes if row.gone} == {FORGOTTEN}
+    assert counts["test", FORGOTTEN].gone  # no image of the class is retained
+    assert sum(row.n for row in report.classes if row.set == "test") == 200
+    hits = sum(row.right["after"] for row in report.classes if row.set == "test")
+    assert hits / 200 == pytest.approx(values(report, "Accuracy", "test")[1], abs=1e-6)
+    assert {(p.set, p.gone) for p in report.places if p.label == FORGOTTEN} <= {("forget", True), ("test", True)}
+    assert {p.gone for p in report.places} == {True, False}
     page = (root / "out" / "report.html").read_text()
     assert "Confusion table" in page
+    assert "Where the images lie" in page
     assert "<img" not in page
     shown = write_page([root / "out"], tmp_path / "open.html", texts=root / "train").read_text()
     assert shown.count('<img class="thumb" src="data:image/png;base64,') == len(report.samples.items) > 12

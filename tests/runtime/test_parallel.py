@@ -43,6 +43,7 @@ METHODS = {
     "bounded": f"Finetune(batch=4, retain_batch=4, {STEPS})",
     "lora": f"Finetune(adapter=LoRA(rank=3, targets='all'), batch=3, retain_batch=5, clip=0.5, {STEPS})",
     "full": f"Finetune(adapter=Full(), batch=3, retain_batch=5, {STEPS})",
+    "pruned": f"Finetune(batch=3, retain_batch=3, prune=SeTa(groups=2, window=0.5, random=0.0), {STEPS})",
     "uneven": f"Finetune(objective=NPO() + RetainKL(), batch=1, retain_batch=1, {STEPS})",
     "salient": f"Finetune(adapter=Salient(quantile=0.7), batch=3, retain_batch=5, weight_decay=0.1, {STEPS})",
     "one expert": f"Finetune(objective=GradDiff() + Anchor(), adapter=SEUF(), batch=3, retain_batch=5, {STEPS})",

@@ -26,6 +26,7 @@ SIX = {
     "Influential": "Influential(count=6)",
     "AutoCoreset": "AutoCoreset(size=6, models=1, patience=1, steps=1)",
     "Hardest": "Hardest(count=6, rounds=1, epochs=1)",
+    "Subset": "Subset(count=6, teacher=Hardest(count=1, rounds=1, epochs=1), pools=2, size=2, epochs=1)",
 }
 
 

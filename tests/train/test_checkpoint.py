@@ -25,6 +25,7 @@ torch.set_num_threads(1)
         f"adapter=Bounded(rank=2), {SETTINGS}",
         f"adapter=LoRA(rank=2), clip=0.5, warmup=3, accumulate=2, {SETTINGS}",
         f"adapter=Full(), {SETTINGS}",
+        f"adapter=Full(), prune=InfoBatch(q=0.3), {SETTINGS}",
         f"adapter=Full(), optimizer='sgd', objective=SCRUB(alpha=0.5), {SETTINGS}",
         # objectives that remember: a multiplier that follows the losses, and a direction drawn once
         f"objective=PDU(warmup=2) + RMU(), adapter=Bounded(rank=2), {SETTINGS}",

@@ -1,0 +1,297 @@
+"""Links and nodes of graphs are deleted by several methods, beside networks retrained without them.
+
+    python recipes/graphs.py run DATA docs/graphs.jsonl [--parts links nodes] [--data digits cora] [--seeds 0 1 2]
+    python recipes/graphs.py show docs/graphs.jsonl           writes the tables of docs/graphs.md
+
+links   a GCN (64, 32) learns the links of a graph; 5 % are deleted. A tenth, and as many unlinked pairs, test it
+nodes   a GCN (16) learns the classes of three fifths of the nodes; 5 % of those are deleted. As many others, which are
+        not in the network's graph, are the nodes that it never saw; the rest test it
+
+digits is a graph of the 900 first images of scikit-learn's digits, each linked to the five nearest; DATA is a folder
+with planetoid, which has cora and citeseer. A seed draws the network, the split and what is deleted. Use one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from keeping import between, keep, rows
+from sklearn.datasets import load_digits
+from sklearn.neighbors import kneighbors_graph
+
+from expunge import Method, Model, Request, parse
+from expunge.core.question import LogProbabilities, Scores
+from expunge.data.graphs import GraphExample, GraphRecord, KnownGraph, encode_for, read_graph
+from expunge.internals.graphs import Graph
+from expunge.models.graph import GraphNetwork
+from expunge.primitives.statistics import auc
+from expunge.run.choose import choose_method
+
+PAGE = Path(__file__).parent.parent / "docs" / "graphs.md"
+HERE = Path("drawn by the recipe")
+Row = dict[str, Any]
+STEPS = "adapter=Full(), learning_rate=0.001, batch=1024, retain_batch=1024, stop=None"
+METHODS = {
+    "Settle (default)": "Settle",
+    "D2DGN": "D2DGN",
+    "D2DGNFeatures": "D2DGNFeatures",
+    "GNNDelete": "GNNDelete(steps=500, learning_rate=0.01)",
+    "GNNDelete, as published": "GNNDelete",
+    "ascent, retain term": f"Finetune(objective=Ascent() + RetainNLL(), steps=15, {STEPS})",
+    "ascent": f"Finetune(objective=Ascent(), steps=15, {STEPS})",
+}
+LEARN = {"links": 400, "nodes": 120}
+"""Steps of training, of 1,024 records each."""
+
+
+def digits() -> KnownGraph:
+    """Images of digits, linked where one is among the five nearest of the other."""
+    data = load_digits()
+    pixels, label = data.data[:900] / 16, data.target[:900]
+    near = kneighbors_graph(pixels, 5).tocoo()
+    edges = np.unique(np.sort(np.stack([near.row, near.col]), axis=0), axis=1)
+    features = torch.tensor(pixels, dtype=torch.float32)
+    graph = Graph(torch.arange(900), features, torch.tensor(edges, dtype=torch.long))
+    return KnownGraph(graph, torch.tensor(label, dtype=torch.long))
+
+
+def graph_called(name: str, data: Path) -> KnownGraph:
+    """The graph of that name."""
+    return digits() if name == "digits" else read_graph(data / "planetoid" / f"{name}.npz")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What is learnt, deleted and asked, and a network that has learnt it."""
+
+    part: str
+    blank: Callable[[int], GraphNetwork]
+    """An untrained network over the graph with what is to be deleted, by its seed."""
+    request: Request
+    """`test` and, of links, `apart` are probes."""
+
+    def learnt(self, network: GraphNetwork, examples: Sequence[GraphExample], seed: int) -> Model:
+        """A network that has learnt the examples."""
+        epochs = LEARN[self.part] * 1024 / max(1024, len(examples))
+        method = f"Train(learning_rate=0.01, epochs={epochs}, batch=1024, schedule='constant', weight_decay=0.0005)"
+        return parse(method).with_seed(seed)(network, Request(tuple(examples))).plain()
+
+
+def links(known: KnownGraph, seed: int) -> Trial:
+    """Links to be deleted, retained and held out."""
+    draw = torch.Generator().manual_seed(seed)
+    pairs = known.graph.edges[:, torch.randperm(known.graph.edges.shape[1], generator=draw)].T.tolist()
+    many = len(pairs)
+    test, forget, retain = pairs[: many // 10], pairs[many // 10 : many * 3 // 20], pairs[many * 3 // 20 :]
+    apart = list(
+        dict.fromkeys(map(tuple, known.graph.draw_unlinked(4 * many, seed).view(-1, 2).sort(1).values.tolist()))
+    )
+    graph, _ = known.graph.without((), set(map(tuple, test)))
+    blank = partial(GraphNetwork.draw, graph, (64, 32), "gcn", "GraphForLinkPrediction")
+    network = blank(seed=seed)
+
+    def encode(some: Sequence[Sequence[int]], linked: bool) -> tuple[GraphExample, ...]:
+        records = [GraphRecord(line, tuple(sorted(pair)), linked, known) for line, pair in enumerate(some, start=1)]
+        return encode_for(records, network, HERE)
+
+    unlinked = encode(apart, False)
+    request = Request(
+        encode(forget, True),
+        (*encode(retain, True), *unlinked[len(test) : len(test) + len(retain)]),
+        probes={"test": encode(test, True), "apart": unlinked[: len(test)]},
+    )
+    return Trial("links", lambda drawn: blank(seed=drawn), request)
+
+
+def nodes(known: KnownGraph, seed: int) -> Trial:
+    """Nodes to be deleted, retained, never seen, and to be tested on."""
+    assert known.label is not None
+    draw = torch.Generator().manual_seed(seed)
+    order = [k for k in torch.randperm(len(known.label), generator=draw).tolist() if known.label[k] >= 0]
+    learnt = len(order) * 3 // 5
+    few = learnt // 20
+    sets = {"forget": order[:few], "retain": order[few:learnt], "holdout": order[learnt : learnt + few]}
+    graph, _ = known.graph.without(sets["holdout"], ())
+    blank = partial(GraphNetwork.draw, graph, (16, int(known.label.max()) + 1), "gcn", "GraphForNodeClassification")
+
+    def encode(some: Sequence[int]) -> tuple[GraphExample, ...]:
+        records = [GraphRecord(line, (node,), True, known) for line, node in enumerate(some, start=1)]
+        return encode_for(records, blank(seed=seed), HERE)
+
+    given = {name: encode(some) for name, some in sets.items()}
+    return Trial(
+        "nodes", lambda drawn: blank(seed=drawn), Request(**given, probes={"test": encode(order[learnt + few :])})
+    )
+
+
+def models(trial: Trial, seed: int, wanted: Sequence[str]) -> Iterator[tuple[str, Model, float]]:
+    """Each row's network, and the seconds that one thread took to make it."""
+    request = trial.request
+    made: dict[str, Model] = {}
+
+    def timed(make: Callable[[], Model]) -> tuple[Model, float]:
+        begun = time.process_time()
+        return make(), time.process_time() - begun
+
+    blank = trial.blank(seed)
+    original, spent = timed(lambda: trial.learnt(blank, (*request.forget, *request.retain), seed))
+    yield "original", original, spent
+    left = original.without(request.forget)
+    yield "the graph alone", left, 0.0
+    for name, drawn in {"retrained": seed, "retrained again": seed + 100}.items():
+        start = trial.blank(drawn).without(request.forget)
+        made[name], spent = timed(partial(trial.learnt, start, request.retain, drawn))
+        yield name, made[name], spent
+    for name, text in METHODS.items():
+        if name in wanted:
+            method = choose_method(text, "graph").method
+            method = method if name.startswith("D2DGN") else method.with_seed(seed)
+            yield name, *timed(partial(forget, method, left, request))
+    still = choose_method("D2DGN", "graph").method(original, request).plain()
+    yield "D2DGN, deleted left in the graph", still.without(request.forget), 0.0
+    yield "no weights", zeroed(left), 0.0
+
+
+def forget(method: Method, network: Model, request: Request) -> Model:
+    """The network after a method."""
+    return method(network, request).plain()
+
+
+def zeroed(network: GraphNetwork) -> GraphNetwork:
+    """The network whose weights are all 0."""
+    module = copy.deepcopy(network.module)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.zero_()
+    return network.fork(module)
+
+
+# What is measured
+
+
+def ask_links(model: Model, request: Request, seed: int) -> Row:
+    """AUC_t, AUC_f and what else is asked of links."""
+    score = {name: model.ask(Scores(), some).logits[:, 1] for name, some in request.sets().items()}
+    linked = score["retain"][torch.tensor([example.labels == (1,) for example in request.retain])]
+    few = linked[torch.randperm(len(linked), generator=torch.Generator().manual_seed(seed))[:500]]
+    values = {name: some.numpy() for name, some in {**score, "few": few}.items()}
+    return {
+        "auc_t": auc(values["test"], values["apart"]),
+        "auc_f": auc(values["few"], values["forget"]),
+        "p_deleted": float(score["forget"].sigmoid().mean()),
+        "p_never": float(score["test"].sigmoid().mean()),
+        "p_retained": float(linked.sigmoid().mean()),
+        "member": auc(values["forget"], values["test"]),
+    }
+
+
+def ask_nodes(model: Model, request: Request, retrained: Model) -> Row:
+    """Right answers, losses, and how far the answers about deleted nodes are from a retrained network's."""
+    said = {name: model.ask(LogProbabilities(), some) for name, some in request.sets().items()}
+    now, wanted = (each.ask(Scores(), request.forget).logits.log_softmax(-1) for each in (model, retrained))
+    return {
+        **{f"right_{name}": float(reply.right.float().mean()) for name, reply in said.items()},
+        **{f"loss_{name}": -float(reply.log_probs.mean()) for name, reply in said.items()},
+        "member": auc(said["forget"].log_probs.numpy(), said["holdout"].log_probs.numpy()),
+        "kl": float((wanted.exp() * (wanted - now)).sum(-1).mean()),
+    }
+
+
+def measure(part: str, data: str, seed: int, places: Path, wanted: Sequence[str]) -> Iterator[Row]:
+    """A row for each network."""
+    trial = {"links": links, "nodes": nodes}[part](graph_called(data, places), seed)
+    found = list(models(trial, seed, wanted))
+    retrained = next(model for name, model, _ in found if name == "retrained")
+    for name, model, spent in found:
+        with torch.no_grad():
+            asked = (
+                ask_links(model, trial.request, seed) if part == "links" else ask_nodes(model, trial.request, retrained)
+            )
+        yield {"part": part, "data": data, "seed": seed, "model": name, **asked, "cpu": spent}
+
+
+# Tables
+
+COLUMNS = {
+    "links": {
+        "auc_t": "AUC_t",
+        "auc_f": "AUC_f",
+        "p_deleted": "p of deleted",
+        "p_never": "p of never seen",
+        "p_retained": "p of retained",
+        "member": "deleted against never seen",
+        "cpu": "CPU s",
+    },
+    "nodes": {
+        "right_test": "right, test",
+        "right_forget": "right, deleted",
+        "right_holdout": "right, never seen",
+        "loss_forget": "loss, deleted",
+        "loss_holdout": "loss, never seen",
+        "member": "membership AUC",
+        "kl": "KL from retrained",
+        "cpu": "CPU s",
+    },
+}
+
+
+def spell(values: Sequence[float]) -> str:
+    """The mean of the seeds, and the least and the most."""
+    mean = statistics.mean(values)
+    digits = 1 if mean >= 10 else 2
+    return f"{mean:.{digits}f} ({min(values):.{digits}f}-{max(values):.{digits}f})"
+
+
+def tables(path: Path) -> Iterator[str]:
+    """A table for each part and data."""
+    groups: dict[tuple[str, str], dict[str, list[Row]]] = {}
+    for row in rows(path):
+        groups.setdefault((row["part"], row["data"]), {}).setdefault(row["model"], []).append(row)
+    for (part, data), found in groups.items():
+        columns = COLUMNS[part]
+        seeds = len({row["seed"] for some in found.values() for row in some})
+        yield f"{part.capitalize()} of {data}, {seeds} seeds:\n"
+        yield f"| network | {' | '.join(columns.values())} |"
+        yield "|---" * (1 + len(columns)) + "|"
+        for name, some in found.items():
+            yield f"| {name} | {' | '.join(spell([row[key] for row in some]) for key in columns)} |"
+        yield ""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run")
+    run.add_argument("places", type=Path)
+    run.add_argument("out", type=Path)
+    run.add_argument("--parts", nargs="+", default=["links", "nodes"])
+    run.add_argument("--data", nargs="+", default=["digits", "cora", "citeseer"])
+    run.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    run.add_argument("--methods", nargs="+", default=list(METHODS))
+    commands.add_parser("show").add_argument("out", type=Path)
+    given = parser.parse_args()
+    if given.command == "show":
+        between(PAGE, "graphs", "\n".join(tables(given.out)).rstrip())
+        return
+    torch.set_num_threads(1)
+    known = {(row["part"], row["data"], row["seed"]) for row in rows(given.out)}
+    for data in given.data:
+        for part in given.parts:
+            for seed in given.seeds:
+                if (part, data, seed) not in known:
+                    for row in measure(part, data, seed, given.places, given.methods):
+                        keep(given.out, row)
+
+
+if __name__ == "__main__":
+    main()
