@@ -385,10 +385,10 @@ def show(path: Path) -> None:
 
 
 def table(found: dict[str, Rows], columns: dict[str, str]) -> str:
-    lines = [f"| model | {' | '.join(columns)} |", "|---" * (1 + len(columns)) + "|"]
+    lines = [f"| model | seeds | {' | '.join(columns)} |", "|---" * (2 + len(columns)) + "|"]
     for model, of in found.items():
         cells = [spread([look_up(row, key) for row in of]) for key in columns.values()]
-        lines.append(f"| {model} | {' | '.join(cells)} |")
+        lines.append(f"| {model} | {len(of)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -399,7 +399,8 @@ def look_up(row: dict[str, Any], key: str) -> float | None:
 
 def spread(values: list[float | None]) -> str:
     known = [value for value in values if value is not None]
-    return f"{statistics.mean(known):.2f} ({min(known):.2f} to {max(known):.2f})" if known else "-"
+    ends = f" ({min(known):.2f} to {max(known):.2f})" if len(known) > 1 else ""
+    return f"{statistics.mean(known):.2f}{ends}" if known else "-"
 
 
 def main() -> None:
