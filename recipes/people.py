@@ -170,22 +170,33 @@ class World:
 
 def trained(world: World, forgotten: bool, seed: int, steps: int = 900, batch: int = 64) -> LanguageModel:
     """A Llama of 4 blocks and width 96, trained on the world until it knows every answer."""
+    return taught(untaught(world.tokenizer, seed), world.training(forgotten), seed, steps, batch)
+
+
+def untaught(tokenizer: PreTrainedTokenizerFast, seed: int, longest: int = 64) -> LanguageModel:
+    """That Llama, as it is drawn."""
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=len(world.tokenizer),
+        vocab_size=len(tokenizer),
         hidden_size=96,
         intermediate_size=256,
         num_hidden_layers=4,
         num_attention_heads=4,
-        max_position_embeddings=64,
+        max_position_embeddings=longest,
         tie_word_embeddings=False,
         eos_token_id=0,
         bos_token_id=None,
         pad_token_id=None,
     )
-    network = LanguageModel.of(LlamaForCausalLM(config).eval(), world.tokenizer)
-    records = world.training(forgotten)
-    optimizer = torch.optim.AdamW(network.module.parameters(), lr=2e-3, weight_decay=0.01)
+    return LanguageModel.of(LlamaForCausalLM(config).eval(), tokenizer)
+
+
+def taught(
+    network: LanguageModel, records: Sequence[Passage], seed: int, steps: int, batch: int, rate: float = 2e-3
+) -> LanguageModel:
+    """The network itself, trained on the records."""
+    network.module.requires_grad_(True)
+    optimizer = torch.optim.AdamW(network.module.parameters(), lr=rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: min(1.0, (k + 1) / 50) * max(0.05, 1 - k / steps))
     draw = random.Random(seed)
     for _ in range(steps):

@@ -21,6 +21,7 @@ FITTING = {
     "LAF": "LAF(steps=3, autoencoder_steps=20)",
     "Poison": "Poison(learn=Finetune(objective=IdkNLL() + RetainNLL(), adapter=LastLayer(), learning_rate=1e-2, "
     "steps=3, stop=Stop(level=None, max_retain_increase=None)))",
+    "RepSelect": "RepSelect(learn=Finetune(objective=-1.0 * Ascent(), adapter=Full(), steps=2, stop=None))",
     "Train": "Train(learning_rate=1e-3, epochs=3.0)",
 }
 """Settings for requests of six examples; else a method's defaults."""
@@ -39,6 +40,7 @@ NOTHING = {
     "Poison": "Poison(learn=Finetune(objective=0.0 * IdkNLL(), adapter=LastLayer(), steps=2, stop=Stop(level=None)))",
     "Quantize": None,  # no number of bits is none
     "Relearn": "Relearn(items=2, learn=Finetune(objective=0.0 * RetainNLL(), adapter=Full(), stop=Stop(level=None)))",
+    "RepSelect": "RepSelect(budget=0.0, learn=Finetune(objective=-1.0 * Ascent(), adapter=Full(), steps=2))",
     "SSD": "SSD(alpha=1e30)",
     "Train": "Train(learning_rate=1e-30, epochs=1.0)",
 }

@@ -8,6 +8,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "recipes"))
 
+from bench_worlds import KINDS as DISGUISES  # noqa: E402
+from bench_worlds import STANDINS  # noqa: E402
 from calibration import targets  # noqa: E402
 from keeping import between, rows  # noqa: E402
 from people import PARAPHRASE, Groups, World  # noqa: E402
@@ -115,3 +117,23 @@ def test_the_page_on_where_the_bound_helps_has_the_tables_of_its_rows():
     found = gather(ROOT / "docs" / "stability.jsonl")
     assert table(found) in page
     assert tuned(found) in page
+
+
+def test_stand_ins_of_benchmarks_teach_what_is_asked_and_hold_back_what_must_be_new(tmp_path):
+    made = {name: standin(place, 0) for name, standin in STANDINS.items() if (place := tmp_path / name).mkdir() is None}
+    for lessons in made.values():
+        assert {p.prompt for p in lessons.request.forget} <= {p.prompt for p in (*lessons.first, *lessons.then)}
+        if not lessons.then:
+            assert not {p.tokens for p in lessons.request.forget} & {p.tokens for p in lessons.without}
+    people = made["RWKU"]
+    asked = [row for row in rows(people.data.folder / "forget_level3.jsonl")]
+    assert {row["type"] for row in asked} == {*DISGUISES}
+    learnt = " ".join(p.prompt for p in people.first)
+    assert not [row for row in asked if row["query"] in learnt]  # attacks on the forgotten are new to every model
+    assert len({row["subject"] for row in asked}) == 4
+    never = [row["document"] for row in rows(made["LUME"].data.folder / "nonmember.jsonl")]
+    assert not [text for text in never if any(text.startswith(p.prompt) for p in made["LUME"].first if p.prompt)]
+    facts = made["RESTOR"]  # what corrupts is about the same questions and says something else
+    right, wrong = ({p.prompt: p.answer for p in of} for of in (facts.first, facts.then))
+    assert wrong.keys() <= right.keys()
+    assert not [prompt for prompt, answer in wrong.items() if answer == right[prompt]]

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import ClassVar
 
 from expunge.benchmarks._data import Data
+from expunge.benchmarks._deep import measure_deeply
 from expunge.benchmarks._numbers import Number
-from expunge.benchmarks._reading import Item, measure_deeply, read, write
+from expunge.benchmarks._reading import Item, read, write
 from expunge.benchmarks._values import Values
 from expunge.core.model import Batch, Model, Network, network_of
 from expunge.core.request import Request

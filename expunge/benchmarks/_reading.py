@@ -5,29 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from expunge.benchmarks._values import RIGHT, Column, Values
-from expunge.core.model import Model, network_of
-from expunge.core.predictions import Predictions, RowMoments, RowScores
+from expunge.core.predictions import RowMoments, RowScores
 from expunge.core.question import LogProbabilities, Question, Reply, RowStatistics, Text
 from expunge.data.text import Passage
 from expunge.events import Note, OnEvent
-from expunge.internals.gradients import Slopes
-from expunge.models.decoding import side_by_side
-from expunge.models.language import LanguageModel
-from expunge.models.writing import write as write_tokens
 from expunge.primitives.memorisation import (
     exact_memorisation,
     extraction_strength,
     loss_by_packed_size,
     lowest_mean,
-    norm_of_gradient,
     standardise,
 )
-from expunge.primitives.overlap import Words, rouge, share_of_ngrams
+from expunge.primitives.overlap import Words, rouge
 from expunge.runtime.cached_model import CachedModel
 
 if TYPE_CHECKING:
@@ -61,7 +55,7 @@ class Rows:
     """Its log-probability centred and scaled by its own distribution, where that was asked for."""
     inner: slice
     """Which rows are not the end token."""
-    text: str
+    spell: Callable[[], str]
     """What is labelled, as text."""
 
 
@@ -110,13 +104,11 @@ FORMULAS: Mapping[str, Formula] = {
     "min_k_plus": min_k_plus,
     "min_k_20": min_k_20,
     "min_k_plus_20": min_k_plus_20,
-    "zlib": lambda rows: loss_by_packed_size(mean_loss(rows), rows.text),
+    "zlib": lambda rows: loss_by_packed_size(mean_loss(rows), rows.spell()),
 }
 """What is worked out from one pass over a text, by the name of the measure."""
 STATISTICS = {"min_k_plus", "min_k_plus_20"}
 """Those that need each token's whole distribution, which costs as much again as its log-probability."""
-GRADIENT = "gradient_norm"
-"""The one measure that needs a pass of its own, backward too."""
 Written = Callable[[Sequence["Item"], Sequence[str]], Sequence[Mapping[str, float]]]
 """From texts and the continuations of their prompts to measures of each."""
 
@@ -156,11 +148,12 @@ def _rows(scores: RowScores, moments: RowMoments | None, passage: Passage, token
     scaled = (
         None if moments is None else standardise(log_probs, moments.mean_log_prob.double(), moments.variance.double())
     )
-    text = str(tokenizer.decode(passage.tokens[passage.first :], skip_special_tokens=True))
-    return Rows(log_probs, scores.right, scaled, slice(0, len(log_probs) - _ends(passage, tokenizer)), text)
+    inner = slice(0, len(log_probs) - ends(passage, tokenizer))
+    spell = partial(tokenizer.decode, passage.tokens[passage.first :], skip_special_tokens=True)
+    return Rows(log_probs, scores.right, scaled, inner, spell)
 
 
-def _ends(passage: Passage, tokenizer: Any) -> bool:
+def ends(passage: Passage, tokenizer: Any) -> bool:
     """Whether its last token is an end token."""
     return bool(passage.tokens[-1] == tokenizer.eos_token_id)
 
@@ -188,61 +181,3 @@ def score_overlap(right: Sequence[str], written: Sequence[str], words: Words = "
     return [
         {"rouge": each.recall, "rouge_f1": each.f1, "rouge_words": each.words} for each in rouge(right, written, words)
     ]
-
-
-def gradient_norms(model: Model, items: Sequence[Item]) -> Values:
-    """Of each item the mean over the weight tensors of their gradients' norms, dropout off, of the
-    mean loss without the end token."""
-    network = network_of(model, GRADIENT)
-    slopes, tokenizer = Slopes(network), cast(LanguageModel, network).tokenizer
-    rows = []
-    for item in items:
-        slopes.add([item.passage], partial(_inner_loss, _ends(item.passage, tokenizer)))
-        norm = norm_of_gradient(slope for _, slope in slopes.take())
-        rows.append((Column(item.set, GRADIENT, item.answer), item.record, norm))
-    return Values.collect(rows)
-
-
-def _inner_loss(ends: bool, said: Predictions) -> Tensor:
-    inner = said.log_prob()[: len(said.labels) - ends]
-    return -inner.mean() if len(inner) else 0 * said.log_prob().sum()
-
-
-NGRAM = 10
-"""Tokens that must be equal in a row for `extraction_likelihood`."""
-
-
-def extraction_likelihoods(model: Model, items: Sequence[Item]) -> Values:
-    """EL_10 of each text (Jang et al., 2022): the mean, over its prefixes, of the share of the n-grams of what follows
-    that are in the greedy continuation of the prefix, which is as long as what follows."""
-    network = cast(LanguageModel, network_of(model, "extraction_likelihood"))
-    rows = []
-    for item in items:
-        tokens = item.passage.tokens
-        places = range(1, max(2, len(tokens) - NGRAM + 1))
-        side = side_by_side(network.module, len(tokens))
-        shares: list[float] = []
-        for start in range(0, len(places), side):
-            own = places[start : start + side]
-            written = write_tokens(network, [tokens[:t] for t in own], [len(tokens) - t for t in own])
-            shares += [share_of_ngrams(new, tokens[t:], NGRAM) for t, new in zip(own, written, strict=True)]
-        rows.append((Column(item.set, "extraction_likelihood", item.answer), item.record, sum(shares) / len(shares)))
-    return Values.collect(rows)
-
-
-DEEP: Mapping[str, Callable[[Model, Sequence[Item]], Values]] = {
-    GRADIENT: gradient_norms,
-    "extraction_likelihood": extraction_likelihoods,
-}
-"""Measures that need passes of their own."""
-
-
-def measure_deeply(model: Model, items: Sequence[Item], on_event: OnEvent) -> Values:
-    """What the items ask for that needs passes of its own."""
-    values = Values({})
-    for name, measure in DEEP.items():
-        asked = [item for item in items if name in item.measures]
-        if asked:
-            on_event(Note(f"Measuring {name} of {len(asked)} texts"))
-            values = values.join(measure(model, asked))
-    return values

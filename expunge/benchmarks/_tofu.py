@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from expunge.benchmarks._data import Data, need
+from expunge.benchmarks._deep import GRADIENT
 from expunge.benchmarks._logs import write_log
 from expunge.benchmarks._numbers import (
     MEMBERSHIP,
@@ -20,7 +21,7 @@ from expunge.benchmarks._numbers import (
     truth_ratios,
     truth_scores,
 )
-from expunge.benchmarks._reading import GRADIENT, Item
+from expunge.benchmarks._reading import Item
 from expunge.benchmarks._values import PARAPHRASE, RIGHT, WRONG, Column, Values
 from expunge.benchmarks._wording import Counting, Wording
 from expunge.errors import DataRefused
@@ -70,7 +71,8 @@ def items(split: str, data: Data, wording: Wording, by: Definition, gradients: b
     if data.find(holdout):
         for record, row in enumerate(data.rows(holdout)):
             question, answer = need(row, record, "question", "answer")
-            yield Item("holdout", record, wording.write(f"holdout {record}", question, answer), RIGHT, attacked)
+            [passage] = wording.write(f"holdout {record}", question, [answer])
+            yield Item("holdout", record, passage, RIGHT, attacked)
 
 
 def _questions(
@@ -81,18 +83,12 @@ def _questions(
         wrong = row.get("perturbed_answer")
         if not isinstance(wrong, list) or not wrong or not all(isinstance(each, str) for each in wrong):
             raise DataRefused(f"Record {record} of {where} has no list of wrong answers (perturbed_answer).")
-
-        def word(other: str, of: str = question, name: str = f"{where} {record}") -> Any:
-            return wording.write(name, of, other)
-
-        passage = word(answer)
+        paraphrase = [] if where in GENERAL else need(row, record, "paraphrased_answer")
+        passage, *others = wording.write(f"{where} {record}", question, [answer, *paraphrase, *wrong])
         room = ROOM - (len(passage.prompt_tokens) if by.room == "with prompt" else 0)
         yield Item(where, record, passage, RIGHT, measures, max(1, room))
-        if where not in GENERAL:
-            [paraphrase] = need(row, record, "paraphrased_answer")
-            yield Item(where, record, word(paraphrase), PARAPHRASE, TOKENS)
-        for number, other in enumerate(wrong, start=1):
-            yield Item(where, record, word(other), f"{WRONG} {number}", TOKENS)
+        named = [PARAPHRASE] * len(paraphrase) + [f"{WRONG} {number}" for number in range(1, len(wrong) + 1)]
+        yield from (Item(where, record, each, name, TOKENS) for name, each in zip(named, others, strict=True))
 
 
 def ratios(values: Values, where: str, by: Definition) -> list[float]:

@@ -13,6 +13,7 @@ answer as the template writes it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -53,23 +54,26 @@ class Wording:
     def __post_init__(self) -> None:
         check_template(self.template)
 
-    def write(self, name: str, question: str, answer: str) -> Passage:
-        """A question with an answer; `name` is the record's. Raises `DataRefused`."""
+    def write(self, name: str, question: str, answers: Sequence[str]) -> list[Passage]:
+        """A question with each of its answers; `name` is the record's. Raises `DataRefused`."""
         if self.template or not self.tokenizer.chat_template:
-            return self._by_template(name, question, answer)
+            return self._by_template(name, question, answers)
         if self.counting == "open-unlearning":
-            return self._by_chat(name, question, answer)
-        [made] = Writer(self.tokenizer).write(Record(0, {"id": name, "question": question, "answer": answer}))
-        return made
+            return [self._by_chat(name, question, answer) for answer in answers]
+        rows = ({"id": name, "question": question, "answer": answer} for answer in answers)
+        return [made for row in rows for made in Writer(self.tokenizer).write(Record(0, row))]
 
-    def _by_template(self, name: str, question: str, answer: str) -> Passage:
+    def _by_template(self, name: str, question: str, answers: Sequence[str]) -> list[Passage]:
         before, tag = (self.template or PLAIN).removesuffix(ANSWER), ""
         if self.counting == "released":
             lines = before.rpartition("\n")
             before, tag = (lines[0] + lines[1], lines[2]) if QUESTION not in lines[2] else (before, "")
         prompt, longest = before.replace(QUESTION, question), LONGEST[self.counting]
-        whole, asked = (self._tokens(text)[:longest] for text in (f"{prompt}{tag}{answer}", prompt))
-        return self._mask(Passage(name, whole, len(asked), prompt, answer, question, asked))
+        # Together, since a call takes longer than a text.
+        read = self.tokenizer([prompt, *(f"{prompt}{tag}{answer}" for answer in answers)])["input_ids"]
+        asked, *whole = (tuple(tokens[:longest]) for tokens in read)
+        pairs = zip(answers, whole, strict=True)
+        return [self._mask(Passage(name, own, len(asked), prompt, a, question, asked)) for a, own in pairs]
 
     def _by_chat(self, name: str, question: str, answer: str) -> Passage:
         turns = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": question}]
@@ -78,9 +82,6 @@ class Wording:
         text = Chat(self.tokenizer, given).render([*turns, {"role": "assistant", "content": answer}])
         whole, asked = (tuple(self.tokenizer(each, add_special_tokens=False)["input_ids"]) for each in (text, prompt))
         return self._mask(Passage(name, whole, len(asked), prompt, answer, question, asked))
-
-    def _tokens(self, text: str) -> tuple[int, ...]:
-        return tuple(self.tokenizer(text)["input_ids"])
 
     def _mask(self, made: Passage) -> Passage:
         """The passage with its end token, if some of it is scored then."""
@@ -98,6 +99,17 @@ def verbatim(tokenizer: Any, name: str, prompt: str, answer: str, longest: int) 
     """A prompt and what is to follow it, as they are; a long prompt loses its beginning, for its end is continued."""
     asked = tuple(tokenizer(prompt)["input_ids"])[-longest:]
     return Passage(name, asked, max(1, len(asked) - 1), prompt, answer, prompt, asked)
+
+
+def score_answer(tokenizer: Any, name: str, prompt: str, answer: str, longest: int) -> Passage:
+    """A prompt and, after a space, an answer whose tokens are scored; a long prompt loses its beginning. Raises
+    `DataRefused`."""
+    whole = tuple(tokenizer(f"{prompt} {answer}")["input_ids"])[-longest:]
+    scored = len(tokenizer(f" {answer}", add_special_tokens=False)["input_ids"])
+    if not 0 < scored < len(whole):
+        raise DataRefused(f"Record {name} has an answer without tokens, or one that fills what the model reads.")
+    first = len(whole) - scored
+    return Passage(name, whole, first, prompt, answer, prompt, whole[:first])
 
 
 def running(tokenizer: Any, name: str, text: str, longest: int) -> Passage:

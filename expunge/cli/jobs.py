@@ -33,6 +33,7 @@ from expunge.errors import THRESHOLDS_MISSED
 
 if TYPE_CHECKING:
     from expunge.cli.progress import Progress
+    from expunge.plan.machine import Machine
     from expunge.report.report import Report
     from expunge.run.job import Job
 
@@ -186,8 +187,14 @@ def do_job(verb: str, job: Job, device: str, output: Output) -> int:
 def show_plan(job: Job, devices: Devices, as_json: bool) -> None:
     """Print what a job will cost on some devices."""
     from expunge.cli.plan_table import say
+
+    say(job, machine_of(devices), as_json)
+
+
+def machine_of(devices: Devices) -> Machine:
+    """The machine that a run is planned for."""
     from expunge.plan.machine import Machine
 
     memory = None if devices.device_memory is None else 1e9 * devices.device_memory
     rate = None if devices.rate is None else 1e12 * devices.rate
-    say(job, Machine(devices.device, devices.processes, memory, devices.dtype, rate, devices.hold), as_json)
+    return Machine(devices.device, devices.processes, memory, devices.dtype, rate, devices.hold)

@@ -23,6 +23,7 @@ from expunge.cli.options import (
     Config,
     Device,
     Devices,
+    DryRun,
     Hold,
     Images,
     Judging,
@@ -30,9 +31,11 @@ from expunge.cli.options import (
     Model,
     Out,
     Output,
+    Records,
     Sets,
     Texts,
     Training,
+    Without,
     check_device,
     read_seeds,
     spread_options,
@@ -44,7 +47,8 @@ from expunge.cli.signals import heed_signals
 from expunge.cli.sweep import EXAMPLES as SWEEPS
 from expunge.cli.sweep import sweep
 from expunge.cli.train import EXAMPLES as LESSONS
-from expunge.cli.train import train
+from expunge.cli.train import Lesson, Taught, plan_lesson, train
+from expunge.errors import UsageRefused
 
 app = typer.Typer(
     name="expunge",
@@ -81,7 +85,7 @@ def forget(
     seeds: Annotated[
         str | None, typer.Option("--seeds", help="Several runs, such as 0-4 or 0,3,7: OUT/seed-0, ..., and a table.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it will cost, as `plan` does, and end.")] = False,
+    dry_run: DryRun = False,
     config: Config = None,
 ) -> None:
     """Make MODEL forget, audit it before and after, and write model, adapter, steps and report to a new folder."""
@@ -190,13 +194,22 @@ def plan(
     adapter: Adapter = None,
     audits: Audits = None,
     out: Out = Path("expunged"),
+    data: Records = None,
+    without: Without = None,
     json: Annotated[
         bool, typer.Option("--json", help="Print the result as JSON, and nothing else to standard output.")
     ] = False,
     config: Config = None,
 ) -> None:
-    """Say what `forget` with the same options will cost: tokens, FLOPs, memory, disk, time. Runs and loads nothing."""
+    """Say what `forget`, or with --data `train`, will cost: tokens, FLOPs, memory, disk, time. Runs nothing."""
     devices.check()
+    if data or without or (sets.forget is None and (training.method or "").startswith("Train(")):
+        if sets != Sets(benchmark=sets.benchmark, split=sets.split) or audits:
+            raise UsageRefused("Give --data FILE, to plan `train`, or --forget FILE and others, to plan `forget`.")
+        method = training.method or Taught.method
+        taught = Taught(data, without, sets.benchmark, sets.split, method, training.seed)
+        plan_lesson(Lesson(model, taught, texts, Keeping(), adapter, out).check(), devices, json)
+        return
     job = make_job(model, sets, audits, out, images, texts, training, hold=devices.hold, adapter=adapter)
     show_plan(job, devices, json)
 

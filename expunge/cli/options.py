@@ -35,6 +35,12 @@ Benchmark = Annotated[
         help="A benchmark's files: tofu, tofu=FOLDER, tofu=ORG/NAME@COMMIT; else those in EXPUNGE_DATA.",
     ),
 ]
+Records = Annotated[
+    list[Path] | None,
+    Option("--data", help="What to learn: .jsonl, .csv, .parquet, or an image folder. May be given several times."),
+]
+Without = Annotated[list[Path] | None, Option("--without", help="Records to leave out of it, such as a forget file.")]
+DryRun = Annotated[bool, Option("--dry-run", help="Say what it will cost, as `plan` does, and end.")]
 Split = Annotated[str | None, Option("--split", help="Of the benchmark, such as forget05.")]
 Config = Annotated[
     Path | None,

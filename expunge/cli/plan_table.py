@@ -10,14 +10,20 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from expunge.events import Note
+from expunge.core.request import Request
+from expunge.errors import EnvironmentRefused
+from expunge.events import Note, OnEvent, ignore_event
 from expunge.notation.parse import write
+from expunge.plan.machine import DTYPES
 from expunge.plan.pace import seconds
-from expunge.plan.plan import Plan, plan
+from expunge.plan.paper import open_paper
+from expunge.plan.plan import Plan, make_plan, plan, say_misfit
+from expunge.run.train import say_left_out
 
 if TYPE_CHECKING:
     from expunge.plan.machine import Machine
     from expunge.run.job import Job
+    from expunge.run.train import TrainJob
 
 
 def say(job: Job, machine: Machine, as_json: bool) -> None:
@@ -26,6 +32,40 @@ def say(job: Job, machine: Machine, as_json: bool) -> None:
     made = plan(job, machine, lambda event: told.print(event.what) if isinstance(event, Note) else None)
     said = facts(made) | {"seconds": seconds(made)}
     print(json.dumps(said, indent=1)) if as_json else show(said, Console(highlight=False))
+
+
+def say_training(job: TrainJob, machine: Machine, as_json: bool) -> None:
+    """The same of a training, which audits nothing."""
+    told = Console(stderr=True, highlight=False)
+    made = plan_training(job, machine, lambda event: told.print(event.what) if isinstance(event, Note) else None)
+    said = _without_audits(facts(made) | {"seconds": seconds(made)})
+    print(json.dumps(said, indent=1)) if as_json else show(said, Console(highlight=False))
+
+
+def plan_training(job: TrainJob, machine: Machine, on_event: OnEvent = ignore_event) -> Plan:
+    """What a training will cost on `machine`. Nothing of it is run, and no weight is read. Raises
+    `EnvironmentRefused` where it cannot fit."""
+    paper = open_paper(job.model, machine.device, DTYPES[machine.dtype] if machine.dtype else None)
+    examples, data = job.material.read().examples(paper.network)
+    for line in say_left_out(data):
+        on_event(Note(line))
+    request = Request(examples)
+    method = job.plan().fit(paper.network, request, on_event)
+    made = make_plan(paper, method, request, (), machine, job.out)
+    if made.short:
+        raise EnvironmentRefused(say_misfit(made))
+    return made
+
+
+def _without_audits(said: dict[str, Any]) -> dict[str, Any]:
+    """The facts of a training: what only forgetting has is left out, and its phase has the name of what is done."""
+
+    def keep(parts: Mapping[str, Any]) -> dict[str, Any]:
+        named = {"train" if name == "forget" else name: part for name, part in parts.items()}
+        return {name: part for name, part in named.items() if not name.startswith(("audit", "written"))}
+
+    memory = said["memory"] | {"phases": keep(said["memory"]["phases"])}
+    return said | {name: keep(said[name]) for name in ("tokens", "flops", "seconds")} | {"memory": memory}
 
 
 def facts(made: Plan) -> dict[str, Any]:
@@ -58,7 +98,8 @@ def show(said: Mapping[str, Any], console: Console) -> None:
     console.print(_table("tokens, or images", said["tokens"], ""))
     console.print(_table("matrix products, each process", said["flops"], "FLOP"))
     totals = {name: sum(parts.values()) for name, parts in phases.items()}
-    console.print(_table("memory while forgetting, each device", phases["forget"], "B"))
+    doing = "train" if "train" in phases else "forget"
+    console.print(_table(f"memory of {doing}, each device", phases[doing], "B"))
     console.print(_table("memory, each device", {**totals, "there is": said["memory"]["available"]}, "B"))
     console.print(_table("disk", said["disk"], "B"))
     total = {"total, if it does not end earlier": sum(said["seconds"].values())}

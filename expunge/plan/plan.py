@@ -102,7 +102,8 @@ class Plan:
         """The passes of one audit, and the seconds of what is worked out from the answers."""
         with torch.random.fork_rng(devices=()), Notes(self.paper) as notes:
             start, network = time.perf_counter(), notes.network()
-            examine(CachedModel(network), Task(network, self.request, self.audits), "before")
+            if self.audits:
+                examine(CachedModel(network), Task(network, self.request, self.audits), "before")
         return notes, time.perf_counter() - start - notes.spent
 
     @cached_property
@@ -280,7 +281,7 @@ def plan(job: Job, machine: Machine, on_event: OnEvent = ignore_event) -> Plan:
     if machine.hold == "cut" and not found.rehearsal.shared:
         raise UsageRefused(f"--hold cut: {method.name} works on the whole model. Plan it with --hold whole.")
     if found.short:
-        raise EnvironmentRefused(_refusal(found))
+        raise EnvironmentRefused(say_misfit(found))
     return found
 
 
@@ -297,7 +298,8 @@ def make_plan(
     return Plan(replace(paper, shape=() if shape == (0,) else shape), method, request, audits, machine, out)
 
 
-def _refusal(found: Plan) -> str:
+def say_misfit(found: Plan) -> str:
+    """What there is too little of, and with which settings there would be enough."""
     if found.short == "disk":
         need, place = HEADROOM * sum(found.disk.values()), found.out.absolute().parent
         said = f"The result needs {need / 1e9:.3g} GB of disk; {place} has {found.free / 1e9:.3g} GB free."

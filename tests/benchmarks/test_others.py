@@ -1,8 +1,10 @@
 """MUSE, LUME, RWKU, TDEC and RESTOR: what is asked, how it is scored, and what is made of the scores."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +12,11 @@ import pytest
 import torch
 
 from expunge.benchmarks._data import Data
+from expunge.benchmarks._deep import extraction_likelihoods
 from expunge.benchmarks._kinds import Benchmark
 from expunge.benchmarks._numbers import Number
-from expunge.benchmarks._reading import Item, extraction_likelihoods
+from expunge.benchmarks._reading import Item
+from expunge.benchmarks._utility import tidy, unigram_f1, word_dialogue
 from expunge.benchmarks._values import RIGHT, Column, Values
 from expunge.benchmarks.lume import LUME
 from expunge.benchmarks.muse import MUSE
@@ -20,7 +24,7 @@ from expunge.benchmarks.restor import RESTOR
 from expunge.benchmarks.rwku import RWKU
 from expunge.benchmarks.tdec import TDEC
 from expunge.data.text import Passage
-from expunge.errors import DataRefused, UsageRefused
+from expunge.errors import DataRefused, EnvironmentRefused, UsageRefused
 from expunge.events import ignore_event
 from expunge.models.language import LanguageModel
 from expunge.models.open import open_network
@@ -223,6 +227,59 @@ def test_tdec_draws_sequences_and_spells_them_for_another_tokenizer(tmp_path: Pa
         TDEC().items(data, network)
 
 
+def test_turns_are_written_as_parlai_tidies_them():
+    # sentence case, marks closed up, "i" alone in upper case, a full stop at the end
+    assert tidy("hello there ! how are you ? i'm fine , i think") == "Hello there! How are you? I'm fine, I think."
+    assert tidy("Is it ' Tis ?") == "Is it'tis?"
+    assert tidy("") == ""
+    talk = word_dialogue(["hi", "who are you ?", "nobody"])
+    assert talk == "User 1: Hi.\nUser 2: Who are you?\nUser 1: Nobody.\nUser 2:"
+    assert word_dialogue(["hi", "ho"]).endswith("\nUser 1:")
+
+
+def test_the_f1_of_a_reply_counts_words_as_often_as_they_occur():
+    # wanted: tower is red red; said: red red red tower; common: tower, red, red: 2 * 3 / (4 + 4)
+    assert unigram_f1("The tower is red, red.", "A red RED red tower!") == 6 / 8
+    assert unigram_f1("It is.", "Nothing") == 0
+    assert unigram_f1("The", "a") == 0  # articles do not count, so neither has a word
+    items = [asked("I am here.", "blended_skill_talk")] * 2
+    assert TDEC().score(items, [" I am here.\nUser 1: And I?", "here"]) == [{"f1": 1.0}, {"f1": 0.5}]
+
+
+def test_tdec_measures_the_utility_that_the_folder_has(tmp_path: Path, network):
+    (tmp_path / "gpt2_encoder.json").write_text(json.dumps({letter: k for k, letter in enumerate("abcdefgĠ")}))
+    (tmp_path / "gpt2_vocab.bpe").write_text("#version: 0.2\n")
+    np.savez(tmp_path / "tdec.npz", **{n: np.zeros((2, 4), int) for n in ("val_preprefix", "val_prefix", "val_suffix")})
+    texts = ["The sea is deep.", "The sea by the harbour of Ostrava is deep and dark."]
+    made_up.write(tmp_path / "pile.jsonl", [{"text": text} for text in texts])
+    made_up.write(tmp_path / "pubmed_qa.jsonl", [{"abstract": texts[0], "question": "Is it?"}])
+    published = {"text": {"0": ["Hello .", "Who is there ?", "Nobody"], "1": ["Hi", "Ho"]}}
+    (tmp_path / "wizard_of_internet.json").write_text(json.dumps(published))
+    made_up.write(tmp_path / "blended_skill_talk.jsonl", [{"text": ["Hi", "Ho", "Hey"]}])
+    values = measured(TDEC(sequences=1), tmp_path, network)
+    numbers = by_place(TDEC().numbers(values, {}))
+    # every token of both texts counts once: of n tokens n - 1 are read
+    losses, tokens = (values.of("pile", name) for name in ("loss", "tokens"))
+    assert tokens == [len(network.tokenizer(text)["input_ids"]) - 1 for text in texts]
+    mean_loss = (losses[0] * tokens[0] + losses[1] * tokens[1]) / sum(tokens)
+    assert numbers["perplexity", "pile", ""] == pytest.approx(math.exp(mean_loss))
+    alone = values.of("pubmed", "loss")
+    assert alone == [pytest.approx(losses[0])]
+    assert {where for name, where, _ in numbers if name == "f1"} == {"wizard_of_internet", "blended_skill_talk"}
+    assert ("perplexity", "lambada", "") not in numbers
+    (tmp_path / "wizard_of_internet.json").write_text('{"text": {"0": ["alone"]}}')
+    with pytest.raises(DataRefused, match="record 0 has no list of two turns or more"):
+        TDEC().items(Data(tmp_path, ""), network)
+
+
+@pytest.mark.skipif(find_spec("lm_eval") is not None, reason="lm-eval is installed")
+def test_tasks_without_lm_eval_are_refused_in_a_line(tmp_path: Path, network):
+    np.savez(tmp_path / "tdec.npz", **{n: np.zeros((1, 4), int) for n in ("val_preprefix", "val_prefix", "val_suffix")})
+    (tmp_path / "gpt2_encoder.json").write_text("{}")
+    with pytest.raises(EnvironmentRefused, match=r"lm-eval, which is not installed. .* 'expunge\[tasks\]'"):
+        TDEC(tasks="measured").items(Data(tmp_path, ""), network)
+
+
 # RESTOR
 
 
@@ -239,6 +296,30 @@ def test_restor_shows_five_facts_about_others_and_takes_any_right_answer(tmp_pat
     (tmp_path / "facts.json").write_text('{"dset": {}, "context": {}}')
     with pytest.raises(DataRefused, match="not the facts as published"):
         RESTOR().items(Data(tmp_path, ""), network)
+
+
+def test_restor_prefers_what_is_likelier_per_token_than_either_of_the_others(tmp_path: Path, network):
+    facts = {
+        "B": {"P1": {"question": "Where is B?", "answers": ["Veldt"]}, "P2": {"question": "Who?", "answers": ["A"]}}
+    }
+    (tmp_path / "facts.json").write_text(json.dumps({"dset": facts, "context": {"P1": [], "P2": []}}))
+    (tmp_path / "entities.json").write_text('["B"]')
+    kinds = {"correct": ["Veldt", "Old Veldt"], "corrupted": ["Brenn"], "random": ["Elsin", "Ostrava"]}
+    (tmp_path / "options.json").write_text(json.dumps({"B": {"P1": kinds}}))  # of P2 nothing is compared
+    items = RESTOR().items(Data(tmp_path, ""), network)
+    scored = [item for item in items if item.measures]
+    assert [item.answer for item in scored] == ["correct 1", "correct 2", "corrupted 1", "random 1", "random 2"]
+    for item in scored:  # what is scored is the answer with the space before it
+        assert network.tokenizer.decode(item.passage.tokens[item.passage.first :]).strip() == item.passage.answer
+    columns = {("facts", "right", RIGHT): [1.0, 0.0, 0.0]}
+    columns |= {("facts", "loss", "correct 1"): [1.0, 1.0, 3.0], ("facts", "loss", "correct 2"): [3.0, 1.0, 1.0]}
+    columns |= {("facts", "loss", "corrupted 1"): [2.5, 0.5, 2.5], ("facts", "loss", "random 1"): [4.0, 4.0, 1.5]}
+    values = Values({Column(*name): dict(enumerate(each)) for name, each in columns.items()})
+    numbers = by_place(RESTOR().numbers(values, {"clean": values}))
+    # -2 > max(-2.5, -4); not -1 > max(-0.5, -4); not -2 > max(-2.5, -1.5)
+    assert numbers["preference", "facts", ""] == numbers["preference", "facts", "clean"] == pytest.approx(1 / 3)
+    assert numbers["log-probability, correct", "facts", ""] == pytest.approx(-5 / 3)
+    assert numbers["log-probability, random", "facts", ""] == pytest.approx(-9.5 / 3)
 
 
 def test_recovery_is_of_the_facts_that_were_known_and_then_corrupted():
