@@ -40,6 +40,8 @@ NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse"
 GONE = "ship"
 STEPS = "steps=60, batch=16, retain_batch=48, stop=None, norms=False"
 FULL = f"adapter=Full(), learning_rate=3e-4, {STEPS}"
+TENTH = f"adapter=Full(), learning_rate=3e-5, {STEPS}"
+"""For unbounded ascent, which at the rate of the others leaves the pretrained network at chance."""
 SMALL = f"learning_rate=1e-3, {STEPS}"
 
 EVERYWHERE = {
@@ -47,6 +49,8 @@ EVERYWHERE = {
     "fine-tune": f"Finetune(objective=RetainNLL(), {FULL})",
     "GA": f"Finetune(objective=Ascent(), {FULL})",
     "GD": f"Finetune(objective=GradDiff(), {FULL})",
+    "GA, a tenth": f"Finetune(objective=Ascent(), {TENTH})",
+    "GD, a tenth": f"Finetune(objective=GradDiff(), {TENTH})",
     "NPO": f"Finetune(objective=NPO() + RetainNLL(), {FULL})",
     "IHL": f"Finetune(objective=InvertedHinge() + RetainNLL(), {FULL})",
     "random label": f"Finetune(objective=RandomLabel() + RetainNLL(), {FULL})",
@@ -166,16 +170,27 @@ def read(out: Path, world: str) -> Iterator[dict[str, Any]]:
             "seed": int(folder.name.removeprefix("seed-")) if seeded else None,
             "benchmark": result.benchmark,
             "method": result.method,
-            "numbers": [[n.name, n.set, n.against, n.value, n.low, n.high] for n in result.numbers],
+            "numbers": [[n.name, n.set, n.against, *map(digits, (n.value, n.low, n.high))] for n in result.numbers],
         }
+
+
+def digits(value: float | None) -> float | None:
+    """With five places."""
+    return None if value is None else round(value, 5)
+
+
+def distinct(row: dict[str, Any]) -> str:
+    """What tells rows apart: a model, or a method that draws nothing, is measured with each seed, and is one."""
+    timeless = [number for number in row["numbers"] if number[1] != "run"]
+    return json.dumps([row["world"], row["run"], timeless])
 
 
 def show(out: Path, rows: Path, page: Path) -> None:
     """Write the rows that are there, and the tables made of them."""
     from cifar_tables import tables
 
-    found = [row for world in WORLDS for row in read(out, world)]
-    rows.write_text("".join(json.dumps(row) + "\n" for row in found), encoding="utf-8")
+    found = {distinct(row): row for world in WORLDS for row in read(out, world)}
+    rows.write_text("".join(json.dumps(row) + "\n" for row in found.values()), encoding="utf-8")
     between(page, "cifar", "\n".join(tables([json.loads(line) for line in rows.read_text().splitlines()])))
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -20,6 +21,7 @@ from expunge.benchmarks._values import Column, Values
 from expunge.benchmarks.cifar import Cifar
 from expunge.benchmarks.tofu import TOFU
 from expunge.core.method import Method
+from expunge.core.request import Request
 from expunge.errors import DataRefused, UsageRefused
 from expunge.events import ignore_event
 from expunge.models.vision import ImageClassifier
@@ -230,7 +232,10 @@ def test_a_probe_finds_a_class_that_the_last_layer_no_longer_names(data, network
     head = network.fork(network.module)
     values = probe(head, stage.learnt, "forget test", stage.sets["forget test"])
     assert values.of("forget test", "probe") == [1.0] * 5
+    stage = replace(stage, request=Request(stage.request.forget[:5]))
     said = Cifar().examine(head, stage, head)
+    assert len(said.of("forget", "right after 1")) == 3  # two are trained on, and not asked
+    assert said.of("forget test", "probe") == [1.0] * 5
     assert said.of("forget", "loss") == pytest.approx([-math.log(p) for p in _probabilities(head, stage)], rel=1e-5)
 
 
@@ -289,6 +294,17 @@ def test_each_request_is_held_against_the_model_before_it(benched):
     sets = {number.set for number in second.numbers if number.name == "accuracy"}
     assert {"test of red", "test of blue"} < sets
     assert "test of blue" not in {number.set for number in first.numbers}
+    original, before = (Values.read(out / "nudge-2" / "seed-0" / "references" / f"{k}.parquet") for k in (0, 1))
+    assert original.of("forget", "loss") != before.of("forget", "loss")  # the first request has changed it
+
+
+def test_a_method_goes_on_from_what_it_made_of_the_request_before(benched, network):
+    out, _, _ = benched
+    benchmark = Cifar(task="continual", forget_class="red,blue", replay=0)
+    made = network
+    for stage in benchmark.stages(Data(out.parent / "few", ""), network):
+        made = _method(NUDGE)(made, stage.request).plain()
+    assert Result.read(out / "nudge-2" / "seed-0").fingerprint == made.fingerprint()
 
 
 def test_seeds_are_one_column_and_classes_in_a_row_several(benched):
