@@ -147,6 +147,9 @@ class LanguageModel(Network):
 
     def batches(self, examples: Batch) -> Iterator[list[int]]:
         sequences = _sequences(examples)
+        longest = max(map(len, sequences), default=0)
+        if longest > self.longest:  # records are no longer than that, but what a guard or an audit makes of them may be
+            raise ModelRefused(f"A text has {longest} tokens; {type(self.module).__name__} reads {self.longest}.")
         most = self.most or ROOM.get(self.device.type, ROOM["cpu"])
         inside = [k for k, sequence in enumerate(sequences) if len(sequence) <= self.trees]
         for group in pack([sequences[k] for k in inside], min(most, self.nodes)):
