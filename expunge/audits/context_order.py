@@ -3,11 +3,12 @@
     gap = log p(answer | others, record, question) - log p(answer | record, others, question),   in nats for each token
 
 What a prompt brings along, such as a retrieved document or the text of a guard, leaks or is obeyed as far as the model
-still has it when the question comes. Attention reaches all of it; a recurrent state of fixed size has kept some. So a leak
-that is tested in one order may be missed in the other. The record itself stands in the context here, question, answer and
-all, before or after `others` records of the retain set, which are the same for both orders. A gap of 0 may mean that the
-answer was found in both orders or in neither: `Loss` tells what is known without a context. Of records that the model knows
-by heart it shows little. `Twice` of `guard/` around the model asks the same of contexts that are read twice.
+still has it when the question comes. Attention reaches all of it; a recurrent state of fixed size has kept some. So a
+leak that is tested in one order may be missed in the other. The record itself stands in the context here, question,
+answer and all, before or after `others` records of the retain set, which are the same for both orders. A gap of 0 may
+mean that the answer was found in both orders or in neither: `Loss` tells what is known without a context. Of records
+that the model knows by heart it shows little. `Twice` of `guard/` around the model asks the same of contexts that are
+read twice.
 """
 
 from bisect import bisect
@@ -34,8 +35,8 @@ class ContextOrder(SetAudit):
     ideal = 0.0
     needs = "a question"
     definition = (
-        "Log-probability of an answer token, in nats, where its record is read last of a context, less that where it is "
-        "read first."
+        "Mean log-probability of an answer's tokens, in nats, where its record is read last of a context, less that "
+        "where it is read first."
     )
 
     def __post_init__(self) -> None:
@@ -54,7 +55,9 @@ class ContextOrder(SetAudit):
 
     def lacks(self, where: str, request: Request) -> str:
         few = len([e for e in request.retain if self.applies(e)]) <= self.others
-        return f"{self.name} needs more than {self.others} questions to retain" if few else super().lacks(where, request)
+        return (
+            f"{self.name} needs more than {self.others} questions to retain" if few else super().lacks(where, request)
+        )
 
     def _compare(self, model: Model, name: str, asked: Batch, pool: list[Example]) -> Finding:
         contexts = [self._context(example, pool) for example in asked]

@@ -4,8 +4,8 @@
 
 A recurrent model chooses what of the context its state keeps before it reads what is asked; on the second reading it
 knows. No weight changes, so what a model says when asked once and when asked twice are two answers of one model: ask an
-audit of both, or put it into a guard or around one. Needs room: a prompt becomes `times` times as long. Plain texts have
-no prompt and stay as they are. Published on 16 recurrent models and 6 tasks: +11.0 points (standard error 1.3).
+audit of both, or put it into a guard or around one. Needs room: a prompt becomes `times` times as long. Plain texts
+have no prompt and stay as they are. Published on 16 recurrent models and 6 tasks: +11.0 points (standard error 1.3).
 """
 
 from __future__ import annotations

@@ -91,9 +91,7 @@ class LanguageModel(Network):
         served = prepare(module)
         reads = probe(LanguageModel(module, None))
         trees = min(reads.trees, LARGEST)
-        return LanguageModel(
-            module, tokenizer, trees, ends_in_head(module), 0, reads.rows, reads.nodes, served=served
-        )
+        return LanguageModel(module, tokenizer, trees, ends_in_head(module), 0, reads.rows, reads.nodes, served=served)
 
     @property
     def longest(self) -> int:

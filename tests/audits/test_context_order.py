@@ -8,9 +8,9 @@ import torch
 
 from expunge.audits.context_order import ContextOrder
 from expunge.core.model import Batch, Model, answers
+from expunge.core.predictions import RowScores
 from expunge.core.question import LogProbabilities
 from expunge.core.request import Request
-from expunge.core.predictions import RowScores
 from expunge.data.text import Passage
 from expunge.errors import ModelRefused, UsageRefused
 from expunge.guard.twice import Twice
