@@ -8,12 +8,12 @@ ways of asking are trained on for everybody; the fourth, the paraphrase, for hal
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from expunge import Request, Scores
 from expunge.data.text import Passage
@@ -168,11 +168,10 @@ class World:
         return [*self.asks(people, range(PARAPHRASE)), *self.asks(half, [PARAPHRASE])]
 
 
-def trained(world: World, forgotten: bool, seed: int, steps: int = 900, batch: int = 64) -> LanguageModel:
-    """A Llama of 4 blocks and width 96, trained on the world until it knows every answer."""
-    torch.manual_seed(seed)
+def llama(words: int) -> PreTrainedModel:
+    """A Llama of 4 blocks and width 96."""
     config = LlamaConfig(
-        vocab_size=len(world.tokenizer),
+        vocab_size=words,
         hidden_size=96,
         intermediate_size=256,
         num_hidden_layers=4,
@@ -183,9 +182,23 @@ def trained(world: World, forgotten: bool, seed: int, steps: int = 900, batch: i
         bos_token_id=None,
         pad_token_id=None,
     )
-    network = LanguageModel.of(LlamaForCausalLM(config).eval(), world.tokenizer)
+    return LlamaForCausalLM(config)
+
+
+def trained(
+    world: World,
+    forgotten: bool,
+    seed: int,
+    steps: int = 900,
+    batch: int = 64,
+    build: Callable[[int], PreTrainedModel] = llama,
+    rate: float = 2e-3,
+) -> LanguageModel:
+    """A model of as many words, trained on the world until it knows every answer."""
+    torch.manual_seed(seed)
+    network = LanguageModel.of(build(len(world.tokenizer)).eval(), world.tokenizer)
     records = world.training(forgotten)
-    optimizer = torch.optim.AdamW(network.module.parameters(), lr=2e-3, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(network.module.parameters(), lr=rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: min(1.0, (k + 1) / 50) * max(0.05, 1 - k / steps))
     draw = random.Random(seed)
     for _ in range(steps):
