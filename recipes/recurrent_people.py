@@ -22,7 +22,7 @@ from expunge.data.text import Passage
 
 PAGE = Path(__file__).parent.parent / "docs" / "recurrent.md"
 SIZES = {"hidden_size": 96, "num_hidden_layers": 2, "eos_token_id": 0, "bos_token_id": None, "pad_token_id": None}
-STEPS, RATE = 700, 4e-3
+STEPS, BATCH, RATE = 300, 32, 5e-3
 AUDITS = "Choice(), Loss(), LossMembership(), MinK()"
 COLUMNS = {
     "Choice": "forget.Choice",
@@ -51,7 +51,7 @@ def make(kind: str, folder: Path, seed: int = 0) -> None:
     world = World.drawn(seed)
     request = world.request()
     for name, forgotten in (("model", True), ("retrained", False)):
-        trained(world, forgotten, seed, STEPS, build=KINDS[kind], rate=RATE).save(folder / name)
+        trained(world, forgotten, seed, STEPS, BATCH, KINDS[kind], RATE).save(folder / name)
     sets = {"forget": request.forget, "retain": request.retain, "holdout": request.holdout, **request.probes}
     for name, records in sets.items():
         lines = [json.dumps(_row(record)) for record in records]
@@ -72,7 +72,7 @@ def run(out: Path, seeds: list[int]) -> None:
             if any((row["kind"], row["seed"]) == (kind, seed) for row in rows(out)):
                 continue
             world = World.drawn(seed)
-            model, retrained = (trained(world, each, seed, STEPS, build=build, rate=RATE) for each in (True, False))
+            model, retrained = (trained(world, each, seed, STEPS, BATCH, build, RATE) for each in (True, False))
             report = unlearn(model, world.request(), audits=AUDITS, reference=retrained, added_probes=False)
             verdict = {name: answer.said for name, answer in report.verdict} if report.verdict else {}
             for name in ("before", "after", "reference"):

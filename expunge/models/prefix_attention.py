@@ -14,8 +14,9 @@ Masked places are left out of the sums *after* the map: its first feature is 1, 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -64,7 +65,9 @@ class PrefixAttention(nn.Module):
         self.convolution = nn.Conv1d(width, width, REACH, groups=width)
         self.query, self.key, self.encoder_key = (nn.Linear(width, heads * features, bias=False) for _ in range(3))
         self.value, self.encoder_value, self.output = (nn.Linear(width, width, bias=False) for _ in range(3))
-        with torch.no_grad():  # at first a token finds itself: what recall begins with
+        with torch.no_grad():  # at first a token finds itself, whatever stands before it: what recall begins with
+            self.convolution.weight.zero_()[:, 0, -1] = 1.0
+            nn.init.zeros_(self.convolution.bias)
             self.key.weight.copy_(self.query.weight)
             self.encoder_key.weight.copy_(self.query.weight)
 
@@ -107,10 +110,12 @@ class PrefixAttention(nn.Module):
         return functional.silu(self.convolution(x.mT).mT)
 
     def _split(self, x: Float[Tensor, "batch n all"]) -> Float[Tensor, "batch heads n d"]:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        heads: Tensor = x.unflatten(-1, (self.heads, -1))
+        return heads.transpose(1, 2)
 
     def _join(self, x: Float[Tensor, "batch heads n d"]) -> Float[Tensor, "batch n width"]:
-        return self.output(x.transpose(1, 2).flatten(2))
+        joined: Tensor = self.output(x.transpose(1, 2).flatten(2))
+        return joined
 
 
 class Block(nn.Module):
@@ -123,8 +128,7 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
 
     def forward(self, x: Tensor, mask: Tensor, prefix: Tensor | None) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), mask, prefix)
-        return x + self.mlp(self.mlp_norm(x))
+        return self._add_mlp(x + self.attention(self.attention_norm(x), mask, prefix))
 
     def prefill(self, x: Tensor, mask: Tensor, prefix: Tensor) -> State:
         """The state of its attention after these places."""
@@ -133,8 +137,11 @@ class Block(nn.Module):
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """One more token."""
         made, state = self.attention.step(self.attention_norm(x), state)
-        x = x + made
-        return x + self.mlp(self.mlp_norm(x)), state
+        return self._add_mlp(x + made), state
+
+    def _add_mlp(self, x: Tensor) -> Tensor:
+        made: Tensor = self.mlp(self.mlp_norm(x))
+        return x + made
 
 
 class PrefixTransformer(nn.Module):
@@ -168,7 +175,7 @@ class PrefixTransformer(nn.Module):
     ) -> tuple[Float[Tensor, "batch vocabulary"], list[State]]:
         """Scores of what follows the last place, and each layer's state."""
         x, states = self.embedding(tokens), []
-        for block in self.blocks:
+        for block in self._each_block():
             states.append(block.prefill(x, mask, prefix))
             x = block(x, mask, prefix)
         return self.score(x[:, -1]), states
@@ -176,14 +183,18 @@ class PrefixTransformer(nn.Module):
     def step(self, token: Int[Tensor, " batch"], states: list[State]) -> tuple[Tensor, list[State]]:
         """Scores of what follows one more token, and the states after it."""
         x, after = self.embedding(token), []
-        for block, state in zip(self.blocks, states, strict=True):
+        for block, state in zip(self._each_block(), states, strict=True):
             x, state = block.step(x, state)
             after.append(state)
         return self.score(x), after
 
     def score(self, x: Float[Tensor, "*rest width"]) -> Float[Tensor, "*rest vocabulary"]:
         """Class scores of hidden states."""
-        return self.norm(x) @ self.embedding.weight.mT
+        scores: Tensor = self.norm(x) @ self.embedding.weight.mT
+        return scores
+
+    def _each_block(self) -> Iterator[Block]:
+        return (cast(Block, block) for block in self.blocks)
 
 
 def prefix_loss(
