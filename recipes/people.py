@@ -8,12 +8,12 @@ ways of asking are trained on for everybody; the fourth, the paraphrase, for hal
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from expunge import Request, Scores
 from expunge.data.text import Passage
@@ -168,16 +168,10 @@ class World:
         return [*self.asks(people, range(PARAPHRASE)), *self.asks(half, [PARAPHRASE])]
 
 
-def trained(world: World, forgotten: bool, seed: int, steps: int = 900, batch: int = 64) -> LanguageModel:
-    """A Llama of 4 blocks and width 96, trained on the world until it knows every answer."""
-    return taught(untaught(world.tokenizer, seed), world.training(forgotten), seed, steps, batch)
-
-
-def untaught(tokenizer: PreTrainedTokenizerFast, seed: int, longest: int = 64) -> LanguageModel:
-    """That Llama, as it is drawn."""
-    torch.manual_seed(seed)
+def llama(words: int, longest: int) -> PreTrainedModel:
+    """A Llama of 4 blocks and width 96."""
     config = LlamaConfig(
-        vocab_size=len(tokenizer),
+        vocab_size=words,
         hidden_size=96,
         intermediate_size=256,
         num_hidden_layers=4,
@@ -188,7 +182,32 @@ def untaught(tokenizer: PreTrainedTokenizerFast, seed: int, longest: int = 64) -
         bos_token_id=None,
         pad_token_id=None,
     )
-    return LanguageModel.of(LlamaForCausalLM(config).eval(), tokenizer)
+    return LlamaForCausalLM(config)
+
+
+def trained(
+    world: World,
+    forgotten: bool,
+    seed: int,
+    steps: int = 900,
+    batch: int = 64,
+    build: Callable[[int, int], PreTrainedModel] = llama,
+    rate: float = 2e-3,
+) -> LanguageModel:
+    """A small model, a Llama or what `build` makes, trained on the world until it knows every answer."""
+    blank = untaught(world.tokenizer, seed, build=build)
+    return taught(blank, world.training(forgotten), seed, steps, batch, rate)
+
+
+def untaught(
+    tokenizer: PreTrainedTokenizerFast,
+    seed: int,
+    longest: int = 64,
+    build: Callable[[int, int], PreTrainedModel] = llama,
+) -> LanguageModel:
+    """That model, as it is drawn; `build` makes one of so many words, which reads so many at a time."""
+    torch.manual_seed(seed)
+    return LanguageModel.of(build(len(tokenizer), longest).eval(), tokenizer)
 
 
 def taught(

@@ -4,6 +4,7 @@ import pytest
 
 from expunge.adapters.full import Full
 from expunge.audits._kinds import MembershipAudit, ScoreAudit, SetAudit, WhiteBoxAudit
+from expunge.audits.context_order import ContextOrder
 from expunge.core.audit import BOTH, Audit
 from expunge.core.model import Batch, Model, Network, Wrapper
 from expunge.core.question import Question, Text
@@ -134,6 +135,8 @@ def test_an_audit_reads_about_its_ideal_on_an_innocent_and_far_from_it_on_a_memo
     plugin: Plugin, family: str, innocent_and_memoriser
 ):
     audit = made(plugin, Audit)
+    if isinstance(audit, ContextOrder):
+        pytest.skip("it asks what is read in a context, which who knows the answer needs no more than who does not")
     innocent, memoriser, request = innocent_and_memoriser[family]
     low = {f.set: f for f in audit(innocent, request)}
     high = {f.set: f for f in audit(memoriser, request)}

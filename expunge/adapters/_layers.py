@@ -3,7 +3,8 @@
 Of a block's linear layers (see `internals/blocks.py`), those inside a token mixer count as attention: attention
 itself, and what replaces it in hybrid and state-space models, such as Mamba's mixer, linear attention or a short
 convolution. The others are the MLP's. A mixture's experts belong to the MLP too, also where they are slices of one
-tensor.
+tensor. Where no block has an MLP its mixers are taken for it: Mamba's is a gated MLP and a mixer in one (Gu and Dao,
+2023, arXiv 2312.00752, section 3.4).
 
 Never adapted are routers, gates with one output, modules of the residual stream, and layers whose weight is used
 without calling them, as Mamba's kernels use `out_proj.weight`: an adapter there would have no effect, or not on every
@@ -87,8 +88,9 @@ def choose_layers(
 ) -> list[str]:
     """Names of the linear layers to adapt, of the blocks `only` (from 0; None: all) of one tower.
 
-    A block without such layers is skipped, as in hybrids whose blocks are either a mixer or an MLP. Raises
-    `ModelRefused` where no block has any, and where a block lacks them that is built like others that have them.
+    A block without such layers is skipped, as in hybrids whose blocks are either a mixer or an MLP; where no block has
+    an MLP, its mixers stand for it. Raises `ModelRefused` where no block has any such layer, and where a block lacks
+    them that is built like others that have them.
     """
     if targets not in ("mlp", "attention", "all"):
         raise UsageRefused(f"targets must be 'mlp', 'attention' or 'all'. Got {targets!r}.")
@@ -100,10 +102,9 @@ def choose_layers(
         )
     if targets != "attention":
         _refuse_unknown_experts(module, part)
-    excluded = never_adapted(module, part)
-    layers = [
-        name for name, kind in kinds(module, part).items() if targets in ("all", kind) and not within(name, excluded)
-    ]
+    known, excluded = kinds(module, part), never_adapted(module, part)
+    wanted = targets if targets != "mlp" or "mlp" in known.values() else "attention"
+    layers = [name for name, kind in known.items() if wanted in ("all", kind) and not within(name, excluded)]
     _refuse_gaps(module, targets, names, layers)
     _refuse_tied(module, layers)
     if only is None:

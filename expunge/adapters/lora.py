@@ -42,7 +42,8 @@ class LoRA(PeftAdapter):
     alpha: float = 16.0
     """Raises the step size: the update is scaled by alpha / r."""
     targets: Targets = "mlp"
-    """Which linear layers of each block: mlp (a mixture's experts, too), attention (all token mixers) or all."""
+    """Which linear layers of each block: mlp (a mixture's experts, too; the mixers where no block has an MLP, as in
+    Mamba), attention (all token mixers) or all."""
     layers: tuple[int, ...] | None = None
     """Which blocks, from 0, such as those found by causal tracing; None: all."""
     part: str | None = None

@@ -16,6 +16,24 @@ NO_LENGTH = re.compile(r"feed_forward|pattern|_dim$|_layers$|_heads$|_token_id$|
 many costs speed alone, since longer texts are then read one at a time."""
 
 
+def prepare(module: Any) -> dict[str, Any]:
+    """Set what a module is read with here; returns the settings that it is written with, for whoever serves it.
+
+    RWKV divides weights in place before its first pass and halves its hidden states, for half precision's sake: a file
+    would then hold other weights than were read, and be divided again. Nothing is divided here, and what was is undone.
+    """
+    served = {"use_cache": True}
+    module.config.use_cache = False
+    if getattr(module.config, "rescale_every", 0):
+        for part in module.modules():
+            if getattr(part, "layers_are_rescaled", False):
+                part.train()._rescale_layers()
+                part.eval()
+        served["rescale_every"] = module.config.rescale_every
+        module.config.rescale_every = 0
+    return served
+
+
 def largest(config: Any, name: str) -> int:
     """The largest value that a setting has in any layer; 0 where the configuration has none.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from expunge.errors import EnvironmentRefused, ModelRefused
 from expunge.internals.examples import Tokenized
 from expunge.internals.wordings import Wordings
 from expunge.models._family import Family
+from expunge.models.configuration import prepare
 from expunge.models.continuations import continue_prompts, word_answers
 from expunge.models.hidden import UpToBlock
 from expunge.models.prefix_tree import Layout, Tree, pack, pieces
@@ -64,6 +65,8 @@ class LanguageModel(Network):
     """Most nodes of a tree; sequences that have more together are read in padded rows."""
     stored: Stored | None = field(repr=False, default=None)
     """How its file holds the weights, which it is written in as well; None: as they are in memory."""
+    served: Mapping[str, Any] = field(repr=False, default_factory=lambda: {"use_cache": True})
+    """Settings of the configuration that it is written with, and not read with here."""
 
     @staticmethod
     def load(source: Source, device: str = "cpu", storage_device: str | None = None) -> LanguageModel:
@@ -85,11 +88,10 @@ class LanguageModel(Network):
     @staticmethod
     def of(module: Any, tokenizer: Any) -> LanguageModel:
         """From a module and a tokenizer in memory. Raises `ModelRefused` where it is no causal model of texts."""
-        module.config.use_cache = False
+        served = prepare(module)
         reads = probe(LanguageModel(module, None))
-        return LanguageModel(
-            module, tokenizer, min(reads.trees, LARGEST), ends_in_head(module), 0, reads.rows, reads.nodes
-        )
+        trees = min(reads.trees, LARGEST)
+        return LanguageModel(module, tokenizer, trees, ends_in_head(module), 0, reads.rows, reads.nodes, served=served)
 
     @property
     def longest(self) -> int:
@@ -143,6 +145,9 @@ class LanguageModel(Network):
 
     def batches(self, examples: Batch) -> Iterator[list[int]]:
         sequences = _sequences(examples)
+        longest = max(map(len, sequences), default=0)
+        if longest > self.longest:  # records are no longer than that, but what a guard or an audit makes of them may be
+            raise ModelRefused(f"A text has {longest} tokens; {type(self.module).__name__} reads {self.longest}.")
         most = self.most or ROOM.get(self.device.type, ROOM["cpu"])
         inside = [k for k, sequence in enumerate(sequences) if len(sequence) <= self.trees]
         for group in pack([sequences[k] for k in inside], min(most, self.nodes)):
@@ -187,11 +192,13 @@ class LanguageModel(Network):
 
     def save(self, folder: Path) -> None:
         refuse_adapted(self.module)
-        self.module.config.use_cache = True  # for serving, where the KV cache is used
+        config = self.module.config
+        read_with = {name: getattr(config, name) for name in self.served}
         try:
+            config.update(self.served)
             write_module(self.module, self.stored, folder)
         finally:
-            self.module.config.use_cache = False
+            config.update(read_with)
         self.tokenizer.save_pretrained(folder)
         for path in folder.iterdir():
             open_to_readers(path)  # safetensors writes a temporary file that only its owner may read

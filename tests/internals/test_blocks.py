@@ -32,10 +32,9 @@ FAST = [
     *("llama", "gpt2", "opt", "falcon", "bloom", "bert", "xlm", "gemma3", "gemma3n_text"),
     *("mixtral", "qwen2_moe", "phimoe", "afmoe", "zaya", "deepseek_v3"),
     *("qwen3_next", "qwen3_5_text", "lfm2_moe", "jamba", "bamba", "falcon_h1", "granitemoehybrid", "recurrent_gemma"),
-    *("nemotron_h", "olmo_hybrid", "rwkv", "xlstm"),
+    *("nemotron_h", "olmo_hybrid", "rwkv", "xlstm", "mamba", "mamba2"),
 ]
 REFUSED = {
-    "mamba": "none of its 4 blocks has an MLP",
     "zamba2": "share their weights",
     "dbrx": "4 of 4 blocks.*experts",
 }
@@ -123,11 +122,9 @@ def test_attention_is_whatever_mixes_tokens():
     }  # its feed-forward has a state, yet mixes little
 
 
-def test_a_state_space_model_is_adapted_in_its_mixers_where_that_is_asked_for():
+def test_a_state_space_model_whose_blocks_have_no_mlp_is_adapted_in_its_mixers():
     module = build("mamba").requires_grad_(False)
-    with pytest.raises(ModelRefused, match=r"targets='attention'.*'all'.*Full\(\)"):
-        Bounded().insert(LanguageModel(module, None), REQUEST)
-    for targets in ("attention", "all"):
+    for targets in ("mlp", "attention", "all"):
         adapted = LoRA(targets=targets).insert(LanguageModel(module, None), REQUEST)
         names = {name.partition(".lora")[0].rpartition(".")[2] for name in adapted.trainable()}
         assert names == {"in_proj"}  # the others' matrices are handed to a kernel, past any adapter
