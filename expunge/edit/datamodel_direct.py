@@ -8,8 +8,9 @@ class scores of x by the weights. The sum over z' is one direction of weights, s
 first order the scores of every x are then f(x), and the result is a network like any other.
 
 The published datamodels are regressions over thousands of trainings; TRAK needs the one model. It leaves out that a
-model which is sure of an example has little curvature there, so its steps are too short: of small networks the best
-`multiplier` is 10 to 50 (docs/oracles.md). `DatamodelMatching(oracle=DatamodelDirect())` trains towards these scores.
+model which is sure of an example has little curvature there, so its steps are too short: for small networks a
+`multiplier` of 4 to 8 was best (docs/oracles.md). `DatamodelMatching(oracle=DatamodelDirect())` trains towards these
+scores.
 """
 
 from dataclasses import dataclass
