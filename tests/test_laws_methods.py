@@ -16,6 +16,7 @@ FITTING = {
     "stop=Stop(level=None, max_retain_increase=None)))",
     "DatamodelMatching": "DatamodelMatching(learn=Finetune(adapter=Full(), learning_rate=1e-3, steps=3, "
     "stop=Stop(level=None, max_retain_increase=None)))",
+    "DatamodelDirect": "DatamodelDirect(side=4)",
     "Finetune": "Finetune(adapter=Full(), steps=3)",
     "OwnWords": "OwnWords(learn=Finetune(adapter=Full(), steps=3))",
     "LAF": "LAF(steps=3, autoencoder_steps=20)",
@@ -29,7 +30,7 @@ NOTHING = {
     "ASSD": None,  # its threshold is its own
     "DatamodelMatching": "DatamodelMatching(oracle=SSD(alpha=1e30), learn=Finetune(adapter=Full(), steps=2, "
     "optimizer='sgd', stop=Stop(level=None)))",
-    "DatamodelDirect": "DatamodelDirect(multiplier=0.0)",
+    "DatamodelDirect": "DatamodelDirect(multiplier=0.0, side=2)",
     "Finetune": "Finetune(objective=0.0 * Ascent(), adapter=Full(), steps=2, stop=Stop(level=None))",
     "IAU": "IAU(learning_rate=0.0)",
     "LAF": "LAF(extract_rate=0.0, align_rate=0.0, steps=2, autoencoder_steps=2)",

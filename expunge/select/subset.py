@@ -1,4 +1,4 @@
-"""What a costly selector chooses, learnt on small pools for a large one (INSET, Xie et al., 2024, ICLR, arXiv 2402.03139).
+"""What a costly selector chooses, learnt on small pools for a large one (INSET, Xie et al., 2024, arXiv 2402.03139).
 
     1. the teacher chooses in small pools: `pools` drawn from three fifths of the pool, and some of the other two fifths
     2. a set function learns what it chose, from each record's hidden state and loss, standardised over the pool

@@ -1,6 +1,7 @@
 """Plans for image classifiers in a folder, for GGUF files, and for a method that nobody has heard of."""
 
 import json
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,6 +27,10 @@ from tests.families import text_request
 from tests.plan.test_counts import count, llama, plan_of
 
 
+SLOW = pytest.mark.skipif(os.environ.get("EXPUNGE_LAWS") != "whole", reason="slow: asked where EXPUNGE_LAWS is whole")
+
+
+@SLOW
 def test_a_whole_plan_of_a_run_on_images(expunge, tmp_path):
     from PIL import Image
     from sklearn.datasets import load_digits
@@ -107,6 +112,7 @@ def planned_for(model: Path, records: Inputs, machine: Machine, method: str = "F
     return plan(Job(str(model), records, model.parent / "never-written", method, "Loss"), machine)
 
 
+@SLOW
 def test_an_edit_that_does_not_fit_is_told_of_what_an_edit_can_change(model, records):
     machine = Machine("cuda", memory=80e9, dtype="float32")
     peaks = [planned_for(model, records, replace(machine, dtype=d), "SSD()").peak for d in ("float32", "bfloat16")]
