@@ -26,7 +26,6 @@ from expunge.run.prepare import Inputs
 from tests.families import text_request
 from tests.plan.test_counts import count, llama, plan_of
 
-
 SLOW = pytest.mark.skipif(os.environ.get("EXPUNGE_LAWS") != "whole", reason="slow: asked where EXPUNGE_LAWS is whole")
 
 
