@@ -67,7 +67,7 @@ class PrefixAttention(nn.Module):
         self.value, self.encoder_value, self.output = (nn.Linear(width, width, bias=False) for _ in range(3))
         with torch.no_grad():  # at first a token finds itself, whatever stands before it: what recall begins with
             self.convolution.weight.zero_()[:, 0, -1] = 1.0
-            nn.init.zeros_(self.convolution.bias)
+            cast(Tensor, self.convolution.bias).zero_()
             self.key.weight.copy_(self.query.weight)
             self.encoder_key.weight.copy_(self.query.weight)
 
