@@ -99,7 +99,7 @@ def _choose_drawn(request: Request) -> list[tuple[str, Pictured]]:
     """Images of each set that a plot has room for, evenly spaced."""
     sets = {name: cast(Sequence[Pictured], request.sets()[name]) for name in _counted_sets(request)}
     stays = sum(should_stay(name) for name in sets)
-    room = {name: 3 * DRAWN // stays if should_stay(name) else DRAWN for name in sets}
+    room = {name: max(1, 3 * DRAWN // stays) if should_stay(name) else DRAWN for name in sets}
     return [(name, each) for name, whole in sets.items() for each in whole[:: -(-len(whole) // room[name])]]
 
 
@@ -125,21 +125,23 @@ def show_pictures(models: Sequence[CachedModel], request: Request, seen: Mapping
     )
 
 
-def _should_be_gone(request: Request, name: str, picture: Pictured) -> bool:
-    """Whether an image should be named no more: it is forgotten, or its class is, of which nothing is retained."""
-    retained = {each.label for each in cast(Sequence[Pictured], request.retain)}
-    forgotten = {each.label for each in cast(Sequence[Pictured], request.forget)}
-    return should_be_gone(name) or (bool(retained) and picture.label in forgotten - retained)
+def _find_deleted_classes(request: Request) -> set[int]:
+    """The forgotten classes of which nothing is retained: other images of them should be named no more, either."""
+    forgotten, retained = (
+        {each.label for each in cast(Sequence[Pictured], some)} for some in (request.forget, request.retain)
+    )
+    return forgotten - retained if retained else set()
 
 
 def _count(looks: Mapping[str, Seen], request: Request, classes: Mapping[int, str]) -> Iterator[ClassCount]:
     """Right answers of every class in every set that is counted."""
+    deleted = _find_deleted_classes(request)
     for name in _counted_sets(request):
         pictures = cast(Sequence[Pictured], request.sets()[name])
         for number in sorted({picture.label for picture in pictures}):
             own = [k for k, picture in enumerate(pictures) if picture.label == number]
             right = {model: sum(seen.right[name][k] for k in own) for model, seen in looks.items()}
-            yield ClassCount(name, classes[number], _should_be_gone(request, name, pictures[own[0]]), len(own), right)
+            yield ClassCount(name, classes[number], should_be_gone(name) or number in deleted, len(own), right)
 
 
 def _place(looks: Mapping[str, Seen], request: Request, classes: Mapping[int, str]) -> Iterator[Placed]:
@@ -148,7 +150,8 @@ def _place(looks: Mapping[str, Seen], request: Request, classes: Mapping[int, st
     states = {name: seen.states for name, seen in looks.items() if seen.states is not None}
     if "before" not in states or len(drawn) < LEAST:
         return
-    gone = [_should_be_gone(request, name, picture) for name, picture in drawn]
+    deleted = _find_deleted_classes(request)
+    gone = [should_be_gone(name) or picture.label in deleted for name, picture in drawn]
     stays = ~torch.tensor(gone)
     places = project(states, stays if stays.any() else ~stays)
     for k, (name, picture) in enumerate(drawn):

@@ -228,8 +228,8 @@ def forget(task: Task, method: Method, change: Callable[[OnEvent], Result], reco
     with task.clock.part("audit before"):
         findings = examine(before, task, "before")
         useful = utility(before, task.request)
+        seen = {"before": look(before, task.request)}
     give_back(before.inner)
-    seen = {"before": look(before, task.request)}
     of_reference, seen["reference"] = examine_reference(task)
     findings += of_reference
     if task.to_change is not task.model:
@@ -239,7 +239,8 @@ def forget(task: Task, method: Method, change: Callable[[OnEvent], Result], reco
     with task.clock.part("audit after"):
         findings += examine(after, task, "after")
         run = with_utility(recorder.run(result.saved), pair, useful, utility(after, task.request))
-    findings, seen["after"] = complete(task, findings), look(after, task.request)
+        seen["after"] = look(after, task.request)
+    findings = complete(task, findings)
     return replace(
         assemble(task, findings, (before, after), run, recorder.size, seen),
         method=write(method),
@@ -257,10 +258,9 @@ def audit(task: Task) -> Report:
     task.check()
     model = task.ask(task.model)
     with task.clock.part("audit"):
-        findings = examine(model, task, "before")
-    of_reference, looked = examine_reference(task)
+        findings, seen = examine(model, task, "before"), {"before": look(model, task.request)}
+    of_reference, seen["reference"] = examine_reference(task)
     findings = complete(task, findings + of_reference)
-    seen = {"before": look(model, task.request), "reference": looked}
     return replace(assemble(task, findings, (model,), None, 0, seen), verdict=judge_audit(task.rules, findings))
 
 
