@@ -15,7 +15,6 @@ klom       50 networks trained towards what `DatamodelDirect` says (datamodel ma
 
 from __future__ import annotations
 
-import argparse
 import copy
 import statistics
 from collections.abc import Iterator, Sequence
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from keeping import between, keep, rows
+from keeping import between, keep, rows, run_or_show
 from oracles import MODELS, TRAINED, Parts, ensemble, margins_of, measured, scores, tuned
 from scipy.stats import spearmanr
 from torch import Tensor
@@ -164,14 +163,6 @@ def show(out: Path) -> None:
     between(PAGE, "attribution", "\n".join(lines))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["run", "show"])
-    parser.add_argument("out", type=Path)
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    run(given.out) if given.what == "run" else show(given.out)
-
-
 if __name__ == "__main__":
-    main()
+    torch.set_num_threads(1)
+    run_or_show(__doc__, run, show)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,3 +36,12 @@ def between(page: Path, name: str, text: str) -> None:
     if not found:
         raise SystemExit(f"{page} lacks the marks {start.strip()} and {end.strip()}, each on a line: add them.")
     page.write_text(f"{before}{start}{text}\n{end}{after}", encoding="utf-8")
+
+
+def run_or_show(about: str | None, run: Callable[[Path], None], show: Callable[[Path], None]) -> None:
+    """The command line of a recipe that has two verbs and a file of rows."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["run", "show"])
+    parser.add_argument("out", type=Path)
+    given = parser.parse_args()
+    {"run": run, "show": show}[given.what](given.out)

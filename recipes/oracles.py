@@ -15,7 +15,6 @@ klom     50 originals and 50 retrained multilayer perceptrons (64-64-10), which 
 
 from __future__ import annotations
 
-import argparse
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +23,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from keeping import between, keep, rows
+from keeping import between, keep, rows, run_or_show
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -396,14 +395,6 @@ def _klom_tables(found: Sequence[dict[str, Any]]) -> list[str]:
 PARTS = ("forget", "retain", "unseen")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["run", "show"])
-    parser.add_argument("out", type=Path)
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    run(given.out) if given.what == "run" else show(given.out)
-
-
 if __name__ == "__main__":
-    main()
+    torch.set_num_threads(1)
+    run_or_show(__doc__, run, show)

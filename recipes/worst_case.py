@@ -11,7 +11,6 @@ Beside it the UA of two methods that unlearn.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from keeping import between, keep, rows
+from keeping import between, keep, rows, run_or_show
 from mnist import Mnist, accuracy, cnn, trained
 
 from expunge import Finetune, Full, Network, Request
@@ -104,14 +103,6 @@ def show(out: Path) -> None:
     between(out.parent / "worst-case.md", "worst-case", "\n".join(table))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["run", "show"])
-    parser.add_argument("out", type=Path)
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    run(given.out) if given.what == "run" else show(given.out)
-
-
 if __name__ == "__main__":
-    main()
+    torch.set_num_threads(1)
+    run_or_show(__doc__, run, show)
