@@ -30,6 +30,7 @@ from expunge.models.stored import Stored, stored_of, write_module
 from expunge.models.tree_attention import most_on
 from expunge.primitives.class_scores import Head
 from expunge.runtime.atomic_files import open_to_readers
+from expunge.runtime.precision import full_precision
 
 if TYPE_CHECKING:
     from expunge.core.model import Batch
@@ -86,6 +87,7 @@ class LanguageModel(Network):
         return replace(made, stored=stored_of(source, module.config))
 
     @staticmethod
+    @full_precision()
     def of(module: Any, tokenizer: Any) -> LanguageModel:
         """From a module and a tokenizer in memory. Raises `ModelRefused` where it is no causal model of texts."""
         served = prepare(module)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from expunge.errors import ModelRefused
 from expunge.models.probe import FAILS
+from expunge.runtime.precision import full_precision
 from expunge.runtime.processes import barrier
 
 TOLERANCE = {"cpu": 1e-3, "cuda": 5e-2}
@@ -45,7 +46,7 @@ def refuse_misfit(name: str, module: Any, processor: Any, channels: int, classes
     pixels = given["pixel_values"]
     weights = next(module.parameters())
     try:
-        with torch.no_grad():  # see ImageClassifier._read
+        with torch.no_grad(), full_precision():  # see ImageClassifier._read
             pixels = pixels.to(weights.device, weights.dtype)
             together, again, *alone = (
                 scores_in(module(pixel_values=some)).float() for some in (pixels, pixels, *pixels.split(1))

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from expunge.models.decoding import ends, generate, greedy, score, spell
 from expunge.models.prefix_tree import pack
 from expunge.models.probe import ANY_LENGTH, FAILS, Texts, close
+from expunge.runtime.precision import full_precision
 from expunge.runtime.processes import barrier
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ def _is_right(network: LanguageModel, way: Way, longest: int, whole: Sequence[Se
     return known[way, longest] > 0
 
 
+@full_precision()
 def _scores_as_alone(network: LanguageModel, way: Way, begun: Sequence[tuple[int, ...]]) -> bool:
     seen: list[Tensor] = []
     try:
