@@ -10,7 +10,7 @@ convex   a linear classifier with an l2 penalty: how far are the class scores of
          network trained towards Newton's scores. Three seeds, which draw the pictures.
 klom     50 originals and 50 retrained multilayer perceptrons (64-64-10), which differ in their start and order: KLoM of
          nothing, of ascent and plain fine-tuning at the best rate tried, of oracle matching, of datamodel matching, and
-         of one half of the retrained models against the other (the floor).
+         of one half of the retrained models against the other (the floor). Beside it U-LiRA.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ from expunge.models.vision import ImageClassifier
 from expunge.objectives.ascent import Ascent
 from expunge.objectives.retain_nll import RetainNLL
 from expunge.primitives.klom import klom, margins
+from expunge.primitives.statistics import auc
+from expunge.primitives.ulira import ulira
 
 TRAINED, FORGOTTEN, CLASS, CLASSES, PIXELS, WIDTH = 1200, 60, 8, 10, 64, 64
 PENALTY = 1.0
@@ -309,13 +311,18 @@ def margins_of(models: Sequence[Model], parts: Parts) -> dict[str, Tensor]:
 
 
 def measured(models: Sequence[Model], oracles: dict[str, Tensor], parts: Parts) -> dict[str, Any]:
-    """95th percentile and mean of KLoM of each part, and how many of the forgotten are still right."""
+    """KLoM and U-LiRA of each part, as 95th percentile and mean, and how many of the forgotten are still right.
+
+    Beside U-LiRA stands an attack that has one threshold for all pictures: the AUC of the forgotten against unseen ones
+    by the margin, as a mean over models.
+    """
     found: dict[str, Any] = {}
     ours = margins_of(models, parts)
     for name, wanted in oracles.items():
-        each = klom(ours[name], wanted)
-        found |= {f"{name} p95": float(each.quantile(0.95)), f"{name} mean": float(each.mean())}
-    return found | {"right": float((ours["forget"] > 0).double().mean())}
+        for metric, each in (("", klom(ours[name], wanted)), (" ulira", ulira(ours[name], wanted))):
+            found |= {f"{name}{metric} p95": float(each.quantile(0.95)), f"{name}{metric} mean": float(each.mean())}
+    told = [auc(*both) for both in zip(ours["forget"].tolist(), ours["unseen"].tolist(), strict=True)]
+    return found | {"right": float((ours["forget"] > 0).double().mean()), "one threshold": sum(told) / len(told)}
 
 
 def ensembles(kind: str, seed: int) -> list[dict[str, Any]]:
@@ -385,9 +392,12 @@ def _klom_tables(found: Sequence[dict[str, Any]]) -> list[str]:
             cells = [
                 ", ".join(f"{row[f'{part} p95']:.2f} ({row[f'{part} mean']:.2f})" for row in its) for part in PARTS
             ]
-            lines.append([name, *cells, ", ".join(f"{row['right']:.2f}" for row in its)])
+            own = [row for row in its if "one threshold" in row]
+            attacked = ", ".join(f"{row['forget ulira p95']:.2f} ({row['forget ulira mean']:.2f})" for row in own)
+            plain = ", ".join(f"{row['one threshold']:.2f}" for row in own)
+            lines.append([name, *cells, ", ".join(f"{row['right']:.2f}" for row in its), attacked, plain])
         if lines:
-            head = ["", *PARTS, "forgotten still right"]
+            head = ["", *PARTS, "forgotten still right", "U-LiRA, forget", "one threshold"]
             made += [f"**KLoM, {kind}**: 95th percentile (mean), seed by seed.", _table(head, lines)]
     return made
 

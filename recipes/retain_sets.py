@@ -104,7 +104,7 @@ def retained(corpus: Corpus, choice: str, seed: int) -> Row:
         retain = chosen(choice, CHOICES[choice], corpus.original, request, size, seed)
     spent = time.process_time() - begun
     own = replace(request, retain=retain)
-    method = choose_method(default_method(True, True), "language").method.with_seed(seed)
+    method = choose_method(default_method("language", unseen=True), "language").method.with_seed(seed)
     after = method.fit(corpus.original, own)(corpus.original, own)
     return {"count": len(retain), "cpu": round(spent, 1), **asked_of(after, replace(request, retain=()))}
 

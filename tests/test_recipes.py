@@ -1,9 +1,11 @@
 """What the recipes stand on: the invented people, the rows that they keep, and how a table gets into a page."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "recipes"))
@@ -14,6 +16,11 @@ from calibration import targets  # noqa: E402
 from keeping import between, rows  # noqa: E402
 from people import PARAPHRASE, Groups, World  # noqa: E402
 from stability import agree, gains, gather, table, tuned  # noqa: E402
+from test_sets import yardstick  # noqa: E402
+from worlds import Trial  # noqa: E402
+
+from expunge import unlearn  # noqa: E402
+from tests.families import llama, text_request  # noqa: E402
 
 
 def test_sixty_people_and_six_of_them_to_forget_are_the_default():
@@ -137,3 +144,17 @@ def test_stand_ins_of_benchmarks_teach_what_is_asked_and_hold_back_what_must_be_
     right, wrong = ({p.prompt: p.answer for p in of} for of in (facts.first, facts.then))
     assert wrong.keys() <= right.keys()
     assert not [prompt for prompt, answer in wrong.items() if answer == right[prompt]]
+
+
+def test_the_yardstick_of_a_world_is_its_second_retrained_model():
+    original, retrained, again = llama(), llama(), llama()
+    for size, network in enumerate((retrained, again), 1):
+        for parameter in network.module.parameters():
+            parameter.data += 0.02 * size * torch.randn_like(parameter)
+    trial = Trial(original, text_request(4), retrained, again, audits="Choice, Loss")
+    row = yardstick(trial)
+    reference = unlearn(original, trial.request, "GradDiff(steps=1)", trial.audits, reference=again).findings
+    wanted = {f"{f.set}.{f.audit}": f.value for f in reference if f.model == "reference" and f.audit == "Loss"}
+    assert {name: row["after"][name] for name in wanted} == pytest.approx(wanted, abs=1e-4)
+    assert row["after"] != row["reference"] != row["before"]
+    assert yardstick(replace(trial, again=None)) is None
