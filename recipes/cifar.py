@@ -73,6 +73,7 @@ IN_BLOCKS = {
 """Methods whose adapter needs transformer blocks."""
 ROW = {name: EVERYWHERE[name] for name in ("GD", "LFSSD", "ours")}
 """Those that delete class after class."""
+AT_RANDOM = EVERYWHERE | IN_BLOCKS | {"Settle": "Settle", "DMM": "DatamodelMatching(oracle=DatamodelDirect())"}
 LEARN = "Train(learning_rate=1e-3, epochs=30, batch=64, schedule='cosine', weight_decay=0.05)"
 
 
@@ -91,6 +92,9 @@ FEW = Cifar(forget_class=GONE, train_pictures=1000, test_pictures=1000)
 WORLDS = {
     "resnet20": World("resnet20", FEW, EVERYWHERE),
     "vit": World("vit", replace(FEW, train_pictures=2000), EVERYWHERE | IN_BLOCKS, (0, 1, 2), ("vit-retrained",)),
+    "vit, random": World(
+        "vit", Cifar(task="random", train_pictures=2000, test_pictures=1000), AT_RANDOM, (0, 1, 2), ("vit-random",)
+    ),
     "in a row": World("resnet20", replace(FEW, task="continual", forget_class="ship,cat,truck"), ROW),
     "in a row, 4 a class": World(
         "resnet20", replace(FEW, task="continual", forget_class="ship,cat,truck", replay=4, no_replay="dog"), ROW
@@ -117,15 +121,14 @@ def make_models(data: Path, folder: Path) -> None:
         module = CifarResNetForImageClassification(CifarResNetConfig(3, num_labels=len(NAMES)))
         module.load_state_dict(load_file(data / "resnet_cifar10" / "resnet20.safetensors"))
         network_of(module).save(folder / "resnet20")
-    if not (folder / "vit-retrained").is_dir():
-        world = WORLDS["vit"].benchmark
-        blank = small_vit(0)
-        [stage] = world.stages(Data(data / "cifar10", world.home), blank)
-        for name, seed, pictures in (("vit", 0, stage.learnt), ("vit-retrained", 1, stage.sets["retain"])):
-            learnt: Any = parse(LEARN)
-            network = learnt.with_seed(seed)(small_vit(seed), Request(tuple(pictures)), tell).plain()
-            assert isinstance(network, Network)
-            network.save(folder / name)
+    for world in (WORLDS["vit"], WORLDS["vit, random"]):
+        [stage] = world.benchmark.stages(Data(data / "cifar10", world.benchmark.home), small_vit(0))
+        for name, seed, pictures in (("vit", 0, stage.learnt), (world.references[0], 1, stage.sets["retain"])):
+            if not (folder / name).is_dir():
+                learnt: Any = parse(LEARN)
+                network = learnt.with_seed(seed)(small_vit(seed), Request(tuple(pictures)), tell).plain()
+                assert isinstance(network, Network)
+                network.save(folder / name)
 
 
 def small_vit(seed: int) -> ImageClassifier:
