@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from expunge.errors import UsageRefused
@@ -43,10 +42,10 @@ def ulira(
             f"more: one is judged by the others."
         )
     one, other = (each.double().clamp(-CLIP, CLIP) for each in (unlearned, retrained))
-    return (_told(one, other, pooled) + _told(other, one, pooled)) / 2
+    return (_share_told_right(one, other, pooled) + _share_told_right(other, one, pooled)) / 2
 
 
-def _told(own: Tensor, others: Tensor, pooled: bool) -> Float[Tensor, " examples"]:
+def _share_told_right(own: Tensor, others: Tensor, pooled: bool) -> Float[Tensor, " examples"]:
     """The share of the own models that are likelier among their own kind, themselves left out."""
     n = len(own)
     mean = (own.sum(0) - own) / (n - 1)
