@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,11 @@ def keep(path: Path, row: dict[str, Any]) -> None:
     short = {key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()}
     print(path.stem, short, flush=True)
     add(path, [row])
+
+
+def table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """In Markdown."""
+    return "\n".join("| " + " | ".join(line) + " |" for line in (heads, ["---"] * len(heads), *lines))
 
 
 def between(page: Path, name: str, text: str) -> None:

@@ -23,7 +23,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from keeping import between, keep, rows, run_or_show
+from keeping import between, keep, rows, run_or_show, table
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -354,15 +354,14 @@ def run(out: Path) -> None:
                         keep(out, row)
 
 
+PARTS = ("forget", "retain", "unseen")
+
+
 def show(out: Path) -> None:
     """Both tables, in the page beside the rows' file."""
     found = list(rows(out))
     text = "\n\n".join([*_convex_tables(found), *_klom_tables(found)])
     between(out.with_suffix(".md"), "oracles", text)
-
-
-def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    return "\n".join("| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *lines))
 
 
 def _by_method(found: Sequence[dict[str, Any]], study: str, kind: str) -> dict[str, list[dict[str, Any]]]:
@@ -380,7 +379,7 @@ def _convex_tables(found: Sequence[dict[str, Any]]) -> list[str]:
             [name, *(", ".join(f"{row[part]:.4f}" for row in its) for part in ("forget", "retain", "unseen"))]
             for name, its in _by_method(found, "convex", kind).items()
         ]
-        made += [f"**Convex, {kind}**: RMSE of the class scores, seed by seed.", _table(["", *PARTS], lines)]
+        made += [f"**Convex, {kind}**: RMSE of the class scores, seed by seed.", table(["", *PARTS], lines)]
     return made
 
 
@@ -398,11 +397,8 @@ def _klom_tables(found: Sequence[dict[str, Any]]) -> list[str]:
             lines.append([name, *cells, ", ".join(f"{row['right']:.2f}" for row in its), attacked, plain])
         if lines:
             head = ["", *PARTS, "forgotten still right", "U-LiRA, forget", "one threshold"]
-            made += [f"**KLoM, {kind}**: 95th percentile (mean), seed by seed.", _table(head, lines)]
+            made += [f"**KLoM, {kind}**: 95th percentile (mean), seed by seed.", table(head, lines)]
     return made
-
-
-PARTS = ("forget", "retain", "unseen")
 
 
 if __name__ == "__main__":

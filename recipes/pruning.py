@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from keeping import between, keep, rows
+from keeping import between, keep, rows, table
 from mnist import Mnist, accuracy, cnn
 from oracles import BATCH, EPOCHS, MODELS, RATE, Parts, ensemble, logits_of, margins_of, measured, networks, starts
 from torch import Tensor
@@ -161,10 +161,6 @@ def by_name(found: Sequence[Row], key: str, names: Sequence[str]) -> list[list[s
         cells = [", ".join(f"{row[each]:.{0 if each == 'saved' else 2}f}" for row in mine) for each in names]
         lines.append([f"`{name}`" if name in SETTINGS else name, *cells])
     return lines
-
-
-def table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    return "\n".join("| " + " | ".join(line) + " |" for line in (heads, ["---"] * len(heads), *lines))
 
 
 def main() -> None:

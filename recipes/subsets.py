@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 from digits import Digits, trained
-from keeping import between, keep, rows
+from keeping import between, keep, rows, table
 from mnist import accuracy
 from sklearn.datasets import load_digits, make_moons
 
@@ -226,10 +226,6 @@ def show(path: Path) -> None:
 def cells(mine: Sequence[Row], *names: str, digits: int = 2) -> list[str]:
     """Of each column the numbers of all seeds."""
     return [", ".join(f"{row[name]:.{digits}f}" for row in mine if name in row) for name in names]
-
-
-def table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    return "\n".join("| " + " | ".join(line) + " |" for line in (heads, ["---"] * len(heads), *lines))
 
 
 def proof_table(found: Sequence[Row]) -> str:
