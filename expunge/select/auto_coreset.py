@@ -20,6 +20,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -30,6 +31,7 @@ from expunge.errors import UsageRefused
 from expunge.internals.examples import Pictured
 from expunge.internals.gradients import Slopes, loss
 from expunge.primitives.settings import check_least, check_seed
+from expunge.primitives.shuffle import shuffle_forever
 from expunge.select._coreset import Coreset, Costs, Search, Summary
 from expunge.select._kinds import Pool, Selection, Selector, losses_by_record
 
@@ -57,11 +59,13 @@ class AutoCoreset(Selector):
     """Steps of a fit: up the loss of the forget set and down that of the summary, by gradients of length 1."""
     reach: float = 0.05
     """How far the steps of a fit go together, as a share of the length of all weights."""
+    batch: int = 16
+    """Forget records in a step of a fit, and chosen ones; where there are fewer, a step reads them all."""
     seed: int = 0
     """Fixes the samples."""
 
     def __post_init__(self) -> None:
-        check_least(self, size=1, models=1, patience=1, draws=1, steps=1)
+        check_least(self, size=1, models=1, patience=1, draws=1, steps=1, batch=1)
         check_seed(self)
         if not 0 < self.reach < math.inf:
             raise UsageRefused(f"The `reach` of AutoCoreset must be positive and finite. Got {self.reach!r}.")
@@ -100,10 +104,15 @@ class AutoCoreset(Selector):
         now = network.fork(copy.deepcopy(network.module))
         slopes, weights = Slopes(now), dict(now.module.named_parameters())
         kept: Batch = [replace(e, weight=weight) for record, weight in held for e in record]  # type: ignore[type-var]
+        generator = torch.Generator().manual_seed(self.seed)
+        streams = [
+            (sign, min(self.batch, len(own)), shuffle_forever(own, generator))
+            for sign, own in ((-1.0, forget), (1.0, kept))
+        ]
         length = math.hypot(*(float(p.detach().norm()) for p in weights.values()))
         for _ in range(self.steps):
-            slopes.add(forget, loss, -1.0)
-            slopes.add(kept, loss)
+            for sign, count, stream in streams:
+                slopes.add(list(islice(stream, count)), loss, sign)
             gradient = dict(slopes.take())
             whole = math.hypot(*(float(slope.norm()) for slope in gradient.values())) or 1.0
             with torch.no_grad():

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 
 from expunge.core.model import Batch
 from expunge.core.request import Example, Request
+from expunge.primitives.shuffle import shuffle_forever
 from expunge.prune._kinds import Pruner
 from expunge.train.passes import Passes
 
@@ -30,7 +29,7 @@ class Batches:
         sets = {"forget": request.forget, "retain": request.retain, "stand_in": request.stand_in}
         self.pairs = _pairs(request)
         independent = [name for name, examples in sets.items() if examples and not (self.pairs and name == "stand_in")]
-        self.streams = {name: _shuffle_forever(sets[name], generator) for name in independent}
+        self.streams = {name: shuffle_forever(sets[name], generator) for name in independent}
         wanted = {"forget": batch, "retain": retain_batch, "stand_in": batch}
         self.counts = {name: min(wanted[name], len(sets[name])) for name in self.streams}
         if prune:
@@ -54,9 +53,3 @@ def _pairs(request: Request) -> dict[str, Example]:
     others = {example.id: example for example in request.stand_in}
     ids = {example.id for example in request.forget}
     return others if ids == set(others) and len(ids) == len(request.forget) == len(request.stand_in) else {}
-
-
-def _shuffle_forever(examples: tuple[Example, ...], generator: torch.Generator) -> Iterator[Example]:
-    while True:
-        for index in torch.randperm(len(examples), generator=generator).tolist():
-            yield examples[index]

@@ -1,6 +1,7 @@
 """Selectors: what is like the forget set comes first, by worked numbers and on tiny models; nothing else changes."""
 
 import math
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ from expunge.core.question import HiddenStates, Scores
 from expunge.core.request import Request
 from expunge.errors import DataRefused, UsageRefused
 from expunge.events import Note
-from expunge.internals.gradients import gradient, loss
+from expunge.internals.gradients import Slopes, gradient, loss
 from expunge.internals.states import log_odds
 from expunge.notation.parse import parse, plugins
 from expunge.select._kinds import flatten, losses_by_record, mean_by_record, take_turns
@@ -127,6 +128,21 @@ def test_a_fit_of_the_coreset_raises_the_loss_of_the_forget_set_and_moves_as_far
     assert moved / length == pytest.approx(0.03, rel=1e-3)
     losses = [float(loss(each.ask(Scores(), request.forget).detach())) for each in (network, after)]
     assert losses[1] > losses[0]
+
+
+def test_a_step_of_a_fit_reads_as_many_records_as_it_says_and_all_of_them_in_turn(monkeypatch):
+    network, request, records = llama(), text_request(), pool(5)
+    read = []
+    add = Slopes.add
+    monkeypatch.setattr(
+        Slopes, "add", lambda self, examples, *rest: read.append(examples) or add(self, examples, *rest)
+    )
+    made = AutoCoreset(size=5, steps=5, batch=2)
+    made._forget(network, request.forget, [(record, 1.0) for record in records])
+    forget, held = read[::2], read[1::2]
+    assert [len(each) for each in (*forget, *held)] == [2] * 10
+    assert Counter(e.id for step in held for e in step) == Counter(dict.fromkeys([r[0].id for r in records], 2))
+    assert {e.id for step in forget for e in step} == {e.id for e in request.forget}
 
 
 def test_training_reads_the_chosen_records_alone_by_their_weights_and_says_so():
