@@ -9,8 +9,9 @@ country    SmolLM2 forgets Japan. The corpus is TOFU's questions about the world
            that name what is forgotten; by hand are questions of the demo's own retain set. Asked: its neighbours, and
            general questions
 
-DATA is a folder with tofu. The method is the default; seeds are the author's and the method's. Products of matrices are
-rounded to bfloat16 where the processor is quicker so, in every row alike.
+DATA is a folder with tofu. The method is the default, on `library` for 60 steps of half the size, since its records are
+long; AutoCoreset fits fewer and shorter than by default, as it would take longer than the forgetting. Seeds are the
+author's and the method's. Products of matrices are rounded to bfloat16 where the processor is quicker so.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ CHOICES = {
     "by hand": "",
     "random 0": "",
     "Nearest": "Nearest(count={size})",
-    "AutoCoreset": "AutoCoreset(size={size}, seed={seed})",
+    "AutoCoreset": "AutoCoreset(size={size}, models=1, patience=2, steps=4, seed={seed})",
     "random 1": "",
     "all of the corpus": "",
 }
@@ -55,6 +56,13 @@ class Corpus:
     """Its retain set is the corpus; its probes are asked and never trained on."""
     by_hand: tuple[Example, ...]
     """A retain set that a person chose, which says how many the others may choose."""
+    method: str = default_method("language", unseen=True)
+
+
+SHORT = (
+    "Finetune(objective=TokenLevels() + RetainNLL() + 3.0 * RetainKL(), learning_rate=0.002, steps=60, batch=4, "
+    "retain_batch=8, schedule='linear', stop=None)"
+)
 
 
 def library(seed: int, places: Places) -> Corpus:
@@ -68,7 +76,7 @@ def library(seed: int, places: Places) -> Corpus:
         "neighbours": tuple(e for e, is_near in zip(asked, near, strict=True) if is_near),
         "rest": tuple(e for e, is_near in zip(asked, near, strict=True) if not is_near),
     }
-    return Corpus(original, replace(whole, retain=corpus, probes=probes), corpus[::10])
+    return Corpus(original, replace(whole, retain=corpus, probes=probes), corpus[::10], SHORT)
 
 
 FACTS = "japan|tokyo|rising sun|yen\\b|fuji|kyoto|osaka"
@@ -104,7 +112,7 @@ def retained(corpus: Corpus, choice: str, seed: int) -> Row:
         retain = chosen(choice, CHOICES[choice], corpus.original, request, size, seed)
     spent = time.process_time() - begun
     own = replace(request, retain=retain)
-    method = choose_method(default_method("language", unseen=True), "language").method.with_seed(seed)
+    method = choose_method(corpus.method, "language", seed).method
     after = method.fit(corpus.original, own)(corpus.original, own)
     return {"count": len(retain), "cpu": round(spent, 1), **asked_of(after, replace(request, retain=()))}
 
