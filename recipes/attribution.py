@@ -27,7 +27,8 @@ from oracles import MODELS, TRAINED, Parts, ensemble, margins_of, measured, scor
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from expunge import Request
+from expunge import Network, Request
+from expunge.core.model import network_of
 from expunge.core.question import LogProbabilities
 from expunge.data.images import Picture
 from expunge.edit.datamodel_direct import DatamodelDirect
@@ -43,15 +44,13 @@ TINY = 1e-2
 """A step so short that scores move along their slopes."""
 
 
-def steps(models: Sequence[ImageClassifier], request: Request) -> list[tuple[ImageClassifier, ImageClassifier]]:
+def steps(models: Sequence[ImageClassifier], request: Request) -> list[tuple[ImageClassifier, Network]]:
     """Each model, and where the datamodel's step takes it."""
     edit = DatamodelDirect(side=SIDE, damping=DAMPING)
-    return [(model, edit(model, request).plain()) for model in models]
+    return [(model, network_of(edit(model, request).plain(), "steps")) for model in models]
 
 
-def shift(
-    ends: Sequence[tuple[ImageClassifier, ImageClassifier]], asked: Sequence[Picture], multiplier: float
-) -> Tensor:
+def shift(ends: Sequence[tuple[ImageClassifier, Network]], asked: Sequence[Picture], multiplier: float) -> Tensor:
     """The mean change of the class scores by the step, times `multiplier`."""
     made = []
     for model, end in ends:
@@ -114,7 +113,8 @@ def attributions(model: ImageClassifier, learnt: Sequence[Picture], asked: Seque
     sketcher = Sketcher(model, SIDE, 0)
     ours, theirs = sketcher.sketch(learnt), sketcher.sketch(asked)
     doubt = 1 - model.ask(LogProbabilities(), learnt).log_probs.double().exp()
-    return doubt[:, None] * ours @ torch.linalg.solve(damp(ours.T @ ours, DAMPING), theirs.T)
+    solved: Tensor = torch.linalg.solve(damp(ours.T @ ours, DAMPING), theirs.T)
+    return doubt[:, None] * ours @ solved
 
 
 def matched(kind: str, seed: int, multiplier: float) -> Iterator[dict[str, Any]]:

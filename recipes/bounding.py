@@ -21,7 +21,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from calibration import TRIALS, Trial, between, keep, kept, knows, rows
+from calibration import TRIALS, Trial, kept, knows
+from keeping import between, keep, rows
 from people import World, trained
 
 from expunge import Adapted, Bounded, Finetune, LoRA, Network, Request, Stop, parse
@@ -159,6 +160,7 @@ def perform(setting: Setting, original: Network, request: Request) -> dict[str, 
         finite = False
     else:
         last = [event for event in events if isinstance(event, Checked)][-1]
+        assert isinstance(after, Adapted)
         found = {**ends(after, request), "forget": last.forget, "retain": last.retain}
     norms = [math.hypot(*event.gradient.values()) for event in events if isinstance(event, Step)]
     return {
@@ -284,7 +286,7 @@ def _beyond(these: list[dict[str, Any]], those: list[dict[str, Any]], key: str, 
     one, other = ([row[key] for row in of if row["finite"]] for of in (these, those))
     if not one or not other:
         return False
-    return min(one) > max(other) if above else max(one) < min(other)
+    return bool(min(one) > max(other) if above else max(one) < min(other))
 
 
 def _spread(found: list[float]) -> str:

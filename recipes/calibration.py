@@ -20,25 +20,27 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from keeping import between, keep, rows
-from people import ATTRIBUTES, Groups, World, trained
+from people import ATTRIBUTES, Groups, World, passages, trained
 
 from expunge import LogProbabilities, Network, Request, Text, parse
 from expunge.attack.relearn import Relearn
 from expunge.audits.linear_probe import LinearProbe
 from expunge.audits.loss_membership import LossMembership
 from expunge.audits.truth_ratio import TruthRatio
+from expunge.core.model import Batch, network_of
 from expunge.data.text import Passage
 from expunge.events import Event, Step
 from expunge.methods.finetune import Finetune
-from expunge.models.language import LanguageModel
 from expunge.models.open import open_network
 from expunge.primitives.statistics import ks
 from expunge.runtime.atomic_files import whole_folder
 from expunge.runtime.cached_model import CachedModel
 
+Row = dict[str, Any]
 VALUE = 3
 """The row of an answer that holds the value: first name, surname, attribute, value, full stop, end."""
 
@@ -179,18 +181,18 @@ def judged(network: Network, case: Case) -> dict[str, float]:
         "MIA": LossMembership()(model, request)[0].value,
         "relearn": relearnt(network, case),
         "probe": probed(network, case),
-        "said": says(network, request.forget),
+        "said": says(network, passages(request.forget)),
         "P": float(values(model, request.forget).exp().mean()),
     }
 
 
-def values(model: CachedModel, records: tuple[Passage, ...]) -> torch.Tensor:
+def values(model: CachedModel, records: Batch) -> torch.Tensor:
     """Log-probability of each record's value."""
     said = model.ask(LogProbabilities(), records)
     return torch.stack([rows[VALUE] for rows in said.split(said.log_probs)])
 
 
-def knows(model: CachedModel, records: tuple[Passage, ...]) -> float:
+def knows(model: CachedModel, records: Batch) -> float:
     """Share of records whose value scores highest, the words before it given."""
     said = model.ask(LogProbabilities(), records)
     return statistics.mean(float(rows[VALUE]) for rows in said.split(said.right.double()))
@@ -245,7 +247,7 @@ class Case:
         return Case(world, request, models, ratios)
 
 
-def kept(folder: Path, make: Callable[[], LanguageModel]) -> Network:
+def kept(folder: Path, make: Callable[[], Network]) -> Network:
     """A model from its folder; made and written there where it is missing."""
     if not folder.exists():
         with whole_folder(folder) as place:
@@ -285,11 +287,15 @@ def tried(trial: Trial, case: Case, seed: int, study: Study) -> dict[str, float]
             largest[0] = max(largest[0], *event.gradient.values())
 
     method = trial.method(seed, study.batch)
-    merged = method(case.models["original"], case.world.request(trial.stand_in), on_event).plain()
-    return {**judged(merged, case), "gradient": largest[0], "seconds": time.process_time() - start}
+    after = method(case.models["original"], case.world.request(trial.stand_in), on_event)
+    return {
+        **judged(network_of(after.plain(), trial.name), case),
+        "gradient": largest[0],
+        "seconds": time.process_time() - start,
+    }
 
 
-def shown(row: dict, method: str, seed: int, retrained: dict) -> dict:
+def shown(row: Row, method: str, seed: int, retrained: Row) -> Row:
     """The row with what `tools/docs.py` reads: what was tried, on what kind of model, and which targets it met."""
     if row["name"] == "retrained" or seed == TUNING:  # it meets its own level by definition; settings were chosen here
         return row
@@ -299,7 +305,7 @@ def shown(row: dict, method: str, seed: int, retrained: dict) -> dict:
 COLUMNS = ("acc", "para", "ret", "r_para", "FQ", "MIA", "relearn", "probe", "said")
 
 
-def targets(row: dict, retrained: dict) -> dict[str, bool]:
+def targets(row: Row, retrained: Row) -> dict[str, bool]:
     """The seven things that forgetting should look like (issue of calibrated forgetting)."""
     return {
         "acc": row["acc"] <= 0.10,
@@ -324,7 +330,7 @@ def show(folder: Path) -> None:
     print(page)
 
 
-Seed = dict[str, dict]
+Seed = dict[str, Row]
 """A seed's rows by name."""
 
 

@@ -17,12 +17,12 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from expunge import Bounded, Finetune, Inputs, LoRA, Network, Request, Stop
+from expunge import Bounded, Finetune, Inputs, LoRA, Model, Network, Request, Stop
 from expunge.core.adapter import Adapter
 from expunge.errors import RunFailed
 from expunge.events import Event, Step
@@ -118,7 +118,7 @@ def vision(seed: int) -> Case:
     return Case(trained(digits.train, seed), request, trained(rest, seed + 100), "Accuracy, Loss, LossMembership")
 
 
-def measure(model: Network, case: Case) -> dict[str, float]:
+def measure(model: Model, case: Case) -> dict[str, float]:
     """The case's audits of the forget set, the kept probe and membership."""
     asked = CachedModel(model)
     slim = Request(case.request.forget, holdout=case.request.holdout, probes=case.request.probes)
@@ -245,7 +245,7 @@ def plot(lines: list[dict[str, Any]], model: str, path: Path) -> None:
     from matplotlib.figure import Figure
 
     colours = {"LoRA": "#0072b2", "linear": "#d55e00", "sine": "#009e73"}
-    quantities = {
+    quantities: dict[str, Callable[[dict[str, Any], str], float]] = {
         "gradient norm": lambda s, t: s["gradient"][t],
         "size of the change (Frobenius)": lambda s, _: s["delta"]["frobenius"],
         "forget loss (nats)": lambda s, _: s["forget"],

@@ -37,6 +37,8 @@ from expunge.notation.parse import parse
 from expunge.run.choose import choose_method
 
 NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CLASSES: dict[str, Any] = {"num_labels": len(NAMES)}
+"""A setting that transformers takes and does not declare."""
 GONE = "ship"
 STEPS = "steps=60, batch=16, retain_batch=48, stop=None, norms=False"
 FULL = f"adapter=Full(), learning_rate=3e-4, {STEPS}"
@@ -134,8 +136,16 @@ def make_models(data: Path, folder: Path) -> None:
 def small_vit(seed: int) -> ImageClassifier:
     """Patches of 4, four blocks of width 64, with random weights."""
     torch.manual_seed(seed)
-    sizes = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 128}
-    return network_of(ViTForImageClassification(ViTConfig(image_size=32, patch_size=4, num_labels=10, **sizes)))
+    config = ViTConfig(
+        hidden_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=128,
+        image_size=32,
+        patch_size=4,
+        **CLASSES,
+    )
+    return network_of(ViTForImageClassification(config))
 
 
 def tell(event: Event) -> None:
@@ -205,7 +215,8 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     if asked.what == "run":
-        run(*asked.places, asked.only)
+        data, out = asked.places
+        run(data, out, asked.only)
     else:
         show(*asked.places)
 

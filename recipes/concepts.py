@@ -36,10 +36,13 @@ from expunge.audits._concept_vectors import remaining
 from expunge.audits.accuracy import Accuracy
 from expunge.audits.concept_inference import ConceptInference
 from expunge.audits.tcav import TCAV
+from expunge.core.model import Batch
 from expunge.data.images import Picture
 from expunge.internals.states import Inside
 from expunge.methods.poison import Poison
+from expunge.models.vision import ImageClassifier
 
+Row = dict[str, Any]
 SEEDS = (31, 32, 33)
 """Never used while the methods were written; seed 91 was, for the default of `Poison.learn`."""
 FORGOTTEN, DONOR = 8, 3
@@ -76,19 +79,20 @@ TRIPLES = 100
 # Poisoning
 
 
-def poisoning(digits: Mnist, original: Network, retrained: Network, seed: int) -> Iterator[dict[str, Any]]:
+def poisoning(digits: Mnist, original: ImageClassifier, retrained: ImageClassifier, seed: int) -> Iterator[Row]:
     """A row for each method, and one for each network that was only trained."""
     request = asked(digits)
     kept = 0.0
     for name, network in {"original": original, "retrained": retrained, "untrained": cnn(seed)}.items():
-        row = {"name": name, **judged(network, request, digits, relearn=name != "original")}
+        row: Row = {"name": name, **judged(network, request, digits, relearn=name != "original")}
         kept = row["A_retain"] if name == "original" else kept
         yield row
     for name, text in METHODS.items():
         begun = time.process_time()
         method = parse(text)
         assert isinstance(method, Poison)
-        after = replace(method, seed=seed, learn=replace(method.learn, seed=seed))(original, request)
+        after = replace(method, seed=seed, learn=method.learn.with_seed(seed))(original, request)
+        assert isinstance(after, ImageClassifier)
         cpu = time.process_time() - begun
         row = {"name": name, **judged(after, request, digits, relearn=name in ATTACKED), "cpu": round(cpu, 2)}
         # Evidence for Poison alone: a text that names what it is made of would be taken for evidence of that.
@@ -96,7 +100,7 @@ def poisoning(digits: Mnist, original: Network, retrained: Network, seed: int) -
         yield row | ({"method": text, "family": "CNN", "met": met(row, kept)} if told else {})
 
 
-def met(row: dict[str, Any], kept: float) -> dict[str, bool]:
+def met(row: Row, kept: float) -> dict[str, bool]:
     """The two targets, stated beforehand."""
     return {
         "A_test below 2 %": row["A_test"] < 0.02,
@@ -114,7 +118,7 @@ def asked(digits: Mnist) -> Request:
     return Request(cut[0], cut[1], probes={"forget_test": cut[2], "retain_test": cut[3]})
 
 
-def judged(network: Network, request: Request, digits: Mnist, relearn: bool) -> dict[str, float]:
+def judged(network: ImageClassifier, request: Request, digits: Mnist, relearn: bool) -> dict[str, float]:
     """Accuracies, what a probe of the 64 numbers tells, and what comes back."""
     found = {f.set: f.value for f in Accuracy()(network, request)}
     row = {"A_train": found["forget"], "A_test": found["forget_test"], "A_retain": found["retain_test"]}
@@ -125,7 +129,7 @@ def judged(network: Network, request: Request, digits: Mnist, relearn: bool) -> 
     return {name: round(value, 4) for name, value in row.items()}
 
 
-def probed(network: Network, digits: Mnist) -> float:
+def probed(network: ImageClassifier, digits: Mnist) -> float:
     """Share of the class's test pictures that a logistic probe, shown the true labels, calls the class."""
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500))
     probe.fit(features(network, digits.train).numpy(), [p.label for p in digits.train])
@@ -187,7 +191,7 @@ def shown(digits: Mnist, kind: int) -> Request:
     )
 
 
-def inference(digits: Mnist, network: Network, seed: int) -> Iterator[dict[str, Any]]:
+def inference(digits: Mnist, network: Network, seed: int) -> Iterator[Row]:
     """Which concepts each class rests on, and what taking them out costs beside random ones."""
     for kind, layer in itertools.product(CLASSES, LAYERS):
         begun = time.process_time()
@@ -236,7 +240,7 @@ def bottleneck(network: Network, layer: str, digits: Mnist, kind: int, known: di
 class Curve:
     """What is left of a class's log-odds as directions are taken out of its pictures' states, one after another."""
 
-    def __init__(self, network: Network, layer: str, others: Sequence[Picture], pictures: tuple[Picture, ...]) -> None:
+    def __init__(self, network: Network, layer: str, others: Batch, pictures: tuple[Picture, ...]) -> None:
         self.inside = Inside.of(network, layer)
         self.pictures = pictures
         self.states = self.inside.states(pictures).double().numpy()
@@ -265,7 +269,7 @@ class Curve:
         return float(np.trapezoid(heights) / len(directions))
 
 
-def significance(digits: Mnist, network: Network, seed: int) -> Iterator[dict[str, Any]]:
+def significance(digits: Mnist, network: Network, seed: int) -> Iterator[Row]:
     """TCAV of every concept, against ten random sets."""
     for kind in CLASSES:
         request = shown(digits, kind)
@@ -310,7 +314,7 @@ def show(path: Path) -> None:
     print("\n\n".join(parts))
 
 
-def poison_table(found: list[dict[str, Any]]) -> str:
+def poison_table(found: list[Row]) -> str:
     """A line for each method: medians over the seeds and their range, in percent."""
     columns = ("A_train", "A_test", "A_retain", "probe", "relearnt", "relearnt_retain")
     lines = [
@@ -332,7 +336,7 @@ def percent(values: list[float]) -> str:
     return middle if low == high else f"{middle} ({low}-{high})"
 
 
-def concept_table(found: list[dict[str, Any]]) -> str:
+def concept_table(found: list[Row]) -> str:
     """A line for each class, layer and seed."""
     lines = [
         "| class | layer | seed | top 3, nats of the whole | log-odds before | area, top 3 | random directions | below "
@@ -349,7 +353,7 @@ def concept_table(found: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def share_table(found: list[dict[str, Any]]) -> str:
+def share_table(found: list[Row]) -> str:
     """TCAV's shares, those that differ from random in bold."""
     lines = [
         "| class | random | " + " | ".join(found[0]["shares"]) + " |",
@@ -361,7 +365,7 @@ def share_table(found: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def bounds(found: list[dict[str, Any]]) -> Iterator[str]:
+def bounds(found: list[Row]) -> Iterator[str]:
     """What was asked, what every seed gave, and whether all of them met it."""
     told = {(row["name"], row["seed"]): row for row in found if "name" in row}
     seeds = sorted({seed for _, seed in told})

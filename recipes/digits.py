@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from sklearn.datasets import load_digits
@@ -15,12 +16,15 @@ from sklearn.model_selection import train_test_split
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
 from expunge import Finetune, Full, LogProbabilities, Network, Request, Stop
+from expunge.core.model import network_of
 from expunge.data.images import Picture
 from expunge.models.vision import ImageClassifier
 from expunge.objectives.retain_nll import RetainNLL
 
 FORGOTTEN = 8
 EPOCHS, BATCH = 40, 64
+CLASSES: dict[str, Any] = {"num_labels": 10}
+"""A setting that transformers takes and does not declare."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ def blank(seed: int) -> Network:
         image_size=8,
         patch_size=2,
         num_channels=1,
-        num_labels=10,
+        **CLASSES,
     )
     return ImageClassifier.of(ViTForImageClassification(config), processor())
 
@@ -79,7 +83,7 @@ def trained(pictures: tuple[Picture, ...], seed: int, epochs: int = EPOCHS) -> N
         seed=seed,
         norms=False,
     )
-    return method(blank(seed), Request(forget=pictures[:1], retain=pictures[1:])).plain()
+    return network_of(method(blank(seed), Request(forget=pictures[:1], retain=pictures[1:])).plain(), "digits.trained")
 
 
 if __name__ == "__main__":

@@ -20,9 +20,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from keeping import add, between, rows
+from people import tokens_of
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedTokenizerFast
 
@@ -30,7 +32,7 @@ from expunge import Request
 from expunge.adapters.full import Full
 from expunge.adapters.seuf import SEUF
 from expunge.core.adapter import Adapted, Adapter
-from expunge.core.model import Model, Network
+from expunge.core.model import Batch, Model, Network
 from expunge.core.objective import Objective
 from expunge.core.question import LogProbabilities, Routes, Scores
 from expunge.data.text import Passage
@@ -41,6 +43,7 @@ from expunge.models.language import LanguageModel
 from expunge.objectives.anchor import Anchor
 from expunge.objectives.ascent import Ascent
 
+Row = dict[str, Any]
 EXPERTS, TOP = 8, 2
 TARGET = 0.125
 """Share of the forgotten facts that may still be answered rightly: that of guessing among eight values."""
@@ -94,7 +97,7 @@ class World:
 
 
 def _fact(tokenizer: PreTrainedTokenizerFast, prompt: str, value: str) -> Passage:
-    asked, said = (tuple(tokenizer.convert_tokens_to_ids(text.split())) for text in (prompt, value))
+    asked, said = (tokens_of(tokenizer, text) for text in (prompt, value))
     return Passage(prompt.replace(" ", "-"), asked + said, len(asked), prompt, value, prompt, asked)
 
 
@@ -139,7 +142,7 @@ def trained(world: World, seed: int, parted: bool, steps: int = 300, batch: int 
 
 def _entropy(shares: torch.Tensor) -> torch.Tensor:
     """Of the last axis, in nats, averaged over the others."""
-    return -torch.special.xlogy(shares, shares).sum(-1).mean()
+    return -torch.xlogy(shares, shares).sum(-1).mean()
 
 
 # What is tried
@@ -165,7 +168,9 @@ class Trial:
             stop=Stop(level=None, max_retain_increase=None, every=steps),
             norms=False,
         )
-        return method(network, request)
+        made = method(network, request)
+        assert isinstance(made, Adapted)
+        return made
 
     def enough(self, network: Network, request: Request) -> tuple[int, Adapted]:
         """The first step, found by doubling and halving, after which the target is met (or the last); the network then.
@@ -198,18 +203,18 @@ def trials() -> list[Trial]:
     ]
 
 
-def right(model: Model, examples: tuple[Passage, ...]) -> float:
+def right(model: Model, examples: Batch) -> float:
     """Share of the facts whose value comes first among all words."""
     return float(model.ask(LogProbabilities(), examples).right.double().mean())
 
 
-def overlap(before: Model, after: Model, examples: tuple[Passage, ...]) -> list[float]:
+def overlap(before: Model, after: Model, examples: Batch) -> list[float]:
     """For each block the share of a token's top experts that are the same as before, averaged over tokens."""
     (was,), (now,) = list(read_routes(before, examples)), list(read_routes(after, examples))
     return [float(same) for same in (was.taken & now.taken).double().sum(-1).mean(0) / TOP]
 
 
-def row(name: str, steps: int, trial: Trial, after: Adapted, before: Network, request: Request, layer: int) -> dict:
+def row(name: str, steps: int, trial: Trial, after: Adapted, before: Network, request: Request, layer: int) -> Row:
     """What one run left."""
     each = overlap(before, after, request.forget)
     return {
@@ -224,7 +229,7 @@ def row(name: str, steps: int, trial: Trial, after: Adapted, before: Network, re
     }
 
 
-def studied(seed: int, parted: bool, tried: list[Trial]) -> Iterator[dict]:
+def studied(seed: int, parted: bool, tried: list[Trial]) -> Iterator[Row]:
     """The rows of one mixture."""
     world = World.drawn(seed)
     network, request = trained(world, seed, parted), world.request()
@@ -274,7 +279,7 @@ def run(path: Path, seeds: list[int], tried: list[Trial]) -> None:
 COLUMNS = ("forget", "retain", "overlap", "overlap there", "steps")
 
 
-def tables(found: list[dict]) -> Iterator[str]:
+def tables(found: list[Row]) -> Iterator[str]:
     """For either kind of mixture a table, and the four points read from it."""
     for parted, title in ((True, "Routers taught to part the topics"), (False, "Routers as they were learnt")):
         mine = [each for each in found if each["parted"] == parted]
@@ -296,7 +301,7 @@ def tables(found: list[dict]) -> Iterator[str]:
         yield ""
 
 
-def points(mine: list[dict], before: list[dict]) -> Iterator[str]:
+def points(mine: list[Row], before: list[Row]) -> Iterator[str]:
     """The four points of the proof, each with its figures and whether it holds."""
     by = {name: [each for each in mine if each["name"] == name] for name in (ALL, ONE, HELD, OTHER)}
     shares = [each["share"] for each in before]
@@ -364,7 +369,7 @@ def show(path: Path) -> None:
     print(RESULTS, shown)
 
 
-def evidence(found: list[dict]) -> Iterator[dict]:
+def evidence(found: list[Row]) -> Iterator[Row]:
     """The points of the proof that each parted mixture met, for the table of docs/methods.md (see `tools/docs.py`)."""
     for seed in sorted({each["seed"] for each in found}):
         mine = {each["name"]: each for each in found if each["seed"] == seed and each["parted"]}

@@ -29,8 +29,10 @@ from keeping import between, keep, rows
 from sklearn.datasets import load_digits
 from sklearn.neighbors import kneighbors_graph
 
-from expunge import Method, Model, Request, parse
+from expunge import Method, Model, Network, Request, parse
+from expunge.core.model import network_of
 from expunge.core.question import LogProbabilities, Scores
+from expunge.core.request import Example
 from expunge.data.graphs import GraphExample, GraphRecord, KnownGraph, encode_for, read_graph
 from expunge.internals.graphs import Graph
 from expunge.models.graph import GraphNetwork
@@ -83,11 +85,14 @@ class Trial:
     request: Request
     """`test` and, of links, `apart` are probes."""
 
-    def learnt(self, network: GraphNetwork, examples: Sequence[GraphExample], seed: int) -> Model:
+    def learnt(self, network: GraphNetwork, examples: Sequence[Example], seed: int) -> Model:
         """A network that has learnt the examples."""
         epochs = LEARN.get((self.part, self.data), NODES) * 1024 / max(1024, len(examples))
-        method = f"Train(learning_rate=0.01, epochs={epochs}, batch=1024, schedule='constant', weight_decay=0.0005)"
-        return parse(method).with_seed(seed)(network, Request(tuple(examples))).plain()
+        method = parse(
+            f"Train(learning_rate=0.01, epochs={epochs}, batch=1024, schedule='constant', weight_decay=0.0005)"
+        )
+        assert isinstance(method, Method)
+        return method.with_seed(seed)(network, Request(tuple(examples))).plain()
 
 
 def links(data: str, known: KnownGraph, seed: int) -> Trial:
@@ -131,10 +136,9 @@ def nodes(data: str, known: KnownGraph, seed: int) -> Trial:
         records = [GraphRecord(line, (node,), True, known) for line, node in enumerate(some, start=1)]
         return encode_for(records, blank(seed=seed), HERE)
 
-    given = {name: encode(some) for name, some in sets.items()}
-    return Trial(
-        "nodes", data, lambda drawn: blank(seed=drawn), Request(**given, probes={"test": encode(order[learnt + few :])})
-    )
+    forget, retain, holdout = map(encode, sets.values())
+    request = Request(forget, retain, holdout, probes={"test": encode(order[learnt + few :])})
+    return Trial("nodes", data, lambda drawn: blank(seed=drawn), request)
 
 
 def models(trial: Trial, seed: int, wanted: Sequence[str]) -> Iterator[tuple[str, Model, float]]:
@@ -162,7 +166,7 @@ def models(trial: Trial, seed: int, wanted: Sequence[str]) -> Iterator[tuple[str
             yield name, *timed(partial(forget, method, left, request))
     still = choose_method("D2DGN", "graph").method(original, request).plain()
     yield "D2DGN, deleted left in the graph", still.without(request.forget), 0.0
-    yield "no weights", zeroed(left), 0.0
+    yield "no weights", zeroed(network_of(left, "zeroed")), 0.0
 
 
 def forget(method: Method, network: Model, request: Request) -> Model:
@@ -170,7 +174,7 @@ def forget(method: Method, network: Model, request: Request) -> Model:
     return method(network, request).plain()
 
 
-def zeroed(network: GraphNetwork) -> GraphNetwork:
+def zeroed(network: Network) -> Network:
     """The network whose weights are all 0."""
     module = copy.deepcopy(network.module)
     with torch.no_grad():
@@ -182,12 +186,18 @@ def zeroed(network: GraphNetwork) -> GraphNetwork:
 # What is measured
 
 
+def linked_ends(example: Example) -> bool:
+    """Whether a pair is linked."""
+    assert isinstance(example, GraphExample)
+    return example.labels == (1,)
+
+
 def ask_links(model: Model, request: Request, seed: int) -> Row:
     """AUC_t, AUC_f and what else is asked of links."""
     score = {name: model.ask(Scores(), some).logits[:, 1] for name, some in request.sets().items()}
-    linked = score["retain"][torch.tensor([example.labels == (1,) for example in request.retain])]
+    linked = score["retain"][torch.tensor([linked_ends(example) for example in request.retain])]
     few = linked[torch.randperm(len(linked), generator=torch.Generator().manual_seed(seed))[:500]]
-    values = {name: some.numpy() for name, some in {**score, "few": few}.items()}
+    values = {name: some.tolist() for name, some in {**score, "few": few}.items()}
     return {
         "auc_t": auc(values["test"], values["apart"]),
         "auc_f": auc(values["few"], values["forget"]),
@@ -205,7 +215,7 @@ def ask_nodes(model: Model, request: Request, retrained: Model) -> Row:
     return {
         **{f"right_{name}": float(reply.right.float().mean()) for name, reply in said.items()},
         **{f"loss_{name}": -float(reply.log_probs.mean()) for name, reply in said.items()},
-        "member": auc(said["forget"].log_probs.numpy(), said["holdout"].log_probs.numpy()),
+        "member": auc(said["forget"].log_probs.tolist(), said["holdout"].log_probs.tolist()),
         "kl": float((wanted.exp() * (wanted - now)).sum(-1).mean()),
     }
 

@@ -13,7 +13,9 @@ import importlib.util
 import io
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import torch
@@ -24,6 +26,7 @@ from transformers import Dinov2Config, Dinov2ForImageClassification, ViTImagePro
 from worlds import Places, Trial, kept
 
 from expunge import Finetune, Full, Network, Request, Stop
+from expunge.core.model import Batch, network_of
 from expunge.data.images import Picture
 from expunge.models.cifar_resnet import CifarResNetConfig, CifarResNetForImageClassification
 from expunge.models.vision import ImageClassifier
@@ -42,7 +45,7 @@ def digits(seed: int, places: Places) -> Trial:
         for which in (True, False)
     )
     original, retrained, again = (
-        kept(folder / name, lambda part=part, k=k: trained_digits(part, 10 * seed + k))
+        kept(folder / name, partial(trained_digits, part, 10 * seed + k))
         for k, (name, part) in enumerate({"original": data.train, "retrained": stays[0], "again": stays[0]}.items())
     )
     request = Request(gone[0], stays[0], probes={"forget_unseen": gone[1], "unseen": stays[1]})
@@ -105,7 +108,7 @@ def vit(seed: int, places: Places) -> Trial:
     )
     request, folder = samples(train, test, seed, 100, 200), places.models / f"vit-{seed}"
     original, retrained, again = (
-        kept(folder / name, lambda part=part, k=k: tuned(dinov2(), part, 10 * seed + k))
+        kept(folder / name, partial(tuned_dinov2, part, 10 * seed + k))
         for k, (name, part) in enumerate(
             {"original": train, "retrained": request.retain, "again": request.retain}.items()
         )
@@ -113,7 +116,11 @@ def vit(seed: int, places: Places) -> Trial:
     return Trial(original, request, retrained, again, IMAGE_AUDITS)
 
 
-def tuned(network: Network, pictures: Sequence[Picture], seed: int, steps: int = 160) -> Network:
+def tuned_dinov2(pictures: Batch, seed: int) -> Network:
+    return tuned(dinov2(), pictures, seed)
+
+
+def tuned(network: Network, pictures: Batch, seed: int, steps: int = 160) -> Network:
     """All weights, by AdamW (1e-4) in batches of 32."""
     method = Finetune(
         objective=RetainNLL(),
@@ -128,8 +135,10 @@ def tuned(network: Network, pictures: Sequence[Picture], seed: int, steps: int =
         seed=seed,
         norms=False,
     )
-    unread = Picture("blank", torch.zeros_like(pictures[0].pixels), 0, "blank")  # a request has a forget set
-    return method(network, Request(forget=(unread,), retain=tuple(pictures))).plain()
+    first = pictures[0]
+    assert isinstance(first, Picture)
+    unread = Picture("blank", torch.zeros_like(first.pixels), 0, "blank")  # a request has a forget set
+    return network_of(method(network, Request(forget=(unread,), retain=tuple(pictures))).plain(), "tuned")
 
 
 RENAMED = {
@@ -165,7 +174,8 @@ def dinov2() -> ImageClassifier:
     for old, new in RENAMED.items():
         weights = {name.replace(old, new): value for name, value in weights.items()}
     torch.manual_seed(0)
-    config = Dinov2Config(hidden_size=384, num_attention_heads=6, image_size=518, patch_size=14, num_labels=CLASSES)
+    labels: dict[str, Any] = {"num_labels": CLASSES}  # transformers takes it and does not declare it
+    config = Dinov2Config(hidden_size=384, num_attention_heads=6, image_size=518, patch_size=14, **labels)
     module = Dinov2ForImageClassification(config)
     missing, unknown = module.dinov2.load_state_dict(weights, strict=False)
     if missing or unknown:

@@ -21,6 +21,7 @@ from keeping import between, keep, rows
 from worlds import EDGE, EDGES, Places, contracts
 
 from expunge import Network, Request
+from expunge.core.model import network_of
 from expunge.notation.parse import parse
 from expunge.run.choose import choose_method, default_method
 from expunge.runtime.cached_model import CachedModel
@@ -66,7 +67,7 @@ def requests(network: Network, whole: Request, parts: dict[str, Any], way: str) 
         earlier = [e for name in names[:number] for e in parts[name]] if way == WAYS[1] else []
         retain = [e for name in names[number + 1 :] for e in parts[name]]
         request = replace(whole, forget=(*parts[names[number]], *earlier), retain=tuple(retain), probes={})
-        network = method.fit(network, request)(network, request).plain()
+        network = network_of(method.fit(network, request)(network, request).plain(), "requests")
         for place in range(number + 1):
             about = replace(whole, forget=parts[names[place]], retain=tuple(retain), probes={})
             made.append({"after": number + 1, "contract": place + 1, **read(network, about)})

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,8 @@ from expunge.objectives.retain_nll import RetainNLL
 
 TEST = 1000
 CLASSES, SIDE = 10, 28
+SHAPE: dict[str, Any] = {"num_channels": 1, "num_labels": CLASSES}
+"""Of both networks' configurations, which take the number of classes and do not declare it."""
 MEAN, DEVIATION = 0.1307, 0.3081
 """Of all pixels of MNIST, from 0 to 1."""
 
@@ -73,7 +75,7 @@ class SmallCNN(PreTrainedModel):
             nn.Linear(32 * 7 * 7, 64),
             nn.ReLU(),
         )
-        self.classifier = nn.Linear(64, config.num_labels)
+        self.classifier = nn.Linear(64, CLASSES)
 
     def forward(self, pixel_values: Tensor) -> Any:
         return SimpleNamespace(logits=self.classifier(self.body(pixel_values)))
@@ -82,7 +84,7 @@ class SmallCNN(PreTrainedModel):
 def cnn(seed: int) -> ImageClassifier:
     """The untrained CNN of 105,866 parameters; torch's own start."""
     torch.manual_seed(seed)
-    return ImageClassifier.of(SmallCNN(_Config(num_labels=CLASSES, num_channels=1)), None)
+    return ImageClassifier.of(SmallCNN(_Config(**SHAPE)), None)
 
 
 def small_vit(seed: int) -> ImageClassifier:
@@ -95,8 +97,7 @@ def small_vit(seed: int) -> ImageClassifier:
         intermediate_size=96,
         image_size=SIDE,
         patch_size=7,
-        num_channels=1,
-        num_labels=CLASSES,
+        **SHAPE,
     )
     return ImageClassifier.of(ViTForImageClassification(config), None)
 
@@ -107,7 +108,7 @@ def trained(
     seed: int,
     epochs: int = 15,
     objective: Objective | None = None,
-    schedule: str = "constant",
+    schedule: Literal["constant", "linear", "cosine"] = "constant",
 ) -> ImageClassifier:
     """The network after training on `pictures` by Adam (1e-3, batches of 64); `objective` reads them as retain set."""
     steps = epochs * len(pictures) // 64
@@ -124,13 +125,16 @@ def trained(
         norms=False,
     )
     unread = Picture("blank", torch.zeros_like(pictures[0].pixels), 0, "blank")  # a request has a forget set
-    return method(network, Request(forget=(unread,), retain=tuple(pictures))).plain()
+    made = method(network, Request(forget=(unread,), retain=tuple(pictures))).plain()
+    assert isinstance(made, ImageClassifier)
+    return made
 
 
 def features(network: ImageClassifier, pictures: Sequence[Picture]) -> Tensor:
     """[pictures, 64]: what the CNN's last layer reads of each, without gradients."""
     with torch.inference_mode():
-        return network.module.body(torch.stack([picture.pixels for picture in pictures]))
+        states: Tensor = network.module.body(torch.stack([picture.pixels for picture in pictures]))
+    return states
 
 
 def accuracy(network: Network, pictures: Sequence[Picture]) -> float:

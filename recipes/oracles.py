@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from keeping import between, keep, rows, run_or_show, table
@@ -47,6 +47,8 @@ from expunge.primitives.statistics import auc
 from expunge.primitives.ulira import ulira
 
 TRAINED, FORGOTTEN, CLASS, CLASSES, PIXELS, WIDTH = 1200, 60, 8, 10, 64, 64
+SHAPE: dict[str, Any] = {"num_channels": 1, "num_labels": CLASSES}
+"""What the configuration says; transformers takes both and declares neither."""
 PENALTY = 1.0
 """Of the squared weights, half of it, beside the sum of the losses: scikit-learn's default, C = 1."""
 MODELS, EPOCHS, BATCH, RATE = 50, 30, 60, 3e-3
@@ -103,7 +105,8 @@ class Pixels(PreTrainedModel):
 
 
 def network(body: nn.Module, head: nn.Linear) -> ImageClassifier:
-    return ImageClassifier.of(Pixels(_Config(num_labels=CLASSES, num_channels=1), body, head).eval(), None)
+    module: PreTrainedModel = Pixels(_Config(**SHAPE), body, head)
+    return ImageClassifier.of(module.eval(), None)
 
 
 def scores(model: Model, pictures: Sequence[Picture]) -> Tensor:
@@ -269,8 +272,8 @@ class Retrained(Method):
         return Mean(self.models)
 
 
-def tuned(objective: Objective | None, rate: float, epochs: float, of: str) -> Finetune:
-    more = {} if objective is None else {"objective": objective}
+def tuned(objective: Objective | None, rate: float, epochs: float, of: Literal["forget", "retain"]) -> Finetune:
+    more: dict[str, Any] = {} if objective is None else {"objective": objective}
     return Finetune(
         **more,
         adapter=Full(),

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from expunge import Request, Scores
+from expunge.core.request import Example
 from expunge.data.text import Passage
 from expunge.models.language import LanguageModel
 
@@ -139,17 +140,17 @@ class World:
         return tuple(self.ask(p, a, t) for p in people for a in ATTRIBUTES for t in templates)
 
     def _passage(self, which: str, prompt: str, answer: str) -> Passage:
-        asked, said = (tuple(self.tokenizer.convert_tokens_to_ids(text.split())) for text in (prompt, answer))
+        asked, said = (tokens_of(self.tokenizer, text) for text in (prompt, answer))
         return Passage(which, asked + said, len(asked), prompt, answer, prompt, asked)
 
     def request(self, stand_in: str = "refusal") -> Request:
         """What the study forgets, retains, and asks; stand-ins are refusals, other values, or twins."""
-        others = {
+        ways: dict[str, Callable[[int, str], Passage]] = {
             "refusal": lambda p, a: self.refuse(p, a, 0),
             "other": lambda p, a: self.other(p, a, 0),
             "twin": lambda p, a: self.ask(p, a, 0, as_person=self.groups.twins[p * 4]),
-        }[stand_in]
-        who = self.groups
+        }
+        others, who = ways[stand_in], self.groups
         return Request(
             forget=self.asks(who.forget, [0]),
             retain=self.asks(who.retain, [0]),
@@ -166,6 +167,20 @@ class World:
         people = [*self.groups.retain, *(self.groups.forget if forgotten else ())]
         half = self.groups.retain[: self.groups.retained // 2]
         return [*self.asks(people, range(PARAPHRASE)), *self.asks(half, [PARAPHRASE])]
+
+
+def tokens_of(tokenizer: PreTrainedTokenizerFast, text: str) -> tuple[int, ...]:
+    """A token for each word of a text."""
+    found = tokenizer.convert_tokens_to_ids(text.split())
+    assert isinstance(found, list)
+    return tuple(found)
+
+
+def passages(examples: Sequence[Example]) -> tuple[Passage, ...]:
+    """The same examples, which are texts; a request holds examples of any kind."""
+    texts = tuple(each for each in examples if isinstance(each, Passage))
+    assert len(texts) == len(examples)
+    return texts
 
 
 def llama(words: int, longest: int) -> PreTrainedModel:

@@ -25,6 +25,7 @@ import torch
 from digits import Digits, trained
 from image_worlds import cifar, cifar_resnet
 from keeping import between, keep, rows
+from people import passages
 from transformers import MixtralConfig, MixtralForCausalLM
 from worlds import KNOWN, PER_AUTHOR, UNSEEN, kept, learnt, read, tofu
 
@@ -109,7 +110,7 @@ class Cases:
             stand_in=stand_ins(known, STAND_INS.get(name, "refusals")),
             paraphrase=tofu(known[:PER_AUTHOR], "paraphrase", again=True),
         )
-        records = (*request.forget, *request.retain)
+        records = passages((*request.forget, *request.retain))
         network = kept(self.models / "authors-0" / "original", lambda: learnt(base, records, 0, 260, 3e-3))
         assert isinstance(network, LanguageModel)
         return Case(with_experts(network) if name == "SEUF" else network, request, TEXT_AUDITS)

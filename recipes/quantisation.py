@@ -15,18 +15,22 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import torch
 from bounding import MODELS, PAGE
-from calibration import TRIALS, Trial, between, keep, kept, knows, rows, values
+from calibration import TRIALS, Trial, kept, knows, values
+from keeping import between, keep, rows
 from people import World, trained
 
 from expunge import Full, Network, Request
 from expunge.attack.quantize import Quantize
 from expunge.core.adapter import Adapter
+from expunge.core.model import network_of
 from expunge.runtime.cached_model import CachedModel
 
 SEEDS = (1, 2, 3)
@@ -61,7 +65,7 @@ class Matrices(Adapter):
     def merge(self, adapted: Network) -> Network:
         return Full().merge(adapted)
 
-    def deltas(self, adapted: Network, before: Network):  # noqa: ANN201 (as Full says it)
+    def deltas(self, adapted: Network, before: Network) -> Iterator[tuple[str, torch.Tensor]]:
         return Full().deltas(adapted, before)
 
     def save(self, adapted: Network, folder: Path) -> None:
@@ -85,12 +89,12 @@ def cases(seed: int, world: World) -> dict[str, Callable[[], tuple[Network, Netw
         kept(MODELS / f"{seed}-{name}", partial(trained, world, saw, seed + add))
         for name, saw, add in (("original", True, 0), ("retrained", False, 1000))
     )
-    rounded = Quantize(4)(original, world.request())
+    rounded = network_of(Quantize(4)(original, world.request()), "cases")
 
     def forgets(trial: Trial, adapter: Adapter | None, start: Network) -> tuple[Network, Network]:
         method = trial.method(seed)
         method = replace(method, adapter=adapter) if adapter else method
-        return method(start, world.request(trial.stand_in)).plain(), start
+        return network_of(method(start, world.request(trial.stand_in)).plain(), trial.objective), start
 
     return {
         "original": lambda: (original, original),
@@ -136,7 +140,7 @@ SHOWN |= {"retain, 4 bits": "ret4", "equal codes": "equal"}
 
 def show(path: Path) -> None:
     """Write the table between its marks."""
-    found: dict[str, list[dict]] = {}
+    found: dict[str, list[dict[str, Any]]] = {}
     for row in rows(path):
         found.setdefault(row["case"], []).append(row)
     lines = [f"| case | {' | '.join(SHOWN)} | asked: met in so many seeds |", "|---" * (len(SHOWN) + 2) + "|"]

@@ -10,6 +10,7 @@ The world is that of `recipes/people.py`: sixty people, of whom six are forgotte
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from keeping import between, keep, rows
@@ -21,7 +22,13 @@ from expunge.core.request import Example
 from expunge.data.text import Passage
 
 PAGE = Path(__file__).parent.parent / "docs" / "recurrent.md"
-SIZES = {"hidden_size": 96, "num_hidden_layers": 2, "eos_token_id": 0, "bos_token_id": None, "pad_token_id": None}
+SIZES: dict[str, Any] = {
+    "hidden_size": 96,
+    "num_hidden_layers": 2,
+    "eos_token_id": 0,
+    "bos_token_id": None,
+    "pad_token_id": None,
+}
 STEPS, BATCH, RATE = 300, 32, 5e-3
 AUDITS = "Choice(), Loss(), LossMembership(), MinK()"
 COLUMNS = {

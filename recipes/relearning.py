@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,8 +23,9 @@ from calibration import kept, knows
 from keeping import between, keep, rows
 from people import ATTRIBUTES, World, trained
 
-from expunge import Network, Request, parse
+from expunge import Method, Network, Request, parse
 from expunge.attack.relearn import Relearn
+from expunge.core.model import network_of
 from expunge.runtime.cached_model import CachedModel
 
 SEEDS = (1, 2, 3)
@@ -53,16 +55,25 @@ def run(out: Path, models: Path) -> None:
             for name, saw, add in (("original", True, 0), ("retrained", False, 1000))
         )
         request = world.request()
-        made = {"original": lambda _, o=original: o, "retrained": lambda _, r=retrained: r}
-        made |= {name: partial(unlearnt, method, original, request) for name, method in METHODS.items()}
+        made: dict[str, Callable[[int], Network]] = {
+            "original": partial(untouched, original),
+            "retrained": partial(untouched, retrained),
+            **{name: partial(unlearnt, method, original, request) for name, method in METHODS.items()},
+        }
         for name, make in made.items():
             if (seed, name) not in done:
                 keep(out, {"seed": seed, "model": name, **look(make(seed), request)})
 
 
+def untouched(network: Network, _: int) -> Network:
+    return network
+
+
 def unlearnt(method: str, original: Network, request: Request, seed: int) -> Network:
     plan = parse(method)
-    return (plan.with_seed(seed) if method.startswith("Finetune") else plan)(original, request).plain()
+    assert isinstance(plan, Method)
+    made = (plan.with_seed(seed) if method.startswith("Finetune") else plan)(original, request)
+    return network_of(made.plain(), method)
 
 
 def look(network: Network, request: Request) -> dict[str, float]:

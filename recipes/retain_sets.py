@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 from keeping import between, keep, rows
+from people import passages
 from selecting import ASKED, Row, asked_of, chosen, similar, spread
 from worlds import Places, country, library_model, library_request, read, tofu
 
@@ -67,7 +68,7 @@ SHORT = (
 
 def library(seed: int, places: Places) -> Corpus:
     whole = library_request(seed, places)
-    original = library_model("original", (*whole.forget, *whole.retain), 0, places)
+    original = library_model("original", passages((*whole.forget, *whole.retain)), 0, places)
     corpus, asked = whole.retain[::2], whole.retain[1::2]
     alike = similar(asked, whole.forget).max(1)
     near = alike >= np.median(alike)

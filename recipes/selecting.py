@@ -21,7 +21,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -34,11 +34,13 @@ from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
 from worlds import Places, Trial, authors, people
 
-from expunge import Network, Request, parse
-from expunge.data.text import Passage
+from expunge import Model, Network, Request, parse
+from expunge.core.audit import Audit
+from expunge.core.request import Example
 from expunge.notation.parse import parse_list
 from expunge.primitives.statistics import mean_interval
 from expunge.run.choose import choose_method, default_method
+from expunge.select._kinds import Selector
 from expunge.select.auto_coreset import AutoCoreset
 
 PAGE = Path(__file__).parent.parent / "docs" / "selecting.md"
@@ -63,7 +65,7 @@ class Logistic:
 
     def costs(self, model: LogisticRegression) -> np.ndarray:
         """Of every record; a class that the model never saw has the probability 1e-300."""
-        penalty = 0.5 * (model.coef_**2).sum() / self.c / len(self.y)
+        penalty: float = 0.5 * (model.coef_**2).sum() / self.c / len(self.y)
         known = {kind: place for place, kind in enumerate(model.classes_)}
         said = model.predict_proba(self.x)
         right = [said[k, known[y]] if y in known else 0.0 for k, y in enumerate(self.y)]
@@ -71,6 +73,14 @@ class Logistic:
 
     def __call__(self, places: np.ndarray, weights: np.ndarray) -> np.ndarray:
         return self.costs(self.fit(places, weights))
+
+
+SUMMARIES: tuple[tuple[int, Literal["importance", "caratheodory"]], ...] = (
+    (50, "importance"),
+    (100, "importance"),
+    (200, "importance"),
+    (200, "caratheodory"),
+)
 
 
 def coresets(seed: int) -> Iterator[Row]:
@@ -81,7 +91,7 @@ def coresets(seed: int) -> Iterator[Row]:
         scaler = StandardScaler().fit(x)
         cost = Logistic(scaler.transform(x), y, c)
         best = float(cost(np.arange(len(y)), np.ones(len(y))).sum())
-        for size, summary in ((50, "importance"), (100, "importance"), (200, "importance"), (200, "caratheodory")):
+        for size, summary in SUMMARIES:
             begun = time.process_time()
             found = AutoCoreset(size=size, seed=seed, summary=summary).search(cost, len(y), y)
             spent = time.process_time() - begun
@@ -141,17 +151,18 @@ def similar(some: Sequence[Any], others: Sequence[Any]) -> np.ndarray:
     """Cosines of weighted counts of words, which know nothing of the model."""
     said = [f"{e.question} {e.answer}" for e in (*some, *others)]
     counts = TfidfVectorizer().fit_transform(said)
-    return (counts[: len(some)] @ counts[len(some) :].T).toarray()
+    cosines: np.ndarray = (counts[: len(some)] @ counts[len(some) :].T).toarray()
+    return cosines
 
 
 @dataclass(frozen=True)
 class Split:
     """A world's retained records: some to choose from, the others only asked."""
 
-    pool: tuple[Passage, ...]
-    neighbours: tuple[Passage, ...]
+    pool: tuple[Example, ...]
+    neighbours: tuple[Example, ...]
     """Asked: they share a first name with somebody forgotten, or most words with a forgotten record."""
-    rest: tuple[Passage, ...]
+    rest: tuple[Example, ...]
     size: int
     """How many are chosen."""
 
@@ -205,27 +216,30 @@ def retained(name: str, seed: int, trial: Trial, wanted: Sequence[str]) -> Itera
         yield {"choice": choice, "count": len(own.retain), "near": near, "cpu": spent, **asked_of(after, request)}
 
 
-def namesakes(name: str, seed: int, parts: Split) -> list[Passage]:
+def namesakes(name: str, seed: int, parts: Split) -> list[Example]:
     """Records of the pool about people who share a first name with somebody forgotten."""
     about = {e.id.split("-")[0] for e in parts.neighbours} if name == "people" else set()
     return [e for e in parts.pool if e.id.split("-")[0] in about]
 
 
-def chosen(choice: str, text: str, network: Network, request: Request, size: int, seed: int) -> tuple[Passage, ...]:
+def chosen(choice: str, text: str, network: Network, request: Request, size: int, seed: int) -> tuple[Example, ...]:
     """The retain set."""
     if text:
-        return parse(text.format(size=size, seed=seed)).narrow(network, request).retain
+        selector = parse(text.format(size=size, seed=seed))
+        assert isinstance(selector, Selector)
+        return selector.narrow(network, request).retain
     if choice == "all of the pool":
         return request.retain
     draw = np.random.default_rng([seed, int(choice.split()[-1])])
     return tuple(request.retain[k] for k in draw.choice(len(request.retain), size, replace=False))
 
 
-def asked_of(network: Network, request: Request) -> Row:
+def asked_of(model: Model, request: Request) -> Row:
     """Every record's answer: whether the right option is the likeliest, and the loss in nats."""
     made: Row = {}
     for audit in parse_list("Choice, Loss"):
-        for finding in audit(network, request):
+        assert isinstance(audit, Audit)
+        for finding in audit(model, request):
             if finding.set in ("forget", "paraphrase", "neighbours", "rest"):
                 made[f"{finding.set}.{audit.name}"] = [round(score, 3) for score in finding.scores]
     return made

@@ -28,7 +28,7 @@ from keeping import add, between, rows
 
 from expunge import Bounded, Finetune, LogProbabilities, Network, Request, Stop
 from expunge.core.adapter import Adapted
-from expunge.core.model import Batch
+from expunge.data.images import Picture
 from expunge.errors import RunFailed
 from expunge.events import Checked, Event, Step
 from expunge.methods._loop import Loop
@@ -91,10 +91,10 @@ def grid() -> Iterator[Setting]:
 class Parts:
     """The pictures of a run: eights and others, of the training and of the test part."""
 
-    eights: Batch
-    others: Batch
-    unseen_eights: Batch
-    unseen_others: Batch
+    eights: tuple[Picture, ...]
+    others: tuple[Picture, ...]
+    unseen_eights: tuple[Picture, ...]
+    unseen_others: tuple[Picture, ...]
 
     @staticmethod
     @cache

@@ -17,8 +17,10 @@ import time
 from pathlib import Path
 
 import torch
-from calibration import Case, Trial, between, judged, keep, rows
+from calibration import Case, Trial, judged
+from keeping import between, keep, rows
 
+from expunge.core.model import network_of
 from expunge.events import Event, Step
 
 HINGE = "InvertedHinge() + RetainNLL()"
@@ -58,6 +60,7 @@ def run(folder: Path, models: Path, seeds: list[int]) -> None:
             if trial.name in done:
                 continue
             method, largest = trial.method(seed), [0.0]
+            assert method.adapter is not None
 
             def on_event(event: Event, largest: list[float] = largest) -> None:
                 if isinstance(event, Step):
@@ -66,7 +69,8 @@ def run(folder: Path, models: Path, seeds: list[int]) -> None:
             begun = time.process_time()
             method.adapter(case.models["original"], case.request)
             start = time.process_time() - begun
-            merged = method(case.models["original"], case.request, on_event).plain()
+            after = method(case.models["original"], case.request, on_event)
+            merged = network_of(after.plain(), trial.name)
             keep(path, {"name": trial.name, **judged(merged, case), "gradient": largest[0], "start": start})
 
 

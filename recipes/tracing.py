@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from calibration import between
+from keeping import between
 
 from expunge.internals.tracing import ROLES, Fact, Trace, Tracer, by_role, strongest
 from expunge.models.open import open_network

@@ -16,7 +16,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -193,8 +193,9 @@ def at_random(digits: Mnist, seed: int) -> Iterator[Row]:
     yield row("restricted, IAU", *timed(lambda: IAU()(restricted, request)))
     for method in (SSD(alpha=10.0), SSD(alpha=2.0), LFSSD()):
         events: list[Event] = []
-        result, seconds = timed(lambda method=method, events=events: method(before, request, events.append))
+        result, seconds = timed(partial(method, before, request, events.append))
         edit = edited(events)
+        assert edit.selected is not None
         yield row(repr(method), result, seconds, selected=100 * edit.selected / edit.parameters)
 
 
@@ -253,7 +254,7 @@ def in_turn(digits: Mnist, seed: int) -> Iterator[Row]:
             before = network
             passes = steps // 5 * (4 if steps == SHOTS else 48) / len(request.forget)  # a fifth of the run
             method = _method(objective(passes), steps, seed)
-            adapted, seconds = timed(lambda method=method, before=before, request=request: method(before, request))
+            adapted, seconds = timed(partial(method, before, request))
             network = adapted.plain()
             rest = without(digits.test, *classes, *earlier)
             yield {

@@ -120,7 +120,7 @@ def chosen(case: Case) -> Row:
 def meets(case: Case, row: Row) -> bool:
     """What is asked of SSD and LFSSD on a class."""
     close = row["mia"] <= case["retrained"]["mia"] + 10
-    return row["forget"] < 5 and case["original"]["kept"] - row["kept"] < 3 and close
+    return bool(row["forget"] < 5 and case["original"]["kept"] - row["kept"] < 3 and close)
 
 
 def bounds(classes: list[Case], drawn: list[Case], labels: list[Case], turns: list[Row]) -> Iterator[list[str]]:

@@ -19,16 +19,16 @@ import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import torch
-from people import World
+from people import World, passages
 from people import trained as trained_people
 
-from expunge import Network, Request, open_model, read_request
+from expunge import Network, Request, read_request
 from expunge.demo import run as demo
 from expunge.internals.examples import Tokenized
 from expunge.models.open import open_network
@@ -131,7 +131,7 @@ def authors(seed: int, places: Places) -> Trial:
     known = read(places.data / "tofu" / "forget10_perturbed.jsonl")[:KNOWN]
     first = PER_AUTHOR * AUTHORS[seed]
     own = known[first : first + PER_AUTHOR]
-    base = open_model(str(places.data / "stories260k"))
+    base = open_network(str(places.data / "stories260k"))
     request = read_request(
         base,
         forget=tofu(own, "forget"),
@@ -144,12 +144,10 @@ def authors(seed: int, places: Places) -> Trial:
 
 def small_trial(base: Network, request: Request, folder: Path, seed: int, steps: int) -> Trial:
     """A model that has forget and retain set by heart, and two that have the retain set alone."""
-    every = (*request.forget, *request.retain)
+    every, retain = passages((*request.forget, *request.retain)), passages(request.retain)
     made = [
-        kept(folder / name, lambda records=records, k=k: learnt(base, records, 10 * seed + k, steps, 3e-3))
-        for k, (name, records) in enumerate(
-            {"original": every, "retrained": request.retain, "again": request.retain}.items()
-        )
+        kept(folder / name, partial(learnt, base, records, 10 * seed + k, steps, 3e-3))
+        for k, (name, records) in enumerate({"original": every, "retrained": retain, "again": retain}.items())
     ]
     return Trial(made[0], request, made[1], made[2])
 
@@ -164,7 +162,7 @@ def contracts(seed: int, places: Places) -> Trial:
     folder = places.data / "pistol"
     known, unseen = (contracts_of(read(folder / f"{name}.jsonl"))[:EDGES] for name in ("sample1", "sample2"))
     own = known[seed]
-    base = open_model(str(places.data / "stories260k"))
+    base = open_network(str(places.data / "stories260k"))
     request = read_request(
         base,
         forget=own,
@@ -205,7 +203,7 @@ def people(seed: int, places: Places) -> Trial:
     seed, folder = seed + 1, places.models / f"people-{seed}"
     world = World.drawn(seed)
     made = [
-        kept(folder / name, lambda saw=saw, add=add: trained_people(world, saw, seed + add))
+        kept(folder / name, partial(trained_people, world, saw, seed + add))
         for name, saw, add in (("original", True, 0), ("retrained", False, 1000), ("again", False, 2000))
     ]
     return Trial(made[0], world.request(), made[1], made[2], TEXT_AUDITS.format(8), twins=world.request("twin"))
@@ -219,7 +217,7 @@ def smollm2(device: str) -> Network:
 def country(seed: int, places: Places) -> Trial:
     """The demo; its seeds are the method's."""
     base, paths = smollm2(places.device), demo.demo_job(Path("unused")).inputs.paths
-    sets = {name: str(path) for name, path in paths.items()}
+    sets: dict[str, Any] = {name: str(path) for name, path in paths.items()}
     return Trial(base, read_request(base, **sets), audits=TEXT_AUDITS.format(12))
 
 
@@ -249,10 +247,10 @@ def person(seed: int, places: Places) -> Trial:
         "paraphrase": levels["forget_level3"][who],
         "neighbours": neighbours[:40],
     }
-    asked = {name: rwku(name, rows) for name, rows in sets.items()}
+    asked: dict[str, Any] = {name: rwku(name, rows) for name, rows in sets.items()}
     paths = demo.demo_job(Path("unused")).inputs.paths
     asked["retain"] += [row for row in read(paths["retain"]) if "lead" not in row]
-    common = {name: str(paths[name]) for name in ("general", "neutral")}
+    common: dict[str, Any] = {name: str(paths[name]) for name in ("general", "neutral")}
     return Trial(base, read_request(base, **asked, **common), audits=TEXT_AUDITS.format(24))
 
 
@@ -307,8 +305,8 @@ def library_model(name: str, records: Sequence[Tokenized], seed: int, places: Pl
 
 def library(seed: int, places: Places, count: int = 1) -> Trial:
     request = library_request(seed, places, count)
-    every = (*request.forget, *request.retain)
-    names = {"original": every, f"retrained-{count}-{seed}": request.retain, f"again-{count}-{seed}": request.retain}
+    every, retain = passages((*request.forget, *request.retain)), passages(request.retain)
+    names = {"original": every, f"retrained-{count}-{seed}": retain, f"again-{count}-{seed}": retain}
     made = [library_model(name, records, k, places) for k, (name, records) in enumerate(names.items())]
     return Trial(made[0], request, made[1], made[2])
 

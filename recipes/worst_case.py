@@ -22,6 +22,7 @@ from keeping import between, keep, rows, run_or_show
 from mnist import Mnist, accuracy, cnn, trained
 
 from expunge import Finetune, Full, Network, Request
+from expunge.core.model import network_of
 from expunge.core.objective import Objective
 from expunge.data.images import Picture
 from expunge.methods.epochs import Epochs
@@ -65,7 +66,7 @@ def tried(original: Network, digits: Mnist, places: set[int], seed: int) -> dict
     """UA and test accuracy, in percent, of the network retrained and of those that were made to forget."""
     forget = tuple(p for k, p in enumerate(digits.train) if k in places)
     retain = tuple(p for k, p in enumerate(digits.train) if k not in places)
-    made = {"retrained": trained(cnn(seed + 100), retain, seed + 100)}
+    made: dict[str, Network] = {"retrained": trained(cnn(seed + 100), retain, seed + 100)}
     for name, objective in METHODS.items():
         method = Finetune(
             objective=objective,
@@ -78,7 +79,7 @@ def tried(original: Network, digits: Mnist, places: set[int], seed: int) -> dict
             seed=seed,
             norms=False,
         )
-        made[name] = method(original, Request(forget, retain)).plain()
+        made[name] = network_of(method(original, Request(forget, retain)).plain(), name)
     counts = Counter(p.label for p in forget)
     found: dict[str, Any] = {"classes": [counts[k] for k in range(10)]}
     for name, network in made.items():

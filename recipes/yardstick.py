@@ -15,8 +15,10 @@ import statistics
 import sys
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
-from calibration import LARGE, MODELS, SMALL, Study, between
+from calibration import LARGE, MODELS, SMALL, Study
+from keeping import between
 from people import World
 
 from expunge.audits.truth_ratio import TruthRatio
@@ -28,7 +30,7 @@ UNSEEN_BY = {"forget": ("retrained", "retrained again"), "holdout": tuple(MODELS
 """Which of a seed's models never saw a set."""
 
 
-def pairs(folder: Path, study: Study) -> list[dict]:
+def pairs(folder: Path, study: Study) -> list[dict[str, Any]]:
     """A row for each seed whose models are kept, set, and pair of models that never saw it."""
     found = []
     for path in sorted(folder.glob("seed-*.jsonl")):
@@ -50,7 +52,7 @@ def pairs(folder: Path, study: Study) -> list[dict]:
     return found
 
 
-def table(found: list[dict]) -> str:
+def table(found: list[dict[str, Any]]) -> str:
     """For each size: how often a pair passes, and how far pairs lie apart."""
     lines = [
         "| records | pairs | p >= 0.5 | p >= 0.05 | p, median and range | KS distance, median and range |",
