@@ -4,15 +4,14 @@ On texts this is exact memorisation as the field defines it, except that the end
 is not among the retained ones the ideal is 0: a model that was not trained on a class never says it.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from expunge.audits._kinds import ScoreAudit
 from expunge.core.model import Batch, Model
 from expunge.core.question import LogProbabilities
 from expunge.core.request import Request
-from expunge.internals.examples import Pictured
+from expunge.internals.examples import are_absent
 from expunge.primitives.standard import Standard, Tolerance
 
 if TYPE_CHECKING:
@@ -30,11 +29,7 @@ class Accuracy(ScoreAudit):
 
     def chance(self, model: Model, batch: Batch, request: Request) -> float | None:
         """0 for images of which neither the retain nor the holdout set has the class."""
-        if not (batch and isinstance(batch[0], Pictured)):
-            return None
-        others = (*request.retain, *request.holdout)
-        gone, stays = ({image.label for image in cast(Sequence[Pictured], each)} for each in (batch, others))
-        return 0.0 if stays and not gone & stays else None
+        return 0.0 if are_absent(batch, (*request.retain, *request.holdout)) else None
 
     def score(self, model: Model, batch: Batch) -> "Float[Tensor, ' examples']":
         said = model.ask(LogProbabilities(), batch)

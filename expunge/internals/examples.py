@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
+    from expunge.core.model import Batch
+
 
 @runtime_checkable
 class Prompted(Example, Protocol):
@@ -56,3 +58,9 @@ class Pictured(Example, Protocol):
     @property
     def digest(self) -> str:
         """SHA-256 of the image's size and pixels, as its file has them."""
+
+
+def are_absent(forget: Batch, retain: Batch) -> bool:
+    """Whether a class is deleted: all are images, and no class of the forget set is one of the retain set's."""
+    gone, stays = ({e.label for e in each if isinstance(e, Pictured)} for each in (forget, retain))
+    return all(isinstance(e, Pictured) for e in forget) and bool(gone and stays) and not gone & stays

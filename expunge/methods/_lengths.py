@@ -17,8 +17,7 @@ def measure_steps(
         return count_steps(length, request, batches, "steps", on_event)
     steps = length.steps(network, request, batches[0])
     more = ", or more: what the model knows is not read in a plan" if network.device.type == "meta" else ""
-    each = f"{length.count:g} for each unit of log-odds"
-    on_event(Note(f"{steps} steps{more}, by how well the forget set is known: {each}"))
+    on_event(Note(f"{steps} steps{more}, by how large the forget set is and how well it is known"))
     return steps
 
 

@@ -56,6 +56,9 @@ class Finetune(WeightMethod):
     blocks, as a ResNet has none; the report names which."""
     learning_rate: float = 3e-4
     """Step size. By AdamW each parameter changes by about this much in a step."""
+    full_scale: float = 1.0
+    """By what the step size is multiplied where `adapter` is None and all weights are trained, because the network has
+    no transformer blocks: they bear smaller steps than an adapter's."""
     steps: int | Epochs | Memorised = 60
     """Most steps; the run ends earlier once `stop` is met. `Epochs(count=5.0)`: so many passes through the forget
     set; `Memorised()`: the more, the better the set is known."""
@@ -98,6 +101,7 @@ class Finetune(WeightMethod):
             f"{name} must be {rule} (got {getattr(self, name)!r})"
             for name, rule, good in (
                 ("learning_rate", "positive and finite", 0 < self.learning_rate < math.inf),
+                ("full_scale", "positive and finite", 0 < self.full_scale < math.inf),
                 ("steps", "at least 1", not isinstance(self.steps, int) or self.steps >= 1),
                 ("batch", "at least 1", self.batch >= 1),
                 ("retain_batch", "at least 1", self.retain_batch >= 1),
@@ -125,9 +129,13 @@ class Finetune(WeightMethod):
 
     def _settle(self, network: Network, request: Request, on_event: OnEvent) -> Finetune:
         batches = self.batch, self.retain_batch
+        adapter = self._choose_adapter(network, on_event)
+        scale = self.full_scale if self.adapter is None and adapter == Full() else 1.0
         return replace(
             self,
-            adapter=self._choose_adapter(network, on_event),
+            adapter=adapter,
+            learning_rate=scale * self.learning_rate,
+            full_scale=1.0,
             steps=measure_steps(self.steps, network, request, batches, on_event),
             warmup=count_steps(self.warmup, request, batches, "steps of warm-up", on_event),
         )
@@ -137,7 +145,9 @@ class Finetune(WeightMethod):
         chosen.check(network)
         if chosen not in (self.adapter, Bounded()):
             kind = type(network.module).__name__
-            on_event(Note(f"{kind} has no transformer blocks: all weights are trained (adapter=Full()), without bound"))
+            rate = f", at a rate of {self.full_scale * self.learning_rate:g}" if self.full_scale != 1 else ""
+            whole = f"{kind} has no transformer blocks: all weights are trained (adapter=Full()), without bound{rate}"
+            on_event(Note(whole))
         return chosen
 
     def change(self, network: Network, request: Request, on_event: OnEvent) -> Adapted:

@@ -1,6 +1,6 @@
 """A number of steps, by how well the forget set is known: what is known by heart has a longer way to go.
 
-steps = max(least, epochs * examples / batch, count * gap)
+steps = max(least, epochs * examples / batch, count * gap);   `least` for images of a class that is deleted
 gap = mean log-odds of the forget set's rows - that of the holdout set's
 
 Log-odds are those of a row's right class under the model that is to forget, log(p / (1 - p)), and a row of the holdout
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from expunge.core.question import LogProbabilities
 from expunge.errors import UsageRefused
+from expunge.internals.examples import are_absent
 from expunge.primitives.log_odds import log_odds
 
 if TYPE_CHECKING:
@@ -45,7 +46,9 @@ class Memorised:
 
     def steps(self, network: Network, request: Request, batch: int) -> int:
         """Steps of so many examples each. Without a holdout set, or where the model has no weights yet, the gap counts
-        for nothing."""
+        for nothing. A class that is deleted goes as one: `least`."""
+        if are_absent(request.forget, request.retain):
+            return self.least
         size = len(request.forget)
         passes = self.epochs * size / min(batch, size)
         return max(self.least, round(passes), round(self.count * self.gap(network, request)))

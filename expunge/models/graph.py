@@ -267,6 +267,7 @@ class GraphFamily(Family):
     name: ClassVar[str] = "graph"
     records: ClassVar[str] = "graphs"
     unit: ClassVar[str] = "nodes or links"
+    defaults: ClassVar[tuple[str, str]] = ("TokenLevels", "Settle")
     limits: ClassVar[tuple[str, ...]] = (
         "A deleted node is asked about as who has its record asks: by its features and the neighbours that are left.",
         "That the graph lacks what was deleted is seen in the model's folder; ids that are missing tell which nodes.",

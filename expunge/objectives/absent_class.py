@@ -25,7 +25,7 @@ from expunge.core.objective import Objective, Scalar
 from expunge.core.question import LogProbabilities, Scores
 from expunge.core.view import View
 from expunge.errors import UsageRefused
-from expunge.internals.examples import Pictured
+from expunge.internals.examples import Pictured, are_absent
 from expunge.notation.recipes import Recipe
 from expunge.objectives.settle import Settle
 from expunge.objectives.token_levels import TokenLevels
@@ -34,8 +34,9 @@ from expunge.primitives.unseen_losses import evenly
 PUBLISHED = Recipe(
     "AbsentClass",
     "vision",
-    "Finetune(objective=AbsentClass() + RetainNLL() + 3.0 * RetainKL(), learning_rate=0.001, steps=100, "
-    "schedule='linear', stop=Stop(level=None, max_retain_increase=None, every=20))",
+    "Finetune(objective=AbsentClass() + RetainNLL() + RetainKL(), learning_rate=0.002, full_scale=0.05, "
+    "steps=Memorised(count=0.0, epochs=40.0), batch=16, retain_batch=48, schedule='linear', "
+    "stop=Stop(level=None, max_retain_increase=None, every=20))",
     "Our own, the default of images: docs/log.md. A class that is deleted goes to what an unlearnt class gets, other "
     "images to the losses of unseen ones.",
 )
@@ -68,7 +69,7 @@ class AbsentClass(Objective):
         forget, retain = (now.run.whole.get(name, ()) for name in ("forget", "retain"))
         name = f"{self!r}, absent"
         if name not in now.run.memory:
-            now.run.memory[name] = {"yes": _are_absent(forget, retain)}
+            now.run.memory[name] = {"yes": are_absent(forget, retain)}
         if not cast(dict[str, bool], now.run.memory[name])["yes"]:
             unseen, guessing = TokenLevels(self.every, NEVER), Settle(level=math.log(now.forget.log_probs().shape[1]))
             return (unseen if now.run.whole.get("holdout") else guessing)(now, before)
@@ -87,12 +88,6 @@ class AbsentClass(Objective):
             known = -before.model.ask(LogProbabilities(), forget).log_probs
             memory |= {"step": step, **_draw(forget, known, said)}
         return memory
-
-
-def _are_absent(forget: Batch, retain: Batch) -> bool:
-    """Whether all are images, and no class of the forget set is one of the retain set's."""
-    gone, stays = ({e.label for e in each if isinstance(e, Pictured)} for each in (forget, retain))
-    return all(isinstance(e, Pictured) for e in forget) and bool(stays) and not gone & stays
 
 
 def _draw(forget: Images, known: Tensor, said: Tensor) -> dict[str, float]:

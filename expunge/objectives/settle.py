@@ -31,8 +31,8 @@ PUBLISHED = (
         "Settle",
         "graph",
         "Finetune(adapter=Full(), learning_rate=0.003, steps=200, batch=1024, retain_batch=1024, stop=Stop(every=5))",
-        "Our own, the default of graphs: docs/graphs.md. Each step passes messages over the whole graph, so it reads "
-        "many records. It has a stop of its own.",
+        "Our own, the default of graphs without a holdout set: docs/graphs.md. Each step passes messages over the "
+        "whole graph, so it reads many records. It has a stop of its own.",
     ),
 )
 

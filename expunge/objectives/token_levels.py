@@ -17,9 +17,9 @@ answers' tokens replaced by those of other texts, and brings what is left of the
 rest of an answer stays expected after a wrong word, which is then punished: wrong answers become less likely than a
 model that never saw the record finds them, and the right one stands out.
 
-Rows that are no tokens, such as images, keep the order that their losses have under the original model: the hardest
-forget image gets the largest loss of the holdout's. Without a holdout this is `Settle`: the run's level for an
-example's mean, or ascent where the run has none. Needs the forget set. Meant as removal.
+Rows that are no tokens, such as images or nodes of a graph, keep the order that their losses have under the original
+model: the hardest forget image gets the largest loss of the holdout's. Without a holdout this is `Settle`: the run's
+level for an example's mean, or ascent where the run has none. Needs the forget set. Meant as removal.
 """
 
 from collections.abc import Sequence
@@ -43,14 +43,25 @@ from expunge.primitives.settings import check_finite
 from expunge.primitives.unseen_losses import Estimate, Text
 
 SETS = ("forget", "holdout", "retain")
-PUBLISHED = Recipe(
-    "TokenLevels",
-    "language",
-    "Finetune(objective=TokenLevels() + RetainNLL() + 3.0 * RetainKL(), learning_rate=0.002, "
-    "steps=Memorised(), schedule='linear', "
-    "stop=Stop(level=None, max_retain_increase=None, every=20))",
-    "Our own, the default of texts with a holdout set: docs/log.md tells how its settings were chosen. All steps are "
-    "taken: what it aims at is a distribution, which no mean says is reached.",
+PUBLISHED = (
+    Recipe(
+        "TokenLevels",
+        "language",
+        "Finetune(objective=TokenLevels() + RetainNLL() + 3.0 * RetainKL(), learning_rate=0.002, "
+        "steps=Memorised(), schedule='linear', "
+        "stop=Stop(level=None, max_retain_increase=None, every=20))",
+        "Our own, the default of texts with a holdout set: docs/log.md tells how its settings were chosen. All steps "
+        "are taken: what it aims at is a distribution, which no mean says is reached.",
+    ),
+    Recipe(
+        "TokenLevels",
+        "graph",
+        "Finetune(objective=TokenLevels(sure=20.0) + RetainNLL() + 3.0 * RetainKL(), adapter=Full(), "
+        "learning_rate=0.003, steps=200, batch=1024, retain_batch=1024, "
+        "stop=Stop(level=None, max_retain_increase=None, every=20))",
+        "Our own, the default of graphs with a holdout set: docs/graphs.md. A step passes messages over the whole "
+        "graph, so it reads many records. Nothing counts as known: how sure a network is of unseen ones is a trace.",
+    ),
 )
 
 

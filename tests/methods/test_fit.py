@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -55,6 +56,19 @@ def test_what_is_memorised_takes_steps_for_each_unit_of_log_odds():
     assert Memorised(least=7, epochs=0).steps(network, Request(request.forget), 8) == 7  # nothing unseen to compare
 
 
+def test_images_of_a_class_that_is_deleted_take_the_fewest_steps_as_they_go_together():
+    own = picture_request(size=4)
+    known, length = Known({0.5: own.forget, 0.2: own.holdout}), Memorised(count=0.0, least=2, epochs=10)
+    mixed = replace(own, retain=tuple(replace(p, label=own.forget[0].label) for p in own.retain))
+    apart_ = replace(own, retain=tuple(replace(p, label=9) for p in own.retain))
+    assert [length.steps(known, each, 2) for each in (mixed, apart_)] == [20, 2]
+
+
+def _note(notes: list[str], event: object) -> None:
+    if isinstance(event, Note):
+        notes.append(event.what)
+
+
 class Known:
     """Says each set's answers with a probability of its own."""
 
@@ -71,9 +85,9 @@ class Known:
 def test_a_default_run_says_how_many_steps_it_takes_and_why():
     method = Finetune(objective=Ascent(), steps=Memorised(count=0.0, least=3, epochs=0.0), batch=4, stop=FREE)
     notes: list[str] = []
-    fitted = method.fit(tiny(), REQUEST, lambda event: notes.append(event.what) if isinstance(event, Note) else None)
+    fitted = method.fit(tiny(), REQUEST, partial(_note, notes))
     assert fitted.steps == 3
-    assert notes == ["3 steps, by how well the forget set is known: 0 for each unit of log-odds"]
+    assert notes == ["3 steps, by how large the forget set is and how well it is known"]
     assert parse(write(method)) == method
 
 
@@ -143,6 +157,18 @@ def test_a_network_without_transformer_blocks_is_trained_whole_and_this_is_said(
     assert report.run.edited is None
     assert report.run.started.trainable == report.run.started.parameters
     assert parse(report.method) == parse(report.method).fit(resnet(), request)
+
+
+def test_all_weights_are_trained_at_a_rate_of_their_own_where_nobody_chose_an_adapter():
+    notes: list[str] = []
+    request = picture_request(side=16)
+    method = Finetune(learning_rate=0.002, full_scale=0.05)
+    tell = partial(_note, notes)
+    for fitted in (method.fit(resnet(), request, tell), method.fit(resnet(), request).fit(resnet(), request)):
+        assert (fitted.adapter, fitted.learning_rate) == (Full(), pytest.approx(1e-4))
+    assert notes[0].endswith("all weights are trained (adapter=Full()), without bound, at a rate of 0.0001")
+    assert replace(method, adapter=Full()).fit(resnet(), request).learning_rate == 0.002
+    assert method.fit(vit(), picture_request()).learning_rate == 0.002
 
 
 @pytest.mark.parametrize(("network", "request_"), [(llama, text_request), (vit, picture_request)])

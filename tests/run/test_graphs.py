@@ -5,14 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from expunge import open_model, parse, read_request
+from expunge.core.model import Model
 from expunge.core.question import LogProbabilities
 from expunge.data.kinds import kind_of
 from expunge.errors import ModelRefused
 from expunge.models.graph import GraphNetwork
 from expunge.models.sketch import reads_images
 from expunge.run import train
+from expunge.run.choose import choose_method, default_method
 from expunge.run.job import Job, audit, forget
 from expunge.run.prepare import Inputs
 from expunge.run.train import Material, TrainJob
@@ -80,6 +83,26 @@ def test_the_job_forgets_nodes_that_leave_the_graph_and_attack_and_report_follow
     assert attacked.graph.ids.tolist() == list(range(16, NODES))
     one, other = (model.ask(LogProbabilities(), request.forget[:4]).log_probs.mean() for model in (attacked, after))
     assert one > other + 0.05
+
+
+def test_by_default_the_losses_of_nodes_become_those_of_unseen_ones_and_not_their_mean(folder: Path):
+    network = open_model(folder / "gcn")
+    paths = {name: folder / f"{name}.nodes" for name in ("forget", "retain", "holdout")}
+    request = read_request(network, **paths)
+    network = network.without(request.forget)
+
+    def losses(model: Model, name: str) -> Tensor:
+        return -model.ask(LogProbabilities(), request.sets()[name]).log_probs.sort().values
+
+    def distance(model: Model) -> float:
+        return float((losses(model, "forget") - losses(model, "holdout")).abs().mean())
+
+    after = {}
+    for unseen in (True, False):
+        method = choose_method(default_method("graph", unseen), "graph").method
+        after[unseen] = method.fit(network, request)(network, request).plain()
+    assert distance(after[True]) < 0.7 * distance(network)
+    assert distance(after[True]) < 0.7 * distance(after[False])
 
 
 def test_a_retrained_network_never_had_what_is_left_out_in_its_graph(folder: Path, tmp_path: Path):
