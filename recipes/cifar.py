@@ -75,7 +75,18 @@ IN_BLOCKS = {
 """Methods whose adapter needs transformer blocks."""
 ROW = {name: EVERYWHERE[name] for name in ("GD", "LFSSD", "ours")}
 """Those that delete class after class."""
-AT_RANDOM = EVERYWHERE | IN_BLOCKS | {"Settle": "Settle", "DMM": "DatamodelMatching(oracle=DatamodelDirect())"}
+LONG = FULL.replace("steps=60", "steps=500, schedule='linear'")
+"""As many steps as our default takes for 200 pictures at random."""
+AT_RANDOM = (
+    EVERYWHERE
+    | IN_BLOCKS
+    | {
+        "Settle": "Settle",
+        "DMM": "DatamodelMatching(oracle=DatamodelDirect())",
+        "IHL, as long": f"Finetune(objective=InvertedHinge() + RetainNLL(), {LONG})",
+        "random label, as long": f"Finetune(objective=RandomLabel() + RetainNLL(), {LONG})",
+    }
+)
 LEARN = "Train(learning_rate=1e-3, epochs=30, batch=64, schedule='cosine', weight_decay=0.05)"
 
 
