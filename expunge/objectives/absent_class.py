@@ -4,9 +4,9 @@
 
 A model retrained without a class gives it next to no image, its own included; but how little it gives to its own images
 cannot be asked of a holdout set, for images of the class that no model saw are still of a class that it knows. What can
-be asked is what the model says of the class about retained images, of which it is wrong: the levels are drawn from that
-third of these losses that is smallest, as those images are the most like the class. On digits of which one was left out
-the mean of that third is within ln 2 of what retrained models say (docs/log.md).
+be asked is what the original says of the class about retained images, of which it is wrong: the levels are drawn from
+that third of these losses that is smallest, as those images are the most like the class. On digits of which one was
+left out the mean of that third is within ln 2 of what retrained models say (docs/log.md).
 
 Where there is no retain set, or it has the class too, images get the losses of the holdout's (`TokenLevels`); without a
 holdout that of guessing among all classes (`Settle`). Needs the forget set. Meant as removal.
@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, cast
 
-import torch
 from torch import Tensor
 
 from expunge.core.model import Batch
@@ -35,7 +34,7 @@ PUBLISHED = Recipe(
     "AbsentClass",
     "vision",
     "Finetune(objective=AbsentClass() + RetainNLL() + RetainKL(), learning_rate=0.002, full_scale=0.05, "
-    "steps=Memorised(count=0.0, epochs=40.0), batch=16, retain_batch=48, schedule='linear', "
+    "steps=Memorised(count=0.0, epochs=40.0, least=200), batch=16, retain_batch=48, schedule='linear', "
     "stop=Stop(level=None, max_retain_increase=None, every=20))",
     "Our own, the default of images: docs/log.md. A class that is deleted goes to what an unlearnt class gets, other "
     "images to the losses of unseen ones.",
@@ -59,7 +58,7 @@ class AbsentClass(Objective):
     intention: ClassVar = "removal"
 
     every: int = 10
-    """Steps after which the levels are drawn anew; each time up to 300 retained images are read."""
+    """Steps after which the levels of images whose class stays are drawn anew; each time the holdout set is read."""
 
     def __post_init__(self) -> None:
         if self.every < 1:
@@ -81,12 +80,12 @@ class AbsentClass(Objective):
     def _levels(self, now: View, before: View, forget: Images, retain: Batch) -> dict[str, float]:
         """The level of each forget image, by its digest."""
         memory = cast(dict[str, float], now.run.memory.setdefault(repr(self), {}))
-        step = now.run.step
-        if not memory or (step and (step - 1) % self.every == 0 and memory["step"] != step):
+        if not memory:
+            # Of the original: losses of now rise with those that are aimed at them, and the levels would run away.
             few = [retain[k * len(retain) // ASKED] for k in range(ASKED)] if len(retain) > ASKED else retain
-            said = torch.cat([-reply.log_probs() for reply in now.every(Scores(), "retain", few)])
+            said = -before.model.ask(Scores(), few).log_probs()
             known = -before.model.ask(LogProbabilities(), forget).log_probs
-            memory |= {"step": step, **_draw(forget, known, said)}
+            memory |= _draw(forget, known, said)
         return memory
 
 
