@@ -6,7 +6,8 @@ A model retrained without a class gives it next to no image, its own included; b
 cannot be asked of a holdout set, for images of the class that no model saw are still of a class that it knows. What can
 be asked is what the original says of the class about retained images, of which it is wrong: the levels are drawn from
 that third of these losses that is smallest, as those images are the most like the class. On digits of which one was
-left out the mean of that third is within ln 2 of what retrained models say (docs/log.md).
+left out the mean of that third is within ln 2 of what retrained models say (docs/log.md). No level is below
+ln(classes) + 2, so that the class is named no more.
 
 Where there is no retain set, or it has the class too, images get the losses of the holdout's (`TokenLevels`); without a
 holdout that of guessing among all classes (`Settle`). Needs the forget set. Meant as removal.
@@ -45,6 +46,10 @@ ASKED = 300
 """Retained images that are asked how unlikely the class is."""
 NEAREST = 3
 """One in so many of these, those that are taken for the class most, stand for its own images."""
+
+BELOW_GUESSING = 2.0
+"""Nats beyond guessing among all classes that each level has at least: a class that was never learnt is never named. A
+weak network takes many images for the class, and the smallest third of its losses would leave it in front on some."""
 
 NEVER = 20.0
 """Log-odds that no image has: how sure a model is of unseen images is a trace, since most of them are easy."""
@@ -97,7 +102,8 @@ def _draw(forget: Images, known: Tensor, said: Tensor) -> dict[str, float]:
     made: dict[str, float] = {}
     for label in {image.label for image in forget}:
         own = [k for k, image in enumerate(forget) if image.label == label]
-        near = said[:, label].sort().values[: max(1, len(said) // NEAREST)].tolist()
+        least = math.log(said.shape[1]) + BELOW_GUESSING
+        near = said[:, label].sort().values[: max(1, len(said) // NEAREST)].clamp(min=least).tolist()
         names = [forget[k].record_digest() for k in own]
         places = evenly(names, known[own].double().cpu().numpy())
         made |= {name: near[int(place * len(near))] for name, place in zip(names, places.tolist(), strict=True)}

@@ -28,8 +28,11 @@ def absent(count: int = 12) -> Request:
     return Request(labelled["forget"], others)
 
 
-def views(request: Request, step: int = 1) -> tuple[View, View]:
+def views(request: Request, step: int = 1, unlikely: float = 10.0) -> tuple[View, View]:
+    """Of a network that finds class 3 less likely by so many nats than its random weights do, and of another."""
     before, _ = family_of("resnet")
+    with torch.no_grad():
+        before.module.classifier[-1].bias[3] -= unlikely
     now = moved(Full().insert(before, request))
     run = Run(level=4.0, step=step, whole=request.sets())
     sets = {"forget": request.forget}
@@ -47,6 +50,15 @@ def test_levels_are_the_smallest_third_of_what_the_class_costs_on_retained_image
     levels = torch.empty(len(known))
     levels[known.argsort()] = drawn
     assert value.item() == pytest.approx((losses - levels).abs().mean().item(), abs=1e-5)
+
+
+def test_no_level_leaves_the_class_in_front_however_often_a_weak_network_says_it():
+    request = absent()
+    now, before = views(request, unlikely=0.0)
+    said = -before.model.ask(Scores(), request.retain).log_probs()[:, 3]
+    assert said.min() < math.log(4) + 2  # of four classes
+    AbsentClass()(now, before)
+    assert min(now.run.memory[repr(AbsentClass())].values()) == pytest.approx(math.log(4) + 2)
 
 
 def test_levels_do_not_run_away_from_a_model_that_finds_the_class_ever_less_likely():
