@@ -82,7 +82,9 @@ def test_the_result_is_saved_read_back_and_deleted_from_again(tmp_path: Path):
     result = GNNDelete(steps=2)(left, request)
     result.save(tmp_path / "model")
     read = open_model(tmp_path / "model")
-    assert torch.equal(read.module.embed()[-1], result.module.embed()[-1])
+    assert read.fingerprint() == result.fingerprint()
+    # Not to the last bit: how a processor adds up may depend on where in memory a matrix lies.
+    assert torch.allclose(read.module.embed()[-1], result.module.embed()[-1], atol=1e-6)
     again = read.without(request.holdout)
     assert again.module.regions.shape == (1, 2, len(again.graph.ids))
     twice = GNNDelete(steps=2)(again, type(request)(request.holdout, request.retain))
