@@ -8,7 +8,8 @@
 
 What is missing in OUT is made; a folder of a result stays, and so does a row of which OUT has no result. No setting was
 searched for: published recipes are as they are but for rates that a ResNet with still batch norm does not bear, and the
-others have 60 steps at one rate. Our default was chosen on another network and other pictures (docs/log.md).
+others have 60 steps at one rate. Our default was chosen on another network and other pictures, but for the floor of its
+levels, of which `vit` showed the need (docs/log.md).
 """
 
 from __future__ import annotations
