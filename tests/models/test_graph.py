@@ -105,7 +105,7 @@ def test_it_is_saved_and_read_back_with_its_graph(layer: str, kind: str, tmp_pat
     assert isinstance(read, GraphNetwork)
     assert read.fingerprint() == made.fingerprint()
     assert read.settings() == made.settings()
-    assert torch.equal(read.module.embed()[-1], made.module.embed()[-1])
+    torch.testing.assert_close(read.module.embed()[-1], made.module.embed()[-1])  # the last bit is the memory's
 
 
 def test_a_graph_with_an_edge_to_no_node_is_refused(tmp_path: Path):

@@ -180,7 +180,8 @@ def test_the_reference_is_read_once_however_many_epochs(network):
         swapped = model.ask(Scores(), [TWO, ONE])
     assert len(passes) == 1
     one, two = both.cut([1, 1])
-    assert torch.equal(swapped.log_prob(), torch.cat([two.log_prob(), one.log_prob()]))
+    # Close, since a kernel may sum the rows of a batch in an order of its own.
+    torch.testing.assert_close(swapped.log_prob(), torch.cat([two.log_prob(), one.log_prob()]))
 
 
 def test_class_scores_of_a_large_vocabulary_are_not_kept(network, store, monkeypatch):
