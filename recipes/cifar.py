@@ -39,6 +39,7 @@ from expunge.core.model import Network
 from expunge.core.request import Request
 from expunge.events import Event, Note
 from expunge.models.cifar_resnet import CifarResNetConfig, CifarResNetForImageClassification
+from expunge.models.source import Source
 from expunge.models.vision import ImageClassifier
 from expunge.notation.parse import parse
 from expunge.run.choose import choose_method
@@ -123,6 +124,7 @@ TWENTY = [
 ]
 """The first class of each of the twenty groups of CIFAR-100."""
 SIDE = 112
+HARDEST = ("ours", "IHL", "IHL, as long", "random label", "SalUn", "GD, a tenth", "GD+LoRA", "fine-tune", "NPO")
 LEARN = "Train(learning_rate=1e-3, epochs=30, batch=64, schedule='cosine', weight_decay=0.05)"
 
 
@@ -144,6 +146,13 @@ WORLDS = {
     "vit": World("vit", replace(FEW, train_pictures=2000), EVERYWHERE | IN_BLOCKS, (0, 1, 2), ("vit-retrained",)),
     "vit, random": World(
         "vit", Cifar(task="random", train_pictures=2000, test_pictures=1000), AT_RANDOM, (0, 1, 2), ("vit-random",)
+    ),
+    "vit, hardest": World(
+        "vit",
+        Cifar(task="random", select="Hardest(count=200)", train_pictures=2000, test_pictures=1000),
+        {name: AT_RANDOM[name] for name in HARDEST},
+        (0, 1, 2),
+        ("vit-hardest",),
     ),
     "in a row": World("resnet20", replace(FEW, task="continual", forget_class="ship,cat,truck"), ROW),
     "in a row, 4 a class": World(
@@ -205,8 +214,9 @@ def make_models(data: Path, folder: Path) -> None:
         module = CifarResNetForImageClassification(CifarResNetConfig(3, num_labels=len(NAMES)))
         module.load_state_dict(load_file(data / "resnet_cifar10" / "resnet20.safetensors"))
         of_cifar10(module).save(folder / "resnet20")
-    for world in (WORLDS["vit"], WORLDS["vit, random"]):
-        [stage] = world.benchmark.stages(Data(data / "cifar10", world.benchmark.home), small_vit(0))
+    for world in (WORLDS["vit"], WORLDS["vit, random"], WORLDS["vit, hardest"]):
+        known = ImageClassifier.load(Source(str(folder / "vit"))) if (folder / "vit").is_dir() else small_vit(0)
+        [stage] = world.benchmark.stages(Data(data / "cifar10", world.benchmark.home), known)
         for name, seed, pictures in (("vit", 0, stage.learnt), (world.references[0], 1, stage.sets["retain"])):
             if not (folder / name).is_dir():
                 learnt: Any = parse(LEARN)

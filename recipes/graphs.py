@@ -1,20 +1,22 @@
 """Links and nodes of graphs are deleted by several methods, beside networks retrained without them.
 
-    python recipes/graphs.py run DATA docs/graphs.jsonl [--parts links nodes] [--data digits cora] [--seeds 0 1 2]
+    python recipes/graphs.py run DATA docs/graphs.jsonl [--parts links nodes] [--data digits cora] [--layers gcn]
     python recipes/graphs.py show docs/graphs.jsonl           writes the tables of docs/graphs.md
 
-links   a GCN (64, 32) learns the links of a graph; 5 % are deleted. A tenth, and as many unlinked pairs, test it
-nodes   a GCN (16) learns the classes of three fifths of the nodes; 5 % of those are deleted. As many others, which are
-        not in the network's graph, are the nodes that it never saw; the rest test it
+links   a network (64, 32) learns the links of a graph; 5 % are deleted. A tenth, and as many unlinked pairs, test it
+nodes   a network (16) learns the classes of three fifths of the nodes; 5 % of those are deleted. As many others, which
+        are not in the network's graph, are the nodes that it never saw; the rest test it
 
 digits is a graph of the 900 first images of scikit-learn's digits, each linked to the five nearest; DATA is a folder
-with planetoid, which has cora and citeseer. A seed draws the network, the split and what is deleted. Use one thread.
+with planetoid, which has cora and citeseer. The network's layers are a GCN's, a GAT's or a GIN's. A seed draws the
+network, the split and what is deleted. Use one thread.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -76,11 +78,24 @@ def graph_called(name: str, data: Path) -> KnownGraph:
 
 
 @dataclass(frozen=True)
-class Trial:
-    """What is learnt, deleted and asked, and a network that has learnt it."""
+class Kind:
+    """A kind of trial: links or nodes, of which graph, in a network of which layers."""
 
     part: str
     data: str
+    layer: str
+
+    @staticmethod
+    def of(row: Row) -> Kind:
+        """The kind that a row is of."""
+        return Kind(row["part"], row["data"], row["layer"])
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What is learnt, deleted and asked, and a network that has learnt it."""
+
+    kind: Kind
     blank: Callable[[int], GraphNetwork]
     """An untrained network over the graph with what is to be deleted, by its seed."""
     request: Request
@@ -88,7 +103,7 @@ class Trial:
 
     def learnt(self, network: GraphNetwork, examples: Sequence[Example], seed: int) -> Model:
         """A network that has learnt the examples."""
-        epochs = LEARN.get((self.part, self.data), NODES) * 1024 / max(1024, len(examples))
+        epochs = LEARN.get((self.kind.part, self.kind.data), NODES) * 1024 / max(1024, len(examples))
         method = parse(
             f"Train(learning_rate=0.01, epochs={epochs}, batch=1024, schedule='constant', weight_decay=0.0005)"
         )
@@ -96,7 +111,7 @@ class Trial:
         return method.with_seed(seed)(network, Request(tuple(examples))).plain()
 
 
-def links(data: str, known: KnownGraph, seed: int) -> Trial:
+def links(kind: Kind, known: KnownGraph, seed: int) -> Trial:
     """Links to be deleted, retained and held out."""
     draw = torch.Generator().manual_seed(seed)
     pairs = known.graph.edges[:, torch.randperm(known.graph.edges.shape[1], generator=draw)].T.tolist()
@@ -106,7 +121,7 @@ def links(data: str, known: KnownGraph, seed: int) -> Trial:
         dict.fromkeys(map(tuple, known.graph.draw_unlinked(4 * many, seed).view(-1, 2).sort(1).values.tolist()))
     )
     graph, _ = known.graph.without((), set(map(tuple, test)))
-    blank = partial(GraphNetwork.draw, graph, (64, 32), "gcn", "GraphForLinkPrediction")
+    blank = partial(GraphNetwork.draw, graph, (64, 32), kind.layer, "GraphForLinkPrediction")
     network = blank(seed=seed)
 
     def encode(some: Sequence[Sequence[int]], linked: bool) -> tuple[GraphExample, ...]:
@@ -119,10 +134,10 @@ def links(data: str, known: KnownGraph, seed: int) -> Trial:
         (*encode(retain, True), *unlinked[len(test) : len(test) + len(retain)]),
         probes={"test": encode(test, True), "apart": unlinked[: len(test)]},
     )
-    return Trial("links", data, lambda drawn: blank(seed=drawn), request)
+    return Trial(kind, lambda drawn: blank(seed=drawn), request)
 
 
-def nodes(data: str, known: KnownGraph, seed: int) -> Trial:
+def nodes(kind: Kind, known: KnownGraph, seed: int) -> Trial:
     """Nodes to be deleted, retained, never seen, and to be tested on."""
     assert known.label is not None
     draw = torch.Generator().manual_seed(seed)
@@ -131,7 +146,8 @@ def nodes(data: str, known: KnownGraph, seed: int) -> Trial:
     few = learnt // 20
     sets = {"forget": order[:few], "retain": order[few:learnt], "holdout": order[learnt : learnt + few]}
     graph, _ = known.graph.without(sets["holdout"], ())
-    blank = partial(GraphNetwork.draw, graph, (16, int(known.label.max()) + 1), "gcn", "GraphForNodeClassification")
+    widths = (16, int(known.label.max()) + 1)
+    blank = partial(GraphNetwork.draw, graph, widths, kind.layer, "GraphForNodeClassification")
 
     def encode(some: Sequence[int]) -> tuple[GraphExample, ...]:
         records = [GraphRecord(line, (node,), True, known) for line, node in enumerate(some, start=1)]
@@ -139,7 +155,7 @@ def nodes(data: str, known: KnownGraph, seed: int) -> Trial:
 
     forget, retain, holdout = map(encode, sets.values())
     request = Request(forget, retain, holdout, probes={"test": encode(order[learnt + few :])})
-    return Trial("nodes", data, lambda drawn: blank(seed=drawn), request)
+    return Trial(kind, lambda drawn: blank(seed=drawn), request)
 
 
 def models(trial: Trial, seed: int, wanted: Sequence[str]) -> Iterator[tuple[str, Model, float]]:
@@ -221,17 +237,16 @@ def ask_nodes(model: Model, request: Request, retrained: Model) -> Row:
     }
 
 
-def measure(part: str, data: str, seed: int, places: Path, wanted: Sequence[str]) -> Iterator[Row]:
+def measure(kind: Kind, seed: int, places: Path, wanted: Sequence[str]) -> Iterator[Row]:
     """A row for each network."""
-    trial = {"links": links, "nodes": nodes}[part](data, graph_called(data, places), seed)
+    of_links = kind.part == "links"
+    trial = (links if of_links else nodes)(kind, graph_called(kind.data, places), seed)
     found = list(models(trial, seed, wanted))
     retrained = next(model for name, model, _ in found if name == "retrained")
     for name, model, spent in found:
         with torch.no_grad():
-            asked = (
-                ask_links(model, trial.request, seed) if part == "links" else ask_nodes(model, trial.request, retrained)
-            )
-        yield {"part": part, "data": data, "seed": seed, "model": name, **asked, "cpu": spent}
+            asked = ask_links(model, trial.request, seed) if of_links else ask_nodes(model, trial.request, retrained)
+        yield {**vars(kind), "seed": seed, "model": name, **asked, "cpu": spent}
 
 
 # Tables
@@ -268,13 +283,13 @@ def spell(values: Sequence[float]) -> str:
 
 def tables(path: Path) -> Iterator[str]:
     """A table for each part and data."""
-    groups: dict[tuple[str, str], dict[str, list[Row]]] = {}
+    groups: dict[Kind, dict[str, list[Row]]] = {}
     for row in rows(path):
-        groups.setdefault((row["part"], row["data"]), {}).setdefault(row["model"], []).append(row)
-    for (part, data), found in groups.items():
-        columns = COLUMNS[part]
+        groups.setdefault(Kind.of(row), {}).setdefault(row["model"], []).append(row)
+    for kind, found in groups.items():
+        columns = COLUMNS[kind.part]
         seeds = len({row["seed"] for some in found.values() for row in some})
-        yield f"{part.capitalize()} of {data}, {seeds} seeds:\n"
+        yield f"{kind.part.capitalize()} of {kind.data}, {kind.layer.upper()}, {seeds} seeds:\n"
         yield f"| network | {' | '.join(columns.values())} |"
         yield "|---" * (1 + len(columns)) + "|"
         for name, some in found.items():
@@ -290,6 +305,7 @@ def main() -> None:
     run.add_argument("out", type=Path)
     run.add_argument("--parts", nargs="+", default=["links", "nodes"])
     run.add_argument("--data", nargs="+", default=["digits", "cora", "citeseer"])
+    run.add_argument("--layers", nargs="+", default=["gcn", "gat", "gin"])
     run.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     run.add_argument("--methods", nargs="+", default=list(METHODS))
     commands.add_parser("show").add_argument("out", type=Path)
@@ -298,15 +314,14 @@ def main() -> None:
         between(PAGE, "graphs", "\n".join(tables(given.out)).rstrip())
         return
     torch.set_num_threads(1)
-    known = {(row["part"], row["data"], row["seed"], row["model"]) for row in rows(given.out)}
-    for data in given.data:
-        for part in given.parts:
-            for seed in given.seeds:
-                wanted = [name for name in given.methods if (part, data, seed, name) not in known]
-                if wanted and (part, wanted) != ("links", ["TokenLevels"]):
-                    for row in measure(part, data, seed, given.places, wanted):
-                        if (part, data, seed, row["model"]) not in known:
-                            keep(given.out, row)
+    known = {(Kind.of(row), row["seed"], row["model"]) for row in rows(given.out)}
+    for kind in map(Kind, *zip(*itertools.product(given.parts, given.data, given.layers), strict=True)):
+        for seed in given.seeds:
+            wanted = [name for name in given.methods if (kind, seed, name) not in known]
+            if wanted and (kind.part, wanted) != ("links", ["TokenLevels"]):
+                for row in measure(kind, seed, given.places, wanted):
+                    if (kind, seed, row["model"]) not in known:
+                        keep(given.out, row)
 
 
 if __name__ == "__main__":

@@ -24,8 +24,10 @@ from expunge.benchmarks._values import Values
 from expunge.core.model import Model, Network, network_of
 from expunge.core.request import Request
 from expunge.errors import DataRefused, UsageRefused
+from expunge.notation.parse import parse
 from expunge.primitives.settings import check_least
 from expunge.runtime.cached_model import CachedModel
+from expunge.select._kinds import Selector
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class Cifar(RequestBenchmark):
     """Classes by name or number. Commas part the requests of continual; a plus joins classes of one: cat+dog,ship."""
     share: float = 0.1
     """Of random: how many of the training pictures are forgotten."""
+    select: str = ""
+    """Of random: what picks them instead of chance, such as Hardest(count=200), which says how many too."""
     train_pictures: int = 0
     """Most training pictures that are read, drawn at random; 0: all."""
     test_pictures: int = 0
@@ -58,20 +62,41 @@ class Cifar(RequestBenchmark):
             raise UsageRefused(f"The `share` of Cifar must lie between 0 and 1. Got {self.share!r}.")
         if self.replay is not None and self.replay < 0:
             raise UsageRefused(f"The `replay` of Cifar must be at least 0, or None. Got {self.replay!r}.")
+        if self.select:
+            self._selector()
 
     def stages(self, data: Data, network: Network) -> list[Stage]:
         drawn = Drawn.read(data, network, (self.train_pictures, self.test_pictures), self.draw)
         if self.task == "random":
-            return [self._random(drawn)]
+            return [self._random(drawn, network)]
         words = [part.split("+") for part in self.forget_class.split(",")]
         groups = words if self.task == "continual" else [[name for group in words for name in group]]
         return [self._deletion(drawn, groups[: k + 1], network) for k in range(len(groups))]
 
-    def _random(self, drawn: Drawn) -> Stage:
+    def _selector(self) -> Selector:
+        """What picks the pictures. Raises a `Refusal`."""
+        made = parse(self.select)
+        if not isinstance(made, Selector) or made.reads_forget:
+            raise UsageRefused(
+                f"The `select` of Cifar must be a selector that needs no forget set, such as Hardest(count=200). "
+                f"Got '{self.select}'."
+            )
+        if self.task != "random":
+            raise UsageRefused(f"The `select` of Cifar is for the task random. Got the task {self.task}.")
+        return made
+
+    def _random(self, drawn: Drawn, network: Network) -> Stage:
         """Half of the test pictures are a holdout set, which a method may read; the others are measured."""
         order, half = random.Random(self.draw).sample(drawn.train, len(drawn.train)), len(drawn.test) // 2
-        gone = round(self.share * len(order))
-        sets = {"forget": tuple(order[:gone]), "retain": tuple(order[gone:]), "test": drawn.test[half:]}
+        picked = tuple(range(round(self.share * len(order))))
+        if self.select:
+            picked = self._selector()(network, (), [[picture] for picture in order]).indices
+        gone = set(picked)
+        sets = {
+            "forget": tuple(order[k] for k in picked),
+            "retain": tuple(picture for k, picture in enumerate(order) if k not in gone),
+            "test": drawn.test[half:],
+        }
         request = Request(_refuse_empty(sets)["forget"], sets["retain"], holdout=drawn.test[:half])
         return Stage(request, sets, drawn.train)
 

@@ -26,6 +26,7 @@ from expunge.errors import DataRefused, UsageRefused
 from expunge.events import ignore_event
 from expunge.models.vision import ImageClassifier
 from expunge.notation.parse import parse
+from expunge.select.hardest import Hardest
 from tests.benchmarks import tiny_cifar
 from tests.benchmarks.tiny_cifar import NAMES
 
@@ -94,6 +95,20 @@ def test_a_share_at_random_leaves_the_rest_and_a_holdout_that_is_not_measured(da
     assert digests(other.request.forget) != digests(request.forget)
 
 
+def test_a_selector_picks_what_is_forgotten_and_the_rest_is_retained(data, network):
+    [chance] = Cifar(task="random", share=0.2).stages(data, network)
+    [stage] = Cifar(task="random", select="Hardest(count=5, rounds=2, learning_rate=0.01)").stages(data, network)
+    picked = Hardest(count=5, rounds=2, learning_rate=0.01)(
+        network, (), [[picture] for picture in (*chance.request.forget, *chance.request.retain)]
+    ).indices
+    every = (*chance.request.forget, *chance.request.retain)
+    assert [p.id for p in stage.request.forget] == [every[k].id for k in picked]
+    parts = [digests(part) for part in (stage.request.forget, stage.request.retain)]
+    assert list(map(len, parts)) == [5, 35]
+    assert set().union(*parts) == digests(every)
+    assert digests(stage.sets["test"]) == digests(chance.sets["test"])
+
+
 def test_of_replay_a_method_gets_so_many_of_each_class_and_none_of_those_left_out(data, network):
     last = Cifar(task="continual", forget_class="red,grey", replay=3, no_replay="blue").stages(data, network)[-1]
     assert [p.label for p in last.request.retain] == [1, 1, 1]
@@ -153,6 +168,19 @@ def test_what_cannot_be_drawn_is_refused(data, network, settings, error, why):
 @pytest.mark.parametrize("settings", [{"share": 0.0}, {"share": 1.0}, {"replay": -1}, {"draw": -1}])
 def test_settings_out_of_range_are_refused(settings):
     with pytest.raises(UsageRefused, match="of Cifar must"):
+        Cifar(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"task": "random", "select": "Nearest(count=3)"}, "that needs no forget set"),
+        ({"task": "random", "select": "Ascent()"}, "must be a selector"),
+        ({"task": "class", "select": "Hardest()"}, "is for the task random. Got the task class"),
+    ],
+)
+def test_what_cannot_pick_pictures_is_refused_before_any_is_read(settings, why):
+    with pytest.raises(UsageRefused, match=why):
         Cifar(**settings)
 
 
