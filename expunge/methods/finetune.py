@@ -129,26 +129,28 @@ class Finetune(WeightMethod):
 
     def _settle(self, network: Network, request: Request, on_event: OnEvent) -> Finetune:
         batches = self.batch, self.retain_batch
-        adapter = self._choose_adapter(network, on_event)
-        scale = self.full_scale if self.adapter is None and adapter == Full() else 1.0
+        adapter, rate = self._choose_adapter(network, on_event)
         return replace(
             self,
             adapter=adapter,
-            learning_rate=scale * self.learning_rate,
+            learning_rate=rate,
             full_scale=1.0,
             steps=measure_steps(self.steps, network, request, batches, on_event),
             warmup=count_steps(self.warmup, request, batches, "steps of warm-up", on_event),
         )
 
-    def _choose_adapter(self, network: Network, on_event: OnEvent) -> Adapter:
+    def _choose_adapter(self, network: Network, on_event: OnEvent) -> tuple[Adapter, float]:
+        """The adapter, and the learning rate that is for it."""
         chosen = self.adapter or (Bounded() if every_block(network.module) else Full())
         chosen.check(network)
-        if chosen not in (self.adapter, Bounded()):
-            kind = type(network.module).__name__
-            rate = f", at a rate of {self.full_scale * self.learning_rate:g}" if self.full_scale != 1 else ""
-            whole = f"{kind} has no transformer blocks: all weights are trained (adapter=Full()), without bound{rate}"
-            on_event(Note(whole))
-        return chosen
+        if self.adapter is not None or chosen != Full():
+            return chosen, self.learning_rate
+        rate, kind = self.full_scale * self.learning_rate, type(network.module).__name__
+        lower = f", at a rate of {rate:g}" if rate != self.learning_rate else ""
+        on_event(
+            Note(f"{kind} has no transformer blocks: all weights are trained (adapter=Full()), without bound{lower}")
+        )
+        return chosen, rate
 
     def change(self, network: Network, request: Request, on_event: OnEvent) -> Adapted:
         """The trained network with its adapter; `network` itself is not changed."""
@@ -172,7 +174,7 @@ class Finetune(WeightMethod):
     @contextmanager
     def open_for_steps(self, network: Network, request: Request) -> Iterator[Network]:
         """The network as steps find it: with its adapter, and with blocks that keep their activations or do not."""
-        adapter = self.adapter or self._choose_adapter(network, ignore_event)
+        adapter, _ = self._choose_adapter(network, ignore_event)
         adapted = adapter(network, request).inner
         with manage_activations(adapted.module, self.activations):
             yield adapted
