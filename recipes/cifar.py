@@ -96,9 +96,10 @@ AT_RANDOM = (
     }
 )
 PRETRAINED = {
-    name: AT_RANDOM[name]
-    for name in ("ours", "GS-LoRA", "GD+sine", "GD+slope-matched", "GD, a tenth", "LFSSD", "last layer alone")
-} | {"IHL, a tenth": f"Finetune(objective=InvertedHinge() + RetainNLL(), {TENTH})"}
+    "ours": AT_RANDOM["ours"],
+    "IHL, a tenth": f"Finetune(objective=InvertedHinge() + RetainNLL(), {TENTH})",
+    **{name: AT_RANDOM[name] for name in ("LFSSD", "GD+sine", "GD+slope-matched", "GS-LoRA", "GD, a tenth")},
+}
 """A step of a large network is dear, so that not all are run."""
 TWENTY = [
     "apple",
