@@ -10,14 +10,16 @@ import io
 import math
 import re
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from expunge.benchmarks._job import recompute
+from expunge.benchmarks._job import VALUES, recompute
 from expunge.benchmarks._kinds import Benchmark
 from expunge.benchmarks._numbers import Number
+from expunge.benchmarks._oracles import FEWEST, Oracles
+from expunge.benchmarks._values import Values
 from expunge.errors import UsageRefused
 from expunge.notation.parse import parse
 from expunge.report.tables import escape_latex
@@ -40,6 +42,8 @@ class Runs:
     name: str
     numbers: Sequence[Mapping[Key, Number]]
     """Of each run its numbers, by name, set and reference."""
+    together: Mapping[Key, Number] = field(default_factory=dict)
+    """Numbers that are of all runs together."""
 
     def values(self, key: Key) -> list[float]:
         """What the runs have there."""
@@ -49,6 +53,8 @@ class Runs:
     def cell(self, key: Key) -> str:
         """The one value with its interval, or mean and spread of several."""
         values = self.values(key)
+        if key in self.together:
+            return number(cast(float, self.together[key].value))
         if not values:
             return "–"
         if len(values) > 1:
@@ -67,27 +73,43 @@ class Table:
 
     def places(self) -> list[Key]:
         """Every number, in the order in which they were made."""
-        return list(dict.fromkeys(key for runs in self.runs for run in runs.numbers for key in run))
+        of_one = (key for runs in self.runs for run in runs.numbers for key in run)
+        return list(dict.fromkeys([*of_one, *(key for runs in self.runs for key in runs.together)]))
 
     def definition(self, key: Key) -> str:
         """What a number is, by the first run that has it."""
-        return next(run[key].definition for runs in self.runs for run in runs.numbers if key in run)
+        return next(run[key].definition for runs in self.runs for run in (*runs.numbers, runs.together) if key in run)
 
 
-def gather(folders: Sequence[Path]) -> Table:
-    """The table of some folders. Raises `UsageRefused` where they cannot stand in one."""
-    groups: dict[str, list[Mapping[Key, Number]]] = {}
-    benchmarks: dict[str, Path] = {}
+def gather(folders: Sequence[Path], oracles: Oracles | None = None) -> Table:
+    """The table of some folders, those of several seeds held against oracles too. Raises `UsageRefused` where they
+    cannot stand in one."""
+    groups: dict[str, list[Path]] = {}
+    found: dict[Path, Mapping[Key, Number]] = {}
+    benchmarks: dict[str, Path] = {oracles.benchmark: Path(oracles.name)} if oracles else {}
     for folder in folders:
         result, numbers = recompute(folder)
         benchmarks.setdefault(result.benchmark, folder)
         own = folder.resolve()
         name = own.parent.name if SEED.fullmatch(own.name) else own.name
-        groups.setdefault(name, []).append({(each.name, each.set, each.against): each for each in numbers})
+        groups.setdefault(name, []).append(folder)
+        found[folder] = _by_key(numbers)
     if len(benchmarks) > 1:
         shown = "; ".join(f"{folder}: {line}" for line, folder in benchmarks.items())
         raise UsageRefused(f"Numbers of different definitions cannot stand in one table. {shown}. Give them apart.")
-    return Table(next(iter(benchmarks)), [Runs(name, numbers) for name, numbers in groups.items()])
+    if oracles and max(map(len, groups.values())) < FEWEST:
+        raise UsageRefused(
+            f"--oracles: a column needs {FEWEST} runs or more to be held against them, of several seeds (--seeds 0-9)."
+        )
+    columns = []
+    for name, group in groups.items():
+        held = oracles.hold([Values.read(folder / VALUES) for folder in group]) if oracles else ()
+        columns.append(Runs(name, [found[folder] for folder in group], _by_key(held)))
+    return Table(next(iter(benchmarks)), columns)
+
+
+def _by_key(numbers: Iterable[Number]) -> dict[Key, Number]:
+    return {(each.name, each.set, each.against): each for each in numbers}
 
 
 def markdown(table: Table) -> str:
@@ -140,7 +162,7 @@ def comma_separated(table: Table) -> str:
     lines = csv.writer(made, lineterminator="\n")
     lines.writerow(("run", "place", "number", "set", "against", "value", "low", "high", "n", "definition"))
     for runs in table.runs:
-        for place, run in enumerate(runs.numbers):
+        for place, run in (*enumerate(runs.numbers), ("all", runs.together)):
             for (name, where, against), each in run.items():
                 ends = ["" if end is None else end for end in (each.value, each.low, each.high)]
                 lines.writerow([_plain(runs.name), place, name, where, _plain(against), *ends, each.n, each.definition])

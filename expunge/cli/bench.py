@@ -195,11 +195,20 @@ def _show(folders: list[Path], out: Path, output: Output) -> None:
 @bench.command()
 def show(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders that `expunge bench` wrote.")],
+    oracles: Annotated[
+        Path | None,
+        Option(
+            "--oracles",
+            help="Folder with results of models retrained without what is forgotten, one in each subfolder: columns of "
+            "three runs or more get KLoM and U-LiRA against them.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None, Option("--out", help="File to write: a table (.md, .tex, .csv) or a plot (.svg, .png, .pdf).")
     ] = None,
 ) -> None:
     """Make the numbers of results anew from their values, side by side; seed-N folders of one folder are one column."""
+    from expunge.benchmarks._oracles import Oracles
     from expunge.benchmarks._show import PLOTS, RENDER, gather, markdown, plot
     from expunge.runtime.atomic_files import write_text
 
@@ -207,7 +216,8 @@ def show(
     if out is not None and (ending not in (*RENDER, *PLOTS) or out.exists() or not out.parent.is_dir()):
         allowed = ", ".join((*RENDER, *PLOTS))
         raise UsageRefused(f"--out {out}: give a new name that ends in {allowed}, in a folder that is there.")
-    table = gather(folders)
+    present("--oracles", oracles)
+    table = gather(folders, Oracles.read(oracles) if oracles else None)
     if out is None:
         typer.echo(markdown(table))
         return
