@@ -125,7 +125,7 @@ TWENTY = [
 ]
 """The first class of each of the twenty groups of CIFAR-100."""
 SIDE = 112
-HARDEST = ("ours", "IHL", "IHL, as long", "random label", "SalUn", "GD, a tenth", "GD+LoRA", "fine-tune", "NPO")
+HARDEST = ("ours", "IHL", "IHL, as long", "random label", "GD, a tenth")
 LEARN = "Train(learning_rate=1e-3, epochs=30, batch=64, schedule='cosine', weight_decay=0.05)"
 
 
