@@ -315,7 +315,7 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     known = {(Kind.of(row), row["seed"], row["model"]) for row in rows(given.out)}
-    for kind in map(Kind, *zip(*itertools.product(given.parts, given.data, given.layers), strict=True)):
+    for kind in (Kind(*words) for words in itertools.product(given.parts, given.data, given.layers)):
         for seed in given.seeds:
             wanted = [name for name in given.methods if (kind, seed, name) not in known]
             if wanted and (kind.part, wanted) != ("links", ["TokenLevels"]):
