@@ -9,7 +9,7 @@ floor, since KLoM falls with the number of models: of two groups of retrained mo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from expunge.benchmarks._job import RESULT, VALUES, Result
 from expunge.benchmarks._numbers import Number
-from expunge.benchmarks._values import Values
+from expunge.benchmarks._values import IDENTITY, Values
 from expunge.errors import DataRefused
 from expunge.primitives.klom import klom, margins
 from expunge.primitives.ulira import ulira
@@ -79,12 +79,19 @@ class Oracles:
     def _margins(self, models: Sequence[Values], where: str) -> Tensor:
         """The log-odds of the right answer [models, records]."""
         losses = [values.records(where, "loss") for values in models]
-        if any(each.keys() != self.other[0].records(where, "loss").keys() for each in losses):
+        if any(_identify(values, where) != _identify(self.other[0], where) for values in models):
             raise DataRefused(
                 f"{self.name}: the set '{where}' has other records there than in the runs. Measure all on the same "
-                f"data."
+                f"data and, where a selector reads the model, as references of one run."
             )
         return margins(-torch.tensor([list(each.values()) for each in losses], dtype=torch.float64))
+
+
+def _identify(values: Values, where: str) -> Mapping[int, float]:
+    """What a set's records are known by: themselves, or their places alone."""
+    if values.has(where, IDENTITY):
+        return values.records(where, IDENTITY)
+    return dict.fromkeys(values.records(where, "loss"), 0.0)
 
 
 def high_klom(ours: Tensor, theirs: Tensor) -> float:

@@ -15,11 +15,11 @@ from sklearn.preprocessing import StandardScaler
 
 from expunge.benchmarks._data import Data
 from expunge.benchmarks._kinds import Stage
-from expunge.benchmarks._values import Column, Values
+from expunge.benchmarks._values import IDENTITY, Column, Values
 from expunge.core.method import Method
 from expunge.core.model import Batch, Model, Network
 from expunge.core.question import RowStatistics
-from expunge.core.request import Request
+from expunge.core.request import Example, Request
 from expunge.data.cifar_archive import CifarArchive, Part
 from expunge.data.class_names import list_few, shorten
 from expunge.data.images import ImageRecord, Picture, encode_for, load
@@ -110,14 +110,20 @@ def replay(retain: Pictures, each: int | None, without: Sequence[int], draw: int
 
 
 def read_each(known: Model, sets: Mapping[str, Batch]) -> Values:
-    """Of each picture: whether it is right, its loss, and the entropy of the answer, in nats."""
+    """Of each picture: whether it is right, its loss, the entropy of the answer, in nats, and a number of its own."""
     rows = []
     for name, batch in sets.items():
         said = known.ask(RowStatistics(), batch)
         measured = {"right": said.rank == 0, "loss": -said.log_probs, "entropy": said.entropy}
         for measure, values in measured.items():
             rows += [(Column(name, measure), k, v) for k, v in enumerate(values.double().tolist())]
+        rows += [(Column(name, IDENTITY), k, number_of(picture)) for k, picture in enumerate(batch)]
     return Values.collect(rows)
+
+
+def number_of(picture: Example) -> float:
+    """12 digits of its digest, which a double holds: by these it is known again, and not seen."""
+    return float(int(picture.record_digest()[:12], 16))
 
 
 def probe(network: Network, learnt: Batch, where: str, asked: Batch) -> Values:

@@ -13,6 +13,8 @@ RIGHT = "answer"
 """The answer that a record has; others of its question are called `paraphrase`, `wrong 1`, `wrong 2`, ..."""
 PARAPHRASE = "paraphrase"
 WRONG = "wrong"
+IDENTITY = "identity"
+"""Measure that is the same for the same record alone, where which records a set has depends on the model."""
 
 
 class Column(NamedTuple):

@@ -15,9 +15,9 @@ from expunge.benchmarks._forgetting import Forgetting
 from expunge.benchmarks._job import Job, Result
 from expunge.benchmarks._kinds import Stage
 from expunge.benchmarks._picture_numbers import numbers
-from expunge.benchmarks._pictures import Drawn, probe
+from expunge.benchmarks._pictures import Drawn, probe, read_each
 from expunge.benchmarks._show import gather
-from expunge.benchmarks._values import Column, Values
+from expunge.benchmarks._values import IDENTITY, Column, Values
 from expunge.benchmarks.cifar import Cifar
 from expunge.benchmarks.tofu import TOFU
 from expunge.core.method import Method
@@ -265,6 +265,17 @@ def test_a_probe_finds_a_class_that_the_last_layer_no_longer_names(data, network
     assert len(said.of("forget", "right after 1")) == 3  # two are trained on, and not asked
     assert said.of("forget test", "probe") == [1.0] * 5
     assert said.of("forget", "loss") == pytest.approx([-math.log(p) for p in _probabilities(head, stage)], rel=1e-5)
+
+
+def test_each_picture_has_a_number_by_which_it_is_known_again(data, network):
+    [one], [other] = (Cifar(task="random", draw=draw).stages(data, network) for draw in (0, 1))
+    known, anew, others = (read_each(network, stage.sets) for stage in (one, one, other))
+    numbers = known.of("forget", IDENTITY) + known.of("retain", IDENTITY)
+    assert numbers == anew.of("forget", IDENTITY) + anew.of("retain", IDENTITY)
+    assert len(set(numbers)) == len(numbers) == 40
+    assert all(number == int(number) < 2**48 for number in numbers)
+    assert known.of("forget", IDENTITY) != others.of("forget", IDENTITY)
+    assert set(numbers) == {*others.of("forget", IDENTITY), *others.of("retain", IDENTITY)}
 
 
 def _probabilities(network, stage: Stage) -> list[float]:

@@ -9,7 +9,7 @@ import torch
 from expunge.benchmarks._job import Job, Measured
 from expunge.benchmarks._oracles import Oracles
 from expunge.benchmarks._show import RENDER, gather, markdown
-from expunge.benchmarks._values import Column, Values
+from expunge.benchmarks._values import IDENTITY, Column, Values
 from expunge.benchmarks.cifar import Cifar
 from expunge.errors import DataRefused, UsageRefused
 from expunge.primitives.klom import klom
@@ -24,13 +24,17 @@ def margins(seed: int, where: str, surer: float = 0.0, records: int = RECORDS) -
     return torch.randn(records, generator=generator, dtype=torch.float64) + surer * (where == "forget")
 
 
-def result(out: Path, seed: int, surer: float = 0.0, records: int = RECORDS, draw: int = 0) -> Path:
+def result(
+    out: Path, seed: int, surer: float = 0.0, records: int = RECORDS, draw: int = 0, identity: float | None = None
+) -> Path:
     """The folder of a made-up model."""
     rows = []
     for where in ("forget", "retain", "test"):
         losses = -torch.nn.functional.logsigmoid(margins(seed, where, surer, records))
         for k, loss in enumerate(losses.tolist()):
             rows += [(Column(where, name), k, v) for name, v in (("right", 1.0), ("loss", loss), ("entropy", 0.1 * k))]
+        if identity is not None:
+            rows += [(Column(where, IDENTITY), k, identity + k) for k in range(records)]
     made = Measured(Values.collect(rows), {}, "", {}, {})
     made.write(Job(Cifar(task="random", draw=draw), "made up", out), out)
     return out
@@ -113,6 +117,18 @@ def test_what_cannot_be_held_against_them_is_refused(folders: Path, tmp_path: Pa
         gather(same, Oracles.read(tmp_path / "shorter"))
     with pytest.raises(UsageRefused, match="Numbers of different definitions cannot stand in one table"):
         gather(same, Oracles.read(tmp_path / "other"))
+
+
+def test_records_are_known_again_where_a_selector_reads_the_model(folders: Path, tmp_path: Path):
+    for seed in range(6):
+        result(tmp_path / "alike" / str(seed), seed, identity=7.0)
+        result(tmp_path / "others" / str(seed), seed, identity=8.0)
+    runs = [result(tmp_path / "runs" / f"seed-{seed}", 100 + seed, identity=7.0) for seed in range(3)]
+    assert gather(runs, Oracles.read(tmp_path / "alike")).runs[0].together
+    with pytest.raises(DataRefused, match=r"has other records there .* where a selector reads the model"):
+        gather(runs, Oracles.read(tmp_path / "others"))
+    with pytest.raises(DataRefused, match="has other records there"):
+        gather(runs, Oracles.read(folders / "oracles"))
 
 
 def test_the_command_shows_them(folders: Path, expunge):
