@@ -195,6 +195,9 @@ def _show(folders: list[Path], out: Path, output: Output) -> None:
 @bench.command()
 def show(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders that `expunge bench` wrote.")],
+    out: Annotated[
+        Path | None, Option("--out", help="File to write: a table (.md, .tex, .csv) or a plot (.svg, .png, .pdf).")
+    ] = None,
     oracles: Annotated[
         Path | None,
         Option(
@@ -202,9 +205,6 @@ def show(
             help="Folder with results of models retrained without what is forgotten, one in each subfolder: columns of "
             "three runs or more get KLoM and U-LiRA against them.",
         ),
-    ] = None,
-    out: Annotated[
-        Path | None, Option("--out", help="File to write: a table (.md, .tex, .csv) or a plot (.svg, .png, .pdf).")
     ] = None,
 ) -> None:
     """Make the numbers of results anew from their values, side by side; seed-N folders of one folder are one column."""
