@@ -81,9 +81,9 @@ def draw(rows: int, order: str, form: str, generator: torch.Generator) -> Sets:
     once = torch.cat([begin, first, middle, second], 1)
     tokens = torch.cat([once, once, end] if form == "twice" else [once, end], 1)
     word, place = tokens < WORDS, torch.arange(tokens.shape[1]).expand_as(tokens)
-    second_starts, end_at = tokens.shape[1] - 1 - other, tokens.shape[1] - 1
-    last = word & (place >= second_starts)
-    parts = slice(second_starts - 1 - one, second_starts - 1), slice(second_starts, end_at)
+    starts = tokens.shape[1] - 1 - other  # of the set that is read last
+    last = word & (place >= starts)
+    parts = slice(starts - 1 - one, starts - 1), slice(starts, starts + other)
     # Reading twice, all is known in the second reading; as a prefix, everywhere.
     told = {"causal": last, "twice": word & (place >= one + 2), "prefix": word}[form]
     few = first if one < other else second

@@ -52,9 +52,9 @@ class Runs:
 
     def cell(self, key: Key) -> str:
         """The one value with its interval, or mean and spread of several."""
-        values = self.values(key)
         if key in self.together:
             return number(cast(float, self.together[key].value))
+        values = self.values(key)
         if not values:
             return "–"
         if len(values) > 1:
