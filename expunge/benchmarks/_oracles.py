@@ -4,7 +4,8 @@ The folders of the retrained models' results are the oracles that are kept: each
 record, so models are retrained and read once, and everything that forgets later is held against the same ones.
 
 Half of the oracles are what all are held against. As many of the other half as there are models that forgot (all of
-it, where there are more) are the floor, since KLoM falls with the number of models: of two groups of retrained models it is not 0 either.
+it, where there are more) are the floor, since KLoM falls with the number of models: of two groups of retrained models
+it is not 0 either.
 """
 
 from __future__ import annotations
