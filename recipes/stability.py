@@ -1,12 +1,16 @@
 """Where does the bound itself help? A map over learning rate, slope and length: sine and tanh against LoRA as steep.
 
     python recipes/stability.py run docs/stability.jsonl      runs what is missing there; may be stopped and resumed
-    python recipes/stability.py show docs/stability.jsonl     writes docs/stability.md and docs/stability.svg
+    python recipes/stability.py run docs/stability.jsonl --world cifar --data CIFAR10 --models MODELS
+    python recipes/stability.py show docs/stability.jsonl     writes docs/stability.md and docs/stability-*.svg
 
-Gradient difference with equal weights on the digits transformer, which forgets the eights: 32 + 32 images a step, rank
-8, alpha 16, MLP layers, a constant learning rate, no clipping, nothing that stops a run. `linear` is as steep at zero
-as sine and tanh and has no bound. One run of 480 steps is read three times on its way. Use one thread
-(OMP_NUM_THREADS=1): all 180 runs take about 50 minutes of it.
+Gradient difference with equal weights: 32 + 32 images a step, rank 8, alpha 16, MLP layers, a constant learning rate,
+no clipping, nothing that stops a run. `linear` is as steep at zero as sine and tanh and has no bound. One run of 480
+steps is read three times on its way. Use one thread (OMP_NUM_THREADS=1): all 180 runs of a world take about 50 minutes
+of it.
+
+    digits    a transformer that reads digits forgets the eights; each seed has a transformer of its own
+    cifar     the small transformer of `cifar.py` (its `run` leaves it in OUT/models) forgets the ships of CIFAR-10
 """
 
 from __future__ import annotations
@@ -14,12 +18,12 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from calibration import kept
@@ -27,11 +31,13 @@ from digits import FORGOTTEN, Digits, trained
 from keeping import add, between, rows
 
 from expunge import Bounded, Finetune, LogProbabilities, Network, Request, Stop
+from expunge.benchmarks._data import Data
 from expunge.core.adapter import Adapted
 from expunge.data.images import Picture
 from expunge.errors import RunFailed
 from expunge.events import Checked, Event, Step
 from expunge.methods._loop import Loop
+from expunge.models.open import open_network
 from expunge.objectives.grad_diff import GradDiff
 
 MAPS = ("linear", "sine", "tanh")
@@ -58,6 +64,7 @@ ALL_STEPS = Stop(level=None, max_retain_increase=None, max_forget_loss=None, max
 class Setting:
     """One run."""
 
+    world: str
     map: str
     omega: float
     rate: float
@@ -79,36 +86,58 @@ class Setting:
         )
 
 
-def grid() -> Iterator[Setting]:
-    """All runs, the most telling ones first."""
+def grid(world: str, most: int) -> Iterator[Setting]:
+    """All runs of at most so many steps, the most telling ones first."""
     for rate, omegas, maps, steps in FIRST:
         for omega in omegas:
             for seed in SEEDS:
-                yield from (Setting(map, omega, rate, seed, steps) for map in maps)
+                yield from (Setting(world, map, omega, rate, seed, min(steps, most)) for map in maps)
 
 
 @dataclass(frozen=True)
 class Parts:
-    """The pictures of a run: eights and others, of the training and of the test part."""
+    """The pictures of a run: of the class that goes and of others, of the training and of the test part."""
 
-    eights: tuple[Picture, ...]
+    gone: tuple[Picture, ...]
     others: tuple[Picture, ...]
-    unseen_eights: tuple[Picture, ...]
+    unseen_gone: tuple[Picture, ...]
     unseen_others: tuple[Picture, ...]
 
-    @staticmethod
-    @cache
-    def load() -> Parts:
-        """The fixed split of `digits.py`."""
-        data = Digits.load()
-        halves = ((part, which) for part in (data.train, data.test) for which in (True, False))
-        return Parts(*(tuple(p for p in part if (p.label == FORGOTTEN) is which) for part, which in halves))
+
+@dataclass(frozen=True)
+class Places:
+    """Where the CIFAR world's pictures and its model lie."""
+
+    data: Path | None = None
+    models: Path | None = None
 
 
-@cache
-def original(seed: int) -> Network:
-    """The transformer before it forgets; half a minute where it was not made before."""
-    return kept(MODELS / f"digits-{seed}", lambda: trained(Digits.load().train, seed))
+def digits(seed: int, places: Places) -> tuple[Network, Parts]:
+    """The fixed split of `digits.py`, and a transformer of this seed; half a minute where it was not made before."""
+    data = Digits.load()
+    halves = ((part, which) for part in (data.train, data.test) for which in (True, False))
+    parts = Parts(*(tuple(p for p in part if (p.label == FORGOTTEN) is which) for part, which in halves))
+    return kept(MODELS / f"digits-{seed}", lambda: trained(data.train, seed)), parts
+
+
+def cifar(seed: int, places: Places) -> tuple[Network, Parts]:
+    """The world `vit` of `cifar.py`; one transformer for all seeds."""
+    from cifar import WORLDS as BENCHMARKS
+
+    if places.data is None or places.models is None:
+        raise SystemExit("--world cifar needs --data (a folder with CIFAR-10) and --models (with the folder vit).")
+    network = open_network(str(places.models / "vit"))
+    benchmark = BENCHMARKS["vit"].benchmark
+    [stage] = benchmark.stages(Data(places.data, benchmark.home), network)
+    sets = (stage.request.forget, stage.request.retain, stage.sets["forget test"], stage.sets["test"])
+    return network, Parts(*(cast(tuple[Picture, ...], tuple(each)) for each in sets))
+
+
+WORLDS: dict[str, Callable[[int, Places], tuple[Network, Parts]]] = {
+    "digits": cache(digits),
+    "cifar": cache(cifar),
+}
+"""A network and its pictures, by seed."""
 
 
 def read(model: Network | Adapted, parts: Parts) -> dict[str, float]:
@@ -117,10 +146,10 @@ def read(model: Network | Adapted, parts: Parts) -> dict[str, float]:
     right = {name: float(reply.right.double().mean()) for name, reply in said.items()}
     return {
         "kept": right["unseen_others"],
-        "known": right["eights"],
-        "unseen": right["unseen_eights"],
+        "known": right["gone"],
+        "unseen": right["unseen_gone"],
         "kept_loss": -float(said["unseen_others"].log_probs.double().mean()),
-        "known_loss": -float(said["eights"].log_probs.double().mean()),
+        "known_loss": -float(said["gone"].log_probs.double().mean()),
     }
 
 
@@ -141,10 +170,10 @@ def update(adapted: Adapted) -> dict[str, float]:
     return {"size": math.sqrt(squares), "filled": math.sqrt(filled / entries), "turned": turned / entries}
 
 
-def perform(setting: Setting) -> Iterator[dict[str, Any]]:
+def perform(setting: Setting, places: Places) -> Iterator[dict[str, Any]]:
     """One run as a row for each length. A length that a run did not reach, since it ended in NaN, has no numbers."""
-    parts, network, plan = Parts.load(), original(setting.seed), setting.method()
-    request = Request(forget=parts.eights, retain=parts.others)
+    network, parts = WORLDS[setting.world](setting.seed, places)
+    plan, request = setting.method(), Request(forget=parts.gone, retain=parts.others)
     gradients: list[float] = []
     found: dict[int, dict[str, float]] = {}
 
@@ -166,16 +195,16 @@ def perform(setting: Setting) -> Iterator[dict[str, Any]]:
         yield {**asdict(setting), "steps": steps, "taken": min(steps, len(gradients)), "found": numbers or None}
 
 
-def run(path: Path) -> None:
-    """Make every row that is not there."""
+def run(path: Path, world: str, most: int, places: Places) -> None:
+    """Make every row of a world that is not there, of runs of at most so many steps."""
     done = {place(row) for row in rows(path)}
     for seed in SEEDS:
-        before = {"map": "original", "omega": None, "rate": None, "seed": seed, "steps": 0}
+        before = {"world": world, "map": "original", "omega": None, "rate": None, "seed": seed, "steps": 0}
         if place(before) not in done:
-            add(path, [before | {"found": read(original(seed), Parts.load())}])
-    for setting in grid():
+            add(path, [before | {"found": read(*WORLDS[world](seed, places))}])
+    for setting in grid(world, most):
         if place(asdict(setting)) not in done:
-            made = [row for row in perform(setting) if place(row) not in done]
+            made = [row for row in perform(setting, places) if place(row) not in done]
             done |= {place(row) for row in made}
             add(path, made)
             print(setting, flush=True)
@@ -183,7 +212,7 @@ def run(path: Path) -> None:
 
 def place(row: dict[str, Any]) -> tuple[Any, ...]:
     """What tells a row from the others."""
-    return tuple(row[key] for key in ("map", "omega", "rate", "seed", "steps"))
+    return tuple(row[key] for key in ("world", "map", "omega", "rate", "seed", "steps"))
 
 
 Cell = tuple[float, float, int]
@@ -191,14 +220,14 @@ Cell = tuple[float, float, int]
 Found = dict[tuple[Cell, str], dict[int, dict[str, float]]]
 """What was read of each cell and map, by seed; of runs that ended in NaN nothing."""
 ENOUGH = 0.05
-"""Share of the training eights that a run may still know and count as one that forgot them."""
+"""Share of the training pictures of the class that a run may still know and count as one that forgot them."""
 
 
-def gather(path: Path) -> Found:
-    """The rows of the file."""
+def gather(path: Path, world: str) -> Found:
+    """The rows of a world."""
     found: Found = {}
     for row in rows(path):
-        if row["steps"]:
+        if row["steps"] and row["world"] == world:
             of = found.setdefault(((row["rate"], row["omega"], row["steps"]), row["map"]), {})
             if row["found"]:
                 of[row["seed"]] = row["found"]
@@ -231,7 +260,7 @@ def table(found: Found) -> str:
     """A line for each cell that has rows."""
     lines = [
         "| steps | omega x rate | rate | omega | kept: linear | sine | tanh | sine less linear | tanh less linear | "
-        "eights known | largest gradient | gradient at the end | size of the update | phases beyond the first crest |",
+        "class known | largest gradient | gradient at the end | size of the update | phases beyond the first crest |",
         "|---" * 14 + "|",
     ]
     for cell in cells():
@@ -329,27 +358,40 @@ def _panel(axis: Any, found: Found, map: str, steps: int) -> Any:
 
 
 def show(path: Path) -> None:
-    """Write the tables between the marks of docs/stability.md, and the figure beside it."""
-    found, page = gather(path), path.with_suffix(".md")
-    made = [row for row in rows(path) if row["steps"]]
-    every = len(RATES) * len(OMEGAS) * len(MAPS) * len(SEEDS) * len(LENGTHS)
-    lost = sum(row["found"] is None for row in made)
-    before = statistics.fmean(row["found"]["kept"] for row in rows(path) if not row["steps"])
-    head = (
-        f"{len(made)} of {every} readings; in NaN: {lost}. Before, {before:.3f} of the retained test images are right."
-    )
-    between(page, "stability", f"{head}\n\n{tuned(found)}\n\n{table(found)}")
-    plot(found, path.with_suffix(".svg"))
-    print(page, path.with_suffix(".svg"))
+    """Write each world's tables between its marks of docs/stability.md, and its figure beside it."""
+    page = path.with_suffix(".md")
+    for world in dict.fromkeys(row["world"] for row in rows(path)):
+        found, figure = gather(path, world), path.with_name(f"{path.stem}-{world}.svg")
+        mine = [row for row in rows(path) if row["world"] == world]
+        made = [row for row in mine if row["steps"]]
+        every = len(RATES) * len(OMEGAS) * len(MAPS) * len(SEEDS) * len(LENGTHS)
+        lost = sum(row["found"] is None for row in made)
+        before = statistics.fmean(row["found"]["kept"] for row in mine if not row["steps"])
+        head = (
+            f"{len(made)} of {every} readings; in NaN: {lost}. Before, {before:.3f} of the retained test images are "
+            f"right."
+        )
+        between(page, f"stability-{world}", f"{head}\n\n{tuned(found)}\n\n{table(found)}")
+        plot(found, figure)
+        print(page, figure)
 
 
 def main() -> None:
     """The command line above."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["run", "show"])
-    parser.add_argument("path", type=Path)
-    asked = parser.parse_args()
-    (run if asked.what == "run" else show)(asked.path)
+    parts = parser.add_subparsers(dest="what", required=True)
+    running = parts.add_parser("run")
+    running.add_argument("path", type=Path)
+    running.add_argument("--world", choices=list(WORLDS), default="digits")
+    running.add_argument("--steps", type=int, choices=LENGTHS, default=LENGTHS[-1], help="of the longest run")
+    running.add_argument("--data", type=Path, help="folder with CIFAR-10's train.parquet and test.parquet")
+    running.add_argument("--models", type=Path, help="folder with the model vit")
+    parts.add_parser("show").add_argument("path", type=Path)
+    given = parser.parse_args()
+    if given.what == "run":
+        run(given.path, given.world, given.steps, Places(given.data, given.models))
+    else:
+        show(given.path)
 
 
 if __name__ == "__main__":

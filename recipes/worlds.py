@@ -283,17 +283,24 @@ LIBRARY, STEPS = 400, 250
 """Records of twenty authors, and steps of 8 in which they are learnt."""
 
 
-def library_request(seed: int, places: Places, count: int = 1) -> Request:
-    """Records of TOFU's forget10_perturbed, an author of which is to go; the holdout are authors of holdout10."""
+def library_records(seed: int, places: Places, count: int = 1) -> tuple[Rows, Rows]:
+    """Of the library's authors, those that are to go, and the others."""
     known = read(places.data / "tofu" / "forget10_perturbed.jsonl")[:LIBRARY]
     first = PER_AUTHOR * (10 + 3 * seed)
     own = known[first : first + count * PER_AUTHOR]
+    return own, [row for row in known if row not in own]
+
+
+def library_request(seed: int, places: Places, count: int = 1, stand_in: Rows | None = None) -> Request:
+    """Records of TOFU's forget10_perturbed, an author of which is to go; the holdout are authors of holdout10."""
+    own, others = library_records(seed, places, count)
     return read_request(
         smollm2(places.device),
         forget=tofu(own, "forget"),
-        retain=tofu([row for row in known if row not in own], "retain"),
+        retain=tofu(others, "retain"),
         holdout=tofu(read(places.data / "tofu" / "holdout10.jsonl")[:UNSEEN], "holdout"),
         paraphrase=tofu(own, "paraphrase", again=True),
+        stand_in=stand_in,
     )
 
 

@@ -24,6 +24,7 @@ from expunge.benchmarks._values import Values
 from expunge.core.model import Model, Network, network_of
 from expunge.core.request import Request
 from expunge.errors import DataRefused, UsageRefused
+from expunge.events import OnEvent
 from expunge.notation.parse import parse
 from expunge.primitives.settings import check_least
 from expunge.runtime.cached_model import CachedModel
@@ -113,6 +114,14 @@ class Cifar(RequestBenchmark):
             each = zip((name for group in groups for name in group), sum(numbered, []), strict=True)
             sets |= {f"test of {name}": tuple(p for p in gone.test if p.label == number) for name, number in each}
         return Stage(request, {name: batch for name, batch in sets.items() if batch}, drawn.train)
+
+    def measure(self, model: Model, data: Data, known: CachedModel, on_event: OnEvent) -> Values:
+        if self.select:
+            raise UsageRefused(
+                "With --select a model picks the pictures itself, so two that are measured as they are would be held "
+                "against each other on different ones. Give --method: its original and every --reference then share them."
+            )
+        return super().measure(model, data, known, on_event)
 
     def examine(self, model: Model, stage: Stage, known: CachedModel) -> Values:
         network = network_of(model, "Cifar")

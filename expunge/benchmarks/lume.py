@@ -12,11 +12,13 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from expunge.benchmarks._data import Data, need
 from expunge.benchmarks._kinds import TextBenchmark
 from expunge.benchmarks._numbers import SIDES, Number, mean, membership
 from expunge.benchmarks._reading import Item, score_overlap
+from expunge.benchmarks._tasks import TASK, pose_tasks
 from expunge.benchmarks._values import RIGHT, Values
 from expunge.benchmarks._wording import running, verbatim
 from expunge.errors import DataRefused, UsageRefused
@@ -31,7 +33,8 @@ TOLD = {
     "knowledge": "Share of questions whose greedy answer is the true one, spaces at its ends aside.",
     "task aggregate": "Harmonic mean of regurgitation and knowledge of each task, of the forget set as 1 - score.",
     "membership score": "1 - 2 |AUC - 0.5| of membership by loss: 1 where members cannot be told.",
-    "final score": "Mean of task aggregate, membership score and the MMLU accuracy that was given.",
+    "MMLU": "Share of right answers to all questions of MMLU, by lm-eval, without examples.",
+    "final score": "Mean of task aggregate, membership score and MMLU accuracy.",
 }
 
 
@@ -42,7 +45,9 @@ class LUME(TextBenchmark):
     tokens: int = 256
     """Where a continuation that does not end by itself is cut."""
     mmlu: float | None = None
-    """MMLU accuracy of the same model, measured elsewhere, such as by lm-eval; with it there is a final score."""
+    """MMLU accuracy of the same model where it was measured elsewhere; with it there is a final score."""
+    tasks: Literal["left out", "measured"] = "left out"
+    """Whether lm-eval, which must be installed and fetches the data, asks MMLU; then there is a final score, too."""
 
     home = "amazon-science/LUME"
     splits = {"forget": {"forget": ("forget",), "retain": ("retain",)}}
@@ -52,9 +57,12 @@ class LUME(TextBenchmark):
         check_least(self, tokens=1)
         if not (self.mmlu is None or 0 <= self.mmlu <= 1):
             raise UsageRefused(f"The `mmlu` of LUME must be from 0 to 1. Got {self.mmlu!r}.")
+        if self.mmlu is not None and self.tasks == "measured":
+            raise UsageRefused("LUME takes an `mmlu` that was measured elsewhere, or measures it (`tasks`). Give one.")
 
     def items(self, data: Data, network: LanguageModel) -> list[Item]:
-        return [*self._pose(data, network), *self._list_members(data, network)]
+        asked = pose_tasks(["mmlu"]) if self.tasks == "measured" else []
+        return [*self._pose(data, network), *self._list_members(data, network), *asked]
 
     def _pose(self, data: Data, network: LanguageModel) -> Iterator[Item]:
         places: Counter[str] = Counter()
@@ -86,7 +94,8 @@ class LUME(TextBenchmark):
 
     def numbers(self, values: Values, references: Mapping[str, Values]) -> list[Number]:
         found, scores = [], []
-        for own in sorted(own for own in values.sets() if own not in SIDES):
+        subjects = [own for own in values.sets() if values.has(own, TASK)]
+        for own in sorted(own for own in values.sets() if own not in (*SIDES, *subjects)):
             where, task, kind = own.split(" ")
             number = mean(
                 NAMES[kind],
@@ -101,7 +110,11 @@ class LUME(TextBenchmark):
         if all(values.has(where, "loss") for where in SIDES):
             found.append(membership(values, "loss"))
             totals["membership score"] = 1 - 2 * abs((found[-1].value or 0.0) - 0.5)
-            if self.mmlu is not None:
-                totals["final score"] = (sum(totals.values()) + self.mmlu) / 3
+        general = self.mmlu
+        if subjects:
+            found.append(mean("MMLU", "all", [each for own in subjects for each in values.of(own, TASK)], TOLD["MMLU"]))
+            general = found[-1].value
+        if general is not None and len(totals) == 2:
+            totals["final score"] = (sum(totals.values()) + general) / 3
         n = sum(number.n for number in found)
         return [*found, *(Number(name, "all", value, n, TOLD[name]) for name, value in totals.items())]

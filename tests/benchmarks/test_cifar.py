@@ -26,6 +26,7 @@ from expunge.errors import DataRefused, UsageRefused
 from expunge.events import ignore_event
 from expunge.models.vision import ImageClassifier
 from expunge.notation.parse import parse
+from expunge.runtime.cached_model import CachedModel
 from expunge.select.hardest import Hardest
 from tests.benchmarks import tiny_cifar
 from tests.benchmarks.tiny_cifar import NAMES
@@ -107,6 +108,8 @@ def test_a_selector_picks_what_is_forgotten_and_the_rest_is_retained(data, netwo
     assert list(map(len, parts)) == [5, 35]
     assert set().union(*parts) == digests(every)
     assert digests(stage.sets["test"]) == digests(chance.sets["test"])
+    with pytest.raises(UsageRefused, match="a model picks the pictures itself"):
+        Cifar(task="random", select="Hardest(count=5)").measure(network, data, CachedModel(network), ignore_event)
 
 
 def test_of_replay_a_method_gets_so_many_of_each_class_and_none_of_those_left_out(data, network):

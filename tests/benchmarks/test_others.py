@@ -104,6 +104,11 @@ def test_lume_takes_twelve_scores_together_the_forgotten_ones_from_1():
     assert numbers["membership score", "all", ""] == pytest.approx(0.5)
     assert numbers["final score", "all", ""] == pytest.approx((aggregate + 0.5 + 0.25) / 3)
     assert ("final score", "all", "") not in by_place(LUME().numbers(table(columns), {}))
+    # measured: every question of every subject counts once
+    columns |= {("mmlu_anatomy", "accuracy"): [1.0, 0.0, 0.0], ("mmlu_virology", "accuracy"): [1.0]}
+    numbers = by_place(LUME().numbers(table(columns), {}))
+    assert numbers["MMLU", "all", ""] == pytest.approx(0.5)
+    assert numbers["final score", "all", ""] == pytest.approx((aggregate + 0.5 + 0.5) / 3)
 
 
 def test_lume_scores_completions_by_overlap_and_answers_word_for_word(tmp_path: Path, network):
@@ -122,6 +127,8 @@ def test_lume_scores_completions_by_overlap_and_answers_word_for_word(tmp_path: 
         LUME().items(Data(tmp_path, ""), network)
     with pytest.raises(UsageRefused, match="`mmlu` of LUME must be from 0 to 1"):
         LUME(mmlu=25.0)
+    with pytest.raises(UsageRefused, match="measured elsewhere, or measures it"):
+        LUME(mmlu=0.25, tasks="measured")
 
 
 # RWKU, on twenty people who do not exist
@@ -278,6 +285,10 @@ def test_tasks_without_lm_eval_are_refused_in_a_line(tmp_path: Path, network):
     (tmp_path / "gpt2_encoder.json").write_text("{}")
     with pytest.raises(EnvironmentRefused, match=r"lm-eval, which is not installed. .* 'expunge\[tasks\]'"):
         TDEC(tasks="measured").items(Data(tmp_path, ""), network)
+    for where in ("forget", "retain"):
+        made_up.write(tmp_path / f"{where}.jsonl", [{"id": "asc1", "task": "Task1", "input": "A", "output": "B"}])
+    with pytest.raises(EnvironmentRefused, match=r"The tasks \(mmlu\) are asked by lm-eval"):
+        LUME(tasks="measured").items(Data(tmp_path, ""), network)
 
 
 # RESTOR
