@@ -10,8 +10,8 @@ import torch
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "recipes"))
 
-from bench_worlds import KINDS as DISGUISES  # noqa: E402
-from bench_worlds import STANDINS  # noqa: E402
+from bench_standins import KINDS as DISGUISES  # noqa: E402
+from bench_standins import STANDINS  # noqa: E402
 from calibration import targets  # noqa: E402
 from keeping import between, rows  # noqa: E402
 from people import PARAPHRASE, Groups, World  # noqa: E402

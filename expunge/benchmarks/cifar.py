@@ -119,7 +119,7 @@ class Cifar(RequestBenchmark):
         if self.select:
             raise UsageRefused(
                 "With --select a model picks the pictures itself, so two that are measured as they are would be held "
-                "against each other on different ones. Give --method: its original and every --reference then share them."
+                "against each other on different ones. Give --method: then the original and all references share them."
             )
         return super().measure(model, data, known, on_event)
 
