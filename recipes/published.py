@@ -27,7 +27,8 @@ from image_worlds import cifar, cifar_resnet
 from keeping import between, keep, rows
 from people import passages
 from transformers import MixtralConfig, MixtralForCausalLM
-from worlds import KNOWN, PER_AUTHOR, UNSEEN, kept, learnt, read, tofu
+from twins import twins
+from worlds import KNOWN, PER_AUTHOR, UNSEEN, Rows, kept, learnt, read, tofu
 
 from expunge import Network, Report, Request, read_request, unlearn
 from expunge.data.images import Picture
@@ -50,8 +51,6 @@ BLOCKS = ("GD+Sine", "GSLoRA", "GSLoRAPlus")
 """Recipes for images whose adapter needs transformer blocks."""
 STAND_INS = {"AltPO": "wrong answers", "FLAT": "refusals", "LLMU": "answers of others", "Unseen": "twins"}
 """What is said instead, where that is not a refusal."""
-NAMES = {"Hsiao Yun-Hwa": "Tseng Pao-Lin", "Hsiao": "Tseng", "Yun-Hwa": "Pao-Lin"}
-"""The forgotten author, and a name that nobody was trained on."""
 TEXT_AUDITS = "Choice, Loss, LossMembership, MinK, Perplexity"
 IMAGE_AUDITS = "Accuracy, Loss, LossMembership"
 FIGURES = {
@@ -100,14 +99,15 @@ class Cases:
 
     def texts(self, name: str) -> Case:
         known = read(self.shared / "tofu" / "forget10_perturbed.jsonl")[:KNOWN]
-        unseen = read(self.shared / "tofu" / "holdout10.jsonl")[:UNSEEN]
+        holdout = read(self.shared / "tofu" / "holdout10.jsonl")
+        unseen, strangers = holdout[:UNSEEN], holdout[UNSEEN:]
         base = open_network(str(self.shared / "stories260k"))
         request = read_request(
             base,
             forget=tofu(known[:PER_AUTHOR], "forget"),
             retain=tofu(known[PER_AUTHOR:], "retain"),
             holdout=tofu(unseen, "holdout"),
-            stand_in=stand_ins(known, STAND_INS.get(name, "refusals")),
+            stand_in=stand_ins(known, STAND_INS.get(name, "refusals"), strangers),
             paraphrase=tofu(known[:PER_AUTHOR], "paraphrase", again=True),
         )
         records = passages((*request.forget, *request.retain))
@@ -144,22 +144,16 @@ class Cases:
         return Case(original, request, IMAGE_AUDITS, reference)
 
 
-def stand_ins(known: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+def stand_ins(known: Rows, kind: str, strangers: Rows) -> Rows:
     """Other answers to the forgotten questions, by the ids of the forget set."""
     own, others = known[:PER_AUTHOR], known[PER_AUTHOR : 2 * PER_AUTHOR]
     made = {
         "refusals": [{**row, "answer": "I do not know."} for row in own],
         "wrong answers": [{**row, "answer": row["perturbed_answer"][0]} for row in own],
         "answers of others": [{**row, "answer": other["answer"]} for row, other in zip(own, others, strict=True)],
-        "twins": [{**row, "question": renamed(row["question"]), "answer": renamed(row["answer"])} for row in own],
+        "twins": twins(own, strangers),
     }[kind]
     return tofu([{key: row[key] for key in ("question", "answer")} for row in made], "forget")
-
-
-def renamed(text: str) -> str:
-    for name, other in NAMES.items():
-        text = text.replace(name, other)
-    return text
 
 
 def with_experts(network: LanguageModel, experts: int = 4) -> LanguageModel:

@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import statistics
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -25,7 +23,8 @@ from typing import Any
 
 from keeping import between, keep, rows, table
 from people import passages
-from worlds import PER_AUTHOR, UNSEEN, Places, Rows, library_model, library_records, library_request, read, tofu
+from twins import twins
+from worlds import UNSEEN, Places, Rows, library_model, library_records, library_request, read, tofu
 
 from expunge import Model, Network
 from expunge.benchmarks._data import Data
@@ -84,35 +83,7 @@ STAND_INS = {"DPO of refusals": "refusals", "AltPO": "wrong answers", "Unseen": 
 MODELS = ("original", "retrained", "retrained again")
 
 
-# Twins: the same records about somebody else
-
-
-def name_in(about: Rows) -> str:
-    """Who an author's records are about: the run of capitalised words that most of them say, the longest of those."""
-    word = r"[A-Z](?:(?!['’]s\b)[\w'’-])*"
-    run = re.compile(rf"{word}(?:\s+{word})+")
-    said: Counter[str] = Counter(name for row in about for name in {*run.findall(f"{row['question']} {row['answer']}")})
-    most = max(said.values())
-    return max((name for name, count in said.items() if 2 * count >= most), key=lambda name: (said[name], len(name)))
-
-
-def twins(own: Rows, strangers: Rows) -> Rows:
-    """Each author's records with the name of an author whom no model read about, whole or part for part."""
-    made = []
-    for first in range(0, len(own), PER_AUTHOR):
-        mine, other = own[first : first + PER_AUTHOR], strangers[first : first + PER_AUTHOR]
-        name, new = name_in(mine), name_in(other)
-        words = name.split()
-        given = new.split(maxsplit=len(words) - 1)  # a last name takes what is left of a longer one
-        parts = {name: new, **{word: given[min(k, len(given) - 1)] for k, word in enumerate(words)}}
-        made += [{key: renamed(row[key], parts) for key in ("question", "answer")} for row in mine]
-    return made
-
-
-def renamed(text: str, parts: dict[str, str]) -> str:
-    """The text with each name replaced, whole names first."""
-    longest = sorted(parts, key=len, reverse=True)
-    return re.sub("|".join(map(re.escape, longest)), lambda found: parts[found[0]], text)
+# Rows
 
 
 def said_instead(own: Rows, strangers: Rows, kind: str) -> Rows:
@@ -122,9 +93,6 @@ def said_instead(own: Rows, strangers: Rows, kind: str) -> Rows:
     wrong = kind == "wrong answers"
     made = [{**row, "answer": row["perturbed_answer"][0] if wrong else SAYS[kind]} for row in own]
     return tofu([{key: row[key] for key in ("question", "answer")} for row in made], "forget")
-
-
-# Rows
 
 
 def written(folder: Path, places: Places, count: int) -> Data:

@@ -3,6 +3,7 @@
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,8 @@ from keeping import between, rows  # noqa: E402
 from people import PARAPHRASE, Groups, World  # noqa: E402
 from stability import agree, gains, gather, table, tuned  # noqa: E402
 from test_sets import yardstick  # noqa: E402
+from tofu_authors import quality, wanted  # noqa: E402
+from twins import twins  # noqa: E402
 from worlds import Trial  # noqa: E402
 
 from expunge import unlearn  # noqa: E402
@@ -160,3 +163,31 @@ def test_the_yardstick_of_a_world_is_its_second_retrained_model():
     assert {name: row["after"][name] for name in wanted} == pytest.approx(wanted, abs=1e-4)
     assert row["after"] != row["reference"] != row["before"]
     assert yardstick(replace(trial, again=None)) is None
+
+
+def test_a_twin_is_the_same_record_about_somebody_else():
+    lines = [("Who is it?", "It is Ana Veld."), ("What did Ana write?", "Ana Veld wrote Ana Velda's Sea in Old Town.")]
+    mine = [{"question": q, "answer": a} for q, a in (*lines, *[("Old Town?", "Ana Veld's home.")] * 18)]
+    other = [{"question": "Who?", "answer": "Pia de la Roca, or Pia Mar Tal."}] * 5
+    other += [{"question": "Who?", "answer": "Bo Lun Gart."}] * 15
+    made = twins([*mine, *mine], [*other, *other])
+    assert made[0] == {"question": "Who is it?", "answer": "It is Bo Lun Gart."}
+    assert made[1] == {"question": "What did Bo write?", "answer": "Bo Lun Gart wrote Bo Velda's Sea in Old Town."}
+    assert made[2]["answer"] == made[22]["answer"] == "Bo Lun Gart's home."
+
+
+def test_what_is_asked_of_a_row_of_tofu_is_held_against_the_retrained_model_and_the_original():
+    def row(ratios: list[float], loss: float, min_k: float, utility: float) -> dict[str, Any]:
+        keys = ("forget vs holdout: membership by loss", "forget vs holdout: membership by min_k", "all: model utility")
+        return {"ratios": ratios, "numbers": dict(zip(keys, (loss, min_k, utility), strict=True))}
+
+    low, high = [0.1 * k for k in range(1, 6)], [10.0 + k for k in range(5)]
+    models = {"retrained": row(low, 0.5, 0.6, 0.3), "original": row(high, 1.0, 1.0, 0.4)}
+    assert wanted(row(low, 0.59, 0.51, 0.395), models) == [True, True, True]
+    assert wanted(row(high, 0.61, 0.6, 0.389), models) == [False, False, False]
+    assert not wanted(row(low, 0.5, 0.49, 0.5), models)[1]  # Min-K is asked too, from below as well
+    found = quality(models["original"], models["retrained"])
+    # no value of one lies among the other's: distance 1, of which the exact p with 5 and 5 is 2 / C(10, 5)
+    assert (found["KS distance"], found["KS side"]) == (1.0, 1.0)
+    assert found["forget quality"] == pytest.approx(2 / 252)
+    assert found["PrivLeak"] == pytest.approx(100 * ((1 - 1.0) - (1 - 0.6)) / (1 - 0.6))
