@@ -301,7 +301,8 @@ def tuned(found: Found) -> str:
     for steps in LENGTHS:
         for omega in OMEGAS:
             said = [_best(found, steps, omega, map) for map in MAPS]
-            lines.append(f"| {steps} | {omega:g} | {' | '.join(said)} |")
+            if {*said} != {"-"}:
+                lines.append(f"| {steps} | {omega:g} | {' | '.join(said)} |")
     return "\n".join(lines)
 
 

@@ -189,7 +189,8 @@ def run(places: Places, out: Path, counts: Sequence[int], asked: Sequence[Asked]
 Row = dict[str, Any]
 Groups = dict[tuple[str, float | None], list[Row]]
 """Rows of all seeds, by method and rate."""
-UTILITY, LOSS, MINK = "all: model utility", *(f"forget vs holdout: membership by {how}" for how in ("loss", "min_k"))
+UTILITY = "all: model utility"
+LOSS, MINK, PLUS = (f"forget vs holdout: membership by {how}" for how in ("loss", "min_k", "min_k_plus"))
 PARTS = [
     (f"{where}: {name}", f"{where.replace('_', ' ')}, {name.removeprefix('option ')}")
     for where in ("retain", "real_authors", "world_facts")
@@ -229,7 +230,16 @@ def show(path: Path) -> None:
 def forgetting(groups: Groups, models: dict[str, Row]) -> str:
     """Against the retrained model."""
     heads = ["", "rate", "seeds", "forget quality (p)", "KS distance, side", "model utility", "quality x utility"]
-    heads += ["ROUGE", "extraction strength", "membership by loss", "by Min-K", "PrivLeak", "as asked", "s"]
+    heads += [
+        "ROUGE",
+        "extraction strength",
+        "membership by loss",
+        "by Min-K",
+        "by Min-K++",
+        "PrivLeak",
+        "as asked",
+        "s",
+    ]
     lines = []
     for (name, rate), group in groups.items():
         found = [quality(row, models["retrained"]) for row in group]
@@ -238,13 +248,13 @@ def forgetting(groups: Groups, models: dict[str, Row]) -> str:
         sides = "/".join({-1.0: "-", 0.0: "=", 1.0: "+"}[float(f["KS side"] or 0)] for f in found)
         met = "" if name in MODELS else ", ".join(" ".join(("no", "yes")[m] for m in wanted(r, models)) for r in group)
         cells = [
-            said([f["forget quality"] for f in found], 2),
+            said([f["forget quality"] for f in found], 3),
             f"{said([f['KS distance'] for f in found], 2)} {sides}",
             said([n[UTILITY] for n in numbers], 3),
             said(products, 2),
             *(
                 said([n[key] for n in numbers], 2)
-                for key in ("forget: ROUGE", "forget: extraction strength", LOSS, MINK)
+                for key in ("forget: ROUGE", "forget: extraction strength", LOSS, MINK, PLUS)
             ),
             said([f["PrivLeak"] for f in found], 0),
             met,
