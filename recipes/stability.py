@@ -321,11 +321,12 @@ def plot(found: Found, path: Path) -> None:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
+    lengths = [steps for steps in LENGTHS if any(cell[2] == steps for cell, _ in found)]
     with rc_context({"svg.hashsalt": "stability", "svg.fonttype": "path", "font.size": 8.5}):
-        figure = Figure(figsize=(11, 6.4), layout="constrained")
-        axes = figure.subplots(2, len(LENGTHS), sharex=True, sharey=True)
+        figure = Figure(figsize=(2 + 3 * len(lengths), 6.4), layout="constrained")
+        axes = figure.subplots(2, len(lengths), sharex=True, sharey=True)
         for row, map in zip(axes, MAPS[1:], strict=True):
-            for axis, steps in zip(row, LENGTHS, strict=True):
+            for axis, steps in zip(row, lengths, strict=True):
                 shown = _panel(axis, found, map, steps)
                 axis.set_title(f"{map}, {steps} steps")
         for axis in axes[-1]:
