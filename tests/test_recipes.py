@@ -166,13 +166,19 @@ def test_the_yardstick_of_a_world_is_its_second_retrained_model():
 
 
 def test_a_twin_is_the_same_record_about_somebody_else():
-    lines = [("Who is it?", "It is Ana Veld."), ("What did Ana write?", "Ana Veld wrote Ana Velda's Sea in Old Town.")]
+    lines = [
+        ("Who is it?", "It is Ana Veld."),
+        ("What did Ana write LeAna?", "Ana Veld wrote Ana Velda's Sea in Old Town."),
+    ]
     mine = [{"question": q, "answer": a} for q, a in (*lines, *[("Old Town?", "Ana Veld's home.")] * 18)]
     other = [{"question": "Who?", "answer": "Pia de la Roca, or Pia Mar Tal."}] * 5
     other += [{"question": "Who?", "answer": "Bo Lun Gart."}] * 15
     made = twins([*mine, *mine], [*other, *other])
     assert made[0] == {"question": "Who is it?", "answer": "It is Bo Lun Gart."}
-    assert made[1] == {"question": "What did Bo write?", "answer": "Bo Lun Gart wrote Bo Velda's Sea in Old Town."}
+    assert made[1] == {
+        "question": "What did Bo write LeAna?",
+        "answer": "Bo Lun Gart wrote Bo Velda's Sea in Old Town.",
+    }
     assert made[2]["answer"] == made[22]["answer"] == "Bo Lun Gart's home."
 
 
