@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from bench_standins import KINDS, LONGEST, STANDINS, Lessons, Rows
-from keeping import between, keep, rows
+from keeping import between, keep, mean_and_range, rows
 from people import taught, untaught
 
 from expunge import Network, parse
@@ -133,7 +133,7 @@ def show(path: Path) -> None:
 def table(found: dict[str, Rows], columns: dict[str, str]) -> str:
     lines = [f"| model | seeds | {' | '.join(columns)} |", "|---" * (2 + len(columns)) + "|"]
     for model, of in found.items():
-        cells = [spread([look_up(row, key) for row in of]) for key in columns.values()]
+        cells = [mean_and_range([look_up(row, key) for row in of]) for key in columns.values()]
         lines.append(f"| {model} | {len(of)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -141,12 +141,6 @@ def table(found: dict[str, Rows], columns: dict[str, str]) -> str:
 def look_up(row: dict[str, Any], key: str) -> float | None:
     """A number of a row; of one for each task the mean."""
     return statistics.mean(row[key.format(k)] for k in (1, 2, 3)) if "{}" in key else row.get(key)
-
-
-def spread(values: list[float | None]) -> str:
-    known = [value for value in values if value is not None]
-    ends = f" ({min(known):.2f} to {max(known):.2f})" if len(known) > 1 else ""
-    return f"{statistics.mean(known):.2f}{ends}" if known else "-"
 
 
 def main() -> None:

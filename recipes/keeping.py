@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,13 @@ def keep(path: Path, row: dict[str, Any]) -> None:
 def table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """In Markdown."""
     return "\n".join("| " + " | ".join(line) + " |" for line in (heads, ["---"] * len(heads), *lines))
+
+
+def mean_and_range(values: Sequence[float | None], places: int = 2) -> str:
+    """Of what is there: its mean, and of several the least and the most."""
+    known = [value for value in values if value is not None]
+    mean, low, high = (f"{each(known):.{places}f}" for each in (statistics.fmean, min, max)) if known else ("-", "", "")
+    return f"{mean} ({low} to {high})" if len(known) > 1 else mean
 
 
 def between(page: Path, name: str, text: str) -> None:

@@ -29,6 +29,7 @@ import torch
 from calibration import kept
 from digits import FORGOTTEN, Digits, trained
 from keeping import add, between, rows
+from worlds import Places
 
 from expunge import Bounded, Finetune, LogProbabilities, Network, Request, Stop
 from expunge.benchmarks._data import Data
@@ -104,15 +105,7 @@ class Parts:
     unseen_others: tuple[Picture, ...]
 
 
-@dataclass(frozen=True)
-class Places:
-    """Where the CIFAR world's pictures and its model lie."""
-
-    data: Path | None = None
-    models: Path | None = None
-
-
-def digits(seed: int, places: Places) -> tuple[Network, Parts]:
+def digits(seed: int, places: Places | None) -> tuple[Network, Parts]:
     """The fixed split of `digits.py`, and a transformer of this seed; half a minute where it was not made before."""
     data = Digits.load()
     halves = ((part, which) for part in (data.train, data.test) for which in (True, False))
@@ -120,11 +113,11 @@ def digits(seed: int, places: Places) -> tuple[Network, Parts]:
     return kept(MODELS / f"digits-{seed}", lambda: trained(data.train, seed)), parts
 
 
-def cifar(seed: int, places: Places) -> tuple[Network, Parts]:
+def cifar(seed: int, places: Places | None) -> tuple[Network, Parts]:
     """The world `vit` of `cifar.py`; one transformer for all seeds."""
     from cifar import WORLDS as BENCHMARKS
 
-    if places.data is None or places.models is None:
+    if places is None:
         raise SystemExit("--world cifar needs --data (a folder with CIFAR-10) and --models (with the folder vit).")
     network = open_network(str(places.models / "vit"))
     benchmark = BENCHMARKS["vit"].benchmark
@@ -133,7 +126,7 @@ def cifar(seed: int, places: Places) -> tuple[Network, Parts]:
     return network, Parts(*(cast(tuple[Picture, ...], tuple(each)) for each in sets))
 
 
-WORLDS: dict[str, Callable[[int, Places], tuple[Network, Parts]]] = {
+WORLDS: dict[str, Callable[[int, Places | None], tuple[Network, Parts]]] = {
     "digits": cache(digits),
     "cifar": cache(cifar),
 }
@@ -170,7 +163,7 @@ def update(adapted: Adapted) -> dict[str, float]:
     return {"size": math.sqrt(squares), "filled": math.sqrt(filled / entries), "turned": turned / entries}
 
 
-def perform(setting: Setting, places: Places) -> Iterator[dict[str, Any]]:
+def perform(setting: Setting, places: Places | None) -> Iterator[dict[str, Any]]:
     """One run as a row for each length. A length that a run did not reach, since it ended in NaN, has no numbers."""
     network, parts = WORLDS[setting.world](setting.seed, places)
     plan, request = setting.method(), Request(forget=parts.gone, retain=parts.others)
@@ -195,7 +188,7 @@ def perform(setting: Setting, places: Places) -> Iterator[dict[str, Any]]:
         yield {**asdict(setting), "steps": steps, "taken": min(steps, len(gradients)), "found": numbers or None}
 
 
-def run(path: Path, world: str, most: int, places: Places) -> None:
+def run(path: Path, world: str, most: int, places: Places | None) -> None:
     """Make every row of a world that is not there, of runs of at most so many steps."""
     done = {place(row) for row in rows(path)}
     for seed in SEEDS:
@@ -391,7 +384,8 @@ def main() -> None:
     parts.add_parser("show").add_argument("path", type=Path)
     given = parser.parse_args()
     if given.what == "run":
-        run(given.path, given.world, given.steps, Places(given.data, given.models))
+        places = Places(given.data, given.models) if given.data and given.models else None
+        run(given.path, given.world, given.steps, places)
     else:
         show(given.path)
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import time
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -21,7 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from keeping import between, keep, rows, table
+from keeping import between, keep, mean_and_range, rows, table
 from people import passages
 from twins import twins
 from worlds import UNSEEN, Places, Rows, library_model, library_records, library_request, read, tofu
@@ -38,7 +37,7 @@ from expunge.runtime.cached_model import CachedModel
 
 BENCHMARK = TOFU(split="forget01", definition="released")
 SIZES = {"retain": 40, "real_authors": 40, "world_facts": 40, "holdout": 60}
-"""Questions of each set, spread evenly over its file; the holdout's are none that a method may read."""
+"""Questions of each set, spread evenly over its file; the holdout's are the first that no method may read."""
 PAGE = Path(__file__).parent.parent / "docs" / "tofu.md"
 
 RATES = (1e-3, 3e-4)
@@ -248,17 +247,17 @@ def forgetting(groups: Groups, models: dict[str, Row]) -> str:
         sides = "/".join({-1.0: "-", 0.0: "=", 1.0: "+"}[float(f["KS side"] or 0)] for f in found)
         met = "" if name in MODELS else ", ".join(" ".join(("no", "yes")[m] for m in wanted(r, models)) for r in group)
         cells = [
-            said([f["forget quality"] for f in found], 3),
-            f"{said([f['KS distance'] for f in found], 2)} {sides}",
-            said([n[UTILITY] for n in numbers], 3),
-            said(products, 2),
+            mean_and_range([f["forget quality"] for f in found], 3),
+            f"{mean_and_range([f['KS distance'] for f in found], 2)} {sides}",
+            mean_and_range([n[UTILITY] for n in numbers], 3),
+            mean_and_range(products),
             *(
-                said([n[key] for n in numbers], 2)
+                mean_and_range([n[key] for n in numbers], 2)
                 for key in ("forget: ROUGE", "forget: extraction strength", LOSS, MINK, PLUS)
             ),
-            said([f["PrivLeak"] for f in found], 0),
+            mean_and_range([f["PrivLeak"] for f in found], 0),
             met,
-            said([row["seconds"] for row in group], 0) if name not in MODELS else "",
+            mean_and_range([row["seconds"] for row in group], 0) if name not in MODELS else "",
         ]
         lines.append([name, f"{rate:g}" if rate else "", str(len(group)), *cells])
     return table(heads, lines)
@@ -269,19 +268,14 @@ def usefulness(groups: Groups) -> str:
     heads = ["", "rate", "model utility", *(name for _, name in PARTS)]
     keys = (UTILITY, *(key for key, _ in PARTS))
     lines = [
-        [name, f"{rate:g}" if rate else "", *(said([row["numbers"][key] for row in group], 3) for key in keys)]
+        [
+            name,
+            f"{rate:g}" if rate else "",
+            *(mean_and_range([row["numbers"][key] for row in group], 3) for key in keys),
+        ]
         for (name, rate), group in groups.items()
     ]
     return table(heads, lines)
-
-
-def said(values: Sequence[float | None], places: int) -> str:
-    """Mean and range."""
-    there = [value for value in values if value is not None]
-    if not there:
-        return "-"
-    mean, low, high = (f"{value:.{places}f}" for value in (statistics.fmean(there), min(there), max(there)))
-    return mean if low == high else f"{mean} ({low} to {high})"
 
 
 def main() -> None:
