@@ -157,6 +157,12 @@ def asked(row: Row) -> Iterator[tuple[str, float, bool]]:
         yield "neutral perplexity", away, away <= 0.03
 
 
+def besides(row: Row) -> str:
+    """By how much the attack by whole distributions is off, of which nothing was asked; "–" where it was not read."""
+    key = "forget vs holdout.MinKPlusPlus"
+    return f"{row['after'][key] - row['reference'].get(key, 0.5):+.2f}" if key in row["after"] else "–"
+
+
 def show(path: Path) -> None:
     """For each world a table: every method's distance from what was asked, seed by seed; missed in bold."""
     found = list(rows(path))
@@ -164,10 +170,13 @@ def show(path: Path) -> None:
     for name in dict.fromkeys(row["set"] for row in found):
         mine = [row for row in found if row["set"] == name]
         columns = list(dict.fromkeys(column for row in mine for column, _, _ in asked(row)))
-        lines = [f"**{name}**", "", f"| | {' | '.join(columns)} | answers |", "|---" * (len(columns) + 2) + "|"]
+        extra = any(besides(row) != "–" for row in mine)
+        heads = [*columns, *(["Min-K++, not asked"] if extra else []), "answers"]
+        lines = [f"**{name}**", "", f"| | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
         for method in methods_in(mine):
             each = [row for row in mine if row["method"] == method]
             cells = [[cell(row, column) for row in each] for column in columns]
+            cells += [[besides(row) for row in each]] if extra else []
             answers = [" ".join(SHORT[said] for said in row["said"].values()) for row in each]
             lines.append(f"| {method} | {' | '.join(map(', '.join, cells))} | {', '.join(answers)} |")
         parts.append("\n".join(lines))

@@ -34,7 +34,7 @@ from expunge.internals.examples import Tokenized
 from expunge.models.open import open_network
 from expunge.runtime.atomic_files import whole_folder
 
-TEXT_AUDITS = "Choice, Loss, Rouge(max_new_tokens={}), Perplexity, LossMembership, MinK"
+TEXT_AUDITS = "Choice, Loss, Rouge(max_new_tokens={}), Perplexity, LossMembership, MinK, MinKPlusPlus"
 Rows = list[dict[str, Any]]
 
 

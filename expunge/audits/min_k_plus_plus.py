@@ -34,6 +34,7 @@ class MinKPlusPlus(MembershipAudit):
     """Share of each example's rows, lowest first, that the attacker averages; one row at least."""
 
     reads = (RowStatistics,)
+    families = ("language",)
     definition = (
         "Area under the curve of forget against holdout examples by the mean of their lowest log-probabilities, "
         "standardised by each row's distribution: 0.5 cannot be told apart, 1 is remembered, 0 is over-forgotten."

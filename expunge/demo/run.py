@@ -38,7 +38,7 @@ def demo_job(out: Path) -> Job:
             | {name: PLACE / f"{name}.jsonl" for name in NAMES},
         ),
         out=out,
-        audits="Choice, Probability, Loss, Rouge(max_new_tokens=12), Perplexity, LossMembership, MinK",
+        audits="Choice, Probability, Loss, Rouge(max_new_tokens=12), Perplexity, LossMembership, MinK, MinKPlusPlus",
         require=REQUIRE,
     )
 

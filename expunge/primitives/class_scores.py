@@ -73,6 +73,12 @@ def divergence(
     return (was.exp() * (was - now.log_softmax(-1))).sum(-1)
 
 
+def entropy(labels: Int[Tensor, " rows"], logits: Float[Tensor, "rows classes"]) -> Float[Tensor, " rows"]:
+    """Entropy of the row's distribution over the classes, in nats."""
+    log_probs = logits.log_softmax(-1)
+    return -(log_probs.exp() * log_probs).sum(-1)
+
+
 def _right_slope(labels: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
     """`right_log_prob` and its gradient, written over `logits`: the right class's 1, less every class's probability."""
     logits -= logits.amax(-1, keepdim=True)
@@ -91,9 +97,18 @@ def _divergence_slope(labels: Tensor, now: Tensor, before: Tensor) -> tuple[Tens
     return value, now.exp_().sub_(was)
 
 
+def _entropy_slope(labels: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """`entropy` and its gradient, -p (log p + entropy), written over `logits`."""
+    logits -= logits.logsumexp(-1, keepdim=True)
+    likely = logits.exp()
+    value = -torch.linalg.vecdot(likely, logits)
+    return value, logits.add_(value[:, None]).mul_(likely).neg_()
+
+
 SLOPES: dict[Read, Callable[..., tuple[Tensor, Tensor]]] = {
     right_log_prob: _right_slope,
     divergence: _divergence_slope,
+    entropy: _entropy_slope,
 }
 """Value and gradient at once, in place, of what every step needs; for all others autograd computes the gradient."""
 

@@ -91,7 +91,7 @@ def describe(texts: Sequence[Text], counts: Counts) -> Numbers:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Draws the losses that seen tokens would have if they were unseen."""
+    """Draws for each seen token an unseen one, whose loss it would have if it were unseen."""
 
     unseen: Numbers
     """Lines of tokens that no model saw [tokens, features]; without columns all are alike."""
@@ -119,8 +119,8 @@ class Estimate:
         nothing = (np.empty((count, 0)) for count in (unseen, len(seen)))
         return Estimate(next(nothing), np.arange(unseen), next(nothing), np.arange(len(seen)), evenly(seen, losses))
 
-    def levels(self, losses: Numbers) -> Numbers:
-        """A loss for each seen token, drawn from those of the unseen tokens whose estimates are nearest to its own.
+    def alike(self, losses: Numbers) -> NDArray[np.int64]:
+        """For each seen token an unseen one, drawn from those whose estimates are nearest to its own.
 
         The unseen tokens' own estimates are made without their text, so that both are as uncertain. That the seen
         texts are harder than the unseen ones, or easier, is believed as far as such estimates held for the unseen.
@@ -129,11 +129,12 @@ class Estimate:
         held = self._slope_of_texts(there, losses)
         here = held * here + (1 - held) * _ranked_as(there, here)
         order = np.argsort(there, kind="stable")
-        ordered, values = there[order], losses[order]
-        near = min(max(FEWEST, min(NEAR, len(values) // 16)), len(values)) if self.unseen.shape[1] else len(values)
-        first = np.clip(np.searchsorted(ordered, here) - near // 2, 0, len(values) - near)
-        around = np.sort(values[first[:, None] + np.arange(near)], axis=1)
-        picked: Numbers = around[np.arange(len(here)), np.minimum((self.draws * near).astype(int), near - 1)]
+        near = min(max(FEWEST, min(NEAR, len(order) // 16)), len(order)) if self.unseen.shape[1] else len(order)
+        first = np.clip(np.searchsorted(there[order], here) - near // 2, 0, len(order) - near)
+        around = order[first[:, None] + np.arange(near)]
+        rank = np.argsort(losses[around], axis=1, kind="stable")
+        drawn = rank[np.arange(len(here)), np.minimum((self.draws * near).astype(int), near - 1)]
+        picked: NDArray[np.int64] = around[np.arange(len(here)), drawn]
         return picked
 
     def r_squared(self, losses: Numbers) -> float:

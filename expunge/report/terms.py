@@ -38,6 +38,10 @@ TERMS = {
         "telling forgotten from never seen records by their least likely tokens",
         "the same, where the attacker looks at each record's least likely tokens; 0.5 is guessing",
     ),
+    "MinKPlusPlus": Term(
+        "telling forgotten from never seen records by how their tokens stand out",
+        "the same, where the attacker holds each token against all that could stand in its place; 0.5 is guessing",
+    ),
     "LinearProbe": Term("answers read out of hidden states", "how often a probe of hidden states finds the answer"),
 }
 SETS = {

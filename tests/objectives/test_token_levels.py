@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from expunge.adapters.full import Full
-from expunge.core.question import LogProbabilities
+from expunge.core.question import LogProbabilities, RowStatistics
 from expunge.core.view import Run, View
 from expunge.errors import UsageRefused
 from expunge.internals.corrupted import SHORT, answer_tokens, corrupt, corrupt_answers
@@ -51,7 +51,7 @@ def test_levels_follow_what_can_be_foretold_and_are_spread_as_the_losses_are():
     made = Estimate.of(seen, unseen, kept)
     noise = np.random.default_rng(3).normal(0, 1, len(made.unseen))
     losses = made.unseen[:, 0] + noise
-    levels = made.levels(losses)
+    levels = losses[made.alike(losses)]
     assert made.r_squared(losses) > 0.5
     left = levels - made.seen[:, 0]
     assert abs(left.mean()) < 0.15
@@ -66,7 +66,7 @@ def test_where_nothing_can_be_foretold_levels_are_the_losses_themselves():
     known = np.random.default_rng(0).random(200)
     made = Estimate.by_rank([f"{k}" for k in range(200)], known, 50)
     losses = np.arange(50.0)
-    found = made.levels(losses)
+    found = losses[made.alike(losses)]
     assert np.array_equal(found[known.argsort()], np.repeat(losses, 4))  # 200 draws, spread evenly, of 50 losses
 
 
@@ -74,14 +74,14 @@ def test_where_nothing_can_be_foretold_levels_are_the_losses_themselves():
 def test_a_few_unseen_texts_are_enough_to_draw_from(count):
     made = Estimate.of(texts(3, 1), texts(count, 2), KEPT)
     losses = np.random.default_rng(0).random(20 * count)
-    assert set(made.levels(losses)) <= set(losses)
+    assert set(losses[made.alike(losses)]) <= set(losses)
 
 
 def test_the_order_of_texts_changes_no_level():
     unseen, seen = texts(12, 1), texts(6, 2)
     losses = np.random.default_rng(0).random((12, 20))
-    plain = Estimate.of(seen, unseen, KEPT).levels(losses.ravel()).reshape(6, 20)
-    turned = Estimate.of(seen[::-1], unseen, KEPT).levels(losses.ravel()).reshape(6, 20)
+    plain = losses.ravel()[Estimate.of(seen, unseen, KEPT).alike(losses.ravel())].reshape(6, 20)
+    turned = losses.ravel()[Estimate.of(seen[::-1], unseen, KEPT).alike(losses.ravel())].reshape(6, 20)
     assert np.array_equal(plain[::-1], turned)
 
 
@@ -112,11 +112,11 @@ def test_easier_texts_get_lower_levels_as_far_as_what_is_foretold_has_held():
     small = np.linspace(0, 0.1, 40)
     easier = Estimate.of([likely] * 20, unseen, kept)
     held = np.array([0.5, 6.0] * 20) + small
-    assert easier.levels(held).mean() == pytest.approx(0.55, abs=0.1)
+    assert held[easier.alike(held)].mean() == pytest.approx(0.55, abs=0.1)
     same = Estimate.of([likely, rare] * 10, unseen, kept)
-    assert same.levels(held).mean() == pytest.approx(held.mean(), abs=0.1)
+    assert held[same.alike(held)].mean() == pytest.approx(held.mean(), abs=0.1)
     no_matter = np.tile([0.5, 6.0, 6.0, 0.5], 10) + small  # as often high after the likely word as after the other
-    assert easier.levels(no_matter).mean() == pytest.approx(no_matter.mean(), abs=0.3)
+    assert no_matter[easier.alike(no_matter)].mean() == pytest.approx(no_matter.mean(), abs=0.3)
 
 
 def test_what_is_foretold_counts_by_the_slope_of_what_was_real():
@@ -132,15 +132,35 @@ def test_what_is_foretold_counts_by_the_slope_of_what_was_real():
 @pytest.mark.parametrize("kind", ["llama", "resnet"])
 def test_the_loss_is_the_mean_distance_from_levels_that_are_losses_of_the_holdout(kind):
     now, before = views(kind)
-    value = TokenLevels()(now, before)
+    value = TokenLevels(entropy=0.0)(now, before)
     unseen = -now.model.ask(LogProbabilities(), now.run.whole["holdout"]).log_probs
-    kept = now.run.memory[repr(TokenLevels())]
+    kept = now.run.memory[repr(TokenLevels(entropy=0.0))]
     levels = torch.tensor([kept[str(row)] for row in range(len(kept) - 1)])
     assert all(torch.isclose(unseen, level, atol=1e-5).any() for level in levels)
     now_p, then_p = (-losses(now, "forget")).exp(), (-levels).exp()
     far = [(one / (1 - one)).log() for one in (now_p, then_p)]
     each = [abs(a - b) if b < 1 else max(1 - a, 0) for a, b in zip(*(one.tolist() for one in far), strict=True)]
     assert value.item() == pytest.approx(np.mean(each), abs=1e-4)
+
+
+def test_entropies_are_held_at_those_of_the_very_tokens_whose_losses_are_the_levels():
+    now, before = views("llama")
+    plain, both = (TokenLevels(entropy=weight)(now, before).item() for weight in (0.0, 0.25))
+    name = repr(TokenLevels(entropy=0.25))
+    levels, entropies = now.run.memory[name], now.run.memory[f"{name}, entropies"]
+    unseen, ours = (now.model.ask(RowStatistics(), now.run.whole[each]) for each in ("holdout", "forget"))
+    pairs = torch.stack([-unseen.log_probs, unseen.entropy], -1)
+    wanted = torch.tensor([(levels[str(row)], entropies[str(row)]) for row in range(len(entropies))])
+    assert len(wanted) == len(ours.entropy)
+    assert all(torch.isclose(pairs, pair, atol=1e-5).all(-1).any() for pair in wanted)
+    far = (ours.entropy - wanted[:, 1]).abs().mean().item()
+    assert far > 1e-3
+    assert both == pytest.approx(plain + 0.25 * far, abs=1e-5)
+
+
+def test_of_pictures_no_entropy_is_asked():
+    now, before = views("resnet")
+    assert TokenLevels(entropy=5.0)(now, before).item() == TokenLevels(entropy=0.0)(now, before).item()
 
 
 def losses(view: View, name: str) -> torch.Tensor:
@@ -184,22 +204,25 @@ def test_levels_stay_until_they_are_due_and_are_then_those_of_the_model_of_now()
 def test_every_second_step_reads_the_texts_with_words_of_others_and_counts_the_rest(monkeypatch):
     monkeypatch.setattr("expunge.internals.corrupted.SHORT", 2)
     now, before = views("llama", step=2)
-    objective = TokenLevels(corrupted=0.5)
+    objective = TokenLevels(corrupted=0.5, entropy=2.0)
     value = objective(now, before).item()
     forget, drawn = now.sets["forget"], now.run.memory[repr(objective)]
     levels = torch.tensor([drawn[str(row)] for row in range(len(drawn) - 1)])
     read, own = corrupt_answers(forget, answer_tokens(now.run.whole), 0.5, "2")
-    said = now.model.ask(LogProbabilities(), read).log_probs
-    whole = away(said, -levels, objective.sure)[torch.tensor(own)].sum()
+    said = now.model.ask(RowStatistics(), read)
+    entropies = now.run.memory[f"{objective!r}, entropies"]
+    flatter = (said.entropy - torch.tensor([entropies[str(row)] for row in range(len(levels))])).abs()
+    whole = (away(said.log_probs, -levels, objective.sure) + 2.0 * flatter)[torch.tensor(own)].sum()
     assert own.count(False) > 0.2 * len(own)
     for example, other in zip(forget, read, strict=True):
         assert (other.first, other.tokens[: other.first]) == (example.first, example.tokens[: example.first])
     assert value == pytest.approx(float(whole) / len(own), rel=1e-4)
     assert {name for name, _ in now.replies} == {"forget, instead"}
     plain = View(now.model, now.sets, run=replace(now.run, step=0, memory={}))
-    assert TokenLevels(corrupted=0.0)(plain, before).item() != pytest.approx(value)
+    assert TokenLevels(corrupted=0.0, entropy=2.0)(plain, before).item() != pytest.approx(value)
     odd = View(now.model, now.sets, run=replace(now.run, step=3, memory={}))
-    assert objective(odd, before).item() == pytest.approx(TokenLevels(corrupted=0.0)(plain, before).item())
+    whole_texts = TokenLevels(corrupted=0.0, entropy=2.0)(plain, before).item()
+    assert objective(odd, before).item() == pytest.approx(whole_texts)
 
 
 def test_short_answers_stay_whole():
@@ -262,6 +285,9 @@ def test_a_setting_that_cannot_be_is_refused():
         TokenLevels(every=0)
     with pytest.raises(UsageRefused, match="sure"):
         TokenLevels(sure=math.nan)
+    for weight in (-0.1, math.nan, math.inf):
+        with pytest.raises(UsageRefused, match="entropy"):
+            TokenLevels(entropy=weight)
     for share in (-0.1, 1.0, math.nan):
         with pytest.raises(UsageRefused, match="corrupted"):
             TokenLevels(corrupted=share)

@@ -6,7 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from expunge.core.predictions import Predictions
 from expunge.primitives import class_scores as rows
-from expunge.primitives.class_scores import Head, divergence
+from expunge.primitives.class_scores import Head, divergence, entropy
 
 ROWS, WIDTH, CLASSES = 7, 5, 11
 
@@ -37,6 +37,7 @@ def test_values_and_gradients_are_those_of_the_whole_matrix(moves):
     for ours, plain in (
         (said.log_prob(), whole[torch.arange(ROWS), said.labels]),
         (said.each_row(divergence, before), (was.exp() * (was - whole)).sum(-1)),
+        (said.each_row(entropy), -(whole.exp() * whole).sum(-1)),
     ):
         assert torch.allclose(ours, plain, atol=1e-12, rtol=0)
         got = torch.autograd.grad((ours * weights).sum(), asked, retain_graph=True)
@@ -58,7 +59,7 @@ def test_the_gradient_is_that_of_finite_differences():
 
     def read(states):
         now = Predictions(said.labels, said.example, 3, None, states, said.head)
-        return now.log_prob() + now.each_row(divergence, before)
+        return now.log_prob() + now.each_row(divergence, before) + now.each_row(entropy)
 
     assert torch.autograd.gradcheck(read, (said.states,))
 

@@ -206,7 +206,7 @@ def test_where_no_audits_are_named_those_that_name_the_family_are_asked():
     made = unlearn(vit(), picture_request(), "SSD(alpha=1.0)")
     assert {f.audit for f in made.findings} == {"Accuracy", "Probability", "Loss", "LossMembership"}
     names = [audit.name for audit in audits_of(None, "language")]
-    assert names == ["Choice", "ExactMatch", "Loss", "LossMembership", "MinK", "Probability", "Rouge"]
+    assert names == ["Choice", "ExactMatch", "Loss", "LossMembership", "MinK", "MinKPlusPlus", "Probability", "Rouge"]
     names = [audit.name for audit in audits_of(None, "a new one")]
     assert names == ["Accuracy", "Loss", "LossMembership", "Probability"]
 
