@@ -11,8 +11,8 @@ and among these one drawn by the token's own hash, so that levels are spread as 
 `every` steps they are drawn anew, since the holdout's losses move with the training. See `primitives/unseen_losses.py`.
 
 A token can be as unlikely as an unseen one in a distribution that is not like an unseen token's, flatter or sharper,
-and an attacker who looks at whole distributions (Min-K++) sees it. So the entropy at a token's row is brought to that of
-the unseen token whose loss is its level.
+and an attacker who looks at whole distributions (Min-K++) sees it. So the entropy at a token's row is brought to that
+of the unseen token whose loss is its level.
 
 The distance is one of log-odds: that of losses has no slope where a token is known by heart. A level at which the token
 is likely (log-odds of `sure` or more) asks for no more than that.
